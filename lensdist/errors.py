@@ -1,0 +1,21 @@
+"""What can go wrong, and the exit code that says so (torch-free).
+
+Exit codes are part of the contract with shells, schedulers and `slurm/submit.py`:
+0 done; 1 failure; 2 bad configuration or input, nothing was started; 75 saved, run me again.
+"""
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: "try again later" is what it has always meant
+
+
+class UserError(Exception):
+    """Something the user can mend: one sentence that says what is wrong, where, and what to do.
+
+    Raised before any work is started or any file is written, so commands exit with 2.
+    """
+
+
+class RunError(Exception):
+    """A run that had started could not go on; commands exit with 1."""
