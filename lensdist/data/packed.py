@@ -1,0 +1,179 @@
+"""Reads a packed set: memory-mapped, a batch at a time, or resident on a device.
+
+Loader workers are not needed: gathering a batch is one copy out of the page cache. Sets larger than
+memory work too, for mapped pages are the kernel's to drop.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lensdist.data.manifest import FILES, Manifest, file_info
+from lensdist.data.splits import SPLITS
+from lensdist.errors import UserError
+
+Batch = dict[str, torch.Tensor]
+
+_KEYS = {  # file -> key of a batch
+    "images.npy": "image",
+    "labels.npy": "label",
+    "targets.npy": "target",
+    "mass.npy": "mass",
+    "badpix.npy": "badpix",
+    "weights.npy": "weight",
+}
+_PIXELS = ("image", "target", "weight")  # what `dtype` of `gather` applies to
+
+
+def _gather(
+    tensors: Mapping[str, torch.Tensor],
+    rows: torch.Tensor,
+    out: Batch | None,
+    dtype: torch.dtype | None,
+) -> Batch:
+    batch: Batch = {}
+    for key, tensor in tensors.items():
+        into = out.get(key) if out is not None else None
+        if into is not None and (into.shape[0] != len(rows) or into.dtype != tensor.dtype):
+            into = None
+        if into is None:
+            batch[key] = tensor.index_select(0, rows)
+        else:
+            batch[key] = torch.index_select(tensor, 0, rows, out=into)
+        if dtype is not None and key in _PIXELS:
+            batch[key] = batch[key].to(dtype)
+    return batch
+
+
+class Resident:
+    """A packed set whose arrays are tensors on one device; gathers as `PackedSet` does, there."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self._tensors = {key: tensor.to(self.device) for key, tensor in tensors.items()}
+
+    def gather(
+        self,
+        indices: npt.NDArray[np.int64] | torch.Tensor,
+        out: Batch | None = None,
+        dtype: torch.dtype | None = torch.float32,
+    ) -> Batch:
+        """As `PackedSet.gather`, with tensors of `device`."""
+        rows = torch.as_tensor(indices, dtype=torch.int64).to(self.device, non_blocking=True)
+        return _gather(self._tensors, rows, out, dtype)
+
+
+class PackedSet:
+    """A packed set, opened.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        UserError: not a packed set, or a file of it is missing, cut short or of another shape.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.manifest = Manifest.load(self.path)
+        arrays: dict[str, npt.NDArray[Any]] = {
+            name: self._open(name, info.bytes)
+            for name, info in self.manifest.files.items()
+            if name != FILES
+        }
+        self._check_shapes(arrays)
+        self._split = np.asarray(arrays.pop("split.npy"))
+        self.labels: npt.NDArray[np.int64] = np.asarray(arrays["labels.npy"], np.int64)
+        """(N,) indices into `manifest.labels`; -1 is unlabelled."""
+        arrays["labels.npy"] = self.labels
+        self.nbytes = sum(array.nbytes for array in arrays.values())
+        """What `resident` would occupy."""
+        with warnings.catch_warnings():
+            # torch warns that mapped files are read-only; nothing here writes to them.
+            warnings.filterwarnings("ignore", message=".*not writable")
+            self._tensors = {_KEYS[name]: torch.from_numpy(a) for name, a in arrays.items()}
+
+    def _open(self, name: str, expected: int) -> npt.NDArray[Any]:
+        path = self.path / name
+        try:
+            size = path.stat().st_size
+            if size != expected:
+                raise UserError(f"{path} has {size} bytes, its manifest says {expected}")
+            array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be opened: {error}") from error
+        return array
+
+    def _check_shapes(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        about = self.manifest
+        n = about.count
+        expected: dict[str, tuple[tuple[int, ...], str]] = {
+            "images.npy": ((n, *about.image_shape), about.dtype),
+            "targets.npy": ((n, *(about.target_shape or ())), about.dtype),
+            "badpix.npy": ((n, *about.image_shape), "bool"),
+            "weights.npy": ((n, *about.image_shape), "float32"),
+            "labels.npy": ((n,), "int16"),
+            "mass.npy": ((n,), "float64"),
+            "split.npy": ((n,), "uint8"),
+        }
+        needed = {"images.npy", "labels.npy", "split.npy", FILES}
+        needed |= {"targets.npy"} if about.kind == "pairs" else set()
+        for name in sorted(needed - set(about.files)):
+            raise UserError(f"{self.path} has no {name}")
+        for name, array in arrays.items():
+            shape, dtype = expected[name]
+            if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+                raise UserError(
+                    f"{self.path / name} holds {array.dtype} {array.shape}, "
+                    f"its manifest says {dtype} {shape}"
+                )
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def indices(self, split: str) -> npt.NDArray[np.int64]:
+        """The samples of `train`, `val` or `test`: (n,) int64, ascending."""
+        return np.flatnonzero(self._split == SPLITS.index(split)).astype(np.int64)
+
+    def gather(
+        self,
+        indices: npt.NDArray[np.int64] | torch.Tensor,
+        out: Batch | None = None,
+        dtype: torch.dtype | None = torch.float32,
+    ) -> Batch:
+        """Copy samples out of the set.
+
+        Args:
+            indices: (n,) int64 sample numbers, any order, repeats allowed.
+            out: a batch that an earlier call returned, whose memory is used again where it fits.
+            dtype: of image, target and weight; None leaves them as packed, for whoever moves
+                float16 to a device and converts there.
+
+        Returns:
+            `image` (n, C, H, W), `label` (n,) int64 and, where the set has them, `target`
+            (n, C, H', W'), `mass` (n,) float64 in eV, `badpix` (n, C, H, W) bool and `weight`
+            (n, C, H, W).
+        """
+        return _gather(self._tensors, torch.as_tensor(indices, dtype=torch.int64), out, dtype)
+
+    def resident(self, device: torch.device | str) -> Resident:
+        """The set with all its arrays copied to a device."""
+        return Resident(self._tensors, device)
+
+    def verify(self) -> None:
+        """Hash every file again.
+
+        Raises:
+            UserError: one differs from what was packed.
+        """
+        for name, info in self.manifest.files.items():
+            if file_info(self.path / name).sha256 != info.sha256:
+                raise UserError(f"{self.path / name} was changed or damaged after packing")

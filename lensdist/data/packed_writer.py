@@ -1,0 +1,314 @@
+"""Writes a packed set one batch at a time, whole or not at all (torch-free).
+
+Samples are streamed to a hidden folder beside the destination, so memory does not grow with the
+set, and the folder gets its name only once every byte is on the disk: a crash leaves no half set.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import JsonValue
+
+from lensdist.data.columns import Column, fsync
+from lensdist.data.manifest import (
+    FILES,
+    MANIFEST,
+    REPORT,
+    UNLABELLED,
+    DType,
+    FileInfo,
+    FileName,
+    Kind,
+    Manifest,
+    file_info,
+)
+from lensdist.data.quarantine import Report
+from lensdist.data.splits import SPLITS, TRAIN, UNDECIDED, assign_splits, content_digest
+from lensdist.data.statistics import image_moments, join_moments
+from lensdist.errors import UserError
+from lensdist.files import to_json
+
+Array = npt.NDArray[Any]
+
+
+class PackedWriter:
+    """Streams samples into a packed set. Leaving its `with` block before `finish` leaves nothing.
+
+    Args:
+        dest: the folder to make; must not exist, or be empty.
+        labels: class names in label order; empty for pairs and unlabelled images.
+        seed: of the splits.
+        source: where the samples come from, for the manifest (JSON values).
+        kind: `classify`, `pairs` (images are LR, targets HR) or `images`.
+        pixel_scale_arcsec, psf_fwhm_arcsec, zero_point_mag: of the images, where known.
+        dtype: `float32`, or `float16` for images scaled to 0..1.
+
+    Raises:
+        UserError: `dest` holds something already; files of a user are never touched.
+    """
+
+    def __init__(
+        self,
+        dest: str | os.PathLike[str],
+        *,
+        labels: Sequence[str],
+        seed: int,
+        source: Mapping[str, JsonValue],
+        kind: Kind = "classify",
+        pixel_scale_arcsec: float | None = None,
+        psf_fwhm_arcsec: float | None = None,
+        zero_point_mag: float | None = None,
+        dtype: DType = "float32",
+    ) -> None:
+        if kind == "classify" and not labels:
+            raise ValueError("kind='classify' needs labels")
+        self.dest = Path(dest).resolve()  # a link to an empty folder is filled, not replaced
+        check_free(self.dest)
+        self._folder = self.dest.with_name(f".{self.dest.name}.{secrets.token_hex(4)}.partial")
+        try:
+            self._folder.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"cannot write beside {self.dest}: {error.strerror}") from error
+        self.report = Report()
+        """Written to `report.json` by `finish`."""
+        self._kind: Kind = kind
+        self._labels = list(labels)
+        self._seed = seed
+        self._dtype: DType = dtype
+        self._facts: dict[str, Any] = {
+            "source": dict(source),
+            "pixel_scale_arcsec": pixel_scale_arcsec,
+            "psf_fwhm_arcsec": psf_fwhm_arcsec,
+            "zero_point_mag": zero_point_mag,
+        }
+        self._columns: dict[str, Column] = {}
+        self._rows = (self._folder / FILES).open("w", encoding="utf-8", newline="\n")
+        self._count = 0
+        self._contents: list[bytes] = []
+        self._label: list[Array] = []
+        self._mass: list[Array] = []
+        self._supplied: list[Array] = []
+        self._moments: list[Array] = []
+
+    def add(
+        self,
+        image: Array,
+        *,
+        label: int,
+        name: str,
+        mass: float = math.nan,
+        target: Array | None = None,
+        badpix: Array | None = None,
+        weight: Array | None = None,
+        split: str | None = None,
+        file_sha256: str = "",
+    ) -> None:
+        """Add one sample: `add_batch` without the leading axis."""
+        self.add_batch(
+            image[None],
+            [label],
+            [name],
+            masses=[mass],
+            targets=None if target is None else target[None],
+            badpix=None if badpix is None else badpix[None],
+            weights=None if weight is None else weight[None],
+            splits=None if split is None else [split],
+            file_sha256s=[file_sha256],
+        )
+
+    def add_batch(
+        self,
+        images: Array,
+        labels: Sequence[int] | Array,
+        names: Sequence[str],
+        masses: Sequence[float] | Array | None = None,
+        targets: Array | None = None,
+        *,
+        badpix: Array | None = None,
+        weights: Array | None = None,
+        splits: Sequence[str] | None = None,
+        file_sha256s: Sequence[str] | None = None,
+    ) -> None:
+        """Add N samples.
+
+        Args:
+            images: (N, C, H, W), one shape for the whole set.
+            labels: (N,) indices into the class names; -1 is unlabelled.
+            names: N names, relative to the source.
+            masses: (N,) axion masses, eV; NaN where unknown.
+            targets: (N, C, H', W') high-resolution partners, of kind `pairs`.
+            badpix: (N, C, H, W) bool, true where a pixel is bad. Bad pixels are stored as 0.
+            weights: (N, C, H, W) inverse variances or any weights >= 0.
+            splits: N of `train`, `val`, `test`, where they came with the data; what is left to us
+                is decided by `finish`.
+            file_sha256s: N hashes of the source files.
+
+        Raises:
+            UserError: float16 was asked for and an image leaves 0..1.
+            ValueError: shapes or labels do not fit, or a good pixel is not finite.
+        """
+        if badpix is not None:
+            images = np.where(badpix, 0, images)
+        n = len(images)
+        self._check(images, labels, names, targets, weights)
+        stored = images.astype(self._dtype)
+        optional = {
+            "targets": (self._dtype, 0, targets),
+            "badpix": ("bool", 0, badpix),
+            "weights": ("float32", 1, weights),
+        }
+        self._column("images", self._dtype, stored.shape[1:], 0).append(stored, n)
+        for key, (dtype, fill, values) in optional.items():
+            if values is not None or key in self._columns:
+                row = () if values is None else values.shape[1:]
+                self._column(key, dtype, row, fill).append(values, n)
+        for i, name in enumerate(names):
+            content = content_digest(images[i], None if targets is None else targets[i])
+            self._contents.append(content)
+            row_facts = {
+                "name": name,
+                "sha256": file_sha256s[i] if file_sha256s is not None else "",
+                "content": content.hex(),
+                "shape": list(images.shape[1:]),
+            }
+            self._rows.write(json.dumps(row_facts) + "\n")
+        unknown = np.full(n, math.nan)
+        self._mass.append(unknown if masses is None else np.asarray(masses, np.float64))
+        self._label.append(np.asarray(labels, np.int16))
+        codes = [UNDECIDED] * n if splits is None else [SPLITS.index(s) for s in splits]
+        self._supplied.append(np.array(codes, np.uint8))
+        self._moments.append(image_moments(stored, badpix))
+        self._count += n
+
+    def _column(self, key: str, dtype: str, row: tuple[int, ...], fill: int) -> Column:
+        if key not in self._columns:
+            path = self._folder / f"{key}.npy"
+            self._columns[key] = Column(path, dtype, row, fill, self._count)
+        return self._columns[key]
+
+    def _check(
+        self,
+        images: Array,
+        labels: Sequence[int] | Array,
+        names: Sequence[str],
+        targets: Array | None,
+        weights: Array | None,
+    ) -> None:
+        if images.ndim != 4 or not len(images) == len(labels) == len(names):
+            raise ValueError(f"images of shape {images.shape}: not one (C, H, W) a label and name")
+        if (targets is not None) != (self._kind == "pairs"):
+            raise ValueError(f"targets go with kind='pairs', and this set is of {self._kind!r}")
+        low, high = (-1, len(self._labels)) if self._kind == "classify" else (-1, 0)
+        if not all(low <= label < high for label in labels):
+            raise ValueError(f"a label lies outside {low}..{high - 1}")
+        for key, values in (("images", images), ("targets", targets), ("weights", weights)):
+            if values is None:
+                continue
+            if key in self._columns and values.shape[1:] != self._columns[key].row:
+                row = self._columns[key].row
+                raise ValueError(f"{names[0]}: {key} are {row} a sample, not {values.shape[1:]}")
+            bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            if bad.any():
+                raise ValueError(f"{names[int(bad.argmax())]}: {key} hold NaN or infinity")
+            scaled = self._dtype == "float32" or key == "weights"
+            if not scaled and (values.min() < 0 or values.max() > 1):
+                raise UserError(
+                    "float16 is for images scaled to 0..1 only (raw images lose their faint "
+                    f"pixels in it), and {names[0]} or one after it is not: use --dtype float32"
+                )
+
+    def finish(self) -> Manifest:
+        """Decide the splits, write the manifest and give the folder its name.
+
+        Raises:
+            UserError: no sample was added, or the destination came into being meanwhile.
+            OSError: the disk is full.
+        """
+        if not self._count:
+            raise UserError(f"no sample was given to pack into {self.dest}")
+        label = np.concatenate(self._label)
+        split = assign_splits(self._contents, label, self._seed, np.concatenate(self._supplied))
+        mass = np.concatenate(self._mass)
+        for column in self._columns.values():
+            column.close()
+        small = {"labels": label, "split": split} | ({} if np.isnan(mass).all() else {"mass": mass})
+        for key, values in small.items():
+            np.save(self._folder / f"{key}.npy", values)
+        self._rows.close()
+        (self._folder / REPORT).write_text(to_json(self.report.as_json()) + "\n")
+
+        manifest = self._manifest(label, split)
+        manifest = manifest.model_copy(update={"fingerprint": manifest.hash()})
+        (self._folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+        for path in self._folder.iterdir():
+            fsync(path)
+        fsync(self._folder)
+        check_free(self.dest)
+        self._folder.rename(self.dest)
+        fsync(self.dest.parent)
+        return manifest
+
+    def _manifest(self, label: Array, split: Array) -> Manifest:
+        names = self._labels or [UNLABELLED]
+        of_class = np.where(label < 0, len(self._labels), label)
+        if (label < 0).any() and self._labels:
+            names = [*names, UNLABELLED]
+        counts = {
+            key: {c: int(np.sum((split == code) & (of_class == i))) for i, c in enumerate(names)}
+            for code, key in enumerate(SPLITS)
+        }
+        files: dict[FileName, FileInfo] = {
+            cast(FileName, path.name): file_info(path)
+            for path in sorted(self._folder.iterdir())
+            if path.name != REPORT
+        }
+        train = split == TRAIN
+        targets = self._columns.get("targets")
+        return Manifest(
+            kind=self._kind,
+            labels=self._labels,
+            count=self._count,
+            image_shape=cast(tuple[int, int, int], self._columns["images"].row),
+            target_shape=cast(tuple[int, int, int], targets.row) if targets else None,
+            dtype=self._dtype,
+            counts=cast(Any, counts),
+            seed=self._seed,
+            statistics=join_moments(np.concatenate(self._moments)[train if train.any() else ...]),
+            files=files,
+            fingerprint="",
+            **self._facts,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)  # after `finish` it has another name
+
+
+def check_free(dest: Path) -> None:
+    """Refuse a destination that holds anything.
+
+    Raises:
+        UserError: `dest` is a file, or a folder with something in it.
+    """
+    if dest.is_dir() and not any(dest.iterdir()):
+        return
+    if os.path.lexists(dest):
+        raise UserError(f"{dest} exists already: choose another destination, or remove it first")

@@ -1,0 +1,77 @@
+"""Who is in train, val and test: decided once, by what an image is and not by what it is called.
+
+A split that comes with the data is kept. Each of val and test that does not is a tenth of the rest,
+class by class, taken in the order of SHA-256(seed, content), so neither file names nor the order in
+which files are found matter, and identical images can never stand on both sides (torch-free).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SPLITS = ("train", "val", "test")
+TRAIN, VAL, TEST = range(3)
+UNDECIDED = 255  # a code of `supplied`: no split came with this sample
+
+
+def content_digest(image: npt.NDArray[Any], target: npt.NDArray[Any] | None = None) -> bytes:
+    """SHA-256 of what a sample shows: shape and float32 pixels of the image and its target.
+
+    The packed dtype is left out on purpose: float16 and float32 sets have the same splits.
+    """
+    digest = hashlib.sha256()
+    for array in (image,) if target is None else (image, target):
+        digest.update(repr(array.shape).encode())
+        digest.update(np.ascontiguousarray(array, dtype="<f4").data)
+    return digest.digest()
+
+
+def _tenth(n: int, draws: int) -> int:
+    """A tenth of n rounded half up, but at least one where that leaves something to train on."""
+    return max((n + 5) // 10, 1 if n > draws else 0)
+
+
+def assign_splits(
+    contents: Sequence[bytes],
+    labels: npt.NDArray[np.int16],
+    seed: int,
+    supplied: npt.NDArray[np.uint8],
+) -> npt.NDArray[np.uint8]:
+    """Complete the splits that came with the data.
+
+    Args:
+        contents: N digests from `content_digest`.
+        labels: (N,) classes; -1 (unlabelled) counts as one class.
+        seed: any integer.
+        supplied: (N,) TRAIN, VAL, TEST or UNDECIDED.
+
+    Returns:
+        (N,) uint8 of TRAIN, VAL, TEST. Samples of equal content are in the same split, and are
+        counted once (under the first one's class) when the tenths are taken.
+    """
+    split_of: dict[bytes, int] = {}
+    for content, code in zip(contents, supplied.tolist(), strict=True):
+        if code != UNDECIDED:
+            split_of[content] = max(code, split_of.get(content, TRAIN))
+
+    strata: defaultdict[int, dict[bytes, None]] = defaultdict(dict)
+    stratum_of: dict[bytes, int] = {}
+    for content, label in sorted(zip(contents, labels.tolist(), strict=True)):
+        if content not in split_of:
+            strata[stratum_of.setdefault(content, label)][content] = None
+
+    draws = [code for code in (TEST, VAL) if not np.any(supplied == code)]
+    prefix = f"{seed}:".encode()
+    for members in strata.values():
+        order = sorted(members, key=lambda content: hashlib.sha256(prefix + content).digest())
+        share = _tenth(len(order), len(draws))
+        for i, content in enumerate(order):
+            drawn = i // share if share else len(draws)
+            split_of[content] = draws[drawn] if drawn < len(draws) else TRAIN
+    return np.array([split_of[content] for content in contents], dtype=np.uint8)
