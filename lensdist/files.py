@@ -1,0 +1,56 @@
+"""Files that are never half-written, and JSON that every parser accepts (torch-free)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, data: str | bytes) -> Path:
+    """Write `path` so that a reader, or a crash at any moment, meets the old file or the new one.
+
+    Raises:
+        OSError: the disk is full or read-only; the old file is untouched then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The process id keeps two writers apart; a dot hides what a crash leaves from globs.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def plain(value: Any) -> Any:
+    """Turn tensors, arrays, paths and NumPy scalars into what JSON knows; NaN and ±inf to None.
+
+    Raises:
+        TypeError: a value that has no meaning in JSON.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # tensors, arrays and NumPy scalars, without importing either
+        return plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """JSON text of `plain(value)`. NaN is not JSON: Python writes it, most parsers refuse it."""
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
