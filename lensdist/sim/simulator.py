@@ -1,0 +1,129 @@
+"""Batches of simulated images: the endless set that streaming runs train on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from lensdist import rng
+from lensdist.sim.config import SimConfig
+from lensdist.sim.families import FAMILIES, Family
+from lensdist.sim.noise import detect
+from lensdist.sim.priors import sample
+from lensdist.sim.raytrace import render
+
+
+class Simulator:
+    """Makes any samples of an endless simulated set: a pure function of (key, samples).
+
+    Parameters of a lens depend on its own sample number; pixel noise is drawn for the block of
+    samples asked for, keyed by the first of them, so ask for the same blocks to get it again.
+
+    Args:
+        cfg: what to simulate.
+        device: where batches are made.
+        dtype: of the images; float64 for files that are float64 on people's disks.
+    """
+
+    def __init__(
+        self,
+        cfg: SimConfig,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.cfg = cfg
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.family = _instrument(cfg)
+        self._pairs = cfg.family == "sr"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in label order."""
+        return self.cfg.labels
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, H, W) of `image`."""
+        n = self.family.n_pix // (2 if self._pairs else 1)
+        return (1, n, n)
+
+    @property
+    def pixel_scale(self) -> float:
+        """Arcsec per pixel of `image`."""
+        return self.family.pixel_scale * (2 if self._pairs else 1)
+
+    @property
+    def psf_fwhm(self) -> float:
+        """FWHM of the point-spread function, arcsec."""
+        return self.family.psf_fwhm
+
+    @property
+    def zero_point(self) -> float | None:
+        """Magnitude of one count per second; None where fluxes have no magnitudes."""
+        return self.family.zero_point
+
+    def params(self, key: int, samples: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The lenses of `samples` (N,) int64, as `render` takes them (see `sample`)."""
+        cfg = self.cfg
+        p = sample(
+            cfg.family,
+            key,
+            samples.to(self.device),
+            classes=cfg.labels,
+            substructure_scale=cfg.substructure_scale,
+            vortex=cfg.vortex,
+        )
+        if cfg.e1 is not None or cfg.e2 is not None:
+            main = p["kwargs_main"].clone()
+            for column, value in ((1, cfg.e1), (2, cfg.e2)):
+                if value is not None:
+                    main[:, column] = value
+            p["kwargs_main"] = main
+        return p
+
+    def batch(self, key: int, samples: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Simulate samples.
+
+        Args:
+            key: a key from `rng.key`; another key is another endless set.
+            samples: (N,) int64 sample numbers, N at least 1.
+
+        Returns:
+            `image` (N, 1, H, W), `label` (N,) int64, `mass` (N,) float64 axion mass in eV (NaN
+            where there is none), `sample` (N,) int64; `sr` adds `target` (N, 1, 2H, 2W), of
+            which `image` is the 2x2 mean.
+        """
+        return self.images(key, samples, self.params(key, samples))
+
+    def images(
+        self, key: int, samples: torch.Tensor, params: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """`batch` of lenses already drawn by `params`."""
+        clean = render(self.family, params, self.dtype, lens_light=self.cfg.lens_light)
+        generator = rng.generator(rng.key(key, "noise", int(samples[0])), self.device)
+        image = detect(clean, self.family, self.cfg, params.get("exposure"), generator)[:, None]
+        label = params["label"]
+        none = torch.full(label.shape, math.nan, dtype=torch.float64, device=self.device)
+        out = {
+            "image": image,
+            "label": label,
+            "mass": params.get("axion_mass_ev", none),
+            "sample": samples.to(self.device).long(),
+        }
+        if self._pairs:
+            out["target"] = image
+            out["image"] = torch.nn.functional.avg_pool2d(image, 2)
+        return out
+
+
+def _instrument(cfg: SimConfig) -> Family:
+    """The configured family, with the stress tests that change its optics or source."""
+    family = FAMILIES[cfg.family]
+    return replace(
+        family,
+        psf_fwhm=family.psf_fwhm * cfg.psf_scale,
+        source_mag=family.source_mag if cfg.source_mag is None else cfg.source_mag,
+    )
