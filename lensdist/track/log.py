@@ -1,0 +1,147 @@
+"""`metrics.jsonl`: what a run did, a row at a time. Everything else that shows numbers is a copy.
+
+A row is a flat JSON object: `step` (int), `kind` (train, val, test, event, ...) and values. The
+file survives what training survives: a crash in mid-row, a full disk, a resume from an older
+step (the rows after it are dropped; they will be made again, bit for bit).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lensdist.files import plain, write_atomic
+
+Row = dict[str, Any]
+_HELD = 1 << 20  # bytes of rows kept while the disk refuses them: hours of training
+
+
+class MetricsLog:
+    """Append rows to a file, from one process.
+
+    Args:
+        path: of `metrics.jsonl`; made, with its folder, where it is not there. A torn last line,
+            from a process that died in mid-write, is cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        # Unbuffered: a row is with the operating system when `append` returns, so a killed
+        # process loses none; only a machine that dies can lose rows since the last `sync`.
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
+        self._held = bytearray()
+        self._refused = False
+        whole = path.read_bytes().rfind(b"\n") + 1
+        if whole < self._file.tell():
+            self._file.truncate(whole)
+
+    def append(self, step: int, kind: str, **values: Any) -> Row:
+        """Write one row.
+
+        Values are numbers, strings, booleans or None; 0-d tensors and NumPy scalars are taken as
+        numbers (reading one off a GPU waits for it, so pass few, at log intervals). What is NaN
+        or infinite becomes null, and its name is listed under `nonfinite`.
+
+        Returns:
+            The row as written, for the trackers.
+
+        Raises:
+            TypeError: a value that is not one of these. A full disk raises nothing: training is
+                worth more than a row of its log; rows are held and tried again with the next.
+        """
+        row: Row = {"step": int(step), "kind": kind}
+        nonfinite = []
+        for name, value in values.items():
+            value = value.tolist() if hasattr(value, "tolist") else value
+            if isinstance(value, float) and not math.isfinite(value):
+                nonfinite.append(name)
+            row[name] = plain(value)
+            if isinstance(row[name], (dict, list)):
+                raise TypeError(f"a row of metrics is flat, but {name} is a {type(value).__name__}")
+        if nonfinite:
+            row["nonfinite"] = " ".join(nonfinite)
+        self._held += json.dumps(row, allow_nan=False).encode() + b"\n"
+        self._write()
+        return row
+
+    def sync(self) -> None:
+        """Wait until the disk has the rows: call it where a checkpoint is saved."""
+        self._write()
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._complain(error)
+
+    def close(self) -> None:
+        """Sync, then close the file."""
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
+
+    def _write(self) -> None:
+        try:
+            while self._held:  # a nearly full disk takes part of a row: go on from there
+                del self._held[: self._file.write(self._held)]
+            self._refused = False
+        except OSError as error:
+            self._complain(error)
+
+    def _complain(self, error: OSError) -> None:
+        if not self._refused:
+            print(f"{self.path}: {error.strerror}; rows are held and tried again", file=sys.stderr)
+        self._refused = True
+        if len(self._held) > _HELD:  # never a part of a row, except the one half on the disk
+            del self._held[self._held.find(b"\n") + 1 : self._held.rfind(b"\n", 0, -_HELD // 2) + 1]
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read(path: Path) -> list[Row]:
+    """All rows, oldest first; none where there is no file.
+
+    A torn last line is passed over. So is a damaged line before it, with a warning that names it.
+    """
+    return [row for _, row in _lines(path)]
+
+
+def rewind(path: Path, step: int) -> int:
+    """Drop the rows after `step`, the step that a run resumes from, and say how many.
+
+    Call before `MetricsLog(path)`. Rows of `step` itself stay. The file is replaced whole.
+    """
+    lines = _lines(path)
+    kept = [line for line, row in lines if row["step"] <= step]
+    data = b"".join(line + b"\n" for line in kept)
+    if path.exists() and path.read_bytes() != data:
+        write_atomic(path, data)
+    return len(lines) - len(kept)
+
+
+def _lines(path: Path) -> list[tuple[bytes, Row]]:
+    data = path.read_bytes() if path.exists() else b""
+    whole, lines = data[: data.rfind(b"\n") + 1], []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            int(row["step"])
+        except (ValueError, TypeError, KeyError):
+            warnings.warn(f"{path}:{number} is damaged and left out", stacklevel=3)
+            continue
+        lines.append((line, row))
+    return lines
