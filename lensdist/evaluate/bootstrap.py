@@ -27,7 +27,7 @@ def wilson(hits: int, n: int) -> list[float]:
 
 
 def paired_bootstrap(
-    a: Tensor, b: Tensor, *, seed: int = 0, resamples: int = 10_000
+    a: Tensor, b: Tensor, *, seed: int = 0, resamples: int = 2000
 ) -> dict[str, Any]:
     """Difference of two models on the same samples, with its interval (Efron 1979, percentiles).
 
