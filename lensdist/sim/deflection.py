@@ -61,7 +61,8 @@ def point_mass_sums(
         x: (W,) arcsec.
         y: (H,) arcsec.
         masses: (N, K, 3) Einstein radius, x and y of each mass, arcsec.
-        budget: numbers in the largest temporary; masses are taken a few at a time to keep to it.
+        budget: numbers in the largest temporary; a few images, or a few masses of one, are
+            taken at a time to keep to it.
 
     Returns:
         (N, 3, H W): sums of theta^2/d^2, theta^2 x_k/d^2 and theta^2 y_k/d^2.
@@ -72,11 +73,13 @@ def point_mass_sums(
     dx2 = (x - masses[:, :, 1, None]).square_().add_(_TINY)
     dy2 = (y - masses[:, :, 2, None]).square_()
     sums = x.new_zeros(n, 3, len(y) * len(x))
-    step = max(1, budget // (n * sums.shape[2]))
-    for i in range(0, k, step):
-        part = slice(i, i + step)
-        inverse = torch.add(dy2[:, part, :, None], dx2[:, part, None, :]).reciprocal_()
-        sums.baddbmm_(weights[:, :, part], inverse.flatten(2))
+    step_k = max(1, min(k, budget // sums.shape[2]))
+    step_n = max(1, budget // (step_k * sums.shape[2]))
+    for i in range(0, n, step_n):
+        for j in range(0, k, step_k):
+            a, b = slice(i, i + step_n), slice(j, j + step_k)
+            inverse = torch.add(dy2[a, b, :, None], dx2[a, b, None, :]).reciprocal_()
+            sums[a].baddbmm_(weights[a, :, b], inverse.flatten(2))
     return sums
 
 

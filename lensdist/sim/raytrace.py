@@ -15,9 +15,10 @@ from lensdist.sim.deflection import macro_deflection, point_mass_sums, rod_defle
 from lensdist.sim.families import FAMILIES, Family
 from lensdist.sim.light import blur, exact_matmul, linear_b_n, sersic, sersic_total
 
-# Numbers in the largest temporary: what fits a core's cache, and a gigabyte of a GPU's memory.
-_CPU_BUDGET = 2**18
-_GPU_BUDGET = 2**28
+# Pixels drawn at once, and numbers in the temporary of point masses: small enough for a CPU's
+# caches, large enough to fill a GPU (a few GB of its memory).
+_PIXELS = {"cpu": 2**17, "cuda": 2**26}
+_POINTS = {"cpu": 2**18, "cuda": 2**28}
 
 
 def render(
@@ -64,10 +65,10 @@ def render(
         counts = p.pop("n_point_masses")
         for n_masses in sorted(set(counts.tolist())):
             rows = (counts == n_masses).nonzero()[:, 0]
-            for part in rows.split(_images_at_once(family, n_masses, device)):
+            for part in rows.split(max(1, _PIXELS.get(device.type, 2**20) // family.n_pix**2)):
                 chunk = {k: v[part].to(dtype) if len(v) > 1 else v.to(dtype) for k, v in p.items()}
-                chunk["point_mass_thetaE_x_y"] = chunk["point_mass_thetaE_x_y"][:, :n_masses]
-                light = _lensed_source(family, chunk, x, y)
+                masses = chunk.pop("point_mass_thetaE_x_y")[:, :n_masses]
+                light = _lensed_source(family, chunk, masses, x, y)
                 if unlensed is not None:
                     light += unlensed
                 out[part] = blur(light, family.psf_fwhm / family.pixel_scale)
@@ -80,14 +81,6 @@ def _family(family: str | Family) -> Family:
     if family not in FAMILIES:
         raise UserError(f"{family!r} is not a family of images; use one of {', '.join(FAMILIES)}")
     return FAMILIES[family]
-
-
-def _budget(device: torch.device) -> int:
-    return _CPU_BUDGET if device.type == "cpu" else _GPU_BUDGET
-
-
-def _images_at_once(family: Family, n_masses: int, device: torch.device) -> int:
-    return max(1, _budget(device) // (max(n_masses, 8) * family.n_pix**2))
 
 
 @cache
@@ -160,7 +153,11 @@ def _pixel_units(family: Family) -> float:
 
 
 def _lensed_source(
-    family: Family, p: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor
+    family: Family,
+    p: dict[str, torch.Tensor],
+    masses: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
 ) -> torch.Tensor:
     """(n, H, W) light of the lensed sources of one chunk, before the blur."""
     scale = family.deflection_scale
@@ -169,9 +166,8 @@ def _lensed_source(
     # Place in the source plane, from the source's centre: theta - alpha - source.
     dx = (x - scale * ax) - sx
     dy = (y[:, None] - scale * ay) - sy
-    if p["point_mass_thetaE_x_y"].shape[1]:
-        masses = p["point_mass_thetaE_x_y"]
-        sums = point_mass_sums(x, y, masses, _budget(x.device)).mul_(scale)
+    if masses.shape[1]:
+        sums = point_mass_sums(x, y, masses, _POINTS.get(x.device.type, 2**20)).mul_(scale)
         s0, s1, s2 = sums.view(-1, 3, len(y), len(x)).unbind(1)
         dx.add_(s1).addcmul_(s0, x.expand_as(s0), value=-1)
         dy.add_(s2).addcmul_(s0, y[:, None].expand_as(s0), value=-1)
