@@ -1,0 +1,1 @@
+"""What a run eats: readers, packing, splits, packed sets, streams."""

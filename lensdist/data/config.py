@@ -1,0 +1,70 @@
+"""Settings of what a run eats (torch-free)."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from lensdist.config.base import Strict
+from lensdist.sim.config import SimConfig
+
+
+class DataConfig(Strict):
+    """Where images come from."""
+
+    path: Path | None = Field(
+        None, description="a packed set (see `lensdist pack`); null: simulate one into the run"
+    )
+    source: Literal["packed", "stream"] = Field(
+        "packed", description="stream: train on images simulated as they are needed, never twice"
+    )
+    sim: SimConfig | None = Field(
+        None, description="what to simulate, for the stream or for a set of the run's own"
+    )
+    n_per_class: int = Field(200, ge=10, description="images per class of a set of the run's own")
+    stream_epoch: int = Field(
+        30_000, ge=1, description="images that count as one epoch of the stream"
+    )
+    classes: tuple[str, ...] | None = Field(
+        None, description="train and validate on these classes only (null: all)"
+    )
+    labels_per_class: int | None = Field(
+        None, ge=1, description="train on this many images per class, drawn by the seed"
+    )
+    resident: Literal["auto", "yes", "no"] = Field(
+        "auto", description="keep the set in device memory; auto: on a GPU that has room for it"
+    )
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Self:
+        if self.path is None and self.sim is None:
+            raise ValueError("needs `path` (a packed set) or `sim` (what to simulate)")
+        if self.source == "stream" and self.sim is None:
+            raise ValueError("source: stream needs `sim` (what to simulate)")
+        if self.source == "stream" and self.labels_per_class is not None:
+            raise ValueError("labels_per_class has no meaning on a stream, which never repeats")
+        return self
+
+
+class PreprocessConfig(Strict):
+    """From the units found on disk to what the network sees; part of the exported model."""
+
+    scale: Literal["minmax", "standard", "asinh", "none"] = Field(
+        "minmax",
+        description="minmax: each image to 0..1; standard: (x - mean)/std of the train split; "
+        "asinh: asinh(x/std/softening), for faint features beside bright arcs; none",
+    )
+    softening: float = Field(
+        0.1, gt=0, description="asinh is linear below this many train-split standard deviations"
+    )
+
+
+class AugmentConfig(Strict):
+    """Applied in training only, drawn from (seed, epoch, sample)."""
+
+    rot180: bool = Field(
+        True, description="rotation by 180 degrees: the only one that leaves the simulated "
+        "distributions exactly unchanged (one shear axis, fixed source ellipticity)"
+    )
+    flip: bool = Field(False, description="left-right flip; an ablation")
+    rot90: bool = Field(False, description="any quarter turn; an ablation")

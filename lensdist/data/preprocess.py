@@ -1,0 +1,93 @@
+"""From the units found on disk to what the network sees, and augmentation, batched on the device.
+
+A `Preprocess` is part of the exported model: whoever loads it feeds raw images.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lensdist import rng
+from lensdist.data.config import AugmentConfig, PreprocessConfig
+
+
+class Preprocess:
+    """Scale images (B, C, H, W); each image by itself, so batch-mates never matter.
+
+    Args:
+        cfg: the settings.
+        mean, std: of the train split's pixels, one a band; needed by `standard` and `asinh`.
+    """
+
+    def __init__(self, cfg: PreprocessConfig, mean: list[float], std: list[float]) -> None:
+        self.cfg = cfg
+        self.mean = mean
+        self.std = std
+        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.float()
+        if self.cfg.scale == "minmax":
+            low = x.amin((1, 2, 3), keepdim=True)
+            span = x.amax((1, 2, 3), keepdim=True) - low
+            return (x - low) / span.clamp_min(torch.finfo(x.dtype).tiny)
+        if self.cfg.scale == "none":
+            return x
+        mean, std = self._on(x.device)
+        if self.cfg.scale == "standard":
+            return (x - mean) / std
+        return torch.asinh(x / (std * self.cfg.softening))
+
+    def inverse(self, y: Tensor, raw: Tensor) -> Tensor:
+        """Network output `y` back in the units of the raw images it came from."""
+        if self.cfg.scale == "minmax":
+            low = raw.amin((1, 2, 3), keepdim=True)
+            return low + y * (raw.amax((1, 2, 3), keepdim=True) - low)
+        if self.cfg.scale == "none":
+            return y
+        mean, std = self._on(y.device)
+        if self.cfg.scale == "standard":
+            return y * std + mean
+        return torch.sinh(y) * std * self.cfg.softening
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._constants:
+            mean, std = (
+                torch.tensor(v, dtype=torch.float32, device=device)[:, None, None]
+                for v in (self.mean, self.std)
+            )
+            self._constants[device] = (mean, std.clamp_min(1e-30))
+        return self._constants[device]
+
+    def state(self) -> dict[str, Any]:
+        """What `from_state` needs, as JSON."""
+        return {**self.cfg.model_dump(mode="json"), "mean": self.mean, "std": self.std}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Preprocess:
+        """Rebuild from `state()`."""
+        fields = {k: v for k, v in state.items() if k in PreprocessConfig.model_fields}
+        return cls(PreprocessConfig(**fields), list(state["mean"]), list(state["std"]))
+
+
+def augment(cfg: AugmentConfig, key: int, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Turn and mirror every image-shaped entry of a batch, each sample by its own draw."""
+    if not (cfg.rot180 or cfg.flip or cfg.rot90):
+        return batch
+    draw = rng.uniform(key, batch["sample"], 3) < 0.5
+    out = dict(batch)
+    for name, x in batch.items():
+        if x.dim() < 3:
+            continue
+        where = [d.reshape(-1, *[1] * (x.dim() - 1)) for d in draw.unbind(1)]
+        if cfg.rot180:
+            x = torch.where(where[0], x.flip(-2, -1), x)
+        if cfg.rot90:  # with rot180 these are all four turns
+            x = torch.where(where[1], x.rot90(1, (-2, -1)), x)
+        if cfg.flip:
+            x = torch.where(where[2], x.flip(-1), x)
+        out[name] = x
+    return out

@@ -1,0 +1,169 @@
+"""What the loop eats: micro-batches by position, never by iterator.
+
+A source answers `take(epoch, offset, n)`. The order of an epoch is a permutation by (seed, epoch),
+so a position is two integers, and a resumed run has nothing of a loader to restore.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lensdist import rng
+from lensdist.data.config import DataConfig
+from lensdist.data.packed import PackedSet
+from lensdist.errors import UserError
+from lensdist.sim.config import SimConfig
+
+Batch = dict[str, Tensor]
+
+
+class Source(Protocol):
+    """Training images: `size` an epoch."""
+
+    size: int
+
+    def take(self, epoch: int, offset: int, n: int) -> Batch:
+        """Images `offset … offset+n-1` of an epoch, as tensors on the device of the run.
+
+        `image` (n, C, H, W), `label` (n,) int64, `sample` (n,) int64, a number that is the
+        sample's own for ever, and `target`, `mass`, `badpix`, `weight` where the data has them.
+        """
+        ...
+
+
+class View:
+    """One split of a packed set, some of its classes, on a device.
+
+    Args:
+        packed: the set.
+        split: `train`, `val` or `test`.
+        cfg: `classes` and `labels_per_class` choose among the split's images (the latter in
+            `train` only, so that few-label runs are compared on the same test images).
+        seed: draws the labelled subset.
+        device: where batches go.
+
+    Raises:
+        UserError: a class that the set has not, or fewer images than asked for.
+    """
+
+    def __init__(
+        self, packed: PackedSet, split: str, cfg: DataConfig, seed: int, device: torch.device
+    ) -> None:
+        self.labels = cfg.classes or tuple(packed.manifest.labels)
+        unknown = [c for c in self.labels if c not in packed.manifest.labels]
+        if unknown:
+            raise UserError(
+                f"data.classes: {packed.path} has no class {unknown[0]!r}; "
+                f"it has {', '.join(packed.manifest.labels) or 'no labels'}"
+            )
+        rows = packed.indices(split)
+        renumber = np.full(len(packed.manifest.labels) + 1, -1, np.int64)  # [-1] = unlabelled
+        for new, name in enumerate(self.labels):
+            renumber[packed.manifest.labels.index(name)] = new
+        of_rows = renumber[np.asarray(packed.labels)[rows]]
+        if cfg.classes is not None:
+            rows, of_rows = rows[of_rows >= 0], of_rows[of_rows >= 0]
+        if cfg.labels_per_class is not None and split == "train":
+            rows = _few(rows, of_rows, self.labels, cfg.labels_per_class, seed)
+        if not len(rows):
+            raise UserError(f"{packed.path} has no {split} images of {', '.join(self.labels)}")
+        self.rows = rows
+        self._renumber = torch.from_numpy(renumber)
+        self._device = device
+        keep = cfg.resident == "yes" or (cfg.resident == "auto" and _fits(packed, device))
+        self._gather = (packed.resident(device) if keep else packed).gather
+        self._renumber_resident = self._renumber.to(device) if keep else self._renumber
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def gather(self, places: npt.NDArray[np.int64]) -> Batch:
+        """The images at these places of the split, on the device."""
+        rows = self.rows[places]
+        batch = self._gather(rows)
+        batch["label"] = self._renumber_resident[batch["label"]]
+        batch["sample"] = torch.from_numpy(rows)
+        return {k: v.to(self._device, non_blocking=True) for k, v in batch.items()}
+
+
+def _few(
+    rows: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    names: tuple[str, ...],
+    n: int,
+    seed: int,
+) -> npt.NDArray[np.int64]:
+    """The first n of each class in one seeded order, so a larger n contains a smaller one."""
+    chosen = []
+    for number, name in enumerate(names):
+        of_class = rows[labels == number]
+        if len(of_class) < n:
+            raise UserError(
+                f"data.labels_per_class: {n} asked for, but the train split has "
+                f"{len(of_class)} images of {name}"
+            )
+        chosen.append(of_class[rng.permutation(rng.key(seed, "labels", number), len(of_class))[:n]])
+    return np.sort(np.concatenate(chosen))
+
+
+def _fits(packed: PackedSet, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return packed.nbytes < 0.4 * free
+
+
+class PackedSource:
+    """Training images of a packed set."""
+
+    def __init__(self, view: View, seed: int) -> None:
+        self.size = len(view)
+        self._view = view
+        self._seed = seed
+        self._epoch = -1
+        self._order = np.empty(0, np.int64)
+
+    def take(self, epoch: int, offset: int, n: int) -> Batch:
+        """See `Source.take`."""
+        if epoch != self._epoch:
+            self._order = rng.permutation(rng.key(self._seed, "order", epoch), self.size)
+            self._epoch = epoch
+        return self._view.gather(self._order[offset : offset + n])
+
+
+class StreamSource:
+    """Training images simulated on the device of the run as they are needed, never repeating.
+
+    Args:
+        sim: what to simulate.
+        size: images that count as an epoch.
+        labels: the run's classes, in the order of its labels.
+        seed: every image is a function of it and of the image's number.
+        device: where to simulate.
+    """
+
+    def __init__(
+        self, sim: SimConfig, size: int, labels: tuple[str, ...], seed: int, device: torch.device
+    ) -> None:
+        from lensdist.sim.simulator import Simulator
+
+        self.size = size
+        self._device = device
+        self._key = rng.key(seed, "stream")
+        self._simulator = Simulator(sim.model_copy(update={"classes": labels}), device)
+        # The simulator numbers classes in its family's order, the run in its own.
+        order = [labels.index(name) for name in self._simulator.labels]
+        self._renumber = torch.tensor(order, device=device)
+
+    def take(self, epoch: int, offset: int, n: int) -> Batch:
+        """See `Source.take`."""
+        first = epoch * self.size + offset
+        samples = torch.arange(first, first + n, device=self._device)
+        batch = self._simulator.batch(self._key, samples)
+        batch["label"] = self._renumber[batch["label"]]
+        return batch

@@ -1,0 +1,1 @@
+"""How a run runs: the loop, exact resume, checkpoints, collectives, stopping."""

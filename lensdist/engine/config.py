@@ -1,0 +1,101 @@
+"""Settings of the training loop (torch-free)."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from lensdist.config.base import Strict
+
+
+class ScheduleConfig(Strict):
+    """Learning rate as a function of the optimizer step."""
+
+    kind: Literal["constant", "cosine", "step"] = Field(
+        "constant", description="cosine: to `final` over the stage; step: x gamma every step_epochs"
+    )
+    warmup_steps: int = Field(0, ge=0, description="linear warm-up from 0, in optimizer steps")
+    final: float = Field(0.0, ge=0, le=1, description="cosine's last learning rate, as a share")
+    step_epochs: float = Field(8, gt=0, description="StepLR's step size, in epochs")
+    gamma: float = Field(0.1, gt=0, le=1, description="StepLR's factor")
+    per_stage: bool = Field(
+        False, description="start again at each stage (when layers unfreeze); else one curve"
+    )
+
+
+class OptimConfig(Strict):
+    """The optimizer."""
+
+    name: Literal["adam", "adamw"] = Field("adamw", description="torch.optim's Adam or AdamW")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate")
+    weight_decay: float = Field(1e-4, ge=0, description="decoupled for adamw; not on biases, norms")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's moment decays")
+    clip_norm: float | None = Field(None, gt=0, description="clip the global gradient norm")
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+class TrainConfig(Strict):
+    """How long, in what batches, and when to look."""
+
+    epochs: int = Field(10, ge=1, description="passes over the train split")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps")
+    global_batch: int = Field(64, ge=1, description="images per optimizer step, over all processes")
+    micro_batch: int | None = Field(
+        None, ge=1, description="images per forward pass, whatever the number of processes; "
+        "null: all of global_batch at once. Processes share whole micro-batches"
+    )
+    reproducible: bool = Field(
+        False, description="the same bits on any number of processes, for more communication"
+    )
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of an exponential moving average of the weights, "
+        "which is then what is evaluated and exported"
+    )
+    early_stop: int | None = Field(
+        None, ge=1, description="stop after this many evaluations without improvement"
+    )
+    eval_every_epochs: float = Field(1, gt=0, description="evaluate on the validation split")
+    eval_batch: int = Field(256, ge=1, description="images per forward pass in evaluation")
+    log_every: int = Field(20, ge=1, description="optimizer steps between rows of metrics.jsonl")
+    deterministic: bool = Field(
+        True, description="torch's deterministic kernels on a GPU (a CPU's always are)"
+    )
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> Self:
+        if self.micro_batch is not None and self.global_batch % self.micro_batch:
+            raise ValueError(
+                f"global_batch {self.global_batch} is not a whole number of "
+                f"micro_batch {self.micro_batch}"
+            )
+        return self
+
+    @property
+    def micro(self) -> int:
+        """Images per forward pass."""
+        return self.micro_batch or self.global_batch
+
+
+class CheckpointConfig(Strict):
+    """When the state of the run is saved. The best so far is always kept besides."""
+
+    every_epochs: float = Field(2, gt=0, description="the recipe saves every 2 epochs")
+    every_steps: int | None = Field(None, ge=1, description="in optimizer steps instead")
+    keep: int = Field(2, ge=1, description="how many of the newest to keep")
+    background: bool = Field(True, description="write in a thread while training goes on")
+
+
+class TrackConfig(Strict):
+    """Trackers beside metrics.jsonl; none of them can stop or slow training."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = Field(
+        "off", description="auto: online when an API key is set, else offline"
+    )
+    project: str = Field("lensdist", description="wandb project")
+    tensorboard: bool = Field(False, description="needs the extra lensdist[tensorboard]")
+
+
+class RunConfig(Strict):
+    """Where a run lives."""
+
+    dir: Path = Field(description="folder of the run; created")

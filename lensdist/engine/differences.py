@@ -1,0 +1,41 @@
+"""Which settings of a run may change between its beginning and a resume (torch-free)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# How long, how often saved, where shown: none of them changes what a step computes.
+_FREE = (
+    "run.",
+    "preset",
+    "checkpoint.",
+    "track.",
+    "train.early_stop",
+    "train.log_every",
+    "train.eval_batch",
+    "data.resident",
+    "data.path",  # its fingerprint is compared instead: a set may be moved
+)
+
+# How long, too, unless the learning rate is drawn over the whole length.
+_LENGTH = ("train.epochs", "train.max_steps")
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Settings that differ, as `key: old -> new`, without those that are free to change."""
+    cosine = now["optim"]["schedule"]["kind"] == "cosine"
+    return _differences(saved, now, "", _FREE if cosine else _FREE + _LENGTH)
+
+
+def _differences(saved: Any, now: Any, at: str, free: tuple[str, ...]) -> list[str]:
+    if isinstance(saved, dict) and isinstance(now, dict):
+        return [
+            line
+            for key in sorted(saved.keys() | now.keys())
+            for line in _differences(
+                saved.get(key), now.get(key), f"{at}.{key}" if at else key, free
+            )
+        ]
+    if saved == now or at.startswith(free):
+        return []
+    return [f"{at}: {saved} -> {now}"]

@@ -1,0 +1,59 @@
+"""Scores over exactly the samples of a split, whatever the number of processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lensdist.data.source import View
+from lensdist.engine.world import World
+from lensdist.tasks.base import Task
+
+Outputs = dict[str, Tensor]
+
+
+@torch.no_grad()
+def outputs_of(task: Task, model: nn.Module, view: View, batch: int, world: World) -> Outputs:
+    """The task's outputs for every sample of a split, in the split's order, on every process.
+
+    Batches are the same whatever the number of processes, which take turns; the padding that
+    evens out what each has to send is dropped again by its row number.
+    """
+    starts = range(0, len(view), batch)
+    rounds = -(-len(starts) // world.size)
+    padded = rounds * batch
+    collected: dict[str, list[Tensor]] = {}
+    places = np.full(padded, -1, np.int64)
+    done = 0
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    # Every process needs the outputs' names and shapes, so one without a turn repeats a batch.
+    for start in starts[world.rank :: world.size] or starts[:1]:
+        rows = np.arange(start, min(start + batch, len(view)))
+        with world.accelerator.autocast():
+            found = task.outputs(model, view.gather(rows))
+        if world.rank < len(starts):
+            places[done : done + len(rows)] = rows
+        done += len(rows)
+        for name, value in found.items():
+            collected.setdefault(name, []).append(value)
+    for module, training in modes:  # one by one: frozen parts were in eval mode before
+        module.training = training
+    where = world.gather(torch.from_numpy(places).to(world.device))
+    keep = where >= 0
+    order = where[keep].argsort()
+    result = {}
+    for name, values in collected.items():
+        value = torch.cat(values)
+        full = value.new_zeros(padded, *value.shape[1:])
+        full[: len(value)] = value
+        result[name] = world.gather(full)[keep][order].cpu()
+    return result
+
+
+def evaluate(task: Task, model: nn.Module, view: View, batch: int, world: World) -> dict[str, Any]:
+    """The task's scores on a split; the same on every process."""
+    return task.score(outputs_of(task, model, view, batch, world))

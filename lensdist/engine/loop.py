@@ -1,0 +1,262 @@
+"""The training loop, the same for every task and phase, read from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lensdist import rng
+from lensdist.config.schema import BaseRun
+from lensdist.data.source import Source, View
+from lensdist.engine.batches import StepPlan, plan_steps
+from lensdist.engine.batchnorm import RunningStatistics
+from lensdist.engine.checkpoint import Checkpoint
+from lensdist.engine.evaluation import evaluate
+from lensdist.engine.gradients import Averaged, FixedOrder
+from lensdist.engine.journal import Journal
+from lensdist.engine.optim import WeightAverage, build_optimizer, learning_rate
+from lensdist.engine.saver import Saver
+from lensdist.engine.state import TrainState, capture, machine_changes, restore, restore_optimizer
+from lensdist.engine.state import machine as this_machine
+from lensdist.engine.stopping import Stopper
+from lensdist.engine.world import World
+from lensdist.errors import RunError
+from lensdist.tasks.base import Stage, Task
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    status: Literal["finished", "stopped"]
+    state: TrainState
+    model: nn.Module
+    """The network whose last evaluation counts: the average of weights where there is one."""
+
+
+def train(
+    cfg: BaseRun,
+    task: Task,
+    source: Source,
+    validation: View,
+    world: World,
+    journal: Journal,
+    saver: Saver,
+    stopper: Stopper,
+    resumed: Checkpoint | None,
+    facts: dict[str, Any],
+) -> Outcome:
+    """Train until the last step, early stopping, or a wish to stop.
+
+    `facts` go into every checkpoint beside the configuration.
+
+    Raises:
+        RunError: the loss is no longer a number, or the last state could not be saved.
+    """
+    plan = plan_steps(
+        cfg.train.global_batch, cfg.train.micro, source.size, world.rank, world.size
+    )
+    stages = _stages(task, cfg, plan.steps_per_epoch)
+    total = stages[-1].end
+    log_every = cfg.train.log_every
+    eval_every = max(1, round(cfg.train.eval_every_epochs * plan.steps_per_epoch))
+    save_every = cfg.checkpoint.every_steps or max(
+        1, round(cfg.checkpoint.every_epochs * plan.steps_per_epoch)
+    )
+
+    # ---- model, its average, the state
+    torch.manual_seed(rng.key(cfg.seed, "initial weights") % 2**63)
+    bare = task.build()
+    average = WeightAverage(task.build(), cfg.train.ema) if cfg.train.ema else None
+    if average is not None:
+        average.model.load_state_dict(bare.state_dict())
+        average.model.to(world.device)
+    bare.to(world.device)
+    state = TrainState()
+    optimizer_tensors: dict[str, Tensor] = {}
+    if resumed is not None:
+        state = restore(resumed, bare, average, world)
+        optimizer_tensors = resumed.tensors
+        changed = machine_changes(resumed.meta["machine"], this_machine(world))
+        journal.event(state.step, "resumed", resumed.path.name)
+        if changed and not cfg.train.reproducible:
+            journal.event(state.step, "resumed elsewhere: last bits may differ", changed)
+    evaluated = bare if average is None else average.model
+    journal.begin(total, state.step, plan, sum(p.numel() for p in bare.parameters()))
+
+    # ---- steps
+    stage: StageSteps | None = None
+    losses: list[Tensor] = []  # a row a step of this process's micro-batches, still on the device
+    while state.step < total and not _exhausted(cfg, state):
+        if stage is None or state.step >= stage.end:
+            if stage is not None:
+                optimizer_tensors = capture(state, bare, optimizer, average, world)[0]
+            stage = next(s for s in stages if state.step < s.end)
+            model, optimizer, gradients, statistics = _enter(stage, bare, cfg, world, plan)
+            restore_optimizer(optimizer_tensors, bare, optimizer)
+            optimizer_tensors = {}
+            stepper = world.accelerator.prepare_optimizer(optimizer, device_placement=False)
+
+        first, last = (stage.start, stage.end) if cfg.optim.schedule.per_stage else (0, total)
+        rate = cfg.optim.lr * learning_rate(
+            cfg.optim.schedule, state.step - first, last - first, plan.steps_per_epoch
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+        # ---- forward and backward, a micro-batch at a time
+        statistics.begin()
+        step_losses = []
+        for index, micro in enumerate(plan.mine):
+            epoch, offset = plan.place(state.step, micro)
+            batch = source.take(epoch, offset, plan.micro_batch)
+            # Dropout draws from torch's global generator: key it to the micro-batch, so that it
+            # depends neither on the number of processes nor on where a run was resumed.
+            torch.manual_seed(rng.key(cfg.seed, "dropout", state.step, micro) % 2**63)
+            with gradients.micro_batch(index):
+                loss = task.loss(model, batch, rng.key(cfg.seed, "draw", epoch))
+                gradients.backward(loss)
+            statistics.collect()
+            step_losses.append(loss.detach().float())
+        gradients.finish()
+        statistics.finish()
+
+        # ---- step
+        if cfg.optim.clip_norm is not None:
+            world.accelerator.clip_grad_norm_(model.parameters(), cfg.optim.clip_norm)
+        stepper.step()
+        stepper.zero_grad()
+        losses.append(torch.stack(step_losses))
+        state.step += 1
+        if average is not None:
+            average.update(bare, state.step)
+
+        # ---- log
+        if state.step % log_every == 0 or state.step == total:
+            _flush(losses, state, world)
+            mean = sum(state.window) / len(state.window)
+            state.window.clear()
+            journal.train(state.step, mean, rate)
+            if not math.isfinite(mean):
+                raise RunError(
+                    f"the loss is {mean} at step {state.step}; lower optim.lr, set "
+                    "optim.clip_norm, or use precision bf16 in place of fp16"
+                )
+
+        # ---- evaluate
+        improved = False
+        if state.step % eval_every == 0 or state.step == total:
+            start = time.perf_counter()
+            scores = evaluate(task, evaluated, validation, cfg.train.eval_batch, world)
+            improved = _judge(task, state, scores)
+            journal.scores(state.step, scores, improved, time.perf_counter() - start)
+
+        # ---- save, and leave if somebody wishes so
+        leaving = stopper.agreed()
+        due = state.step % save_every == 0 or state.step == total
+        if due or improved or leaving:
+            _flush(losses, state, world)
+            if world.main:
+                tensors, meta = capture(state, bare, optimizer, average, world)
+                journal.sync()
+                saver.save(
+                    state.step,
+                    tensors,
+                    {**meta, **facts, "config": cfg.model_dump(mode="json")},
+                    {state.best_step} if state.best_step is not None else set(),
+                )
+        if leaving:
+            if world.main and not saver.wait():
+                raise RunError("asked to stop, but the state could not be saved")
+            journal.event(state.step, "stopped and saved", stopper.asked() or "by another process")
+            return Outcome("stopped", state, evaluated)
+
+    if world.main and not saver.wait():
+        raise RunError("training is done, but its last state could not be saved")
+    return Outcome("finished", state, evaluated)
+
+
+@dataclass(frozen=True)
+class StageSteps:
+    """A stage in optimizer steps, `start` to before `end`."""
+
+    stage: Stage
+    start: int
+    end: int
+
+
+def _stages(task: Task, cfg: BaseRun, steps_per_epoch: int) -> list[StageSteps]:
+    limit = cfg.train.max_steps
+    stages: list[StageSteps] = []
+    start = 0
+    for stage in task.stages(cfg.train.epochs):
+        end = start + stage.epochs * steps_per_epoch
+        if limit is not None:
+            end = min(end, limit)
+        if end > start:
+            stages.append(StageSteps(stage, start, end))
+        start = end
+    if limit is not None and start < limit:  # more steps than epochs: the last stage goes on
+        stages[-1] = StageSteps(stages[-1].stage, stages[-1].start, limit)
+    return stages
+
+
+def _enter(
+    stage: StageSteps, bare: nn.Module, cfg: BaseRun, world: World, plan: StepPlan
+) -> tuple[nn.Module, torch.optim.Optimizer, Averaged | FixedOrder, RunningStatistics]:
+    """Freeze, wrap, and build what depends on which parameters train.
+
+    DDP decides at wrapping which gradients it reduces: a parameter that is unfrozen afterwards
+    trains on every process by itself, without a word. So each stage wraps anew.
+    """
+    world.unwrap(bare)
+    for name, parameter in bare.named_parameters():
+        parameter.requires_grad_(stage.stage.trains(name))
+        parameter.grad = None
+    bare.train()
+    for module in bare.modules():  # frozen parts behave as they will in use: no dropout, no drift
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            module.eval()
+    optimizer = build_optimizer(bare, cfg.optim)
+    statistics = RunningStatistics(bare, world, plan.count)
+    if cfg.train.reproducible:
+        return world.wrap(bare, ddp=False), optimizer, FixedOrder(bare, world, plan), statistics
+    model = world.wrap(bare, ddp=True)
+    return model, optimizer, Averaged(model, world, plan), statistics
+
+
+def _flush(losses: list[Tensor], state: TrainState, world: World) -> None:
+    """Turn the losses on the devices into one number a step, the same on every process."""
+    if not losses:
+        return
+    mine = torch.stack(losses)  # (steps, my micro-batches)
+    everyone = world.gather(mine.T.contiguous())  # (all micro-batches in order, steps)
+    state.window += everyone.double().mean(0).tolist()
+    losses.clear()
+
+
+def _judge(task: Task, state: TrainState, scores: dict[str, Any]) -> bool:
+    """Whether this is the best model so far; keeps count."""
+    name, way = task.select
+    value = scores[name]
+    if value is None or not math.isfinite(value):
+        better = False
+    elif state.best is None:
+        better = True
+    else:
+        better = value < state.best if way == "min" else value > state.best
+    if better:
+        state.best, state.best_step, state.bad_evals = float(value), state.step, 0
+    else:
+        state.bad_evals += 1
+    return better
+
+
+def _exhausted(cfg: BaseRun, state: TrainState) -> bool:
+    return cfg.train.early_stop is not None and state.bad_evals >= cfg.train.early_stop

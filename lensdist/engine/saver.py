@@ -1,0 +1,98 @@
+"""Saving while training goes on: copy the state aside, and let a thread write the copy."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lensdist.engine import checkpoint
+
+
+class Saver:
+    """Writes a run's checkpoints, one at a time.
+
+    A disk that is full or read-only does not stop training: the older checkpoints stay, the
+    failure is reported, and the next save tries again.
+
+    Args:
+        root: the run's `checkpoints/`.
+        keep: how many of the newest to keep.
+        background: whether to write in a thread.
+        report: told of a failure, one sentence; called on the training thread.
+    """
+
+    def __init__(
+        self, root: Path, keep: int, background: bool, report: Callable[[str], None]
+    ) -> None:
+        self.stalled_s = 0.0
+        """Seconds that the last save kept the training thread."""
+        self._root = root
+        self._keep = keep
+        self._background = background
+        self._report = report
+        self._thread: threading.Thread | None = None
+        self._failure: str | None = None
+        self._staged: dict[str, Tensor] = {}
+
+    def save(
+        self, step: int, tensors: Mapping[str, Tensor], meta: dict[str, Any], protect: set[int]
+    ) -> None:
+        """Save a step; in the background, unless asked otherwise, once the last save is done."""
+        start = time.perf_counter()
+        self.wait()
+        staged = self._stage(tensors)
+        if self._background:
+            # Not a daemon: a run that ends must not cut its last checkpoint short.
+            self._thread = threading.Thread(
+                target=self._write, args=(step, staged, meta, protect), name="checkpoint writer"
+            )
+            self._thread.start()
+        else:
+            self._write(step, staged, meta, protect)
+            self.wait()
+        self.stalled_s = time.perf_counter() - start
+
+    def wait(self) -> bool:
+        """Wait for the save under way, if any; whether the last one succeeded."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self._report(failure)
+        return failure is None
+
+    def _stage(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copy into buffers kept from save to save: fresh memory costs more than the copy."""
+        for name in self._staged.keys() - tensors.keys():
+            del self._staged[name]
+        on_gpu = False
+        for name, tensor in tensors.items():
+            buffer = self._staged.get(name)
+            if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+                pinned = tensor.device.type == "cuda"
+                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+                self._staged[name] = buffer
+            buffer.copy_(tensor.detach(), non_blocking=True)
+            on_gpu |= tensor.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.synchronize()
+        return dict(self._staged)
+
+    def _write(
+        self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], protect: set[int]
+    ) -> None:
+        try:
+            checkpoint.write(self._root, step, tensors, meta)
+            checkpoint.prune(self._root, self._keep, protect)
+        except OSError as e:
+            self._failure = (
+                f"step {step} could not be saved in {self._root}: {e.strerror or e}; "
+                "training goes on, older checkpoints are kept, and the next save tries again"
+            )

@@ -1,0 +1,24 @@
+"""torch's own switches, set once."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from lensdist.config.schema import BaseRun
+
+
+def settle(cfg: BaseRun, device: torch.device) -> None:
+    """Determinism, and TF32 for matrix products where precision allows it."""
+    if device.type != "cuda":
+        return
+    if cfg.train.deterministic:
+        # Read when cuBLAS starts, so it must be set before the first product.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    else:
+        torch.backends.cudnn.benchmark = True
+    if cfg.precision != "no":  # `no` means float32, all of it
+        torch.set_float32_matmul_precision("high")

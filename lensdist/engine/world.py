@@ -1,0 +1,115 @@
+"""The processes of a run, through accelerate: who am I, what do all of us say.
+
+accelerate does devices, DDP wrapping, autocast, the fp16 scaler and collectives. Data order,
+accumulation, schedules and checkpoints are lensdist's own (`docs/log.md` says why).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from lensdist.config.schema import BaseRun
+from lensdist.errors import UserError
+
+
+class World:
+    """All processes of a run.
+
+    Args:
+        cfg: for the precision.
+
+    Raises:
+        UserError: the launcher's settings contradict the run's, or the processes it started
+            do not know of each other.
+    """
+
+    def __init__(self, cfg: BaseRun) -> None:
+        _check_launcher(cfg)
+        buckets = DistributedDataParallelKwargs(
+            broadcast_buffers=False,  # running statistics are ours: engine/batchnorm.py
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=100,
+        )
+        try:
+            self.accelerator = Accelerator(mixed_precision=cfg.precision, kwargs_handlers=[buckets])
+        except ValueError as e:  # fp16 without a GPU, bf16 where there is none
+            raise UserError(f"precision {cfg.precision}: {e}; use precision=no here") from e
+        self.rank: int = self.accelerator.process_index
+        self.size: int = self.accelerator.num_processes
+        self.device: torch.device = self.accelerator.device
+        expected = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.size != expected:
+            # `accelerate launch --cpu` does this: every process thinks that it is alone.
+            raise UserError(
+                f"the launcher started {expected} processes but {self.size} found each other; on "
+                "CPU use ACCELERATE_USE_CPU=true and --multi_gpu, without --cpu"
+            )
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and talks to people."""
+        return self.rank == 0
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(n, …) of every process, n the same on all, in rank order: (size * n, …)."""
+        return self.accelerator.gather(rows) if self.size > 1 else rows  # type: ignore[no-any-return]
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so; the same answer on all."""
+        if self.size == 1:
+            return flag
+        return bool(self.gather(torch.tensor([flag], device=self.device)).any())
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            self.accelerator.wait_for_everyone()
+
+    def wrap(self, model: nn.Module, *, ddp: bool) -> nn.Module:
+        """The model on its device under autocast and, if asked for, DDP."""
+        self.accelerator.free_memory()  # forget what an earlier stage wrapped
+        prepared = self.accelerator.prepare_model(model, evaluation_mode=not ddp)
+        return prepared  # type: ignore[no-any-return]
+
+    @staticmethod
+    def unwrap(bare: nn.Module) -> None:
+        """Undo what `wrap` did to the bare network itself: its forward pass under autocast.
+
+        accelerate's own `unwrap_model` would import DeepSpeed to ask whether it is one of its own.
+        """
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            vars(bare).pop(name, None)
+
+    def close(self, code: int) -> NoReturn:
+        """Leave with an exit code.
+
+        gloo's worker threads sometimes abort at interpreter exit after all work is done; to leave
+        in step, take the process group down, flush and skip the interpreter's teardown prevents it.
+        """
+        if self.size > 1 and code in (0, 75):  # after a failure the others may never come
+            self.barrier()
+            torch.distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _check_launcher(cfg: BaseRun) -> None:
+    launcher: dict[str, Any] = {"precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no")}
+    if launcher["precision"] not in ("no", cfg.precision):
+        raise UserError(
+            f"precision: the run's configuration says {cfg.precision!r} but accelerate's launcher "
+            f"says {launcher['precision']!r}; change one of them (the run's is enough)"
+        )
+    for engine in ("DEEPSPEED", "FSDP"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise UserError(
+                f"accelerate's launcher asks for {engine} but the run's engine is {cfg.engine}; "
+                "launch without it"
+            )

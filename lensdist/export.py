@@ -1,0 +1,195 @@
+"""The exported model: weights, and all that is needed to use them, in one folder.
+
+    export/model.safetensors   the network's weights
+           config.json         task, preset, model, labels, preprocessing, metrics
+
+    >>> m = lensdist.load("runs/demo/finetune")
+    >>> m.predict(images)["probs"]        # images in the units found on disk
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load as parse_safetensors
+from torch import Tensor, nn
+
+from lensdist.data.preprocess import Preprocess
+from lensdist.engine.tensors import write_safetensors
+from lensdist.errors import UserError
+from lensdist.files import sha256, to_json, write_atomic
+from lensdist.models.classifier import Classifier
+from lensdist.models.config import ClassifierConfig, EncoderConfig, MaeConfig, MaskConfig
+from lensdist.models.mae import MaskedAutoencoder
+from lensdist.models.masking import make_mask
+
+FORMAT = 1
+_WEIGHTS = "model.safetensors"
+_CONFIG = "config.json"
+
+
+def write_export(folder: Path, model: nn.Module, description: dict[str, Any]) -> dict[str, str]:
+    """Write an export; `config.json`, which names the weights' hash, comes last.
+
+    Returns:
+        The SHA-256 of each file, by name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+    temporary = folder / f".{_WEIGHTS}.{os.getpid()}.tmp"
+    _, digest = write_safetensors(temporary, weights)
+    temporary.replace(folder / _WEIGHTS)
+    facts = {"format": FORMAT, **description, "sha256": {_WEIGHTS: digest}}
+    write_atomic(folder / _CONFIG, to_json(facts))
+    return {_WEIGHTS: digest, _CONFIG: sha256(folder / _CONFIG)}
+
+
+def find_export(path: Path) -> Path:
+    """The export folder that `path`, a run or an export, means.
+
+    Raises:
+        UserError: it is neither.
+    """
+    for folder in (path, path / "export"):
+        if (folder / _CONFIG).is_file() and (folder / _WEIGHTS).is_file():
+            return folder
+    raise UserError(f"{path} holds no exported model; give a finished run or its export/ folder")
+
+
+def read_export(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and weights of an export, verified.
+
+    Raises:
+        UserError: it is damaged, of another version, or no export.
+    """
+    folder = find_export(path)
+    try:
+        description = json.loads((folder / _CONFIG).read_text())
+        data = (folder / _WEIGHTS).read_bytes()
+        wanted = description["sha256"][_WEIGHTS]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{folder} is not a whole export: {e}") from e
+    if description.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} is of format {description.get('format')}; this version reads {FORMAT}"
+        )
+    if hashlib.sha256(data).hexdigest() != wanted:
+        raise UserError(f"{folder / _WEIGHTS} was damaged or changed after it was exported")
+    return description, parse_safetensors(data)
+
+
+def encoder_of(path: Path, wanted: EncoderConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and encoder weights of a pretrained model, for a network of its shape.
+
+    Raises:
+        UserError: there is none, it is damaged, or its encoder is of another shape.
+    """
+    description, weights = read_export(path)
+    for field in EncoderConfig.model_fields:
+        theirs, ours = description["model"].get(field), getattr(wanted, field)
+        if field != "dropout" and theirs != ours:
+            raise UserError(
+                f"the encoder in {path} has {field} {theirs} but model.{field} is {ours}; "
+                f"set model.{field}={theirs}"
+            )
+    prefix = "encoder."
+    return description, {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+
+
+class LoadedModel:
+    """A trained model that takes images in the units found on disk.
+
+    Attributes:
+        task: `mae` or `finetune`.
+        labels: class names in the order of the logits.
+        description: all of `config.json`.
+        network: the network itself, in eval mode.
+    """
+
+    def __init__(
+        self, description: dict[str, Any], weights: dict[str, Tensor], device: str
+    ) -> None:
+        self.description = description
+        self.task: str = description["task"]
+        self.labels: tuple[str, ...] = tuple(description["labels"])
+        self.preprocess = Preprocess.from_state(description["preprocessing"])
+        self.device = torch.device(device)
+        self.network = _network(description)
+        try:
+            self.network.load_state_dict(weights)
+        except RuntimeError as e:
+            raise UserError(f"the weights do not fit the described network: {e}") from e
+        self.network.to(self.device).eval()
+
+    @torch.no_grad()
+    def predict(self, x: npt.ArrayLike, batch: int = 256) -> dict[str, npt.NDArray[Any]]:
+        """Apply the model.
+
+        Args:
+            x: (N, H, W) or (N, C, H, W), in the units found on disk.
+            batch: images at a time; the result does not depend on it beyond rounding.
+
+        Returns:
+            Classifier: `logits` and `probs` (N, classes). MAE: `recon` (N, C, H, W) in the units
+            of `x`, and `mask` (N, patches), true = hidden from the encoder.
+
+        Raises:
+            ValueError: not such images, or not of the size that the model was trained on.
+        """
+        images = self._checked(x)
+        parts = [self._batch(part.to(self.device)) for part in images.split(batch)]
+        return {k: torch.cat([p[k] for p in parts]).cpu().numpy() for k in parts[0]}
+
+    def _checked(self, x: npt.ArrayLike) -> Tensor:
+        array = np.asarray(x)
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"images must be real numbers, not {array.dtype}")
+        if array.ndim == 3:
+            array = array[:, None]
+        size, bands = (self.description["model"][k] for k in ("image_size", "in_channels"))
+        if array.ndim != 4 or array.shape[1:] != (bands, size, size) or not len(array):
+            raise ValueError(
+                f"images of shape {np.shape(x)} do not fit a model of {bands} band(s) and "
+                f"{size}x{size} pixels; give (N, {size}, {size}) or (N, {bands}, {size}, {size})"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError("images hold NaN or infinite pixels; mask or fill them first")
+        return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+
+    def _batch(self, raw: Tensor) -> dict[str, Tensor]:
+        x = self.preprocess(raw)
+        if self.task == "finetune":
+            logits = self.network(x)
+            return {"logits": logits, "probs": logits.softmax(1)}
+        model = self.description["model"]
+        # One draw for all: what is hidden must not depend on an image's place among others.
+        samples = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        mask = make_mask(
+            x, model["patch_size"], MaskConfig(**self.description["mask"]), 0, samples
+        )
+        return {"recon": self.preprocess.inverse(self.network(x, mask), raw), "mask": mask}
+
+
+def _network(description: dict[str, Any]) -> nn.Module:
+    model = description["model"]
+    if description["task"] == "mae":
+        return MaskedAutoencoder(MaeConfig(**model))
+    if description["task"] == "finetune":
+        return Classifier(ClassifierConfig(**model), len(description["labels"]))
+    raise UserError(f"task {description['task']!r} is not one that this version can load")
+
+
+def load(path: str | os.PathLike[str], device: str = "cpu") -> LoadedModel:
+    """Load a finished run or an export.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    return LoadedModel(*read_export(Path(path)), device)

@@ -1,0 +1,1 @@
+"""Networks. Importing this package imports no torch; import the modules."""

@@ -1,0 +1,65 @@
+"""Settings of the networks (torch-free)."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from lensdist.config.base import Strict
+
+
+class EncoderConfig(Strict):
+    """The vision transformer that every MAE-based task shares."""
+
+    image_size: int = Field(64, ge=8, description="pixels a side; DeepLenseSim II and III are 64")
+    patch_size: int = Field(8, ge=2, description="pixels a side of a patch; 10 suits 150")
+    in_channels: int = Field(1, ge=1, description="bands")
+    dim: int = Field(512, ge=8, description="width of a token")
+    depth: int = Field(6, ge=1, description="transformer layers")
+    heads: int = Field(8, ge=1, description="attention heads; divides dim")
+    mlp_dim: int = Field(1024, ge=8, description="width of the hidden layer between attentions")
+    dropout: float = Field(0.0, ge=0, lt=1, description="in attention output and MLP")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"patch_size {self.patch_size} does not divide image_size {self.image_size}"
+            )
+        if self.dim % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide dim {self.dim}")
+        return self
+
+    @property
+    def grid(self) -> int:
+        """Patches a side."""
+        return self.image_size // self.patch_size
+
+
+class MaeConfig(EncoderConfig):
+    """Encoder + up-convolution decoder."""
+
+    decoder_dim: int = Field(256, ge=8, description="channels of the first up-convolution's output")
+
+
+class MaskConfig(Strict):
+    """Which patches are hidden from the encoder, in the pixels."""
+
+    ratio: float = Field(
+        0.05, gt=0, lt=1, description="share of patches masked (rounded down, at least one)"
+    )
+    informative: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="share of the masked patches taken from the top of the entropy ranking; "
+        "the rest are drawn at random from those that are left",
+    )
+
+
+class ClassifierConfig(EncoderConfig):
+    """Encoder + global average pooling over patch tokens + head."""
+
+    head_dims: tuple[int, ...] = Field(
+        (256,), description="hidden widths of the head (the recipe's 512 -> 256 -> classes)"
+    )
+    head_dropout: float = Field(0.0, ge=0, lt=1, description="before each linear layer")

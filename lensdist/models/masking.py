@@ -1,0 +1,63 @@
+"""Which patches to hide: the informative ones, random ones, or a mixture.
+
+How informative a patch is = the Shannon entropy (bits) of its pixels as 8-bit grey levels, the
+image's own minimum to maximum spread over 0..255. That equals
+`skimage.measure.shannon_entropy` of the patch, batched and on the device of the images. It depends
+on the image alone, so a mask follows its image through any augmentation.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+from lensdist import rng
+from lensdist.models.config import MaskConfig
+
+
+def grey_levels(images: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H, W) int64 in 0..255: the mean over bands, stretched per image."""
+    grey = images.float().mean(1)
+    low = reduce(grey, "b h w -> b 1 1", "min")
+    span = reduce(grey, "b h w -> b 1 1", "max") - low
+    return ((grey - low) / span.clamp_min(torch.finfo(grey.dtype).tiny) * 255).round().long()
+
+
+def patch_entropy(images: Tensor, patch: int) -> Tensor:
+    """Shannon entropy of each patch's grey levels, in bits: (B, C, H, W) -> (B, N) row-major."""
+    levels = rearrange(grey_levels(images), "b (h p) (w q) -> b (h w) (p q)", p=patch, q=patch)
+    counts = torch.zeros(*levels.shape[:2], 256, device=images.device)
+    counts.scatter_add_(2, levels, torch.ones_like(levels, dtype=counts.dtype))
+    share = counts / levels.shape[2]
+    return -torch.special.xlogy(share, share).sum(2) / torch.log(torch.tensor(2.0))
+
+
+def masked_count(cfg: MaskConfig, patches: int) -> int:
+    """How many of an image's patches are hidden (the reference's 5 % of 64 is 3)."""
+    return max(1, int(cfg.ratio * patches))
+
+
+def make_mask(images: Tensor, patch: int, cfg: MaskConfig, key: int, samples: Tensor) -> Tensor:
+    """Draw a patch mask for each image.
+
+    Args:
+        images: (B, C, H, W).
+        patch: pixels a side of a patch.
+        key: from `lensdist.rng.key`.
+        samples: (B,) sample numbers; image i's random part depends on `key` and `samples[i]` alone.
+
+    Returns:
+        (B, N) bool, true = hidden, the same number in every row.
+    """
+    patches = (images.shape[2] // patch) * (images.shape[3] // patch)
+    count = masked_count(cfg, patches)
+    informative = round(cfg.informative * count)
+    chance = rng.uniform(key, samples, patches)
+    if informative:
+        entropy = patch_entropy(images, patch)
+        # A stable sort gives equal patches the same order on every device.
+        top = entropy.sort(dim=1, descending=True, stable=True).indices[:, :informative]
+        chance = chance.scatter(1, top, 2.0)  # above every random number: always chosen
+    chosen = chance.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    return torch.zeros_like(chance, dtype=torch.bool).scatter_(1, chosen, True)

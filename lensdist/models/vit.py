@@ -1,0 +1,78 @@
+"""Vision transformer encoder with a convolutional patch embedding.
+
+Dosovitskiy et al. 2021 (arXiv:2010.11929), pre-norm, learned positions, no class token: the tasks
+read the patch tokens, by average pooling or as a feature map.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from lensdist.models.config import EncoderConfig
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the tokens of one image: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return cast(Tensor, self.out(rearrange(y, "b h n d -> b n (h d)")))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a LayerNorm and added to its input."""
+
+    def __init__(self, cfg: EncoderConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(cfg.dim)
+        self.attention = Attention(cfg.dim, cfg.heads)
+        self.norm2 = nn.LayerNorm(cfg.dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(cfg.dim, cfg.mlp_dim),
+            nn.GELU(),
+            nn.Dropout(cfg.dropout),
+            nn.Linear(cfg.mlp_dim, cfg.dim),
+        )
+        self.drop = nn.Dropout(cfg.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop(self.attention(self.norm1(x)))
+        return cast(Tensor, x + self.drop(self.mlp(self.norm2(x))))
+
+
+class Encoder(nn.Module):
+    """(B, C, H, W) -> (B, N, D), the N = (H / patch)^2 tokens in row-major order."""
+
+    def __init__(self, cfg: EncoderConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.embed = nn.Conv2d(cfg.in_channels, cfg.dim, cfg.patch_size, stride=cfg.patch_size)
+        self.position = nn.Parameter(torch.zeros(1, cfg.grid**2, cfg.dim))
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
+        self.norm = nn.LayerNorm(cfg.dim)
+        nn.init.trunc_normal_(self.position, std=0.02)
+        self.apply(_init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = rearrange(self.embed(x), "b d h w -> b (h w) d") + self.position
+        for block in self.blocks:
+            tokens = block(tokens)
+        return cast(Tensor, self.norm(tokens))
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,100 @@
+"""Pretraining of the masked autoencoder (task VI.A)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lensdist import rng
+from lensdist.config.schema import MaeRun
+from lensdist.data.preprocess import Preprocess, augment
+from lensdist.evaluate import metrics
+from lensdist.models.mae import MaskedAutoencoder, pixel_mask
+from lensdist.models.masking import make_mask
+from lensdist.tasks.base import Batch, Stage
+
+
+class MaeTask:
+    """Reconstruct images whose informative patches are hidden.
+
+    Args:
+        cfg: the run's configuration.
+        labels: classes of the data; only recorded.
+        preprocess: from disk to network.
+    """
+
+    name = "mae"
+    select: tuple[str, Literal["min", "max"]] = ("mse", "min")
+
+    def __init__(self, cfg: MaeRun, labels: tuple[str, ...], preprocess: Preprocess) -> None:
+        self.cfg = cfg
+        self.labels = labels
+        self.preprocess = preprocess
+        # Evaluation hides the same patches at every step, so that scores can be compared.
+        self._evaluation_key = rng.key(cfg.seed, "evaluation mask")
+
+    def build(self) -> nn.Module:
+        return MaskedAutoencoder(self.cfg.model)
+
+    def stages(self, epochs: int) -> list[Stage]:
+        return [Stage(epochs, ("",))]
+
+    def loss(self, model: nn.Module, batch: Batch, key: int) -> Tensor:
+        batch = augment(self.cfg.augment, rng.key(key, "augment"), batch)
+        image, mask, weight = self._masked(batch, rng.key(key, "mask"))
+        error = (model(image, mask) - image).square()
+        if self.cfg.loss == "masked":
+            hidden = pixel_mask(mask, self.cfg.model.patch_size).to(error.dtype)
+            weight = hidden if weight is None else hidden * weight
+        if weight is None:
+            return error.mean()
+        weight = weight.expand_as(error)
+        return (error * weight).sum() / weight.sum().clamp_min(1e-12)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
+        image, mask, weight = self._masked(batch, self._evaluation_key)
+        error = (model(image, mask).float() - image).square()
+        hidden = pixel_mask(mask, self.cfg.model.patch_size).expand_as(error).float()
+        weight = torch.ones_like(error) if weight is None else weight.expand_as(error)
+        return {
+            "mse": _mean(error, weight),
+            "mse_masked": _mean(error, weight * hidden),
+            "range": image.amax((1, 2, 3)) - image.amin((1, 2, 3)),
+        }
+
+    def score(self, outputs: Batch) -> dict[str, Any]:
+        scores = metrics.reconstruction(outputs["mse"], outputs["range"])
+        return {**scores, "mse_masked": float(outputs["mse_masked"].double().mean())}
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "model": self.cfg.model.model_dump(mode="json"),
+            "mask": self.cfg.mask.model_dump(mode="json"),
+        }
+
+    def _masked(self, batch: Batch, key: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        image = self.preprocess(batch["image"])
+        weight = pixel_weight(batch)
+        if weight is not None:  # what a bad pixel holds must reach neither network nor loss
+            image = torch.where(weight > 0, image, 0.0)
+        mask = make_mask(image, self.cfg.model.patch_size, self.cfg.mask, key, batch["sample"])
+        return image, mask, weight
+
+
+def pixel_weight(batch: Batch) -> Tensor | None:
+    """How much each pixel counts, (B, 1 or C, H, W); None when all count alike."""
+    weight = batch.get("weight")
+    if weight is not None and weight.dim() == 3:
+        weight = weight[:, None]
+    if "badpix" in batch:
+        bad = batch["badpix"].bool()
+        good = (~(bad[:, None] if bad.dim() == 3 else bad)).float()
+        weight = good if weight is None else weight * good
+    return weight
+
+
+def _mean(error: Tensor, weight: Tensor) -> Tensor:
+    axes = (1, 2, 3)
+    return (error * weight).sum(axes) / weight.sum(axes).clamp_min(1e-12)

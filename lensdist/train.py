@@ -1,0 +1,268 @@
+"""Train one phase: on a laptop, one GPU, or every process that a launcher starts.
+
+    python -m lensdist.train --config configs/mae/debug.yaml run.dir=runs/try
+    accelerate launch --config_file accelerate_config.yaml -m lensdist.train --config … [key=value …]
+
+Exit codes: 0 done; 1 failure; 2 bad configuration or input, nothing was started; 75 the run was
+asked to stop and has saved: run the same command again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lensdist.commands.train import parse
+from lensdist.config.schema import BaseRun, FinetuneRun
+from lensdist.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, RunError, UserError
+from lensdist.files import sha256, to_json, write_atomic
+from lensdist.phases import COMPLETE, completed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lensdist.data.packed import PackedSet
+    from lensdist.data.preprocess import Preprocess
+    from lensdist.data.source import Source
+    from lensdist.engine.checkpoint import Checkpoint
+    from lensdist.engine.loop import Outcome
+    from lensdist.engine.world import World
+    from lensdist.tasks.base import Task
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code (several processes leave by themselves)."""
+    world: World | None = None
+    try:
+        cfg, resume = parse(sys.argv[1:] if argv is None else argv)
+        done = _already_done(cfg, resume)
+        if done:
+            _say(done)
+            return EXIT_DONE
+        from lensdist.engine.world import World
+
+        world = World(cfg)
+        code = run(cfg, resume, world)
+    except UserError as e:
+        _say(f"error: {e}")
+        code = EXIT_BAD_INPUT
+    except RunError as e:
+        _say(f"error: {e}")
+        code = EXIT_FAILED
+    if world is not None and world.size > 1:
+        world.close(code)
+    return code
+
+
+def run(cfg: BaseRun, resume: str, world: World) -> int:
+    """Train a phase from its configuration to its `COMPLETE.json`.
+
+    Raises:
+        UserError: the data or the pretrained encoder do not suit the configuration.
+        RunError: training had begun and could not go on.
+    """
+    from lensdist.config import save
+    from lensdist.data.packed import PackedSet
+    from lensdist.data.source import View
+    from lensdist.engine.journal import Journal
+    from lensdist.engine.loop import train
+    from lensdist.engine.saver import Saver
+    from lensdist.engine.stopping import Stopper
+    from lensdist.engine.torch_settings import settle
+    from lensdist.tasks.build import build_task
+
+    started = time.time()
+    settle(cfg, world.device)
+    packed = PackedSet(_data(cfg, world))
+    _check_images(cfg, packed)
+    preprocess, encoder = _pretrained(cfg, packed)
+    validation = View(packed, "val", cfg.data, cfg.seed, world.device)
+    task = build_task(cfg, tuple(validation.labels), preprocess, encoder)
+    source = _source(cfg, packed, validation.labels, world)
+    resumed = _resume(cfg, resume, packed)
+
+    folder = cfg.run.dir
+    if world.main:
+        folder.mkdir(parents=True, exist_ok=True)
+        save(cfg, folder / "config.yaml")
+    journal = Journal(cfg, world, resumed.step if resumed else 0)
+    saver = Saver(
+        folder / "checkpoints",
+        cfg.checkpoint.keep,
+        cfg.checkpoint.background,
+        lambda sentence: journal.event(-1, "not saved", sentence),
+    )
+    stopper = Stopper(folder, world)
+    try:
+        outcome = train(
+            cfg, task, source, validation, world, journal, saver, stopper, resumed,
+            {"data": packed.manifest.fingerprint},
+        )
+        if outcome.status == "stopped":
+            return EXIT_REQUEUE
+        if world.main:
+            _finish(cfg, task, outcome, packed, time.time() - started)
+            journal.event(outcome.state.step, "finished", str(folder))
+    finally:
+        journal.close()
+    return EXIT_DONE
+
+
+def _already_done(cfg: BaseRun, resume: str) -> str | None:
+    record = completed(cfg.run.dir)
+    if record is None:
+        return None
+    from lensdist.engine.differences import differences
+
+    changed = differences(record["config"], cfg.model_dump(mode="json"))
+    if resume == "auto" and not changed:
+        return f"{cfg.run.dir} is complete ({record['steps']} steps); nothing to do"
+    why = f"with other settings ({changed[0]})" if changed else "already"
+    raise UserError(f"{cfg.run.dir} was completed {why}; give another run.dir")
+
+
+def _data(cfg: BaseRun, world: World) -> Path:
+    """The packed set: the user's, or one that the run simulates for itself."""
+    if cfg.data.path is not None:
+        return cfg.data.path
+    assert cfg.data.sim is not None  # the configuration has checked
+    own = cfg.run.dir / "data"
+    if world.main and not own.exists():
+        from lensdist.sim.write import write_packed
+
+        _say(f"simulating {cfg.data.n_per_class} images per class into {own}")
+        write_packed(own, cfg.data.sim, cfg.data.n_per_class, cfg.seed)
+    world.barrier()
+    return own
+
+
+def _check_images(cfg: BaseRun, packed: PackedSet) -> None:
+    bands, height, width = packed.manifest.image_shape
+    wanted = (cfg.model.in_channels, cfg.model.image_size, cfg.model.image_size)  # type: ignore[attr-defined]
+    if (bands, height, width) != wanted:
+        raise UserError(
+            f"{packed.path} holds images of {bands}x{height}x{width} but the model takes "
+            f"{'x'.join(map(str, wanted))}; set model.in_channels={bands} "
+            f"model.image_size={height} and a model.patch_size that divides it"
+        )
+
+
+def _pretrained(cfg: BaseRun, packed: PackedSet) -> tuple[Preprocess, dict[str, Tensor] | None]:
+    """Preprocessing, and the encoder's weights where the run starts from some.
+
+    A pretrained encoder brings its own preprocessing: fed with other units, it is worth nothing.
+    """
+    from lensdist.data.preprocess import Preprocess
+
+    statistics = packed.manifest.statistics
+    own = Preprocess(cfg.preprocess, statistics.mean, statistics.std)
+    if not isinstance(cfg, FinetuneRun) or cfg.encoder is None:
+        return own, None
+    from lensdist.export import encoder_of
+
+    description, weights = encoder_of(cfg.encoder, cfg.model)
+    theirs = Preprocess.from_state(description["preprocessing"])
+    if theirs.cfg != cfg.preprocess:
+        raise UserError(
+            f"preprocess: {cfg.preprocess} is not what the encoder in {cfg.encoder} was trained "
+            f"with, {theirs.cfg}; use that"
+        )
+    return theirs, weights
+
+
+def _source(cfg: BaseRun, packed: PackedSet, labels: tuple[str, ...], world: World) -> Source:
+    from lensdist.data.source import PackedSource, StreamSource, View
+
+    if cfg.data.source == "packed":
+        return PackedSource(View(packed, "train", cfg.data, cfg.seed, world.device), cfg.seed)
+    assert cfg.data.sim is not None
+    return StreamSource(cfg.data.sim, cfg.data.stream_epoch, labels, cfg.seed, world.device)
+
+
+def _resume(cfg: BaseRun, resume: str, packed: PackedSet) -> Checkpoint | None:
+    """The checkpoint to go on from, if any, checked against the configuration and the data."""
+    from lensdist.engine import checkpoint
+    from lensdist.engine.differences import differences
+
+    root = cfg.run.dir / "checkpoints"
+    if resume == "never":
+        if checkpoint.steps(root):
+            raise UserError(
+                f"--resume never: {root} already holds checkpoints; give another run.dir or "
+                "--resume auto"
+            )
+        return None
+    if resume == "auto":
+        found, damaged = checkpoint.newest(root)
+        for sentence in damaged:
+            _say(f"warning: passed over a damaged checkpoint: {sentence}")
+    else:
+        try:
+            found = checkpoint.read(Path(resume))
+        except checkpoint.Damaged as e:
+            raise UserError(f"--resume: {e}") from e
+    if found is None:
+        return None
+    changed = differences(found.meta["config"], cfg.model_dump(mode="json"))
+    if changed:
+        raise UserError(
+            f"{found.path} was saved with other settings: {'; '.join(changed)}; put them back, "
+            "or give another run.dir"
+        )
+    if found.meta["data"] != packed.manifest.fingerprint:
+        raise UserError(
+            f"{found.path} was trained on other data than {packed.path}; give another run.dir"
+        )
+    return found
+
+
+def _finish(
+    cfg: BaseRun, task: Task, outcome: Outcome, packed: PackedSet, seconds: float
+) -> None:
+    """Export the best checkpoint's model and write `COMPLETE.json`, last of all."""
+    from lensdist.engine.best import best_model
+    from lensdist.export import write_export
+
+    folder, state = cfg.run.dir, outcome.state
+    model = best_model(folder / "checkpoints", outcome, cfg.train.ema is not None)
+    name, _ = task.select
+    metrics: dict[str, Any] = {"selected_by": f"val {name}", "val": state.best}
+    metrics["step"] = state.best_step
+    description = {
+        "task": task.name,
+        "preset": cfg.preset,
+        "labels": list(task.labels),
+        "preprocessing": task.preprocess.state(),
+        "metrics": metrics,
+        "data": {
+            "fingerprint": packed.manifest.fingerprint,
+            "pixel_scale_arcsec": packed.manifest.pixel_scale_arcsec,
+        },
+        **task.describe(),
+    }
+    files = {f"export/{k}": v for k, v in write_export(folder / "export", model, description).items()}
+    files["config.yaml"] = sha256(folder / "config.yaml")
+    record = {
+        "task": task.name,
+        "preset": cfg.preset,
+        "steps": state.step,
+        "metrics": metrics,
+        "seconds": round(seconds, 1),
+        "data": packed.manifest.fingerprint,
+        "config": cfg.model_dump(mode="json"),
+        "files": files,
+    }
+    write_atomic(folder / COMPLETE, to_json(record))
+
+
+def _say(sentence: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(sentence, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
