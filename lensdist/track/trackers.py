@@ -1,0 +1,265 @@
+"""wandb and TensorBoard, fed with copies of the rows of metrics.jsonl.
+
+A tracker is a guest: it may be slow, hang, raise or be missing, and training neither stops nor
+waits. Each runs in a thread of its own behind a bounded queue; the training thread does no more
+than append to a deque. What goes wrong is said once, in one line, and ends that tracker alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import netrc
+import os
+import sys
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
+
+from lensdist.files import plain, to_json, write_atomic
+from lensdist.track.log import Row
+
+_PATIENCE = 30  # s that wandb may take to begin, and again to finish
+_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # wandb's own, before and after its renaming
+
+Mode = Literal["auto", "online", "offline", "off"]
+
+
+class Trackers:
+    """The trackers of a run. Only rank 0 makes them: the others pass `enabled=False`.
+
+    Args:
+        run: the run's folder. Everything is written inside: `wandb/`, `tensorboard/`, and
+            `track.json`, which holds wandb's run id so that a resumed run continues the same one.
+        wandb: auto: as WANDB_MODE says, or online when there is a key, else offline.
+        project: wandb's project.
+        tensorboard: needs the extra `lensdist[tensorboard]`.
+        config: the resolved configuration, shown beside the curves.
+        name: wandb's name for the run; by default that of the folder.
+        resumed_step: the step that the run resumes from, after which TensorBoard forgets.
+        queue: rows that wait for a slow tracker before the oldest are dropped.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        wandb: Mode = "off",
+        project: str = "lensdist",
+        tensorboard: bool = False,
+        config: Mapping[str, Any] | None = None,
+        *,
+        name: str | None = None,
+        resumed_step: int | None = None,
+        enabled: bool = True,
+        queue: int = 4096,
+    ) -> None:
+        self._feeds: list[_Feed] = []
+        if not enabled:
+            return
+        mode = _resolve(wandb)
+        if mode != "off":
+            options = {"project": project, "name": name or run.name, "config": plain(config or {})}
+            self._feeds.append(_Feed("wandb", lambda: _Wandb(run, mode, options), queue))
+        if tensorboard:
+            self._feeds.append(_Feed("tensorboard", lambda: _Board(run, resumed_step), queue))
+
+    def log(self, row: Row) -> None:
+        """Hand over a row as `MetricsLog.append` returned it. Microseconds, and never raises."""
+        for feed in self._feeds:
+            feed.put(row)
+
+    def close(self, timeout: float = _PATIENCE + 5) -> None:
+        """Let the trackers finish, for `timeout` seconds at most in all; then leave them."""
+        end = time.monotonic() + timeout
+        for feed in self._feeds:
+            feed.finish()
+        for feed in self._feeds:
+            feed.join(max(0.0, end - time.monotonic()), timeout)
+        self._feeds = []
+
+
+class _Backend(Protocol):
+    def log(self, step: int, values: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Feed:
+    """A thread that starts a tracker and passes it rows."""
+
+    def __init__(self, name: str, start: Callable[[], _Backend], limit: int) -> None:
+        self._name, self._start = name, start
+        self._rows: deque[Row] = deque(maxlen=limit)  # when full, the oldest gives way
+        self._put = self._taken = 0  # each counted by one thread only, so no lock
+        self._wake = threading.Event()
+        self._finishing = self._dead = False
+        # A daemon: the interpreter does not wait for a tracker that hangs.
+        self._thread = threading.Thread(target=self._work, name=f"track-{name}", daemon=True)
+        self._thread.start()
+
+    def put(self, row: Row) -> None:
+        if not self._dead:
+            self._rows.append(row)
+            self._put += 1
+            self._wake.set()
+
+    def finish(self) -> None:
+        self._finishing = True
+        self._wake.set()
+
+    def join(self, seconds: float, timeout: float) -> None:
+        self._thread.join(seconds)
+        lost = self._put - self._taken - len(self._rows)
+        if self._thread.is_alive():
+            left = f" with {len(self._rows)} rows to go" if self._rows else ""
+            self._say(f"has not finished in {timeout:.0f} s{left}; left behind")
+        elif lost and not self._dead:
+            self._say(f"was too slow for {lost} of {self._put} rows; metrics.jsonl has them all")
+        self._dead = True
+
+    def _work(self) -> None:
+        try:
+            backend = self._start()
+            finishing = False
+            while not finishing:
+                self._wake.wait()
+                self._wake.clear()
+                finishing = self._finishing  # before the rows: none may come after the last look
+                while self._rows:
+                    row = self._rows.popleft()
+                    backend.log(row["step"], _numbers(row))
+                    self._taken += 1
+            backend.close()
+        except BaseException as error:  # wandb has been known to call sys.exit
+            if not self._dead:
+                self._say(f"is off: {_one_line(error)}")
+            self._dead = True
+            self._rows.clear()
+
+    def _say(self, what: str) -> None:
+        _warn(f"{self._name} {what}")
+
+
+class _Wandb:
+    """A wandb run inside RUN/wandb. Nothing of wandb is imported before, nor in another thread."""
+
+    def __init__(self, run: Path, mode: str, options: dict[str, Any]) -> None:
+        folder = run / "wandb"
+        folder.mkdir(parents=True, exist_ok=True)
+        # wandb reads these when it starts its service; what the user has set stands.
+        os.environ.setdefault("WANDB_SILENT", "true")  # its banners would tear the progress line
+        for name in ("cache", "data"):
+            os.environ.setdefault(f"WANDB_{name.upper()}_DIR", str(folder / name))
+        wandb = importlib.import_module("wandb")
+        wanted = {
+            "console": "off",  # it would replace stdout and stderr of the training process
+            "silent": True,
+            "save_code": False,
+            "init_timeout": _PATIENCE,
+            "finish_timeout": _PATIENCE,
+        }
+        known = {k: v for k, v in wanted.items() if k in wandb.Settings.model_fields}
+
+        def start(mode: str) -> Any:
+            settings = wandb.Settings(**known)
+            return wandb.init(
+                id=_wandb_id(run), resume="allow", mode=mode, dir=run, settings=settings, **options
+            )
+
+        try:
+            self._run = start(mode)
+        except Exception as error:
+            if mode == "offline":
+                raise
+            # Compute nodes often reach no network: keep the run, `wandb sync` sends it later.
+            _warn(f"wandb goes on offline, in {folder}: {_one_line(error)}")
+            self._run = start("offline")
+        # A step of ours, not wandb's own, which refuses rows that go back: a resumed run does.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._run.log({"step": step, **values})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Board:
+    """TensorBoard's event files in RUN/tensorboard."""
+
+    def __init__(self, run: Path, resumed_step: int | None) -> None:
+        try:
+            writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+        except ImportError as error:
+            raise RuntimeError("not installed; pip install 'lensdist[tensorboard]'") from error
+        purge = None if resumed_step is None else resumed_step + 1
+        self._writer = writer(str(run / "tensorboard"), purge_step=purge)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _numbers(row: Row) -> dict[str, float]:
+    """What can be drawn: `{"kind": "train", "loss": 1.0}` gives `{"train/loss": 1.0}`."""
+    return {
+        f"{row['kind']}/{name}": value
+        for name, value in row.items()
+        if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
+def _resolve(mode: Mode) -> Mode:
+    if mode == "auto" and os.environ.get("WANDB_MODE") == "disabled":
+        return "off"
+    if mode == "auto":
+        mode = "offline" if os.environ.get("WANDB_MODE") == "offline" else "online"
+        return mode if _has_key() else "offline"
+    if mode == "online" and not _has_key():
+        # wandb would ask for it on the terminal, and wait for an answer that never comes.
+        _warn("wandb has no key (WANDB_API_KEY or ~/.netrc), so it goes on offline")
+        return "offline"
+    return mode
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "")).netloc
+    with contextlib.suppress(OSError, netrc.NetrcParseError, RuntimeError):
+        file = Path(os.environ.get("NETRC") or Path.home() / ".netrc").expanduser()
+        hosts = netrc.netrc(file).hosts
+        return any(host in hosts for host in ((server,) if server else _HOSTS))
+    return False
+
+
+def _wandb_id(run: Path) -> str:
+    """The run's id from RUN/track.json, made on first use."""
+    path = run / "track.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(path.read_text())["wandb_id"]
+        if isinstance(known, str) and known:
+            return known
+    made = uuid.uuid4().hex[:12]
+    write_atomic(path, to_json({"wandb_id": made}) + "\n")
+    return made
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _warn(text: str) -> None:
+    # One write, so that lines of several threads do not mix; a closed stderr stops nobody.
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"lensdist: {text}\n")
