@@ -50,10 +50,10 @@ def classification(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict
         names: the K classes, in the order of the logits.
 
     Returns:
-        `n`; `labels` (the names); `accuracy`; `auc` (one class against the rest, mean over the
-        classes that can be scored) and `auc_per_class`; `ece`, the top-label expected calibration
-        error in 15 equal bins (Guo et al. 2017, arXiv:1706.04599); `nll`, mean -log p of the true
-        class in nats; `brier`, mean over samples of sum_k (p_k - y_k)², 0 to 2 (Brier 1950);
+        `n`; `labels` (the names); `accuracy`; `auc_per_class` (against the rest) and
+        `auc_macro`, its mean over the classes that can be scored; `ece`, the top-label expected
+        calibration error in 15 equal bins (Guo et al. 2017, arXiv:1706.04599); `nll`, mean -log p
+        of the true class in nats; `brier`, mean of sum_k (p_k - y_k)², 0 to 2 (Brier 1950);
         `confusion` (K rows of truth, K columns of prediction). A tie goes to the first class.
 
     Raises:
@@ -71,7 +71,7 @@ def classification(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict
         "n": len(y),
         "labels": list(names),
         "accuracy": confusion.diagonal().sum().item() / len(y),
-        "auc": sum(present) / len(present) if present else math.nan,
+        "auc_macro": sum(present) / len(present) if present else math.nan,
         "auc_per_class": aucs,
         "ece": _calibration_error(z, y),
         "nll": -log_p.gather(1, y[:, None]).mean().item(),
@@ -83,7 +83,7 @@ def classification(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict
 def intervals(
     logits: Tensor, labels: Tensor, *, seed: int = 0, resamples: int = 1000
 ) -> dict[str, list[float]]:
-    """95 % intervals `accuracy_ci` and `auc_ci`, each [low, high].
+    """95 % intervals `accuracy_ci` and `auc_macro_ci`, each [low, high].
 
     Accuracy is a proportion, so its interval is Wilson's, which keeps a width at 100 %; the
     bootstrap's has none there. Macro AUC is bootstrapped over samples; where every resample
@@ -99,7 +99,7 @@ def intervals(
     truth = torch.nn.functional.one_hot(y, z.shape[1]).T.bool()
     return {
         "accuracy_ci": wilson(int((z.argmax(dim=1) == y).sum()), len(y)),
-        "auc_ci": auc_interval(_ranks(z), truth, seed=seed, resamples=resamples),
+        "auc_macro_ci": auc_interval(_ranks(z), truth, seed=seed, resamples=resamples),
     }
 
 
@@ -112,8 +112,8 @@ def reconstruction(mse: Tensor, data_range: float | Tensor) -> dict[str, Any]:
 
     Returns:
         `n`; `mse`, the mean; `psnr`, the mean over images of 10 log10(range² / mse) in dB, with
-        `psnr_std` and `psnr_ci` (normal, 95 %). Images without any error have no finite PSNR:
-        they are counted in `exact` and left out of it.
+        `psnr_std` and `psnr_ci` (normal, 95 %). An image without any error, or a blank one
+        without a range, has no finite PSNR: `no_psnr` counts them, and `psnr` leaves them out.
 
     Raises:
         RunError: no image, or an error that is not finite or negative.
@@ -121,11 +121,11 @@ def reconstruction(mse: Tensor, data_range: float | Tensor) -> dict[str, Any]:
     """
     e = mse.detach().cpu().double()
     span = torch.as_tensor(data_range, dtype=torch.float64)
-    if e.ndim != 1 or (span.ndim and span.shape != e.shape) or not (span > 0).all():
-        raise ValueError(f"needs mse (N,) and a positive data range: {e.shape}, {span.shape}")
+    if e.ndim != 1 or (span.ndim and span.shape != e.shape) or not (span >= 0).all():
+        raise ValueError(f"needs mse (N,) and a data range >= 0: {e.shape}, {span.shape}")
     if len(e) == 0 or not (e.isfinite() & (e >= 0)).all():
         raise RunError(f"the squared errors of {len(e)} images must be there, finite and >= 0")
-    psnr = (10 * torch.log10(span.square() / e))[e > 0]
+    psnr = (10 * torch.log10(span.square() / e))[(e > 0) & (span > 0)]
     mean = psnr.mean().item()
     std = psnr.std().item() if len(psnr) > 1 else math.nan
     half = Z95 * std / math.sqrt(max(len(psnr), 1))
@@ -135,7 +135,7 @@ def reconstruction(mse: Tensor, data_range: float | Tensor) -> dict[str, Any]:
         "psnr": mean,
         "psnr_std": std,
         "psnr_ci": [mean - half, mean + half],
-        "exact": len(e) - len(psnr),
+        "no_psnr": len(e) - len(psnr),
     }
 
 

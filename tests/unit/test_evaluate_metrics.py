@@ -34,7 +34,7 @@ def test_classification_agrees_with_sklearn(rounded: bool) -> None:
     assert got["accuracy"] == pytest.approx(sk.accuracy_score(y, p.argmax(1)), abs=1e-12)
     aucs = [sk.roc_auc_score(hot[:, k], q[:, k]) for k in range(3)]
     assert got["auc_per_class"] == pytest.approx(aucs, abs=1e-7)
-    assert got["auc"] == pytest.approx(np.mean(aucs), abs=1e-7)
+    assert got["auc_macro"] == pytest.approx(np.mean(aucs), abs=1e-7)
     assert got["nll"] == pytest.approx(sk.log_loss(y, p), abs=1e-9)
     assert got["brier"] == pytest.approx(((p - hot) ** 2).sum(1).mean(), abs=1e-9)
     assert got["confusion"] == sk.confusion_matrix(y, p.argmax(1)).tolist()
@@ -55,9 +55,9 @@ def test_calibration_error_is_that_of_the_diagram() -> None:
 def test_a_confident_model_keeps_its_auc() -> None:
     """Probabilities that all round to 1 still have an order."""
     z, y = made(2000)
-    tempered = metrics.classification(z, y, NAMES)["auc"]
-    binary = metrics.classification(z[:, :2], y.clamp(max=1), NAMES[:2])["auc"]
-    sharp = metrics.classification(1e4 * z[:, :2], y.clamp(max=1), NAMES[:2])["auc"]
+    tempered = metrics.classification(z, y, NAMES)["auc_macro"]
+    binary = metrics.classification(z[:, :2], y.clamp(max=1), NAMES[:2])["auc_macro"]
+    sharp = metrics.classification(1e4 * z[:, :2], y.clamp(max=1), NAMES[:2])["auc_macro"]
     assert sharp == pytest.approx(binary, abs=1e-12)
     assert 0.5 < tempered < 1
 
@@ -66,7 +66,7 @@ def test_order_of_samples_does_not_matter() -> None:
     z, y = made(500)
     order = torch.randperm(500)
     a, b = metrics.classification(z, y, NAMES), metrics.classification(z[order], y[order], NAMES)
-    for key in ("accuracy", "auc", "nll", "brier", "ece"):
+    for key in ("accuracy", "auc_macro", "nll", "brier", "ece"):
         assert a[key] == pytest.approx(b[key], rel=1e-12)
 
 
@@ -75,28 +75,28 @@ def test_a_missing_class_is_null_and_left_out_of_the_mean() -> None:
     y = y.clamp(max=1)
     got = metrics.classification(z, y, NAMES)
     assert math.isnan(got["auc_per_class"][2])
-    assert got["auc"] == pytest.approx(sum(got["auc_per_class"][:2]) / 2)
+    assert got["auc_macro"] == pytest.approx(sum(got["auc_per_class"][:2]) / 2)
     assert json.loads(metrics.to_json(got))["auc_per_class"][2] is None
-    low, high = metrics.intervals(z, y, resamples=50)["auc_ci"]
-    assert low < got["auc"] < high
+    low, high = metrics.intervals(z, y, resamples=50)["auc_macro_ci"]
+    assert low < got["auc_macro"] < high
     assert metrics.roc_curves(z, y, NAMES)["axion"] == {"fpr": [], "tpr": []}
 
 
 def test_one_sample() -> None:
     got = metrics.classification(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([1]), NAMES)
     assert got["accuracy"] == 1.0
-    assert math.isnan(got["auc"])
+    assert math.isnan(got["auc_macro"])
     ci = metrics.intervals(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([1]), resamples=10)
     assert ci["accuracy_ci"][0] < 0.3
-    assert all(map(math.isnan, ci["auc_ci"]))
+    assert all(map(math.isnan, ci["auc_macro_ci"]))
 
 
 def test_equal_logits_are_chance() -> None:
     got = metrics.classification(torch.zeros(9, 3), torch.arange(9) % 3, NAMES)
-    assert got["auc"] == 0.5
+    assert got["auc_macro"] == 0.5
     assert got["accuracy"] == pytest.approx(1 / 3)
     assert got["ece"] == pytest.approx(0, abs=1e-12)
-    assert metrics.intervals(torch.zeros(9, 3), torch.arange(9) % 3)["auc_ci"] == [0.5, 0.5]
+    assert metrics.intervals(torch.zeros(9, 3), torch.arange(9) % 3)["auc_macro_ci"] == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -133,7 +133,7 @@ def test_intervals_are_keyed_and_of_the_right_width() -> None:
     for _ in range(400):  # the bootstrap as a textbook writes it
         i = g.integers(0, 400, 400)
         aucs.append(np.mean([sk.roc_auc_score(hot[i, k], p[i, k]) for k in range(3)]))
-    assert got["auc_ci"] == pytest.approx(np.percentile(aucs, [2.5, 97.5]), abs=0.006)
+    assert got["auc_macro_ci"] == pytest.approx(np.percentile(aucs, [2.5, 97.5]), abs=0.006)
 
 
 def test_intervals_cover_what_they_should() -> None:
@@ -142,7 +142,7 @@ def test_intervals_cover_what_they_should() -> None:
     for seed in range(100):
         z, y = made(150, classes=2, skill=0, seed=seed)
         z[:, 1] = z[:, 0] + torch.randn(150, generator=torch.Generator().manual_seed(seed)) + y
-        low, high = metrics.intervals(z.double(), y, resamples=200)["auc_ci"]
+        low, high = metrics.intervals(z.double(), y, resamples=200)["auc_macro_ci"]
         inside += low <= truth <= high
     assert 88 <= inside <= 99
 
@@ -192,7 +192,9 @@ def test_reconstruction() -> None:
     assert got["psnr_ci"][0] < 30 < got["psnr_ci"][1]
     assert metrics.reconstruction(mse, torch.tensor([1.0, 10.0]))["psnr"] == pytest.approx(40)
     exact = metrics.reconstruction(torch.tensor([0.0, 1e-2]), 1.0)
-    assert (exact["psnr"], exact["exact"]) == (pytest.approx(20), 1)
+    assert (exact["psnr"], exact["no_psnr"]) == (pytest.approx(20), 1)
+    blank = metrics.reconstruction(mse, torch.tensor([0.0, 1.0]))
+    assert (blank["psnr"], blank["no_psnr"]) == (pytest.approx(20), 1)
     assert json.loads(metrics.to_json(metrics.reconstruction(torch.zeros(2), 1.0)))["psnr"] is None
 
 
@@ -213,7 +215,7 @@ def test_reconstruction_agrees_with_torchmetrics() -> None:
         (torch.zeros(0), 1.0, RunError),
         (torch.tensor([math.nan]), 1.0, RunError),
         (torch.tensor([-1.0]), 1.0, RunError),
-        (torch.zeros(2), 0.0, ValueError),
+        (torch.zeros(2), -1.0, ValueError),
         (torch.zeros(2), torch.ones(3), ValueError),
         (torch.zeros(2, 2), 1.0, ValueError),
     ],
