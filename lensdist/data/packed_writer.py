@@ -9,10 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -20,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from lensdist.data.columns import Column, fsync
+from lensdist.data.columns import Column
 from lensdist.data.manifest import (
     FILES,
     MANIFEST,
@@ -35,6 +32,7 @@ from lensdist.data.manifest import (
 )
 from lensdist.data.quarantine import Report
 from lensdist.data.splits import SPLITS, TRAIN, UNDECIDED, assign_splits, content_digest
+from lensdist.data.staging import Staging
 from lensdist.data.statistics import image_moments, join_moments
 from lensdist.errors import UserError
 from lensdist.files import to_json
@@ -73,13 +71,8 @@ class PackedWriter:
     ) -> None:
         if kind == "classify" and not labels:
             raise ValueError("kind='classify' needs labels")
-        self.dest = Path(dest).resolve()  # a link to an empty folder is filled, not replaced
-        check_free(self.dest)
-        self._folder = self.dest.with_name(f".{self.dest.name}.{secrets.token_hex(4)}.partial")
-        try:
-            self._folder.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"cannot write beside {self.dest}: {error.strerror}") from error
+        self._staging = Staging(dest)
+        self._folder = self._staging.folder
         self.report = Report()
         """Written to `report.json` by `finish`."""
         self._kind: Kind = kind
@@ -221,12 +214,8 @@ class PackedWriter:
             bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
             if bad.any():
                 raise ValueError(f"{names[int(bad.argmax())]}: {key} hold NaN or infinity")
-            scaled = self._dtype == "float32" or key == "weights"
-            if not scaled and (values.min() < 0 or values.max() > 1):
-                raise UserError(
-                    "float16 is for images scaled to 0..1 only (raw images lose their faint "
-                    f"pixels in it), and {names[0]} or one after it is not: use --dtype float32"
-                )
+            if key != "weights":
+                check_scaled(self._dtype, values.min(), values.max(), names[0])
 
     def finish(self) -> Manifest:
         """Decide the splits, write the manifest and give the folder its name.
@@ -236,7 +225,7 @@ class PackedWriter:
             OSError: the disk is full.
         """
         if not self._count:
-            raise UserError(f"no sample was given to pack into {self.dest}")
+            raise UserError(f"no sample was given to pack into {self._staging.dest}")
         label = np.concatenate(self._label)
         split = assign_splits(self._contents, label, self._seed, np.concatenate(self._supplied))
         mass = np.concatenate(self._mass)
@@ -251,12 +240,7 @@ class PackedWriter:
         manifest = self._manifest(label, split)
         manifest = manifest.model_copy(update={"fingerprint": manifest.hash()})
         (self._folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
-        for path in self._folder.iterdir():
-            fsync(path)
-        fsync(self._folder)
-        check_free(self.dest)
-        self._folder.rename(self.dest)
-        fsync(self.dest.parent)
+        self._staging.publish()
         return manifest
 
     def _manifest(self, label: Array, split: Array) -> Manifest:
@@ -299,16 +283,17 @@ class PackedWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)  # after `finish` it has another name
+        self._staging.discard()  # nothing is there after `finish`
 
 
-def check_free(dest: Path) -> None:
-    """Refuse a destination that holds anything.
+def check_scaled(dtype: DType, low: float, high: float, name: str) -> None:
+    """Refuse float16 for images that it would damage.
 
     Raises:
-        UserError: `dest` is a file, or a folder with something in it.
+        UserError: the dtype is float16 and the pixels run from below 0 or to above 1.
     """
-    if dest.is_dir() and not any(dest.iterdir()):
-        return
-    if os.path.lexists(dest):
-        raise UserError(f"{dest} exists already: choose another destination, or remove it first")
+    if dtype == "float16" and (low < 0 or high > 1):
+        raise UserError(
+            "float16 is for images scaled to 0..1 (raw images lose their faint pixels in it), and "
+            f"{name} runs from {low:g} to {high:g}: use --dtype float32"
+        )

@@ -31,8 +31,10 @@ class Report:
 
     def top_reasons(self, n: int = 3) -> str:
         """The commonest reasons with an example each, for an error message."""
-        by_reason = Counter(self.quarantined.values())
-        example = {reason: name for name, reason in reversed(self.quarantined.items())}
+        # What follows a colon is about one file only.
+        reasons = {name: reason.split(": ")[0] for name, reason in self.quarantined.items()}
+        by_reason = Counter(reasons.values())
+        example = {reason: name for name, reason in reversed(reasons.items())}
         return "; ".join(
             f"{count} x {reason} (e.g. {example[reason]})"
             for reason, count in by_reason.most_common(n)

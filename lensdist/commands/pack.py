@@ -1,0 +1,128 @@
+"""`lensdist pack SRC DEST`: a folder of image files becomes one memory-mapped set."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+
+EPILOG = """examples:
+  lensdist pack dataset/ packed/common                  # {train,val}/{no,sphere,vort}/*.npy
+  lensdist pack Dataset/ packed/vi_a --pixel-scale 0.101 --psf-fwhm 0.16 --zero-point 24
+  lensdist pack Dataset/ packed/vi_b                    # {HR,LR}/sample<N>.npy
+  lensdist pack stamps/ packed/survey --layout images   # FITS stamps without labels
+
+DEST/report.json names every file that was left out, and why.
+"""
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError("a fraction from 0 to 1")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("a number above 0")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `lensdist pack`."""
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("src", help="folder of .npy, .npz or FITS images")
+    parser.add_argument("dest", help="folder to make; must not exist, or be empty")
+    parser.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="float16 halves the set, for images scaled to 0..1 only (default: float32)",
+    )
+    parser.add_argument(
+        "--max-bad",
+        type=_fraction,
+        default=0.01,
+        help="fraction of bad files that is tolerated (default: 0.01)",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=("auto", "classes", "pairs", "images"),
+        default="auto",
+        help="class folders, HR/LR pairs, or images without labels (default: auto)",
+    )
+    parser.add_argument("--labels", help="class folders in label order, as a,b,c")
+    parser.add_argument("--pixel-scale", type=_positive, help="arcsec a pixel")
+    parser.add_argument("--psf-fwhm", type=_positive, help="full width at half maximum, arcsec")
+    parser.add_argument("--zero-point", type=float, help="magnitude of one image unit")
+    parser.add_argument("--jobs", type=int, help="processes that read (default: up to 4)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pack, and say what came of it.
+
+    Raises:
+        UserError, RunError: see `lensdist.data.pack.pack`.
+    """
+    import os
+    from pathlib import Path
+
+    from lensdist.data.manifest import REPORT
+    from lensdist.data.pack import pack
+    from lensdist.data.staging import leftovers
+    from lensdist.errors import EXIT_DONE
+
+    started = time.monotonic()
+    manifest, report = pack(
+        args.src,
+        args.dest,
+        seed=args.seed,
+        dtype=args.dtype,
+        max_bad=args.max_bad,
+        layout=args.layout,
+        labels=args.labels.split(",") if args.labels else None,
+        pixel_scale_arcsec=args.pixel_scale,
+        psf_fwhm_arcsec=args.psf_fwhm,
+        zero_point_mag=args.zero_point,
+        jobs=args.jobs or min(4, os.cpu_count() or 1),
+        progress=_progress() if sys.stderr.isatty() else None,
+    )
+    shape = "x".join(map(str, manifest.image_shape))
+    size = sum(file.bytes for file in manifest.files.values()) / 1e6
+    print(f"{args.dest}: {manifest.count} images of {shape} {manifest.dtype}, {size:,.1f} MB")
+    width = max(map(len, manifest.counts["train"]), default=0)
+    print(" " * (width + 2) + "".join(f"{split:>9}" for split in manifest.counts))
+    for name in manifest.counts["train"]:
+        numbers = (of[name] for of in manifest.counts.values())
+        print(f"  {name:<{width}}" + "".join(f"{n:9d}" for n in numbers))
+    for why, n in sorted(report.skipped.items()):
+        print(f"skipped {n} ({why})")
+    if report.quarantined:
+        print(f"quarantined {len(report.quarantined)}: {report.top_reasons()}")
+        print(f"  all of them: {Path(args.dest) / REPORT}")
+    for note in report.notes:
+        print(f"note: {note}")
+    for folder in leftovers(Path(args.dest)):
+        print(f"note: {folder} is what an interrupted pack left; remove it")
+    seconds = time.monotonic() - started
+    print(f"{seconds:.1f} s, {manifest.count / seconds:,.0f} images/s")
+    return EXIT_DONE
+
+
+def _progress() -> Callable[[str, int, int], None]:
+    last = 0.0
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > 0.2 or done == total:
+            last = now
+            end = "\n" if done == total else ""
+            print(f"\r{what} {done:,} of {total:,}", end=end, file=sys.stderr, flush=True)
+
+    return show

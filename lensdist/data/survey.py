@@ -1,0 +1,131 @@
+"""What a look at every file finds, and the decisions made on all of it together (torch-free)."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from lensdist.data.layouts import Entry, Listing
+from lensdist.data.quarantine import BadFile, Report
+from lensdist.data.readers import Reading, parse, read_bytes
+from lensdist.data.splits import content_digest
+from lensdist.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the first pass keeps of a good sample."""
+
+    sha256: str
+    """Of the file; of a pair, of both files' hashes."""
+    content: bytes
+    shapes: tuple[tuple[int, ...], ...]
+    """(C, H, W) of the image and, of a pair, of its target."""
+    low: float
+    high: float
+    pixel_scale_arcsec: float | None
+    zero_point_mag: float | None
+
+
+def read_all(root: Path, entry: Entry) -> tuple[str, list[Reading]]:
+    """The SHA-256 and the readings of an entry's file or, of a pair, of LR and HR."""
+    hashes, readings = [], []
+    for name in (entry.name,) if entry.target is None else (entry.name, entry.target):
+        try:
+            data = read_bytes(root / name)
+            hashes.append(hashlib.sha256(data).hexdigest())
+            readings.append(parse(data, Path(name).suffix))
+        except BadFile as error:
+            raise BadFile(f"its HR partner cannot be used: {error}" if name == entry.target else error) from error
+    if len(hashes) > 1:
+        hashes = [hashlib.sha256("".join(hashes).encode()).hexdigest()]
+    return hashes[0], readings
+
+
+def survey_files(root: Path, entries: list[Entry]) -> list[Survey | str]:
+    out: list[Survey | str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # astropy warns of every odd header card
+        for entry in entries:
+            try:
+                sha256, readings = read_all(root, entry)
+            except BadFile as error:
+                out.append(str(error))
+                continue
+            images = [reading.image for reading in readings]
+            out.append(
+                Survey(
+                    sha256,
+                    content_digest(*images),
+                    tuple(image.shape for image in images),
+                    min(float(image.min()) for image in images),
+                    max(float(image.max()) for image in images),
+                    readings[0].pixel_scale_arcsec,
+                    readings[0].zero_point_mag,
+                )
+            )
+    return out
+
+
+def same_shape(surveys: dict[Entry, Survey], report: Report) -> dict[Entry, Survey]:
+    """Quarantine what is not of the commonest shape."""
+    shapes = Counter(survey.shapes for survey in surveys.values())
+    common = max(shapes, key=lambda shape: (shapes[shape], shape), default=())
+    for entry, survey in surveys.items():
+        if survey.shapes != common:
+            report.refuse(
+                entry.name, f"its shape {_text(survey.shapes)} is not the set's {_text(common)}"
+            )
+    if len(common) > 1 and any(big % small for small, big in zip(*common, strict=True)):
+        raise UserError(f"HR is not a whole multiple of LR: {_text(common)}")
+    return {entry: s for entry, s in surveys.items() if s.shapes == common}
+
+
+def _text(shapes: tuple[tuple[int, ...], ...]) -> str:
+    return " -> ".join("x".join(map(str, shape)) for shape in shapes)
+
+
+def without_duplicates(surveys: dict[Entry, Survey], report: Report) -> dict[Entry, Survey]:
+    """Keep one of each content: the test split's first, so that a set never tests on its train."""
+    copies: defaultdict[bytes, list[Entry]] = defaultdict(list)
+    for entry, survey in surveys.items():
+        copies[survey.content].append(entry)
+    priority = ("test", "val", "train", None)
+    for entries in copies.values():
+        entries.sort(key=lambda entry: priority.index(entry.split))  # stable: first file wins
+        if len({entry.label for entry in entries}) > 1:
+            for entry in entries:
+                other = next(e for e in entries if e.label != entry.label)
+                report.refuse(entry.name, f"the same image has another label: {other.name}")
+        else:
+            for entry in entries[1:]:
+                report.refuse(entry.name, f"it is an exact copy of another file: {entries[0].name}")
+    return {e: s for e, s in surveys.items() if e.name not in report.quarantined}
+
+
+def check_classes(listing: Listing, good: dict[Entry, Survey], report: Report) -> None:
+    for split in sorted({entry.split for entry in listing.entries}, key=str):
+        for number, name in enumerate(listing.labels):
+            left = sum(e.label == number and e.split == split for e in good)
+            if not left:
+                where = f" of the {split} split" if split else ""
+                raise UserError(
+                    f"class {name!r}{where} has no usable image left: {report.top_reasons()}"
+                )
+            if split is None and left < 10:
+                report.notes.append(f"class {name!r} has only {left} images to split")
+
+
+def agreed(what: str, values: list[float | None], report: Report) -> float | None:
+    """What all files say; None, with a note, where they differ by more than a part in 1000."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    low, high = min(known), max(known)
+    if len(known) < len(values) or high - low > 1e-3 * abs(high):
+        report.notes.append(f"the files' {what}s run from {low:g} to {high:g}, or some have none")
+        return None
+    return float(sorted(known)[len(known) // 2])
