@@ -1,0 +1,146 @@
+"""`lensdist simulate`: make images of strong lenses, as files or as a packed set (torch-free)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from lensdist.errors import EXIT_DONE, UserError
+from lensdist.sim.config import FamilyName, LensLight, SimConfig
+
+EXAMPLES = """examples:
+  lensdist simulate --family model_ii --n-per-class 1000 data/model_ii
+  lensdist simulate --family model_ii --n-per-class 30000 --noise euclid --source-mag 22 data/hard
+  lensdist simulate --family common --n-per-class 500 --layout raw --params data/common
+  lensdist simulate --family sr --n-per-class 1000 --seed 7 data/pairs
+"""
+
+# Flags named otherwise than the setting they fill, or with a value of another form.
+_OWN_FLAGS = ("family", "classes", "lens_light")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line; a flag for each setting of `SimConfig`."""
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("dest", metavar="DEST", type=Path, help="folder to make; must be new")
+    parser.add_argument(
+        "--family", required=True, choices=get_args(FamilyName), help="what kind of images"
+    )
+    parser.add_argument(
+        "--n-per-class", required=True, type=int, metavar="N", help="images of each class"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="same seed, same images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--layout",
+        choices=("packed", "raw"),
+        default="packed",
+        help="packed: arrays ready to train on, with splits; raw: one .npy an image, in the "
+        "folders that the public sets come in (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--params", action="store_true", help="raw: also write every lens into params.npz"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    images = parser.add_argument_group("what the images show")
+    images.add_argument(
+        "--classes", metavar="A,B", help="only these, with commas (default: all of the family's)"
+    )
+    for name, field in SimConfig.model_fields.items():
+        if name in _OWN_FLAGS:
+            continue
+        default = "" if field.default is None else f" (default: {field.default})"
+        images.add_argument(
+            "--" + name.replace("_", "-"),
+            dest=name,
+            metavar=name.rsplit("_", 1)[-1].upper(),
+            help=f"{field.description}{default}".replace("%", "%%"),
+        )
+    images.add_argument(
+        "--lens-light-mag",
+        metavar="MAG",
+        help="add light of the lens, de Vaucouleurs, of this magnitude (default: none)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Simulate.
+
+    Raises:
+        UserError: a value out of range, or a destination that holds something.
+    """
+    cfg = _config(args)
+    if not 1 <= args.n_per_class <= 10_000_000:
+        raise UserError(f"--n-per-class must be 1 to 10,000,000, not {args.n_per_class}")
+    if not 0 <= args.seed < 2**63:
+        raise UserError(f"--seed must be 0 to 2^63 - 1, not {args.seed}")
+    if args.params and args.layout != "raw":
+        raise UserError("--params goes with --layout raw: a packed set holds images only")
+    _check_device(args.device)
+
+    from lensdist.sim.write import write_packed, write_raw
+
+    common = (args.dest, cfg, args.n_per_class, args.seed, args.device, _progress())
+    if args.layout == "raw":
+        write_raw(*common, params=args.params)
+    else:
+        write_packed(*common)
+    print(f"simulated {args.n_per_class * len(cfg.labels):,} images into {args.dest}")
+    return EXIT_DONE
+
+
+def _config(args: argparse.Namespace) -> SimConfig:
+    values: dict[str, Any] = {"family": args.family}
+    for name in SimConfig.model_fields:
+        if name not in _OWN_FLAGS and getattr(args, name) is not None:
+            values[name] = getattr(args, name)
+    try:
+        if args.classes is not None:
+            values["classes"] = tuple(args.classes.split(","))
+        if args.lens_light_mag is not None:
+            values["lens_light"] = LensLight(magnitude=args.lens_light_mag)
+        return SimConfig(**values)
+    except ValidationError as error:
+        raise UserError(_sentence(error)) from error
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first thing wrong, named by its flag."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    name = {"magnitude": "lens_light_mag"}.get(str(first["loc"][0]), str(first["loc"][0]))
+    return f"--{name.replace('_', '-')} {first['input']}: {message[0].lower()}{message[1:]}"
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        usable = torch.device(device).type == "cpu" or torch.cuda.is_available()
+    except RuntimeError:
+        raise UserError(f"--device {device}: not a device; use cpu or cuda") from None
+    if not usable:
+        raise UserError(f"--device {device}: no such device here; use cpu")
+
+
+def _progress() -> Any:
+    """A line on standard error that keeps count; silent where nobody watches, bar the end."""
+    start = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        if not sys.stderr.isatty() and done < total:
+            return
+        rate = done / max(time.monotonic() - start, 1e-9)
+        end = "\n" if done >= total or not sys.stderr.isatty() else ""
+        print(f"\r{done:,}/{total:,} images, {rate:,.0f}/s", end=end, file=sys.stderr, flush=True)
+
+    return show
