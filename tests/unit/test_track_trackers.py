@@ -45,6 +45,9 @@ class FakeWandb(types.ModuleType):
         self._maybe("log")
         self.logged.append(values)
 
+    def teardown(self) -> None:
+        pass
+
     def finish(self) -> None:
         self._maybe("finish")
         self.finished = True
@@ -136,7 +139,6 @@ def test_an_error_is_one_line_and_the_end_of_the_tracker(
     tracker = Trackers(tmp_path, "offline")
     for step in range(50):
         tracker.log(row(step, loss=1.0))
-        time.sleep(0.001)
     tracker.close()
     out = capsys.readouterr()
     assert out.err.count("\n") == 1
@@ -284,7 +286,7 @@ def test_log_costs_the_training_thread_next_to_nothing(tmp_path: Path, wandb: Fa
         costs.append((time.perf_counter() - began) / 100)
         time.sleep(0.005)
     tracker.close()
-    assert min(costs) < 50e-6
+    assert min(costs) < 10e-6
 
 
 def test_real_wandb_offline_stays_in_the_run(tmp_path: Path) -> None:
