@@ -39,17 +39,18 @@ def _gather(
     out: Batch | None,
     dtype: torch.dtype | None,
 ) -> Batch:
+    # index_select rather than np.take: as fast on one thread, and it uses all that torch has.
     batch: Batch = {}
     for key, tensor in tensors.items():
-        into = out.get(key) if out is not None else None
-        if into is not None and (into.shape[0] != len(rows) or into.dtype != tensor.dtype):
-            into = None
-        if into is None:
-            batch[key] = tensor.index_select(0, rows)
+        wanted = dtype if dtype is not None and key in _PIXELS else tensor.dtype
+        into = (out or {}).get(key)
+        if into is None or into.dtype != wanted or into.shape != (len(rows), *tensor.shape[1:]):
+            into = tensor.index_select(0, rows).to(wanted)
+        elif wanted == tensor.dtype:
+            torch.index_select(tensor, 0, rows, out=into)
         else:
-            batch[key] = torch.index_select(tensor, 0, rows, out=into)
-        if dtype is not None and key in _PIXELS:
-            batch[key] = batch[key].to(dtype)
+            into.copy_(tensor.index_select(0, rows))
+        batch[key] = into
     return batch
 
 
@@ -58,7 +59,7 @@ class Resident:
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], device: torch.device | str) -> None:
         self.device = torch.device(device)
-        self._tensors = {key: tensor.to(self.device) for key, tensor in tensors.items()}
+        self._tensors = {k: tensor.to(self.device, copy=True) for k, tensor in tensors.items()}
 
     def gather(
         self,

@@ -39,13 +39,15 @@ def read_all(root: Path, entry: Entry) -> tuple[str, list[Reading]]:
             hashes.append(hashlib.sha256(data).hexdigest())
             readings.append(parse(data, Path(name).suffix))
         except BadFile as error:
-            raise BadFile(f"its HR partner cannot be used: {error}" if name == entry.target else error) from error
+            whose = "its HR partner cannot be used: " if name == entry.target else ""
+            raise BadFile(f"{whose}{error}") from error
     if len(hashes) > 1:
         hashes = [hashlib.sha256("".join(hashes).encode()).hexdigest()]
     return hashes[0], readings
 
 
 def survey_files(root: Path, entries: list[Entry]) -> list[Survey | str]:
+    """Look at some entries: a `Survey` each, or why it cannot be used."""
     out: list[Survey | str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # astropy warns of every odd header card
