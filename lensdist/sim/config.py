@@ -103,6 +103,8 @@ class SimConfig(Strict):
                 if name not in family.labels:
                     known = ", ".join(family.labels)
                     raise ValueError(f"classes: {self.family} has no {name!r}; it has {known}")
+        if (self.e1 or 0) ** 2 + (self.e2 or 0) ** 2 >= 0.7**2:
+            raise ValueError("e1 and e2 together make e >= 0.7, an edge and no lens: be rounder")
         if family.zero_point is None:
             for key, given in (
                 ("noise: euclid", self.noise == "euclid"),

@@ -113,7 +113,10 @@ def _tensors(family: Family, params: Mapping[str, Any]) -> dict[str, torch.Tenso
     p = {}
     for name in _SHAPES.keys() & params.keys():
         value = params[name]
-        p[name] = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+        try:
+            p[name] = torch.as_tensor(value if isinstance(value, torch.Tensor) else np.array(value))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"params: {name} is not an array of numbers") from error
     device, n = p["source_xy"].device, len(p["source_xy"])
     p = {k: v.to(device) for k, v in p.items()}
     if "kwargs_main" in p and p["kwargs_main"].shape == (5,):  # as the golden files have it
