@@ -1,0 +1,299 @@
+"""Figures of data, training and results, as PNG.
+
+Each function draws into a file and returns its path. Figures are made without pyplot, so they
+need no display, keep no global state and can be drawn from any thread. Colours are Okabe & Ito's,
+which people with any colour vision can tell apart, and lines differ in their dashes as well.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lensdist.evaluate.bootstrap import wilson
+from lensdist.files import write_atomic
+
+Array = npt.NDArray[Any]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
+_MARKS = ("o", "s", "^", "D", "v", "P", "X")
+_GREY = "#767676"
+
+
+def roc(
+    path: Path,
+    curves: Mapping[str, Mapping[str, Sequence[float]]],
+    aucs: Sequence[float],
+    n: int,
+    title: str = "ROC, one class against the rest",
+) -> Path:
+    """ROC curves as `metrics.roc_curves` gives them; good ones also enlarged in an inset."""
+    fig, (ax,) = _figure(1, 4.6, 4.4, f"{title} (n = {n:,})")
+    drawn = [auc for auc, curve in zip(aucs, curves.values(), strict=True) if curve["fpr"]]
+    insets = [ax.inset_axes((0.36, 0.36, 0.58, 0.52))] if drawn and min(drawn) > 0.95 else []
+    for i, ((name, curve), auc) in enumerate(zip(curves.items(), aucs, strict=True)):
+        if not curve["fpr"]:
+            continue
+        for each in (ax, *insets):
+            each.plot(curve["fpr"], curve["tpr"], label=f"{name}  AUC {_auc(auc)}", **_style(i))
+    ax.plot([0, 1], [0, 1], color="#cccccc", lw=0.8, zorder=0)
+    ax.set(xlabel="false positive rate", ylabel="true positive rate")
+    ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    for inset in insets:
+        inset.set(xlim=(-0.001, 0.1), ylim=(0.9, 1.001))
+        inset.tick_params(labelsize=7)
+        for connector in ax.indicate_inset_zoom(inset, edgecolor=_GREY).connectors:
+            connector.set_visible(False)  # they would cross the tick labels
+        inset.set_title("enlarged", fontsize=7, color=_GREY, pad=3)
+    if drawn:
+        ax.legend(loc="lower right", frameon=False, fontsize=8)
+    return _save(fig, path)
+
+
+def confusion(
+    path: Path, matrix: Sequence[Sequence[int]], names: Sequence[str], title: str = "Confusion"
+) -> Path:
+    """Counts and shares of each true class; `matrix` has rows of truth."""
+    counts = np.asarray(matrix)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = 1.6 + 0.9 * len(names)
+    fig, (ax,) = _figure(1, size + 0.6, size, f"{title} (n = {counts.sum():,})")
+    shown = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (i, j), share in np.ndenumerate(shares):
+        colour = "white" if share > 0.6 else "black"
+        text = f"{counts[i, j]:,}\n{share:.1%}"
+        ax.text(j, i, text, ha="center", va="center", color=colour, fontsize=9)
+    ax.set_xticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="predicted class", ylabel="true class")
+    fig.colorbar(shown, ax=ax, label="share of the true class", shrink=0.85)
+    return _save(fig, path)
+
+
+def reliability(
+    path: Path, bins: Mapping[str, Sequence[float]], ece: float, title: str = "Reliability"
+) -> Path:
+    """How often the top label is right, by confidence; `bins` from `metrics.reliability`."""
+    count = np.nan_to_num(np.asarray(bins["count"], float))
+    fig = Figure(figsize=(4.4, 4.8), layout="constrained")
+    fig.suptitle(f"{title} (n = {count.sum():,.0f}, ECE = {ece:.4f})", fontsize=10)
+    ax, low = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    edges = np.linspace(0, 1, len(count) + 1)
+    used = count > 0
+    mean, right = (np.asarray(bins[key], float)[used] for key in ("confidence", "accuracy"))
+    pairs = zip((right * count[used]).round(), count[used], strict=True)
+    error = np.abs(np.array([wilson(int(hits), int(all_)) for hits, all_ in pairs]).T - right)
+    ax.plot([0, 1], [0, 1], color=_GREY, lw=0.8, label="perfectly calibrated")
+    ax.errorbar(
+        mean,
+        right,
+        yerr=error,
+        fmt="o",
+        ms=4,
+        capsize=2,
+        color=COLOURS[0],
+        label="bins, 95 % interval",
+    )
+    ax.set(ylabel="accuracy", xlim=(0, 1), ylim=(-0.02, 1.02))
+    ax.legend(loc="upper left", frameon=False, fontsize=8)
+    low.bar(edges[:-1], count, width=np.diff(edges), align="edge", color=COLOURS[5], ec="white")
+    low.set(xlabel="confidence (probability of the top label)", ylabel="samples", yscale="log")
+    low.set_ylim(bottom=0.7)
+    _tidy(ax, low)
+    return _save(fig, path)
+
+
+def learning_curves(
+    path: Path, rows: Sequence[Mapping[str, Any]], title: str = "Learning curves"
+) -> Path:
+    """Loss, validation scores and learning rate against the step, from rows of metrics.jsonl."""
+    panels: dict[str, list[tuple[str, Array, bool]]] = {}
+    for panel, kind, names in (
+        ("loss", "train", ("loss",)),
+        ("loss", "val", ("loss", "nll", "mse", "mse_masked")),
+        ("validation score", "val", ("accuracy", "auc_macro")),
+        ("PSNR [dB]", "val", ("psnr",)),
+        ("learning rate", "train", ("lr",)),
+    ):
+        for name in names:
+            series = _series(rows, kind, name)
+            if len(series):
+                panels.setdefault(panel, []).append((f"{kind} {name}", series, kind == "val"))
+    fig, axes = _figure(max(len(panels), 1), 3.7, 3.3, title if panels else "no rows yet")
+    resumed = [row["step"] for row in rows if str(row.get("what", "")).startswith("resumed")]
+    for ax, (panel, lines) in zip(axes, panels.items(), strict=False):
+        for i, (name, series, marked) in enumerate(lines):
+            mark = {"marker": _MARKS[i], "ms": 3} if marked else {}
+            ax.plot(*series.T, label=name, **_style(i), **mark)
+        for step in resumed:
+            ax.axvline(step, color=_GREY, lw=0.6, ls=":")
+        values = np.concatenate([series[:, 1] for _, series, _ in lines])
+        if panel == "loss" and values.min() > 0 and values.max() > 20 * values.min():
+            ax.set_yscale("log")
+        ax.set(xlabel="step" + (" (dotted: resumed)" if resumed else ""), ylabel=panel)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if panel == "learning rate":
+            ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+        ax.legend(frameon=False, fontsize=8)
+    return _save(fig, path)
+
+
+def few_label(
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    n: int,
+    title: str = "Accuracy with few labels",
+    chance: float | None = None,
+) -> Path:
+    """Accuracy against labels per class.
+
+    Args:
+        path: of the PNG.
+        rows: `method`, `labels_per_class`, `accuracy` and, for a band, `accuracy_ci` [low, high].
+        n: test images.
+        title: of the figure.
+        chance: accuracy of guessing, drawn as a line.
+    """
+    fig, (ax,) = _figure(1, 5.6, 4.0, f"{title} (test n = {n:,}; bands: 95 %)")
+    for i, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        mine = sorted((r for r in rows if r["method"] == method), key=_labels)
+        x, y = [_labels(row) for row in mine], [row["accuracy"] for row in mine]
+        ax.plot(x, y, label=method, marker=_MARKS[i % 7], ms=4, **_style(i))
+        bands = np.array([r.get("accuracy_ci") or [r["accuracy"]] * 2 for r in mine], float)
+        ax.fill_between(x, *bands.T, color=COLOURS[i % 7], alpha=0.18, lw=0)
+    if chance is not None:
+        ax.axhline(chance, color=_GREY, lw=0.8, ls=":", label="chance")
+    ticks = sorted({_labels(row) for row in rows})
+    ax.set(xscale="log", xlabel="labels per class", ylabel="test accuracy")
+    ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    ax.minorticks_off()
+    ax.legend(frameon=False, fontsize=8)
+    return _save(fig, path)
+
+
+def reconstructions(
+    path: Path,
+    image: Array,
+    hidden: Array,
+    recon: Array,
+    *,
+    unit: str = "scaled 0 to 1",
+    pixel_scale: float | None = None,
+    title: str = "Masked autoencoder",
+) -> Path:
+    """Original, masked, reconstruction and residual, a row for each image.
+
+    Args:
+        path: of the PNG.
+        image: (M, H, W) what the network was to reproduce.
+        hidden: (M, H, W) bool, True where pixels were masked.
+        recon: (M, H, W) what it made of the rest.
+        unit: of the pixel values.
+        pixel_scale: arcsec; draws a bar of 1″.
+        title: of the figure.
+    """
+    m = len(image)
+    fig = Figure(figsize=(7.4, 0.6 + 1.62 * m), layout="constrained")
+    fig.suptitle(f"{title} (n = {m}, pixel values {unit})", fontsize=10)
+    axes = fig.subplots(m, 4, squeeze=False)
+    for row, each, mask, made in zip(axes, image, hidden, recon, strict=True):
+        panels = (each, np.where(mask, np.nan, each), made, made - each)
+        span = {"vmin": float(np.nanmin(panels[0])), "vmax": float(np.nanmax(panels[0]))}
+        reach = float(np.nanmax(np.abs(panels[3]))) or 1.0
+        for ax, panel in zip(row[:3], panels[:3], strict=True):
+            shown = _picture(ax, panel, "inferno", **span)
+        fig.colorbar(shown, ax=row[:3], shrink=0.9, pad=0.01).ax.tick_params(labelsize=7)
+        shown = _picture(row[3], panels[3], "RdBu_r", vmin=-reach, vmax=reach)
+        fig.colorbar(shown, ax=row[3], shrink=0.9, pad=0.02).ax.tick_params(labelsize=7)
+    for ax, head in zip(axes[0], ("original", "masked", "reconstruction", "residual"), strict=True):
+        ax.set_title(head, fontsize=9)
+    _scale_bar(axes[0][0], image.shape[-1], pixel_scale)
+    return _save(fig, path)
+
+
+def sample_grid(
+    path: Path,
+    images: Mapping[str, Array],
+    *,
+    unit: str = "each image to its own range",
+    pixel_scale: float | None = None,
+    title: str = "Samples",
+) -> Path:
+    """Some images of each class, (M, H, W) by name, a row for each class."""
+    columns = max(len(each) for each in images.values())
+    wide = max(0.5 + 1.3 * columns, 4.0)  # room for the title
+    fig = Figure(figsize=(wide, 0.5 + 1.3 * len(images)), layout="constrained")
+    fig.suptitle(f"{title} (n = {sum(map(len, images.values()))}, {unit})", fontsize=10)
+    axes = fig.subplots(len(images), columns, squeeze=False)
+    for row, (name, each) in zip(axes, images.items(), strict=True):
+        for ax in row[len(each) :]:
+            ax.set_axis_off()
+        for ax, image in zip(row, each, strict=False):
+            _picture(ax, image, "inferno")
+        row[0].set_ylabel(name, fontsize=9)
+    _scale_bar(axes[0][0], next(iter(images.values())).shape[-1], pixel_scale)
+    return _save(fig, path)
+
+
+def _figure(panels: int, width: float, height: float, title: str) -> tuple[Figure, list[Any]]:
+    fig = Figure(figsize=(width * panels, height), layout="constrained")
+    fig.suptitle(title, fontsize=10)
+    axes = list(fig.subplots(1, panels, squeeze=False)[0])
+    _tidy(*axes)
+    return fig, axes
+
+
+def _tidy(*axes: Any) -> None:
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+
+
+def _style(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % 7], "ls": _DASHES[i % 7], "lw": 1.5}
+
+
+def _picture(ax: Any, image: Array, colours: str, **span: float) -> Any:
+    ax.set(xticks=[], yticks=[])
+    cmap = colormaps[colours].with_extremes(bad="#9a9a9a")  # what is masked
+    return ax.imshow(image, cmap=cmap, origin="lower", interpolation="nearest", **span)
+
+
+def _scale_bar(ax: Any, width: int, pixel_scale: float | None) -> None:
+    if pixel_scale:
+        left, up = 0.06 * width, 0.08 * width
+        ax.plot([left, left + 1 / pixel_scale], [up, up], color="white", lw=2)
+        ax.text(left, up * 1.4, "1″", color="white", fontsize=8, va="bottom")
+
+
+def _auc(value: float) -> str:
+    """Enough digits that only a perfect AUC reads 1."""
+    return f"{value:.4f}" if value < 0.9999 or value == 1 else f"{value:.6f}"
+
+
+def _labels(row: Mapping[str, Any]) -> int:
+    return int(row["labels_per_class"])
+
+
+def _series(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> Array:
+    """(T, 2) of step and value, without the rows that lack it."""
+    found = [
+        (r["step"], r[name]) for r in rows if r.get("kind") == kind and r.get(name) is not None
+    ]
+    return np.asarray(found, float).reshape(-1, 2)
+
+
+def _save(fig: Figure, path: Path) -> Path:
+    data = io.BytesIO()
+    FigureCanvasAgg(fig).print_figure(data, format="png", dpi=150, metadata={"Software": None})
+    return write_atomic(path, data.getvalue())

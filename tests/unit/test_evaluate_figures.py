@@ -1,0 +1,102 @@
+"""Every figure is drawn, from good results and from degenerate ones."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from lensdist.evaluate import figures, metrics
+from lensdist.files import plain
+
+NAMES = ["no_sub", "cdm", "axion"]
+G = torch.Generator().manual_seed(0)
+LABELS = torch.randint(3, (300,), generator=G)
+NOISE = torch.randn(300, 3, generator=G)
+HOT = torch.nn.functional.one_hot(LABELS, 3)
+
+
+def whole(path: Path) -> None:
+    image = imread(path)
+    assert image.shape[0] > 300
+    assert image.shape[1] > 300
+    assert image[..., :3].std() > 0.01  # something is drawn
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # no temporary file is left
+
+
+@pytest.mark.parametrize("skill", [0.0, 1.0, 10.0])
+@pytest.mark.parametrize("labels", [LABELS, LABELS.clamp(max=1), LABELS * 0])
+def test_classification_figures(tmp_path: Path, skill: float, labels: torch.Tensor) -> None:
+    z = NOISE + skill * HOT
+    scores = metrics.classification(z, labels, NAMES)
+    curves = metrics.roc_curves(z, labels, NAMES)
+    whole(figures.roc(tmp_path / "a" / "roc.png", curves, scores["auc_per_class"], scores["n"]))
+    whole(figures.confusion(tmp_path / "b" / "c.png", scores["confusion"], NAMES))
+    bins = metrics.reliability(z, labels)
+    whole(figures.reliability(tmp_path / "c" / "r.png", bins, scores["ece"]))
+
+
+def test_figures_can_be_drawn_from_what_json_kept(tmp_path: Path) -> None:
+    """A missing class is null in test.json, and its empty bins are too."""
+    z, labels = NOISE + HOT, LABELS.clamp(max=1)
+    scores = plain(metrics.classification(z, labels, NAMES))
+    curves = plain(metrics.roc_curves(z, labels, NAMES))
+    whole(figures.roc(tmp_path / "a" / "roc.png", curves, scores["auc_per_class"], 300))
+    bins = plain(metrics.reliability(z, labels))
+    whole(figures.reliability(tmp_path / "b" / "r.png", bins, scores["ece"]))
+
+
+def test_learning_curves(tmp_path: Path) -> None:
+    rows = [
+        {"step": 1, "kind": "train", "loss": 2.0, "lr": 1e-4},
+        {"step": 2, "kind": "train", "loss": None, "lr": 1e-4, "nonfinite": "loss"},
+        {"step": 2, "kind": "event", "what": "resumed"},
+        {"step": 3, "kind": "train", "loss": 0.01, "lr": 1e-5},
+        {"step": 3, "kind": "val", "accuracy": 0.5, "auc_macro": None, "nll": 1.0},
+    ]
+    whole(figures.learning_curves(tmp_path / "a" / "l.png", rows))
+    whole(figures.learning_curves(tmp_path / "b" / "l.png", rows[:1]))
+    assert figures.learning_curves(tmp_path / "c" / "l.png", []).exists()
+
+
+def test_few_label(tmp_path: Path) -> None:
+    rows = [
+        {"method": method, "labels_per_class": n, "accuracy": 0.5, "accuracy_ci": ci}
+        for method in "abcdefgh"  # more than there are colours
+        for n, ci in ((300, [0.4, 0.6]), (30, None))
+    ]
+    whole(figures.few_label(tmp_path / "f.png", rows, n=900, chance=1 / 3))
+
+
+@pytest.mark.parametrize("m", [1, 3])
+def test_image_panels(tmp_path: Path, m: int) -> None:
+    image = np.random.default_rng(0).random((m, 16, 16))
+    hidden = np.zeros((m, 16, 16), bool)
+    hidden[:, 4:8] = True
+    draw = figures.reconstructions
+    whole(draw(tmp_path / "a" / "r.png", image, hidden, image * 0.9, pixel_scale=0.1))
+    whole(draw(tmp_path / "b" / "r.png", image, hidden, image))  # no residual at all
+    classes = {"no_sub": image, "cdm": image[:1]}
+    whole(figures.sample_grid(tmp_path / "c" / "s.png", classes, pixel_scale=0.05))
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    names, matrix = ["a", "b"], [[1, 0], [0, 1]]
+    first, second = (figures.confusion(tmp_path / name, matrix, names) for name in ("1", "2"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("auc", "text"), [(0.5, "0.5000"), (1.0, "1.0000"), (0.99997, "0.999970"), (0.98, "0.9800")]
+)
+def test_only_a_perfect_auc_reads_one(auc: float, text: str) -> None:
+    assert figures._auc(auc) == text
+
+
+def test_pyplot_stays_out() -> None:
+    """It would choose a window system, and keep every figure alive."""
+    code = "import sys, lensdist.evaluate.figures; assert 'matplotlib.pyplot' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
