@@ -1,0 +1,188 @@
+"""Tables of results: `results.md` for people, `results.json` for programs (torch-free)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lensdist.files import plain, to_json, write_atomic
+from lensdist.track import log
+
+Row = Mapping[str, Any]
+_NONE = "–"
+
+
+def write_results(
+    folder: Path,
+    rows: Sequence[Row],
+    title: str,
+    notes: Sequence[str] = (),
+    figures: Sequence[Path] = (),
+) -> Path:
+    """Write `results.json` with everything, and `results.md` with what fits a table.
+
+    Args:
+        folder: made where it is not there.
+        rows: a model or a setting each; the columns are their keys, in order of appearance. An
+            interval `x_ci` [low, high] stands beside its `x`, whose digits follow its width.
+        title: the heading.
+        notes: what a reader must know to judge the numbers, a bullet each.
+        figures: PNGs, linked relative to `folder`.
+
+    Returns:
+        The path of `results.md`.
+
+    Raises:
+        OSError: as `files.write_atomic`; older results are left whole.
+    """
+    links = [_relative(figure, folder) for figure in figures]
+    everything = {"title": title, "notes": list(notes), "rows": list(rows), "figures": links}
+    parts = [f"# {title}", table(rows)]
+    if notes:
+        parts.append("\n".join(f"- {note}" for note in notes))
+    parts += [f"![{Path(link).stem.replace('_', ' ')}]({link})" for link in links]
+    write_atomic(folder / "results.json", to_json(everything) + "\n")
+    return write_atomic(folder / "results.md", "\n\n".join(parts) + "\n")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table, aligned so that it reads as plain text as well.
+
+    Nested values and columns that are empty in all rows are left out.
+    """
+    columns = [
+        name
+        for name in dict.fromkeys(name for row in rows for name in row)
+        if not _is_interval_of_another(name, rows)
+        and any(row.get(name) is not None for row in rows)
+        and not any(isinstance(row.get(name), (Mapping, list, tuple)) for row in rows)
+    ]
+    if not columns:
+        return "No results."
+    cells = [[_escape(_cell(row, name)) for name in columns] for row in rows]
+    heads = [_escape(name.replace("_", " ")) for name in columns]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    numeric = [not any(isinstance(row.get(name), str) for row in rows) for name in columns]
+
+    def line(texts: Iterable[str]) -> str:
+        padded = (
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(texts, widths, numeric, strict=True)
+        )
+        return f"| {' | '.join(padded)} |"
+
+    rules = (
+        "-" * (width + 1) + (":" if right else "-")
+        for width, right in zip(widths, numeric, strict=True)
+    )
+    return "\n".join([line(heads), f"|{'|'.join(rules)}|", *map(line, cells)])
+
+
+def number(value: float, interval: Sequence[float | None] | None = None) -> str:
+    """A number with the digits that it deserves.
+
+    With an interval: to two digits of half its width, `0.9132 [0.9075, 0.9189]`. Alone: to four
+    digits, more where rounding would turn what is not 1 into 1.
+    """
+    if not math.isfinite(value):
+        return _NONE
+    low, high = interval if interval and len(interval) == 2 else (None, None)
+    if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
+        half = (high - low) / 2
+        digits = min(max(1 - math.floor(math.log10(half)), 0), 6) if half > 0 else 4
+        return f"{value:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    for digits in (4, 6, 8):
+        text = f"{value:#.{digits}g}"
+        if value == 1 or float(text) != 1:
+            break
+    return text.rstrip(".")
+
+
+def collect(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """A row for each run, from `config.yaml`, `eval/test.json` and `COMPLETE.json`.
+
+    What a run lacks, its row lacks; a file that cannot be read is named under `problem`. Speed is
+    the median of the images a second in `metrics.jsonl`.
+    """
+    return [_collect(run) for run in runs]
+
+
+def _collect(run: Path) -> dict[str, Any]:
+    problems: list[str] = []
+    config = _load(run / "config.yaml", problems)
+    test = _load(run / "eval" / "test.json", problems)
+    export = _load(run / "export" / "config.json", problems)
+    done = _load(run / "COMPLETE.json", problems)
+    data = config.get("data")
+    row: dict[str, Any] = {
+        "run": run.name,
+        "task": config.get("task"),
+        "preset": config.get("preset"),
+        "init": export.get("init") or config.get("init"),
+        "labels_per_class": data.get("labels_per_class") if isinstance(data, dict) else None,
+        "seed": config.get("seed"),
+    }
+    scores = test.get("metrics", test)
+    for name, value in scores.items() if isinstance(scores, dict) else ():
+        if name.endswith("_ci") or not isinstance(value, (dict, list)):
+            row.setdefault(name, value)
+    row["steps"] = done.get("steps")
+    row["images_per_s"] = _speed(run / "metrics.jsonl")
+    row["seconds"] = done.get("seconds")
+    row["complete"] = bool(done)
+    row["problem"] = "; ".join(problems) or None
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _load(path: Path, problems: list[str]) -> dict[str, Any]:
+    """A YAML or JSON file that holds a mapping; empty where there is none."""
+    try:
+        text = path.read_text()
+        value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        problems.append(f"{path.name}: {' '.join(str(error).split())[:80]}")
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{path.name}: not a mapping")
+        return {}
+    return value
+
+
+def _speed(path: Path) -> float | None:
+    speeds = [row.get("images_per_s") for row in log.read(path) if row.get("kind") == "train"]
+    known = [speed for speed in speeds if speed]
+    return statistics.median(known) if known else None
+
+
+def _is_interval_of_another(name: str, rows: Sequence[Row]) -> bool:
+    return name.endswith("_ci") and any(name.removesuffix("_ci") in row for row in rows)
+
+
+def _cell(row: Row, name: str) -> str:
+    value = plain(row.get(name))
+    if value is None:
+        return _NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return number(value, plain(row.get(f"{name}_ci")))
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _escape(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
