@@ -7,35 +7,48 @@ import torch
 _TINY = 1e-14  # arcsec2 under every r2: no division by zero, and 1/_TINY is finite in float32
 
 
-def macro_deflection(
-    x: torch.Tensor, y: torch.Tensor, kwargs_main: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Deflection of a singular isothermal ellipsoid at the origin with external shear.
+Pair = tuple[torch.Tensor, torch.Tensor]
 
-    The ellipsoid is Kormann, Schneider & Bartelmann 1994 (A&A 284, 285) in lenstronomy's
-    normalisation: q = (1-e)/(1+e), b = theta_E sqrt(q), f = sqrt(1-q^2), psi^2 = q^2 x^2 + y^2,
-    alpha = b/f (atan(f x/psi), atanh(f y/psi)) in the frame of its axes.
+
+def macro_deflection(
+    x: torch.Tensor, y: torch.Tensor, kwargs_main: torch.Tensor, unit: Pair | None = None
+) -> Pair:
+    """Deflection of a singular isothermal ellipsoid at the origin with external shear.
 
     Args:
         x: (W,) arcsec.
         y: (H,) arcsec.
         kwargs_main: (M, 5) theta_E (arcsec), e1, e2, gamma1, gamma2.
+        unit: what `unit_ellipsoid` made of these ellipticities, where it is known already.
 
     Returns:
         alpha_x, alpha_y: (M, H, W) arcsec.
     """
+    theta_e, e1, e2, g1, g2 = kwargs_main.unbind(1)
+    ux, uy = unit or unit_ellipsoid(x, y, e1, e2)
+    theta_e, g1, g2 = (c[:, None, None] for c in (theta_e, g1, g2))
     x, y = x[None, None, :], y[None, :, None]
-    theta_e, e1, e2, g1, g2 = (c[:, None, None] for c in kwargs_main.unbind(1))
-    # The unit deflection depends on the ellipticity alone: where a batch shares it (all families
-    # do, whatever their radii), work it out once.
-    shared = bool(((e1 == e1[:1]) & (e2 == e2[:1])).all())
-    ux, uy = _unit_ellipsoid(x, y, *((e1[:1], e2[:1]) if shared else (e1, e2)))
     return theta_e * ux + (g1 * x + g2 * y), theta_e * uy + (g2 * x - g1 * y)
 
 
-def _unit_ellipsoid(
-    x: torch.Tensor, y: torch.Tensor, e1: torch.Tensor, e2: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def unit_ellipsoid(x: torch.Tensor, y: torch.Tensor, e1: torch.Tensor, e2: torch.Tensor) -> Pair:
+    """Deflection of a singular isothermal ellipsoid with an Einstein radius of 1.
+
+    Kormann, Schneider & Bartelmann 1994 (A&A 284, 285) in lenstronomy's normalisation:
+    q = (1-e)/(1+e), b = theta_E sqrt(q), f = sqrt(1-q^2), psi^2 = q^2 x^2 + y^2,
+    alpha = b/f (atan(f x/psi), atanh(f y/psi)) in the frame of its axes.
+
+    Args:
+        x: (W,) arcsec.
+        y: (H,) arcsec.
+        e1: (M,) ellipticity along the axes.
+        e2: (M,) ellipticity along the diagonals.
+
+    Returns:
+        alpha_x, alpha_y: (M, H, W).
+    """
+    x, y = x[None, None, :], y[None, :, None]
+    e1, e2 = e1[:, None, None], e2[:, None, None]
     e = torch.hypot(e1, e2).clamp_max(0.9999)
     q = (1 - e) / (1 + e)
     # Both arcs tend to (x, y)/r as f goes to 0; at 1e-4 they are there to 1e-9, without 0/0.
@@ -83,9 +96,7 @@ def point_mass_sums(
     return sums
 
 
-def rod_deflection(
-    x: torch.Tensor, y: torch.Tensor, rod: torch.Tensor, core: float = 1e-5
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rod_deflection(x: torch.Tensor, y: torch.Tensor, rod: torch.Tensor, core: float = 1e-5) -> Pair:
     """Deflection of a uniform thin rod of mass: the limit of a line of many point masses.
 
     In the rod's frame (u along it, half-length h, w^2 = v^2 + core^2), integrating

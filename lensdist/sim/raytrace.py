@@ -11,7 +11,13 @@ import torch
 
 from lensdist.errors import UserError
 from lensdist.sim.config import LensLight
-from lensdist.sim.deflection import macro_deflection, point_mass_sums, rod_deflection
+from lensdist.sim.deflection import (
+    Pair,
+    macro_deflection,
+    point_mass_sums,
+    rod_deflection,
+    unit_ellipsoid,
+)
 from lensdist.sim.families import FAMILIES, Family
 from lensdist.sim.light import blur, exact_matmul, linear_b_n, sersic, sersic_total
 
@@ -60,6 +66,11 @@ def render(
     out = torch.empty(n_images, family.n_pix, family.n_pix, dtype=dtype, device=device)
     with exact_matmul(device):
         unlensed = None if lens_light is None else _lens_light(family, lens_light, x, y)
+        # The unit deflection depends on the ellipticity alone: where the batch shares it (all
+        # families do, whatever their radii), work it out once.
+        e = p["kwargs_main"][:1, 1:3]
+        shared = bool((p["kwargs_main"][:, 1:3] == e).all())
+        unit = unit_ellipsoid(x, y, *e.to(dtype).unbind(1)) if shared else None
         # Images with as many point masses go together, so that a smooth lens never waits for
         # the hundred masses of a vortex.
         counts = p.pop("n_point_masses")
@@ -68,10 +79,10 @@ def render(
             for part in rows.split(max(1, _PIXELS.get(device.type, 2**20) // family.n_pix**2)):
                 chunk = {k: v[part].to(dtype) if len(v) > 1 else v.to(dtype) for k, v in p.items()}
                 masses = chunk.pop("point_mass_thetaE_x_y")[:, :n_masses]
-                light = _lensed_source(family, chunk, masses, x, y)
+                light = _lensed_source(family, chunk, masses, unit, x, y)
                 if unlensed is not None:
                     light += unlensed
-                out[part] = blur(light, family.psf_fwhm / family.pixel_scale)
+                out.index_copy_(0, part, blur(light, family.psf_fwhm / family.pixel_scale))
     return out
 
 
@@ -159,12 +170,13 @@ def _lensed_source(
     family: Family,
     p: dict[str, torch.Tensor],
     masses: torch.Tensor,
+    unit: Pair | None,
     x: torch.Tensor,
     y: torch.Tensor,
 ) -> torch.Tensor:
     """(n, H, W) light of the lensed sources of one chunk, before the blur."""
     scale = family.deflection_scale
-    ax, ay = macro_deflection(x, y, p["kwargs_main"])
+    ax, ay = macro_deflection(x, y, p["kwargs_main"], unit)
     sx, sy = p["source_xy"][:, :, None, None].unbind(1)
     # Place in the source plane, from the source's centre: theta - alpha - source.
     dx = (x - scale * ax) - sx
