@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -177,9 +176,7 @@ def _ordered(
 
 
 def _load(root: Path, entries: list[Entry]) -> list[tuple[str, list[Reading]]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return [read_all(root, entry) for entry in entries]
+    return [read_all(root, entry) for entry in entries]
 
 
 def _add(writer: PackedWriter, entry: Entry, sha256: str, readings: list[Reading]) -> None:

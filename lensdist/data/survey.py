@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,28 +47,24 @@ def read_all(root: Path, entry: Entry) -> tuple[str, list[Reading]]:
 
 def survey_files(root: Path, entries: list[Entry]) -> list[Survey | str]:
     """Look at some entries: a `Survey` each, or why it cannot be used."""
-    out: list[Survey | str] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # astropy warns of every odd header card
-        for entry in entries:
-            try:
-                sha256, readings = read_all(root, entry)
-            except BadFile as error:
-                out.append(str(error))
-                continue
-            images = [reading.image for reading in readings]
-            out.append(
-                Survey(
-                    sha256,
-                    content_digest(*images),
-                    tuple(image.shape for image in images),
-                    min(float(image.min()) for image in images),
-                    max(float(image.max()) for image in images),
-                    readings[0].pixel_scale_arcsec,
-                    readings[0].zero_point_mag,
-                )
-            )
-    return out
+    return [_survey(root, entry) for entry in entries]
+
+
+def _survey(root: Path, entry: Entry) -> Survey | str:
+    try:
+        sha256, readings = read_all(root, entry)
+    except BadFile as error:
+        return str(error)
+    images = [reading.image for reading in readings]
+    return Survey(
+        sha256,
+        content_digest(*images),
+        tuple(image.shape for image in images),
+        min(float(image.min()) for image in images),
+        max(float(image.max()) for image in images),
+        readings[0].pixel_scale_arcsec,
+        readings[0].zero_point_mag,
+    )
 
 
 def same_shape(surveys: dict[Entry, Survey], report: Report) -> dict[Entry, Survey]:
