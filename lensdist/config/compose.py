@@ -1,0 +1,129 @@
+"""Several files and the command line to one tree: `defaults:` below, the file, overrides on top."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path as File
+
+from lensdist.config.nodes import COMMAND_LINE, Node, Problem, dotted, merge, report
+from lensdist.config.reader import UnreadableError, read_file, read_value
+from lensdist.errors import UserError
+
+DEFAULTS = "defaults"
+_NO_INDEX = "items of a list cannot be set one by one; give the whole list, as in {}=[1, 2]"
+
+
+def compose(file: File | None, overrides: Sequence[str], problems: list[Problem]) -> Node:
+    """The merged tree; adds to `problems` what was refused and left out of it.
+
+    Raises UserError if any file could not be read: what else would be said without its content
+    (missing keys, above all) might be wrong.
+    """
+    files = _Files(problems)
+    tree = Node({}, COMMAND_LINE) if file is None else files.main(file)
+    for text in overrides:
+        tree = _override(tree, text, problems)
+    if files.unreadable:
+        raise UserError(report(problems))
+    return tree
+
+
+class _Files:
+    """Reads each file once, however many others build on it: no 2^n from n files."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        self.unreadable = False
+        self.composed: dict[File, Node] = {}
+
+    def main(self, file: File) -> Node:
+        try:
+            return self._compose(file, ())
+        except UnreadableError as error:
+            return self._give_up(Problem(error.problem.where, error.problem.text + _nearby(file)))
+
+    def _give_up(self, problem: Problem) -> Node:
+        self.unreadable = True
+        self.problems.append(problem)
+        return Node({}, problem.where)
+
+    def _compose(self, file: File, users: tuple[File, ...]) -> Node:
+        """`file` over its own defaults; `users` are the files that led here, outermost first."""
+        known = file.resolve()
+        if known not in self.composed:
+            node = read_file(file, str(file), self.problems)
+            keys = dict(node.value) if isinstance(node.value, dict) else {}
+            entries = keys.pop(DEFAULTS, None)
+            own = Node(keys, node.where)
+            below = Node({}, node.where)
+            for base in self._bases(entries) if entries else ():
+                below = merge(below, self._base(base, file, (*users, file)))
+            self.composed[known] = merge(below, own)
+        return self.composed[known]
+
+    def _bases(self, entries: Node) -> list[Node]:
+        listed = entries.value if isinstance(entries.value, list) else [entries]
+        named = [entry for entry in listed if isinstance(entry.value, str) and entry.value]
+        if len(named) < len(listed):
+            text = "must be a file name or a list of file names"
+            self.problems.append(Problem(entries.where, text, (DEFAULTS,)))
+        return named
+
+    def _base(self, entry: Node, file: File, users: tuple[File, ...]) -> Node:
+        base = File(os.path.normpath(file.parent / str(entry.value)))
+        if base.resolve() in (seen := [user.resolve() for user in users]):
+            circle = " -> ".join(map(str, (*users[seen.index(base.resolve()) :], base)))
+            text = f"files build on each other in a circle: {circle}"
+            return self._give_up(Problem(entry.where, text, (DEFAULTS,)))
+        try:
+            return self._compose(base, users)
+        except UnreadableError as error:
+            if error.problem.where.line:  # the base is there and itself broken, at that line
+                return self._give_up(error.problem)
+            text = f"'{base}': {error.problem.text}{_nearby(base)}"
+            return self._give_up(Problem(entry.where, text, (DEFAULTS,)))
+
+
+def _nearby(file: File) -> str:
+    """A hint at a file of the same folder whose name is nearly that of a missing one."""
+    if file.exists() or not file.parent.is_dir():
+        return ""
+    others = {other.stem: other for other in sorted(file.parent.glob("*.y*ml"))}
+    near = get_close_matches(file.stem, others, n=1)
+    return f"; did you mean '{others[near[0]]}'?" if near else ""
+
+
+def _override(tree: Node, text: str, problems: list[Problem]) -> Node:
+    """`tree` with one `key.sub=value` set, or unchanged if that is malformed."""
+
+    def refuse(why: str) -> Node:
+        problems.append(Problem(COMMAND_LINE, f"{text!r}: {why}"))
+        return tree
+
+    key, equals, value = text.partition("=")
+    path = tuple(key.strip().split("."))
+    if not equals:
+        return refuse("no '='; overrides are written key=value")
+    if not all(path):
+        return refuse("no key before '='" if not key.strip() else "an empty part in the key")
+    if path[0] == DEFAULTS:
+        return refuse(f"{DEFAULTS} can be set in a file only")
+    if indexed := re.match(r"([^\[]+)\[\d*\]", key):
+        return refuse(_NO_INDEX.format(indexed[1].strip()))
+    above: Node | None = tree
+    for depth, step in enumerate(path):
+        if above is not None and isinstance(above.value, list):
+            return refuse(_NO_INDEX.format(dotted(path[:depth])))
+        above = above and above.child(step)
+    try:
+        node = read_value(value, path, problems)
+    except UnreadableError as error:
+        return refuse(error.problem.text)
+    if node is None:
+        return tree
+    for step in reversed(path):
+        node = Node({step: node}, COMMAND_LINE)
+    return merge(tree, node)

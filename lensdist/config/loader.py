@@ -1,0 +1,123 @@
+"""Configuration: YAML files and `key=value` overrides in, a validated pydantic model out.
+
+    config = load(Path("configs/mae/debug.yaml"), ["optim.lr=1e-3"], schema=MaeConfig)
+
+A file may name others to build on, relative to itself, under `defaults:`. Every mistake, in any
+file or on the command line, is told at once, with its line and the likely remedy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lensdist.config.compose import DEFAULTS, compose
+from lensdist.config.explain import explain
+from lensdist.config.nodes import Node, Problem, report
+from lensdist.config.reader import FLOAT, INT
+from lensdist.errors import UserError
+from lensdist.files import write_atomic
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def load(
+    path: Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    schema: type[M] | Callable[[dict[str, Any]], type[M]],
+) -> M:
+    """The configuration in `path` (None: nothing but overrides), checked against `schema`.
+
+    `schema` is a model, or a function that chooses one from the merged raw mapping (by its
+    `task`, say) and may raise UserError; "key: what is wrong" is told with the key's line.
+    Unknown keys are refused whatever the model says, and no value changes its type on the way in:
+    "3" is no number, 1.0 no whole number, and an unquoted `no` is a string.
+
+    Raises UserError with one line for each mistake, sorted by file and line.
+    """
+    problems: list[Problem] = []
+    tree = compose(path, overrides, problems)
+    told = {problem.path for problem in problems if problem.path}
+    config: M | None = None
+    try:
+        model: type[M] = schema if isinstance(schema, type) else schema(tree.plain())
+        # As JSON, because strict then means "of that JSON type": lists become tuples and strings
+        # enums and paths, which a strict check of Python objects would refuse.
+        text = json.dumps(tree.plain())
+        config = model.model_validate_json(text, strict=True, extra="forbid")
+    except UserError as error:
+        problems.append(_placed(str(error), tree))
+    except ValidationError as error:
+        # A value refused while reading was left out: what follows from that is no second mistake.
+        problems += (one for one in explain(error, tree, model) if one.path not in told)
+    if config is None or problems:
+        raise UserError(report(problems))
+    return config
+
+
+def dump(config: BaseModel) -> str:
+    """YAML that `load` reads back to an equal configuration, with nothing left to defaults."""
+    # round_trip leaves out computed fields, which could not be read back.
+    data = config.model_dump(mode="json", by_alias=True, round_trip=True)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**31)
+
+
+def save(config: BaseModel, path: Path) -> None:
+    """Write `dump(config)` to `path`: after a crash, all of it is there, or the old file."""
+    write_atomic(path, dump(config))
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, has to survive a power cut
+    finally:
+        os.close(folder)
+
+
+def json_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of the model's files, `defaults:` included, for editors."""
+    schema = model.model_json_schema()
+    name = {"type": "string"}
+    schema.setdefault("properties", {})[DEFAULTS] = {
+        "anyOf": [name, {"type": "array", "items": name}]
+    }
+    return schema
+
+
+def _placed(text: str, tree: Node) -> Problem:
+    """What a `schema` function had to say; if it starts with `key: `, with that key's place."""
+    key, _, rest = text.partition(": ")
+    if rest and (child := tree.child(key)):
+        return Problem(child.where, rest, (key,))
+    return Problem(tree.where, text)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes strings in quotes if any version of YAML would take them for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # load refuses anchors
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # U+0085 and its like are line breaks to YAML, and PyYAML does not bring them back.
+        style = None if data.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+    def represent_list(self, data: Any) -> yaml.SequenceNode:
+        flat = not any(isinstance(item, list | dict) for item in data)
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flat)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+_Dumper.add_representer(list, _Dumper.represent_list)
+# SafeDumper knows the words and numbers of YAML 1.1; these are the numbers that 1.2 adds.
+for _tag, _number in (("int", INT), ("float", FLOAT)):
+    _Dumper.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_number.pattern})\Z"), list("-+.0123456789")
+    )

@@ -1,0 +1,89 @@
+"""Configuration values that remember where they were written, and what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+Scalar = str | int | float | bool | None
+Path = tuple[str | int, ...]  # keys and list positions from the top of the configuration
+
+
+class Where(NamedTuple):
+    """A line of a file; line 0 stands for the file as a whole."""
+
+    file: str
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+COMMAND_LINE = Where("command line")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value and its place: the line of its key in a mapping, its own line in a list."""
+
+    value: Scalar | dict[str, Node] | list[Node]
+    where: Where
+
+    def child(self, step: str | int) -> Node | None:
+        if isinstance(self.value, dict) and isinstance(step, str):
+            return self.value.get(step)
+        if isinstance(self.value, list) and isinstance(step, int) and step < len(self.value):
+            return self.value[step]
+        return None
+
+    def plain(self) -> Any:
+        """The value without places, as the types of JSON."""
+        if isinstance(self.value, dict):
+            return {key: child.plain() for key, child in self.value.items()}
+        if isinstance(self.value, list):
+            return [child.plain() for child in self.value]
+        return self.value
+
+
+def merge(old: Node, new: Node) -> Node:
+    """`new` over `old`: mappings key by key, anything else replaced. Neither is changed."""
+    if not (isinstance(old.value, dict) and isinstance(new.value, dict)):
+        return new
+    merged = dict(old.value)
+    for key, child in new.value.items():
+        merged[key] = merge(merged[key], child) if key in merged else child
+    # `optim.lr=1` says nothing about `optim` itself: complaints about it belong to the file.
+    return Node(merged, old.where if new.where == COMMAND_LINE else new.where)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake, told in one line."""
+
+    where: Where
+    text: str
+    path: Path = ()
+
+    def __str__(self) -> str:
+        # A validator's message may hold line breaks; one line a mistake is what people count on.
+        text = " ".join(self.text.split())
+        place = f"{dotted(self.path)} ({self.where})" if self.path else str(self.where)
+        return f"{place}: {text}"
+
+
+def report(problems: Iterable[Problem]) -> str:
+    """All problems, by file and line, those of the command line last."""
+    order = sorted(problems, key=lambda p: (p.where == COMMAND_LINE, p.where, dotted(p.path)))
+    return "\n".join(map(str, order))
+
+
+def dotted(path: Path) -> str:
+    """`("phases", 0, "optim", "lr")` as `phases[0].optim.lr`."""
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            text += ("." if text else "") + (step if step.isprintable() and step else repr(step))
+    return text

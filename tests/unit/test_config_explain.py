@@ -1,0 +1,194 @@
+"""Mistakes: each told once, in a sentence, with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import BaseModel
+
+from tests.unit.config_samples import Tree, errors, said, write
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # so that messages show short names
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.mask_ration=.5", "unknown key; did you mean 'mask_ratio'?"),
+        ("model.Mask-Ratio=.5", "unknown key; did you mean 'mask_ratio'?"),
+        ("lr=1e-3", "unknown key; did you mean 'optim.lr'?"),
+        ("model.NAME=x", "unknown key; did you mean 'name'?"),
+        ("mask_ratio=.5", "unknown key; did you mean 'model.mask_ratio'?"),
+        ("optm=1", "unknown key; did you mean 'optim'?"),
+        ("model.zzz=1", "unknown key; known here: depth, mask_ratio, activation, name"),
+        ("mask_ration=.5", "unknown key; did you mean 'model.mask_ratio'?"),
+        ("seed='3'", "must be a whole number, got '3'"),
+        ("seed=1.0", "must be a whole number, got 1.0"),
+        ("seed=true", "must be a whole number, got true"),
+        ("seed=null", "must be a whole number, got null"),
+        ("resume=1", "must be true or false, got 1"),
+        ("resume=yes", "must be true or false, got 'yes'"),
+        ("note=3", "must be a string, got 3; put it in quotes"),
+        ("note=[a]", "must be a string, got ['a']"),
+        ("note=" + "n" * 101, "must be a short note"),
+        ("data=3", "must be a string, got 3; put it in quotes"),
+        ("precision=bf6", "must be 'no', 'fp16' or 'bf16', got 'bf6'; did you mean 'bf16'?"),
+        ("precision=false", "must be 'no', 'fp16' or 'bf16', got false"),
+        ("model.activation=gleu", "must be 'gelu' or 'relu', got 'gleu'; did you mean 'gelu'?"),
+        ("model.mask_ratio=1", "must be less than 1, got 1"),
+        ("model=3", "must be a mapping, got 3"),
+        ("crop=[1]", "must be a mapping, got [1]"),
+        ("named=x", "must be a mapping, got 'x'"),
+        ("crops={a: 1}", "must be a list, got a mapping; a list is given whole, as in [1, 2]"),
+        ("channels=[1]", "must have at least 2 items, got [1]"),
+        ("warmup=1.5", "must be a whole number or 'auto', got 1.5"),
+        ("warmup=aut", "must be a whole number or 'auto', got 'aut'; did you mean 'auto'?"),
+        ("scale=x", "must be a number or a list, got 'x'"),
+        ("crop={size: 1, margin: 2}", "margin (2) must be smaller than size (1)"),
+        ("extent=x", "must be a list, got 'x'"),
+    ],
+)
+def test_sentences(override: str, message: str) -> None:
+    assert said(override) == [f"{override.partition('=')[0]} (command line): {message}"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("crop={}", "crop.size (command line): required but missing"),
+        ("crops=[{size: 1}, {}]", "crops[1].size (command line): required but missing"),
+        ("crops=[{size: 1}, {sise: 1, size: 2}]", "crops[1].sise (command line): unknown key; "),
+        ("named.x={size: x}", "named.x.size (command line): must be a whole number, got 'x'"),
+        ("scale=[1, x]", "scale[1] (command line): must be a number, got 'x'"),
+        ("extent=[1]", "extent[1] (command line): required but missing"),
+        ("extent=[1, x]", "extent[1] (command line): must be a whole number, got 'x'"),
+        (
+            "optim={kind: sgd, sgd: true, lr: -1}",
+            "optim.lr (command line): must be greater than 0, got -1",
+        ),
+        (
+            "optim={kind: sgd, sgd: 1}",
+            "optim.sgd (command line): must be true or false, got 1",
+        ),
+        (
+            "optim={kind: sgd, betas: [1, 2]}",
+            "optim.betas (command line): unknown key for 'sgd'; known here: kind, lr, nesterov, ",
+        ),
+        (
+            "optim={kind: adm}",
+            "optim.kind (command line): must be 'sgd', 'adam', got 'adm'; did you mean 'adam'?",
+        ),
+        (
+            "optim={kind: sgd, nesterov: 1}",
+            "optim.nesterov (command line): must be true or false or 'auto', got 1",
+        ),
+        ("optim={}", "optim.kind (command line): required but missing"),
+        ("optim=3", "optim (command line): must be a mapping, got 3"),
+        (
+            "phases=[{kind: sgd}, {kind: adam, betas: [1, x]}]",
+            "phases[1].betas[1] (command line): must be a number, got 'x'",
+        ),
+    ],
+)
+def test_places(override: str, message: str) -> None:
+    (line,) = said(override)
+    assert line.startswith(message)
+
+
+def test_lines_in_nested_files() -> None:
+    path = write(
+        "optim:\n  kind: sgd\n  lr:\n    -1\ncrops:\n  - size: 1\n  - margin: 1\n"
+        "    size: x\n  -\n    margin: 1\nnamed:\n  x:\n    size: 3\n    margin: 5\n"
+        "phases:\n- kind: adam\n- kind: sgd\n  betas: 1\n"
+    )
+    assert errors(path) == [
+        "optim.lr (a.yaml:3): must be greater than 0, got -1",
+        "crops[1].size (a.yaml:8): must be a whole number, got 'x'",
+        "crops[2].size (a.yaml:10): required but missing",
+        "named.x (a.yaml:12): margin (5) must be smaller than size (3)",
+        "phases[1].betas (a.yaml:18): unknown key for 'sgd'; known here: kind, lr, nesterov, sgd",
+    ]
+
+
+def test_a_key_missing_at_the_top_names_the_file() -> None:
+    class Top(BaseModel):
+        must: int
+        other: int = 0
+
+    assert errors(write("\n\nother: 1\n"), schema=Top) == ["must (a.yaml): required but missing"]
+    assert errors(None, schema=Top) == ["must (command line): required but missing"]
+
+
+def test_a_dotted_key_in_a_file_is_told_apart() -> None:
+    assert errors(write("optim.lr: 3\n")) == [
+        "optim.lr (a.yaml:1): a dot does not nest keys in a file; "
+        "write each part on its own line, indented"
+    ]
+
+
+def test_everything_is_told_at_once_by_file_and_line() -> None:
+    write("seed: x\n", "z.yaml")
+    path = write(
+        "defaults: z.yaml\nmodel:\n  depth: 0\n  deph: 1\nprecision: fp8\nnote: a\nnote: b\n"
+        "resume: *x\n" + "# \n" * 4 + "extent: 1\n"
+    )
+    assert errors(path, ["crop.sizes=1", "oops", "optim.lr=-1"]) == [
+        "model.depth (a.yaml:3): must be greater than or equal to 1, got 0",
+        "model.deph (a.yaml:4): unknown key; did you mean 'depth'?",
+        "precision (a.yaml:5): must be 'no', 'fp16' or 'bf16', got 'fp8'",
+        "note (a.yaml:7): given twice, first on line 6",
+        "resume (a.yaml:8): alias *x refused; write the value out",  # and not: must be a boolean
+        "extent (a.yaml:13): must be a list, got 1",
+        "seed (z.yaml:1): must be a whole number, got 'x'",
+        "command line: 'oops': no '='; overrides are written key=value",
+        "crop.size (command line): required but missing",
+        "crop.sizes (command line): unknown key; did you mean 'size'?",
+        "optim.kind (command line): required but missing",
+    ]
+
+
+def test_a_message_stays_one_line() -> None:
+    path = write('"a\\nb": 1\ncrop: {size: 1, margin: 2}\nseed: "x\\ny"\n')
+    assert len(errors(path)) == 3
+
+
+class A(BaseModel):
+    x: int | Literal["auto"] = 0
+    y: int = 0
+    z: int = 0
+
+
+class B(BaseModel):
+    x: int | Literal["auto"] = 0
+
+
+class Untagged(BaseModel):
+    either: int | A | B | list[A | B] = 0
+
+
+@pytest.mark.parametrize(
+    ("value", "lines"),
+    [
+        ("{x: 1.5}", ["either.x (command line): must be a whole number or 'auto', got 1.5"]),
+        # Read as A this has one mistake, as B two.
+        ("{x: 1.5, y: 2}", ["either.x (command line): must be a whole number or 'auto', got 1.5"]),
+        ("[{x: b}]", ["either[0].x (command line): must be a whole number or 'auto', got 'b'"]),
+        ("x", ["either (command line): must be a whole number or a mapping or a list, got 'x'"]),
+    ],
+)
+def test_unions_without_tags(value: str, lines: list[str]) -> None:
+    assert errors(None, [f"either={value}"], schema=Untagged) == lines
+
+
+def test_a_model_inside_itself() -> None:
+    assert "did you mean 'child'" in errors(None, ["chidl.name=x"], schema=Tree)[0]
+    assert errors(None, ["child.child.nam=x"], schema=Tree) == [
+        "child.child.nam (command line): unknown key; did you mean 'name'?"
+    ]
