@@ -68,6 +68,7 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     from lensdist.config import save
     from lensdist.data.packed import PackedSet
     from lensdist.data.source import View
+    from lensdist.engine.batches import plan_steps
     from lensdist.engine.journal import Journal
     from lensdist.engine.loop import train
     from lensdist.engine.saver import Saver
@@ -83,8 +84,12 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     validation = View(packed, "val", cfg.data, cfg.seed, world.device)
     task = build_task(cfg, tuple(validation.labels), preprocess, encoder)
     source = _source(cfg, packed, validation.labels, world)
+    plan = plan_steps(
+        cfg.train.global_batch, cfg.train.micro, source.size, world.rank, world.size
+    )
     resumed = _resume(cfg, resume, packed)
 
+    # ---- nothing has been written so far, and all that a user can get wrong has been checked
     folder = cfg.run.dir
     if world.main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +104,16 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     stopper = Stopper(folder, world)
     try:
         outcome = train(
-            cfg, task, source, validation, world, journal, saver, stopper, resumed,
+            cfg,
+            task,
+            source,
+            validation,
+            plan,
+            world,
+            journal,
+            saver,
+            stopper,
+            resumed,
             {"data": packed.manifest.fingerprint},
         )
         if outcome.status == "stopped":

@@ -39,6 +39,7 @@ class Journal:
             cfg.track.project,
             cfg.track.tensorboard,
             cfg.model_dump(mode="json"),
+            resumed_step=step or None,
         )
         self._progress: Progress | None = None
 

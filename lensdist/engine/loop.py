@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lensdist import rng
 from lensdist.config.schema import BaseRun
 from lensdist.data.source import Source, View
-from lensdist.engine.batches import StepPlan, plan_steps
+from lensdist.engine.batches import StepPlan
 from lensdist.engine.batchnorm import RunningStatistics
 from lensdist.engine.checkpoint import Checkpoint
 from lensdist.engine.evaluation import evaluate
@@ -44,6 +44,7 @@ def train(
     task: Task,
     source: Source,
     validation: View,
+    plan: StepPlan,
     world: World,
     journal: Journal,
     saver: Saver,
@@ -58,9 +59,6 @@ def train(
     Raises:
         RunError: the loss is no longer a number, or the last state could not be saved.
     """
-    plan = plan_steps(
-        cfg.train.global_batch, cfg.train.micro, source.size, world.rank, world.size
-    )
     stages = _stages(task, cfg, plan.steps_per_epoch)
     total = stages[-1].end
     log_every = cfg.train.log_every

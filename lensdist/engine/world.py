@@ -42,7 +42,9 @@ class World:
             raise UserError(f"precision {cfg.precision}: {e}; use precision=no here") from e
         self.rank: int = self.accelerator.process_index
         self.size: int = self.accelerator.num_processes
-        self.device: torch.device = self.accelerator.device
+        # accelerate calls the CPU of local rank 1 "cpu:1"; moving a module there copies its buffers.
+        on_cpu = self.accelerator.device.type == "cpu"
+        self.device: torch.device = torch.device("cpu") if on_cpu else self.accelerator.device
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if self.size != expected:
             # `accelerate launch --cpu` does this: every process thinks that it is alone.
@@ -72,9 +74,11 @@ class World:
             self.accelerator.wait_for_everyone()
 
     def wrap(self, model: nn.Module, *, ddp: bool) -> nn.Module:
-        """The model on its device under autocast and, if asked for, DDP."""
+        """A model, already on its device, under autocast and, if asked for, DDP."""
         self.accelerator.free_memory()  # forget what an earlier stage wrapped
-        prepared = self.accelerator.prepare_model(model, evaluation_mode=not ddp)
+        prepared = self.accelerator.prepare_model(
+            model, device_placement=False, evaluation_mode=not ddp
+        )
         return prepared  # type: ignore[no-any-return]
 
     @staticmethod

@@ -1,0 +1,83 @@
+"""What all tests share: a small packed set, small configurations, and a way to start runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model II at its real size, 40 images per class, packed."""
+    from lensdist.sim.config import SimConfig
+    from lensdist.sim.write import write_packed
+
+    path = tmp_path_factory.mktemp("data") / "packed"
+    write_packed(path, SimConfig(family="model_ii"), 40, 0)
+    return path
+
+
+def command(*args: object, processes: int = 1, port: int = 0) -> list[str]:
+    """`python -m lensdist.train …`, or the README's `accelerate launch` for several processes."""
+    words = [str(a) for a in args]
+    if processes == 1:
+        return [sys.executable, "-m", *words]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    launch += ["--num_processes", str(processes), "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*launch, "--main_process_port", str(port), "-m", *words]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """One thread a process, on the CPU, and nothing that a developer's shell may have set."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "WANDB_"))}
+    return {**kept, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **more}
+
+
+def start(words: Sequence[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command in the repository's folder and wait."""
+    kwargs.setdefault("env", environment())
+    kwargs.setdefault("timeout", 240)
+    return subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, check=False, **kwargs
+    )
+
+
+@pytest.fixture
+def port() -> int:
+    """A free TCP port."""
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def settings(task: str, data: Path, run: Path, **changes: Any) -> list[str]:
+    """Overrides that make a preset tiny: a network of 20 k parameters and batches of 8."""
+    base: dict[str, Any] = {
+        "run.dir": run,
+        "data.path": data,
+        "model.dim": 32,
+        "model.depth": 1,
+        "model.heads": 2,
+        "model.mlp_dim": 32,
+        "model.dropout": 0.1,
+        "train.global_batch": 16,
+        "train.micro_batch": 4,
+        "train.log_every": 3,
+        "optim.lr": 1e-3,
+    }
+    if task == "mae":
+        base |= {"model.decoder_dim": 32}
+    words = [f"{k}={v}" for k, v in {**base, **changes}.items()]
+    return [f"--config=configs/{task}/debug.yaml", *words]

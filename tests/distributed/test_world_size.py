@@ -1,0 +1,97 @@
+"""1, 2 and 4 processes compute the same: to rounding, or to the bit with train.reproducible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lensdist.engine import checkpoint
+from lensdist.track.log import read
+from tests.conftest import command, start
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+
+TIMES = ("images_per_s", "seconds")
+
+
+@pytest.fixture(scope="module")
+def worlds(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Folders of the runs of `worker.py` on 1, 2 and 4 processes."""
+    root = tmp_path_factory.mktemp("worlds")
+    for processes in (1, 2, 4):
+        words = ("tests.distributed.worker", root / str(processes), tiny_set)
+        done = start(command(*words, processes=processes, port=29500 + processes))
+        assert done.returncode == 0, done.stderr[-3000:]
+    return {n: root / str(n) for n in (1, 2, 4)}
+
+
+def _end(run: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    saved, _ = checkpoint.newest(run / "checkpoints")
+    assert saved is not None
+    assert saved.step == 20
+    rows = [r for r in read(run / "metrics.jsonl") if r["kind"] in ("train", "val")]
+    return saved.tensors, [{k: v for k, v in r.items() if k not in TIMES} for r in rows]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("task", ["mae", "finetune", "batchnorm"])
+def test_losses_agree_over_20_steps(worlds: dict[int, Path], task: str, processes: int) -> None:
+    (alone, rows), (shared, others) = (_end(worlds[n] / task) for n in (1, processes))
+    losses, same = ([r["loss"] for r in x if r["kind"] == "train"] for x in (rows, others))
+    assert len(losses) == 20
+    assert same == pytest.approx(losses, rel=1e-5)
+    # As one vector: single weights with a gradient of exactly 0 in theory (the attention's key
+    # biases) are rounding noise, which Adam scales up to full steps.
+    names = [k for k in alone if k.startswith(("model/", "average/")) and "tracked" not in k]
+    a, b = (torch.cat([t[k].double().flatten() for k in names]) for t in (alone, shared))
+    assert float((a - b).norm() / a.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("task", ["mae", "finetune", "batchnorm"])
+def test_reproducible_gives_the_same_bits(
+    worlds: dict[int, Path], task: str, processes: int
+) -> None:
+    (alone, rows), (shared, others) = (
+        _end(worlds[n] / f"{task}-reproducible") for n in (1, processes)
+    )
+    assert alone.keys() == shared.keys()
+    for name, tensor in alone.items():
+        assert torch.equal(tensor, shared[name]), name
+    assert rows == others
+
+
+def test_batchnorm_statistics_move_once_a_step(worlds: dict[int, Path]) -> None:
+    for processes, folder in worlds.items():
+        tensors, _ = _end(folder / "batchnorm")
+        assert int(tensors["model/4.num_batches_tracked"]) == 20, processes
+        # Frozen in the first stage, so it moved in the second only.
+        assert 0 < int(tensors["model/1.num_batches_tracked"]) < 20, processes
+
+
+def test_an_uneven_share_is_refused(tiny_set: Path, tmp_path: Path, port: int) -> None:
+    words = ["lensdist.train", "--config=configs/mae/debug.yaml", f"data.path={tiny_set}"]
+    words += [f"run.dir={tmp_path / 'run'}", "train.global_batch=12", "train.micro_batch=4"]
+    done = start(command(*words, processes=2, port=port))
+    assert done.returncode != 0
+    assert "3 micro-batches of 4, which 2 processes cannot share evenly" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_do_not_find_each_other_are_refused(
+    tiny_set: Path, tmp_path: Path, port: int
+) -> None:
+    words = ["lensdist.train", "--config=configs/mae/debug.yaml", f"data.path={tiny_set}"]
+    launch = command(*words, f"run.dir={tmp_path / 'run'}", processes=2, port=port)
+    launch.insert(launch.index("--multi_gpu"), "--cpu")
+    launch.remove("--multi_gpu")
+    done = start(launch)
+    # accelerate starts a single process here, which is a run of its own: either is honest,
+    # two processes that each think they are alone would not be.
+    if done.returncode == 0:
+        assert "on 1 process(es)" in done.stderr
+    else:
+        assert "found each other" in done.stderr

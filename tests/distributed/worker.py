@@ -1,0 +1,90 @@
+"""Started on every process of a test: trains several tiny runs in one process group.
+
+    worker.py OUT DATA
+
+Each run lands in OUT/<name>; the test compares those of different numbers of processes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lensdist import train
+from lensdist.commands.train import parse
+from lensdist.engine.world import World
+from lensdist.tasks import build
+from lensdist.tasks.base import Stage
+from tests.conftest import settings
+
+
+class BatchNormTask:
+    """A small convolutional net with BatchNorm and dropout, whose first half starts frozen.
+
+    No biases before BatchNorm: their gradient is 0 but for rounding, which Adam would blow up.
+    """
+
+    name = "finetune"
+    select = ("nll", "min")
+
+    def __init__(self, cfg: Any, labels: tuple[str, ...], preprocess: Any, encoder: Any) -> None:
+        self.labels, self.preprocess = labels, preprocess
+
+    def build(self) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 5, stride=4, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+            nn.Conv2d(4, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, 3),
+        )  # fmt: skip
+
+    def stages(self, epochs: int) -> list[Stage]:
+        return [Stage(1, ("3.", "4.", "9.")), Stage(epochs - 1, ("",))]
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], key: int) -> Tensor:
+        return F.cross_entropy(model(self.preprocess(batch["image"])), batch["label"])
+
+    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"logits": model(self.preprocess(batch["image"])), "label": batch["label"]}
+
+    def score(self, outputs: dict[str, Tensor]) -> dict[str, float]:
+        return {"nll": float(F.cross_entropy(outputs["logits"], outputs["label"]))}
+
+    def describe(self) -> dict[str, Any]:
+        return {"model": {}}
+
+
+def main(out: Path, data: Path) -> None:
+    torch.set_num_threads(1)
+    world = None
+    original = build.build_task
+    for name in ("mae", "finetune", "batchnorm"):
+        for reproducible in (False, True):
+            task = "finetune" if name == "batchnorm" else name
+            changes: dict[str, Any] = {
+                "train.max_steps": 20, "train.log_every": 1, "train.ema": 0.9,
+                "train.reproducible": str(reproducible).lower(), "optim.clip_norm": 1.0,
+                "augment.rot180": "true",
+            }  # fmt: skip
+            if task == "finetune":
+                changes |= {"frozen_epochs": 1, "train.epochs": 6}
+            if name == "finetune":
+                changes["encoder"] = out / "mae-reproducible"
+            else:
+                changes["train.epochs"] = 20
+            folder = out / (name + ("-reproducible" if reproducible else ""))
+            cfg, resume = parse(settings(task, data, folder, **changes))
+            world = world or World(cfg)
+            build.build_task = BatchNormTask if name == "batchnorm" else original  # type: ignore[assignment]
+            train.run(cfg, resume, world)
+            world.barrier()
+    assert world is not None
+    world.close(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,58 @@
+"""`lensdist.train`, killed for real: `killer.py WHEN N -- arguments of lensdist.train`.
+
+WHEN is `step` (SIGKILL right after optimizer step N), `term` (SIGTERM there), `write` (while the state of step N is half
+written) or `rename` (just before it gets its name).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from lensdist.engine import checkpoint, loop
+from lensdist.train import main
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(when: str, number: int) -> None:
+    if when in ("step", "term"):
+        original = loop.learning_rate
+
+        def rate(cfg: Any, step: int, *rest: Any) -> float:
+            if step == number:  # the steps before this one are done
+                os.kill(os.getpid(), signal.SIGKILL if when == "step" else signal.SIGTERM)
+            return original(cfg, step, *rest)
+
+        loop.learning_rate = rate
+    elif when == "write":
+        write = checkpoint.write_safetensors
+
+        def half(path: Path, tensors: Any) -> Any:
+            result = write(path, tensors)
+            if f"{number:08d}" in str(path):
+                os.truncate(path, path.stat().st_size // 2)
+                die()
+            return result
+
+        checkpoint.write_safetensors = half
+    elif when == "rename":
+        seal = checkpoint._seal
+
+        def before(manifest: dict[str, Any]) -> str:
+            if manifest["step"] == number and (sys._getframe(1).f_code.co_name == "write"):
+                die()
+            return seal(manifest)
+
+        checkpoint._seal = before
+
+
+if __name__ == "__main__":
+    split = sys.argv.index("--")
+    arm(sys.argv[1], int(sys.argv[2]))
+    sys.exit(main(sys.argv[split + 1 :]))
