@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folders that the public sets come in (default: %(default)s)",
     )
     parser.add_argument(
-        "--params", action="store_true", help="raw: also write every lens into params.npz"
+        "--params", action="store_true", help="raw: also write every lens, into DEST.params.npz"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     images = parser.add_argument_group("what the images show")

@@ -54,9 +54,9 @@ def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def _model_i(image: torch.Tensor, t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Poisson(max(0, t (I + N(0, sqrt(I/t)) + N(0, 0.01)))), as DeepLenseSim: noise twice over."""
-    shot = (image / t).sqrt_().mul_(_normal(image, generator))
-    background = _normal(image, generator).mul_(_MODEL_I_BACKGROUND)
-    rate = background.add_(shot).add_(image).mul_(t)
+    # Two normal numbers of these widths are one of their quadratic sum: half the draws.
+    sigma = (image / t).add_(_MODEL_I_BACKGROUND**2).sqrt_()
+    rate = sigma.mul_(_normal(image, generator)).add_(image).mul_(t)
     return torch.poisson(rate.clamp_min_(0), generator=generator)
 
 

@@ -18,7 +18,7 @@ from lensdist import rng
 from lensdist.data.manifest import Manifest
 from lensdist.data.packed_writer import PackedWriter
 from lensdist.data.pickled import save_axion
-from lensdist.data.staging import Staging
+from lensdist.data.staging import Staging, check_free
 from lensdist.sim.config import SimConfig
 from lensdist.sim.simulator import Simulator
 
@@ -109,15 +109,19 @@ def write_raw(
         seed: of the images; the same seed gives the same file names.
         device: where to simulate.
         progress: told how far it is.
-        params: also write `params.npz`: what `lensdist.sim.render` takes, and each file's `path`.
+        params: also write `DEST.params.npz`: what `lensdist.sim.render` takes, and each file's
+            `path`. Beside the set and not in it, which holds images only, as people's own do.
 
     Raises:
-        UserError: `dest` holds something.
+        UserError: `dest` holds something, or `DEST.params.npz` exists.
     """
     sim = Simulator(cfg, device, torch.float64)
     drawn: dict[str, list[Array]] = {}
     staging = Staging(dest)
+    beside = staging.dest.with_name(f"{staging.dest.name}.params.npz")
     try:
+        if params:
+            check_free(beside)
         for batch, lenses in _blocks(sim, n_per_class, seed, progress):
             paths = [_path(sim, s, n_per_class, seed) for s in batch["sample"].tolist()]
             for i, path in enumerate(paths):
@@ -129,6 +133,7 @@ def write_raw(
         if params:
             columns: dict[str, Any] = {k: np.concatenate(v) for k, v in drawn.items()}
             np.savez(staging.folder / "params.npz", **columns)
+            (staging.folder / "params.npz").rename(beside)
         staging.publish()
     finally:
         staging.discard()

@@ -92,7 +92,8 @@ def test_same_seed_same_files(tmp_path):
 
 def test_params_draw_the_same_images(tmp_path):
     dest = make(tmp_path / "set", "model_ii", "raw", "--params", "--classes", "no_sub,cdm")
-    params = dict(np.load(dest / "params.npz", allow_pickle=False))
+    params = dict(np.load(tmp_path / "set.params.npz", allow_pickle=False))
+    assert len(params["path"]) == len(files(dest)) == 10
     again = render("model_ii", params, torch.float64).numpy()
     for path, image in zip(params["path"], again, strict=True):
         np.testing.assert_allclose(np.load(dest / path), image, rtol=1e-9)
@@ -158,6 +159,13 @@ def test_files_of_a_user_are_never_touched(tmp_path, layout):
     assert files(tmp_path) == {"set/thesis.tex": b"x"}
     (tmp_path / "empty").mkdir()
     assert files(make(tmp_path / "empty", "model_ii", layout))
+
+
+def test_lenses_of_a_user_are_never_touched(tmp_path):
+    (tmp_path / "set.params.npz").write_text("x")
+    with pytest.raises(UserError, match="exists already"):
+        make(tmp_path / "set", "model_ii", "raw", "--params")
+    assert files(tmp_path) == {"set.params.npz": b"x"}
 
 
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
