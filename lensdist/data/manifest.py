@@ -18,6 +18,8 @@ from lensdist.errors import UserError
 FORMAT = 1
 MANIFEST = "manifest.json"
 FILES = "files.jsonl"
+"""A row a sample: `name` relative to the source, `sha256` of the file (of a pair, of both hashes),
+`content` (see `splits.content_digest`) and `shape`."""
 REPORT = "report.json"
 UNLABELLED = "unlabelled"
 _MAX_BYTES = 16 << 20  # a manifest is a few kB; one of this size is not a manifest

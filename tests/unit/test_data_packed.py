@@ -79,15 +79,16 @@ def test_statistics_leave_bad_pixels_out(tmp_path: Path) -> None:
 def test_out_is_used_again_where_it_fits(tmp_path: Path, stored: Any, wanted: Any) -> None:
     write(tmp_path / "p", dtype=stored)
     packed = PackedSet(tmp_path / "p")
-    first = packed.gather(np.arange(8), dtype=wanted)
+    first = packed.gather(np.arange(35), dtype=wanted)
     address = first["image"].data_ptr()
     assert first["image"].dtype == (wanted or getattr(torch, stored))
-    second = packed.gather(np.arange(8, 16), out=first, dtype=wanted)
+    rows = np.arange(39, 4, -1)
+    second = packed.gather(rows, out=first, dtype=wanted)
     assert second["image"].data_ptr() == address
-    torch.testing.assert_close(
-        second["image"], packed.gather(np.arange(8, 16), dtype=wanted)["image"]
-    )
+    expected = torch.from_numpy(IMAGES[rows].astype(stored)).to(second["image"].dtype)
+    torch.testing.assert_close(second["image"], expected, rtol=0, atol=0)
     assert packed.gather(np.arange(3), out=first)["image"].shape[0] == 3
+    assert packed.gather(np.arange(0), dtype=wanted)["image"].shape[0] == 0
 
 
 def test_resident_gathers_the_same(packed: PackedSet) -> None:
