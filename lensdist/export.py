@@ -1,10 +1,10 @@
 """The exported model: weights, and all that is needed to use them, in one folder.
 
-    export/model.safetensors   the network's weights
-           config.json         task, preset, model, labels, preprocessing, metrics
+export/model.safetensors   the network's weights
+       config.json         task, preset, model, labels, preprocessing, metrics
 
-    >>> m = lensdist.load("runs/demo/finetune")
-    >>> m.predict(images)["probs"]        # images in the units found on disk
+>>> m = lensdist.load("runs/demo/finetune")
+>>> m.predict(images)["probs"]        # images in the units found on disk
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class LoadedModel:
             ValueError: not such images, or not of the size that the model was trained on.
         """
         images = self._checked(x)
-        parts = [self._batch(part.to(self.device)) for part in images.split(batch)]
+        parts = [self._batch(part.to(self.device)) for part in torch.split(images, batch)]
         return {k: torch.cat([p[k] for p in parts]).cpu().numpy() for k in parts[0]}
 
     def _checked(self, x: npt.ArrayLike) -> Tensor:
@@ -171,9 +171,7 @@ class LoadedModel:
         model = self.description["model"]
         # One draw for all: what is hidden must not depend on an image's place among others.
         samples = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        mask = make_mask(
-            x, model["patch_size"], MaskConfig(**self.description["mask"]), 0, samples
-        )
+        mask = make_mask(x, model["patch_size"], MaskConfig(**self.description["mask"]), 0, samples)
         return {"recon": self.preprocess.inverse(self.network(x, mask), raw), "mask": mask}
 
 

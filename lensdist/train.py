@@ -1,7 +1,7 @@
 """Train one phase: on a laptop, one GPU, or every process that a launcher starts.
 
     python -m lensdist.train --config configs/mae/debug.yaml run.dir=runs/try
-    accelerate launch --config_file accelerate_config.yaml -m lensdist.train --config … [key=value …]
+    accelerate launch --config_file accelerate_config.yaml -m lensdist.train --config …
 
 Exit codes: 0 done; 1 failure; 2 bad configuration or input, nothing was started; 75 the run was
 asked to stop and has saved: run the same command again.
@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from lensdist.commands.train import parse
 from lensdist.config.schema import BaseRun, FinetuneRun
-from lensdist.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, RunError, UserError
+from lensdist.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_REQUEUE,
+    RunError,
+    UserError,
+)
 from lensdist.files import sha256, to_json, write_atomic
 from lensdist.phases import COMPLETE, completed
 
@@ -84,9 +91,7 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     validation = View(packed, "val", cfg.data, cfg.seed, world.device)
     task = build_task(cfg, tuple(validation.labels), preprocess, encoder)
     source = _source(cfg, packed, validation.labels, world)
-    plan = plan_steps(
-        cfg.train.global_batch, cfg.train.micro, source.size, world.rank, world.size
-    )
+    plan = plan_steps(cfg.train.global_batch, cfg.train.micro, source.size, world.rank, world.size)
     resumed = _resume(cfg, resume, packed)
 
     # ---- nothing has been written so far, and all that a user can get wrong has been checked
@@ -114,7 +119,7 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
             saver,
             stopper,
             resumed,
-            {"data": packed.manifest.fingerprint},
+            {"data": packed.manifest.fingerprint, "config": cfg.model_dump(mode="json")},
         )
         if outcome.status == "stopped":
             return EXIT_REQUEUE
@@ -234,9 +239,7 @@ def _resume(cfg: BaseRun, resume: str, packed: PackedSet) -> Checkpoint | None:
     return found
 
 
-def _finish(
-    cfg: BaseRun, task: Task, outcome: Outcome, packed: PackedSet, seconds: float
-) -> None:
+def _finish(cfg: BaseRun, task: Task, outcome: Outcome, packed: PackedSet, seconds: float) -> None:
     """Export the best checkpoint's model and write `COMPLETE.json`, last of all."""
     from lensdist.engine.best import best_model
     from lensdist.export import write_export
@@ -258,7 +261,8 @@ def _finish(
         },
         **task.describe(),
     }
-    files = {f"export/{k}": v for k, v in write_export(folder / "export", model, description).items()}
+    written = write_export(folder / "export", model, description)
+    files = {f"export/{name}": digest for name, digest in written.items()}
     files["config.yaml"] = sha256(folder / "config.yaml")
     record = {
         "task": task.name,

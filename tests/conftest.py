@@ -47,9 +47,7 @@ def start(words: Sequence[str], **kwargs: Any) -> subprocess.CompletedProcess[st
     """Run a command in the repository's folder and wait."""
     kwargs.setdefault("env", environment())
     kwargs.setdefault("timeout", 240)
-    return subprocess.run(
-        words, cwd=ROOT, capture_output=True, text=True, check=False, **kwargs
-    )
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, **kwargs)
 
 
 @pytest.fixture

@@ -63,6 +63,6 @@ class RunningStatistics:
                 total += row
             total /= len(rows)
             sizes = [t.numel() for t in self._floats]
-            for old, new in zip(self._floats, total.split(sizes), strict=True):
+            for old, new in zip(self._floats, torch.split(total, sizes), strict=True):
                 old.copy_(new.view_as(old))
             torch._foreach_add_(self._counts, 1)

@@ -41,15 +41,20 @@ class TrainConfig(Strict):
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps")
     global_batch: int = Field(64, ge=1, description="images per optimizer step, over all processes")
     micro_batch: int | None = Field(
-        None, ge=1, description="images per forward pass, whatever the number of processes; "
-        "null: all of global_batch at once. Processes share whole micro-batches"
+        None,
+        ge=1,
+        description="images per forward pass, whatever the number of processes; "
+        "null: all of global_batch at once. Processes share whole micro-batches",
     )
     reproducible: bool = Field(
         False, description="the same bits on any number of processes, for more communication"
     )
     ema: float | None = Field(
-        None, gt=0, lt=1, description="decay of an exponential moving average of the weights, "
-        "which is then what is evaluated and exported"
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of the weights, "
+        "which is then what is evaluated and exported",
     )
     early_stop: int | None = Field(
         None, ge=1, description="stop after this many evaluations without improvement"

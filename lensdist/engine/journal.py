@@ -5,6 +5,8 @@ Only the main process says anything; on the others every method does nothing.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from lensdist.config.schema import BaseRun
@@ -84,6 +86,13 @@ class Journal:
         self._row(step, "event", what=what, detail=detail)
         if self._progress is not None:
             self._progress.note(f"step {step}: {what}: {detail}")
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What happens inside is not training, and does not count in its images a second."""
+        paused = self._progress.paused() if self._speaks and self._progress else None
+        with paused or contextlib.nullcontext():
+            yield
 
     def sync(self) -> None:
         """Where a checkpoint is saved: the rows up to it are on the disk too."""

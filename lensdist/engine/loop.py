@@ -89,6 +89,7 @@ def train(
 
     # ---- steps
     stage: StageSteps | None = None
+    optimizer: torch.optim.Optimizer
     losses: list[Tensor] = []  # a row a step of this process's micro-batches, still on the device
     while state.step < total and not _exhausted(cfg, state):
         if stage is None or state.step >= stage.end:
@@ -150,7 +151,8 @@ def train(
         improved = False
         if state.step % eval_every == 0 or state.step == total:
             start = time.perf_counter()
-            scores = evaluate(task, evaluated, validation, cfg.train.eval_batch, world)
+            with journal.aside():
+                scores = evaluate(task, evaluated, validation, cfg.train.eval_batch, world)
             improved = _judge(task, state, scores)
             journal.scores(state.step, scores, improved, time.perf_counter() - start)
 
@@ -161,13 +163,10 @@ def train(
             _flush(losses, state, world)
             if world.main:
                 tensors, meta = capture(state, bare, optimizer, average, world)
-                journal.sync()
-                saver.save(
-                    state.step,
-                    tensors,
-                    {**meta, **facts, "config": cfg.model_dump(mode="json")},
-                    {state.best_step} if state.best_step is not None else set(),
-                )
+                protect = {state.best_step} if state.best_step is not None else set()
+                with journal.aside():
+                    journal.sync()
+                    saver.save(state.step, tensors, {**meta, **facts}, protect)
         if leaving:
             if world.main and not saver.wait():
                 raise RunError("asked to stop, but the state could not be saved")

@@ -12,7 +12,8 @@ from lensdist.engine.config import OptimConfig, ScheduleConfig
 
 def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer:
     """Adam or AdamW over the parameters that train; biases and norms do not decay."""
-    decay, plain = [], []
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for p in model.parameters():
         if p.requires_grad:
             (decay if p.dim() > 1 else plain).append(p)
@@ -20,7 +21,7 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer
         {"params": decay, "weight_decay": cfg.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.name]
+    kind = torch.optim.Adam if cfg.name == "adam" else torch.optim.AdamW
     # Fused and unfused Adam differ in the last bits: always the same one on every device.
     return kind([g for g in groups if g["params"]], lr=cfg.lr, betas=cfg.betas, fused=True)
 

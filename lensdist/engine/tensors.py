@@ -65,4 +65,4 @@ def _parts(head: bytes, tensors: Iterable[Tensor]) -> Iterable[bytes | memoryvie
     yield len(head).to_bytes(8, "little") + head
     for tensor in tensors:
         if tensor.numel():
-            yield memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+            yield tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data

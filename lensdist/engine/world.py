@@ -60,7 +60,7 @@ class World:
 
     def gather(self, rows: Tensor) -> Tensor:
         """(n, …) of every process, n the same on all, in rank order: (size * n, …)."""
-        return self.accelerator.gather(rows) if self.size > 1 else rows  # type: ignore[no-any-return]
+        return self.accelerator.gather(rows) if self.size > 1 else rows
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so; the same answer on all."""
@@ -76,10 +76,9 @@ class World:
     def wrap(self, model: nn.Module, *, ddp: bool) -> nn.Module:
         """A model, already on its device, under autocast and, if asked for, DDP."""
         self.accelerator.free_memory()  # forget what an earlier stage wrapped
-        prepared = self.accelerator.prepare_model(
+        return self.accelerator.prepare_model(  # type: ignore[no-any-return]
             model, device_placement=False, evaluation_mode=not ddp
         )
-        return prepared  # type: ignore[no-any-return]
 
     @staticmethod
     def unwrap(bare: nn.Module) -> None:

@@ -36,7 +36,9 @@ class Decoder(nn.Module):
         self.out = nn.Conv2d(widths[-1], cfg.in_channels, 3, padding=1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return cast(Tensor, self.out(self.up(rearrange(tokens, "b (h w) d -> b d h w", h=self.grid))))
+        return cast(
+            Tensor, self.out(self.up(rearrange(tokens, "b (h w) d -> b d h w", h=self.grid)))
+        )
 
 
 class MaskedAutoencoder(nn.Module):

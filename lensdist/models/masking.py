@@ -21,7 +21,8 @@ def grey_levels(images: Tensor) -> Tensor:
     grey = images.float().mean(1)
     low = reduce(grey, "b h w -> b 1 1", "min")
     span = reduce(grey, "b h w -> b 1 1", "max") - low
-    return ((grey - low) / span.clamp_min(torch.finfo(grey.dtype).tiny) * 255).round().long()
+    stretched: Tensor = (grey - low) / span.clamp_min(torch.finfo(grey.dtype).tiny)
+    return torch.round(255 * stretched).long()
 
 
 def patch_entropy(images: Tensor, patch: int) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
+from lensdist.data.preprocess import Preprocess
+
 Batch = dict[str, Tensor]
 
 
@@ -28,6 +30,7 @@ class Task(Protocol):
 
     name: str
     labels: tuple[str, ...]
+    preprocess: Preprocess
     select: tuple[str, Literal["min", "max"]]
     """The score that chooses the best checkpoint, and which way is better."""
 

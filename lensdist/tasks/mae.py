@@ -44,7 +44,7 @@ class MaeTask:
     def loss(self, model: nn.Module, batch: Batch, key: int) -> Tensor:
         batch = augment(self.cfg.augment, rng.key(key, "augment"), batch)
         image, mask, weight = self._masked(batch, rng.key(key, "mask"))
-        error = (model(image, mask) - image).square()
+        error: Tensor = (model(image, mask) - image).square()
         if self.cfg.loss == "masked":
             hidden = pixel_mask(mask, self.cfg.model.patch_size).to(error.dtype)
             weight = hidden if weight is None else hidden * weight

@@ -1,7 +1,7 @@
 """`lensdist.train`, killed for real: `killer.py WHEN N -- arguments of lensdist.train`.
 
-WHEN is `step` (SIGKILL right after optimizer step N), `term` (SIGTERM there), `write` (while the state of step N is half
-written) or `rename` (just before it gets its name).
+WHEN is `step` (SIGKILL right after optimizer step N), `term` (SIGTERM there), `write` (while the
+state of step N is half written) or `rename` (just before it gets its name).
 """
 
 from __future__ import annotations

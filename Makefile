@@ -1,0 +1,44 @@
+# Two commands on a fresh machine: `make demo`, `make test`. Both set up .venv first.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+# One thread a process in the tests: several run beside each other.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint bench slurm-deps clean-demo
+
+# Made anew when what it is made from changes; nothing is installed outside .venv.
+$(VENV)/.done: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "lensdist needs Python 3.11 or newer; set PYTHON=…"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	touch $@
+
+# The main job, end to end, on simulated data: at most 5 minutes on two CPU cores.
+demo: export OMP_NUM_THREADS = $(shell nproc 2>/dev/null || echo 2)
+demo: $(VENV)/.done
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash configs/demo/run.sh $(DEMO)
+
+test: $(VENV)/.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.done
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy
+
+# Ratios against what a user would pick instead; each prints a table.
+bench: $(VENV)/.done
+	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+# A real SLURM for the tests that need one (Debian, root). `make test` never installs system packages.
+slurm-deps:
+	apt-get update && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge
+
+clean-demo:
+	rm -rf $(DEMO)

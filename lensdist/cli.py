@@ -1,0 +1,52 @@
+"""`lensdist`: one command, a sub-command a file of `lensdist/commands/` (torch-free at start)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from lensdist import __version__
+from lensdist.errors import EXIT_BAD_INPUT, EXIT_FAILED, RunError, UserError
+
+COMMANDS = {
+    "simulate": "make images of strong lenses",
+    "pack": "turn a folder of files into a packed set",
+    "train": "run one training phase",
+    "evaluate": "score a trained model on a split",
+    "report": "put finished runs into one table",
+    "bench": "run a benchmark",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sub-command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="lensdist",
+        description="Train models on strong-gravitational-lensing images.",
+        epilog="`lensdist COMMAND --help` says more, with examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"lensdist {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        module = import_module(f"lensdist.commands.{name}")
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    try:
+        return int(args.run(args))
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except RunError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""`lensdist report`: finished runs in one table (torch-free)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lensdist.errors import EXIT_DONE, UserError
+
+EXAMPLES = """example:
+  lensdist report runs/a runs/b --out runs/comparison --note "64 px, noiseless"
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="finished runs")
+    parser.add_argument("--out", type=Path, required=True, help="folder for results.md and .json")
+    parser.add_argument("--title", default="Results", help="heading (default: %(default)s)")
+    parser.add_argument(
+        "--note", action="append", default=[], help="a sentence below the table; may be repeated"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Collect the runs' scores and figures into `results.md` and `results.json`."""
+    from lensdist.evaluate.report import collect, table, write_results
+
+    for folder in args.runs:
+        if not (folder / "config.yaml").is_file():
+            raise UserError(f"{folder} is not a run: it has no config.yaml")
+    rows = collect(args.runs)
+    figures = [p for folder in args.runs for p in sorted((folder / "figures").glob("*.png"))]
+    path = write_results(args.out, rows, args.title, args.note, figures)
+    print(table(rows))
+    print(f"\nwrote {path}")
+    return EXIT_DONE
