@@ -192,6 +192,8 @@ def _classes(
     listing.labels = list(labels) if labels else _label_order(found)
     if labels and (unknown := sorted(found - set(labels))):
         raise UserError(f"{listing.root} has images in {unknown[0]!r}, which --labels leaves out")
+    if odd := sorted(c for c in found if not c.isprintable()):
+        raise UserError(f"{listing.root}: {odd[0]!a} cannot be the name of a class")
     if not labels and (confusing := sorted(c for c in found if c.lower() in _SPLIT_NAMES)):
         raise UserError(
             f"{listing.root}: {confusing[0]!r} is where a class should be; put split folders "

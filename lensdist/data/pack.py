@@ -7,12 +7,14 @@ made on the whole set; the second writes. Results come back in order, so `jobs` 
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
@@ -35,7 +37,8 @@ from lensdist.data.survey import (
 )
 from lensdist.errors import RunError, UserError
 
-_CHUNK = 32  # files a task: large enough to hide a queue's latency, small enough to stay in memory
+_CHUNK = 32  # files a task: enough to hide a queue's latency
+_CHUNK_BYTES = 32 << 20  # of pixels that a task may bring back: few, where images are large
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
@@ -95,7 +98,7 @@ def pack(
             spawn = multiprocessing.get_context("spawn")  # forking a process with threads may hang
             pool = stack.enter_context(ProcessPoolExecutor(jobs, spawn, _exit_with_parent))
         surveys: dict[Entry, Survey] = {}
-        found = _ordered(pool, jobs, survey_files, src, listing.entries)
+        found = _ordered(pool, jobs, survey_files, src, listing.entries, _CHUNK)
         for i, (entry, survey) in enumerate(zip(listing.entries, found, strict=True)):
             if isinstance(survey, Survey):
                 surveys[entry] = survey
@@ -116,7 +119,7 @@ def pack(
             dest,
             labels=listing.labels,
             seed=seed,
-            source={"folder": src.resolve().name, "layout": listing.kind, "files": len(surveys)},
+            source={"folder": ascii(src.resolve().name)[1:-1], "layout": listing.kind},
             kind=listing.kind,
             pixel_scale_arcsec=scale if pixel_scale_arcsec is None else pixel_scale_arcsec,
             psf_fwhm_arcsec=psf_fwhm_arcsec,
@@ -127,7 +130,9 @@ def pack(
         stack.enter_context(writer)
         entries = list(surveys)
         try:
-            loaded = _ordered(pool, jobs, _load, src, entries)
+            pixels = sum(math.prod(shape) for shape in surveys[entries[0]].shapes)
+            chunk = min(_CHUNK, max(1, _CHUNK_BYTES // (4 * pixels)))
+            loaded = _ordered(pool, jobs, _load, src, entries, chunk)
             for i, (entry, (sha256, readings)) in enumerate(zip(entries, loaded, strict=True)):
                 if sha256 != surveys[entry].sha256:
                     raise RunError(f"{src / entry.name} changed while it was being packed")
@@ -159,20 +164,24 @@ def _ordered(
     task: Callable[[Path, list[Entry]], list[T]],
     root: Path,
     entries: Sequence[Entry],
+    size: int,
 ) -> Iterator[T]:
     """Run `task` on chunks of entries, a few ahead of the consumer; results in entry order."""
-    chunks = (list(entries[i : i + _CHUNK]) for i in range(0, len(entries), _CHUNK))
+    chunks = (list(entries[i : i + size]) for i in range(0, len(entries), size))
     if pool is None:
         for chunk in chunks:
             yield from task(root, chunk)
         return
     ahead: deque[Future[list[T]]] = deque()
-    for chunk in chunks:
-        ahead.append(pool.submit(task, root, chunk))
-        if len(ahead) > 2 * jobs:
+    try:
+        for chunk in chunks:
+            ahead.append(pool.submit(task, root, chunk))
+            if len(ahead) > 2 * jobs:
+                yield from ahead.popleft().result()
+        while ahead:
             yield from ahead.popleft().result()
-    while ahead:
-        yield from ahead.popleft().result()
+    except BrokenProcessPool as error:
+        raise RunError("a process that read files was killed; try again with --jobs 1") from error
 
 
 def _load(root: Path, entries: list[Entry]) -> list[tuple[str, list[Reading]]]:

@@ -36,7 +36,7 @@ class Report:
         by_reason = Counter(reasons.values())
         example = {reason: name for name, reason in reversed(reasons.items())}
         return "; ".join(
-            f"{count} x {reason} (e.g. {example[reason]})"
+            f"{count} x {reason} (e.g. {_printable(example[reason])})"
             for reason, count in by_reason.most_common(n)
         )
 
@@ -65,3 +65,8 @@ class Report:
             "skipped": dict(sorted(self.skipped.items())),
             "notes": self.notes,
         }
+
+
+def _printable(name: str) -> str:
+    """A file's name may hold anything, also what a terminal obeys or cannot encode."""
+    return name if name.isprintable() else ascii(name)

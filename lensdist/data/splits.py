@@ -53,7 +53,7 @@ def assign_splits(
 
     Returns:
         (N,) uint8 of TRAIN, VAL, TEST. Samples of equal content are in the same split, and are
-        counted once (under the first one's class) when the tenths are taken.
+        counted once (under their lowest label) when the tenths are taken.
     """
     split_of: dict[bytes, int] = {}
     for content, code in zip(contents, supplied.tolist(), strict=True):

@@ -104,9 +104,10 @@ def without_duplicates(surveys: dict[Entry, Survey], report: Report) -> dict[Ent
 
 
 def check_classes(listing: Listing, good: dict[Entry, Survey], report: Report) -> None:
+    counts = Counter((entry.split, entry.label) for entry in good)
     for split in sorted({entry.split for entry in listing.entries}, key=str):
         for number, name in enumerate(listing.labels):
-            left = sum(e.label == number and e.split == split for e in good)
+            left = counts[split, number]
             if not left:
                 where = f" of the {split} split" if split else ""
                 raise UserError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import multiprocessing
 import os
 import pickle
 import resource
@@ -26,6 +28,7 @@ from lensdist.data.pack import pack
 from lensdist.data.pickled import parse_axion, save_axion
 from lensdist.data.quarantine import BadFile
 from lensdist.data.readers import Reading, parse, read_bytes
+from lensdist.errors import RunError
 from tests.unit import data_files
 from tests.unit.data_files import image
 
@@ -337,6 +340,33 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     words = [sys.executable, "-c", _FULL, str(src), str(tmp_path / "out")]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "cannot write" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def test_names_that_no_terminal_should_see_are_packed_and_reported(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff\x1b[2J")
+    folder.mkdir()
+    for i in range(12):
+        np.save(folder / os.fsdecode(b"%d\xfe\n\x1b.npy" % i), image(i))
+    np.save(folder / os.fsdecode(b"\x1b\xfe.npy"), np.zeros((8, 8)))
+    manifest, report = pack(folder, tmp_path / "out", max_bad=0.1)
+    assert manifest.count == 12
+    assert report.top_reasons().isprintable()
+    assert manifest.model_dump_json().isascii()
+    rows = (tmp_path / "out" / "files.jsonl").read_text().splitlines()
+    assert len(rows) == 12
+    assert json.loads(rows[3])["name"] in os.listdir(folder)
+
+
+def test_a_reader_that_is_killed_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    src = data_files.model_ii(tmp_path / "src", n=40)
+
+    def kill(what: str, done: int, of: int) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    with pytest.raises(RunError, match="--jobs 1"):
+        pack(src, tmp_path / "out", jobs=2, progress=kill)
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
 
