@@ -72,15 +72,15 @@ def uniform(k: int, samples: torch.Tensor, n: int) -> torch.Tensor:
     base = _mix_tensor(_mix_tensor(samples.long()) ^ _signed(k))
     steps = torch.arange(n, device=samples.device, dtype=torch.int64) * _signed(_GOLDEN)
     bits = _shift(_mix_tensor(base[:, None] + steps), 12)  # 52 bits, so that +0.5 stays exact
-    halves: torch.Tensor = bits.double() + 0.5
-    return halves * 2.0**-52
+    return (bits.double() + 0.5) * 2.0**-52
 
 
 def normal(k: int, samples: torch.Tensor, n: int) -> torch.Tensor:
     """Standard normal numbers: as `uniform`, through the inverse of the normal distribution."""
     import torch
 
-    return torch.special.ndtri(uniform(k, samples, n))
+    numbers: torch.Tensor = torch.special.ndtri(uniform(k, samples, n))
+    return numbers
 
 
 def generator(k: int, device: torch.device | str = "cpu") -> torch.Generator:

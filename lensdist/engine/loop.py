@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from lensdist import rng
@@ -88,28 +89,27 @@ def train(
     journal.begin(total, state.step, plan, sum(p.numel() for p in bare.parameters()))
 
     # ---- steps
-    stage: StageSteps | None = None
-    optimizer: torch.optim.Optimizer
+    now: Entered | None = None
     losses: list[Tensor] = []  # a row a step of this process's micro-batches, still on the device
     while state.step < total and not _exhausted(cfg, state):
-        if stage is None or state.step >= stage.end:
-            if stage is not None:
-                optimizer_tensors = capture(state, bare, optimizer, average, world)[0]
-            stage = next(s for s in stages if state.step < s.end)
-            model, optimizer, gradients, statistics = _enter(stage, bare, cfg, world, plan)
-            restore_optimizer(optimizer_tensors, bare, optimizer)
+        if now is None or state.step >= now.stage.end:
+            if now is not None:
+                optimizer_tensors = capture(state, bare, now.optimizer, average, world)[0]
+            now = _enter(next(s for s in stages if state.step < s.end), bare, cfg, world, plan)
+            restore_optimizer(optimizer_tensors, bare, now.optimizer)
             optimizer_tensors = {}
-            stepper = world.accelerator.prepare_optimizer(optimizer, device_placement=False)
 
-        first, last = (stage.start, stage.end) if cfg.optim.schedule.per_stage else (0, total)
+        first, last = 0, total
+        if cfg.optim.schedule.per_stage:
+            first, last = now.stage.start, now.stage.end
         rate = cfg.optim.lr * learning_rate(
             cfg.optim.schedule, state.step - first, last - first, plan.steps_per_epoch
         )
-        for group in optimizer.param_groups:
+        for group in now.optimizer.param_groups:
             group["lr"] = rate
 
         # ---- forward and backward, a micro-batch at a time
-        statistics.begin()
+        now.statistics.begin()
         step_losses = []
         for index, micro in enumerate(plan.mine):
             epoch, offset = plan.place(state.step, micro)
@@ -117,19 +117,19 @@ def train(
             # Dropout draws from torch's global generator: key it to the micro-batch, so that it
             # depends neither on the number of processes nor on where a run was resumed.
             torch.manual_seed(rng.key(cfg.seed, "dropout", state.step, micro) % 2**63)
-            with gradients.micro_batch(index):
-                loss = task.loss(model, batch, rng.key(cfg.seed, "draw", epoch))
-                gradients.backward(loss)
-            statistics.collect()
+            with now.gradients.micro_batch(index):
+                loss = task.loss(now.model, batch, rng.key(cfg.seed, "draw", epoch))
+                now.gradients.backward(loss)
+            now.statistics.collect()
             step_losses.append(loss.detach().float())
-        gradients.finish()
-        statistics.finish()
+        now.gradients.finish()
+        now.statistics.finish()
 
         # ---- step
         if cfg.optim.clip_norm is not None:
-            world.accelerator.clip_grad_norm_(model.parameters(), cfg.optim.clip_norm)
-        stepper.step()
-        stepper.zero_grad()
+            world.accelerator.clip_grad_norm_(now.model.parameters(), cfg.optim.clip_norm)
+        now.stepper.step()
+        now.stepper.zero_grad()
         losses.append(torch.stack(step_losses))
         state.step += 1
         if average is not None:
@@ -162,7 +162,7 @@ def train(
         if due or improved or leaving:
             _flush(losses, state, world)
             if world.main:
-                tensors, meta = capture(state, bare, optimizer, average, world)
+                tensors, meta = capture(state, bare, now.optimizer, average, world)
                 protect = {state.best_step} if state.best_step is not None else set()
                 with journal.aside():
                     journal.sync()
@@ -187,6 +187,20 @@ class StageSteps:
     end: int
 
 
+@dataclass(frozen=True)
+class Entered:
+    """What depends on which parameters train."""
+
+    stage: StageSteps
+    model: nn.Module
+    """Wrapped for this stage: what is called in training."""
+    optimizer: torch.optim.Optimizer
+    stepper: AcceleratedOptimizer
+    """The optimizer as accelerate steps it: under fp16, through the scaler."""
+    gradients: Averaged | FixedOrder
+    statistics: RunningStatistics
+
+
 def _stages(task: Task, cfg: BaseRun, steps_per_epoch: int) -> list[StageSteps]:
     limit = cfg.train.max_steps
     stages: list[StageSteps] = []
@@ -205,7 +219,7 @@ def _stages(task: Task, cfg: BaseRun, steps_per_epoch: int) -> list[StageSteps]:
 
 def _enter(
     stage: StageSteps, bare: nn.Module, cfg: BaseRun, world: World, plan: StepPlan
-) -> tuple[nn.Module, torch.optim.Optimizer, Averaged | FixedOrder, RunningStatistics]:
+) -> Entered:
     """Freeze, wrap, and build what depends on which parameters train.
 
     DDP decides at wrapping which gradients it reduces: a parameter that is unfrozen afterwards
@@ -220,12 +234,17 @@ def _enter(
         parameters = list(module.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
             module.eval()
+    model = world.wrap(bare, ddp=not cfg.train.reproducible)
     optimizer = build_optimizer(bare, cfg.optim)
-    statistics = RunningStatistics(bare, world, plan.count)
-    if cfg.train.reproducible:
-        return world.wrap(bare, ddp=False), optimizer, FixedOrder(bare, world, plan), statistics
-    model = world.wrap(bare, ddp=True)
-    return model, optimizer, Averaged(model, world, plan), statistics
+    gradients = FixedOrder if cfg.train.reproducible else Averaged
+    return Entered(
+        stage,
+        model,
+        optimizer,
+        world.accelerator.prepare_optimizer(optimizer, device_placement=False),
+        gradients(model, world, plan),
+        RunningStatistics(bare, world, plan.count),
+    )
 
 
 def _flush(losses: list[Tensor], state: TrainState, world: World) -> None:

@@ -42,7 +42,7 @@ class World:
             raise UserError(f"precision {cfg.precision}: {e}; use precision=no here") from e
         self.rank: int = self.accelerator.process_index
         self.size: int = self.accelerator.num_processes
-        # accelerate calls the CPU of local rank 1 "cpu:1"; moving a module there copies its buffers.
+        # accelerate calls the CPU of local rank 1 "cpu:1"; moving a module there copies buffers.
         on_cpu = self.accelerator.device.type == "cpu"
         self.device: torch.device = torch.device("cpu") if on_cpu else self.accelerator.device
         expected = int(os.environ.get("WORLD_SIZE", "1"))

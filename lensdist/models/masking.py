@@ -8,6 +8,8 @@ on the image alone, so a mask follows its image through any augmentation.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
@@ -21,8 +23,8 @@ def grey_levels(images: Tensor) -> Tensor:
     grey = images.float().mean(1)
     low = reduce(grey, "b h w -> b 1 1", "min")
     span = reduce(grey, "b h w -> b 1 1", "max") - low
-    stretched: Tensor = (grey - low) / span.clamp_min(torch.finfo(grey.dtype).tiny)
-    return torch.round(255 * stretched).long()
+    stretched = (grey - low) / span.clamp_min(torch.finfo(grey.dtype).tiny)
+    return (stretched * 255).round().long()
 
 
 def patch_entropy(images: Tensor, patch: int) -> Tensor:
@@ -31,7 +33,8 @@ def patch_entropy(images: Tensor, patch: int) -> Tensor:
     counts = torch.zeros(*levels.shape[:2], 256, device=images.device)
     counts.scatter_add_(2, levels, torch.ones_like(levels, dtype=counts.dtype))
     share = counts / levels.shape[2]
-    return -torch.special.xlogy(share, share).sum(2) / torch.log(torch.tensor(2.0))
+    nats: Tensor = -torch.special.xlogy(share, share).sum(2)
+    return nats / math.log(2)
 
 
 def masked_count(cfg: MaskConfig, patches: int) -> int:
