@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lensdist.commands.train import parse
 from lensdist.config.schema import BaseRun, FinetuneRun
@@ -26,17 +27,16 @@ from lensdist.errors import (
     RunError,
     UserError,
 )
-from lensdist.files import sha256, to_json, write_atomic
-from lensdist.phases import COMPLETE, completed
+from lensdist.phases import completed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lensdist.data.packed import PackedSet
     from lensdist.data.preprocess import Preprocess
-    from lensdist.data.source import Source
+    from lensdist.data.source import Source, View
+    from lensdist.engine.batches import StepPlan
     from lensdist.engine.checkpoint import Checkpoint
-    from lensdist.engine.loop import Outcome
     from lensdist.engine.world import World
     from lensdist.tasks.base import Task
 
@@ -55,10 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         world = World(cfg)
         code = run(cfg, resume, world)
     except UserError as e:
-        _say(f"error: {e}")
+        _complain(e)
         code = EXIT_BAD_INPUT
     except RunError as e:
-        _say(f"error: {e}")
+        _complain(e)
+        code = EXIT_FAILED
+    except Exception:
+        if world is None or world.size == 1:
+            raise
+        # The interpreter's teardown under a live process group may abort, or wait for the others.
+        traceback.print_exc()
         code = EXIT_FAILED
     if world is not None and world.size > 1:
         world.close(code)
@@ -76,14 +82,10 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     from lensdist.data.packed import PackedSet
     from lensdist.data.source import View
     from lensdist.engine.batches import plan_steps
-    from lensdist.engine.journal import Journal
-    from lensdist.engine.loop import train
-    from lensdist.engine.saver import Saver
-    from lensdist.engine.stopping import Stopper
+    from lensdist.engine.lock import held
     from lensdist.engine.torch_settings import settle
     from lensdist.tasks.build import build_task
 
-    started = time.time()
     settle(cfg, world.device)
     packed = PackedSet(_data(cfg, world))
     _check_images(cfg, packed)
@@ -93,18 +95,42 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     source = _source(cfg, packed, validation.labels, world)
     plan = plan_steps(cfg.train.global_batch, cfg.train.micro, source.size, world.rank, world.size)
     resumed = _resume(cfg, resume, packed)
+    world.agree("steps to resume from", resumed.step if resumed else 0)
 
     # ---- nothing has been written so far, and all that a user can get wrong has been checked
+    if not world.main:
+        return _train(cfg, task, source, validation, plan, world, resumed, packed)
+    cfg.run.dir.mkdir(parents=True, exist_ok=True)
+    with held(cfg.run.dir):
+        save(cfg, cfg.run.dir / "config.yaml")
+        return _train(cfg, task, source, validation, plan, world, resumed, packed)
+
+
+def _train(
+    cfg: BaseRun,
+    task: Task,
+    source: Source,
+    validation: View,
+    plan: StepPlan,
+    world: World,
+    resumed: Checkpoint | None,
+    packed: PackedSet,
+) -> int:
+    """What `run` does once all has been checked: from here on files are written."""
+    from lensdist.engine.finish import finish
+    from lensdist.engine.journal import Journal
+    from lensdist.engine.loop import train
+    from lensdist.engine.saver import Saver
+    from lensdist.engine.stopping import Stopper
+
+    started = time.time()
     folder = cfg.run.dir
-    if world.main:
-        folder.mkdir(parents=True, exist_ok=True)
-        save(cfg, folder / "config.yaml")
     journal = Journal(cfg, world, resumed.step if resumed else 0)
     saver = Saver(
         folder / "checkpoints",
         cfg.checkpoint.keep,
         cfg.checkpoint.background,
-        lambda sentence: journal.event(-1, "not saved", sentence),
+        lambda step, sentence: journal.event(step, "not saved", sentence),
     )
     stopper = Stopper(folder, world)
     try:
@@ -124,10 +150,13 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
         if outcome.status == "stopped":
             return EXIT_REQUEUE
         if world.main:
-            _finish(cfg, task, outcome, packed, time.time() - started)
+            finish(cfg, task, outcome, packed, time.time() - started)
             journal.event(outcome.state.step, "finished", str(folder))
     finally:
-        journal.close()
+        try:
+            saver.wait()  # whatever ended training: what is being written is worth having
+        finally:
+            journal.close()
     return EXIT_DONE
 
 
@@ -239,47 +268,16 @@ def _resume(cfg: BaseRun, resume: str, packed: PackedSet) -> Checkpoint | None:
     return found
 
 
-def _finish(cfg: BaseRun, task: Task, outcome: Outcome, packed: PackedSet, seconds: float) -> None:
-    """Export the best checkpoint's model and write `COMPLETE.json`, last of all."""
-    from lensdist.engine.best import best_model
-    from lensdist.export import write_export
-
-    folder, state = cfg.run.dir, outcome.state
-    model = best_model(folder / "checkpoints", outcome, cfg.train.ema is not None)
-    name, _ = task.select
-    metrics: dict[str, Any] = {"selected_by": f"val {name}", "val": state.best}
-    metrics["step"] = state.best_step
-    description = {
-        "task": task.name,
-        "preset": cfg.preset,
-        "labels": list(task.labels),
-        "preprocessing": task.preprocess.state(),
-        "metrics": metrics,
-        "data": {
-            "fingerprint": packed.manifest.fingerprint,
-            "pixel_scale_arcsec": packed.manifest.pixel_scale_arcsec,
-        },
-        **task.describe(),
-    }
-    written = write_export(folder / "export", model, description)
-    files = {f"export/{name}": digest for name, digest in written.items()}
-    files["config.yaml"] = sha256(folder / "config.yaml")
-    record = {
-        "task": task.name,
-        "preset": cfg.preset,
-        "steps": state.step,
-        "metrics": metrics,
-        "seconds": round(seconds, 1),
-        "data": packed.manifest.fingerprint,
-        "config": cfg.model_dump(mode="json"),
-        "files": files,
-    }
-    write_atomic(folder / COMPLETE, to_json(record))
-
-
 def _say(sentence: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(sentence, file=sys.stderr, flush=True)
+
+
+def _complain(error: Exception) -> None:
+    # From every process: what is wrong on one node only, the first process does not know.
+    rank = os.environ.get("RANK", "0")
+    where = "" if rank == "0" else f"[process {rank}] "
+    print(f"{where}error: {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -68,8 +68,10 @@ def write(root: Path, step: int, tensors: Mapping[str, Tensor], meta: dict[str, 
     """
     root.mkdir(parents=True, exist_ok=True)
     final = root / f"step-{step:08d}"
+    # What killed lives left goes first: it may be what fills the disk.
+    for leaving in [*root.glob(".step-*.tmp"), *root.glob(".step-*.old")]:
+        shutil.rmtree(leaving, ignore_errors=True)
     temporary = root / f".step-{step:08d}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
         size, digest = write_safetensors(temporary / _TENSORS, tensors)
@@ -161,13 +163,17 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, damaged
 
 
-def prune(root: Path, keep: int, protect: set[int]) -> None:
-    """Delete all but the newest `keep` checkpoints and the protected steps, and old leavings."""
-    for step, path in steps(root)[:-keep]:
-        if step not in protect:
+def prune(root: Path, saved: int, keep: int, protect: set[int]) -> None:
+    """Delete all but the newest `keep` checkpoints up to step `saved` and the protected steps.
+
+    Those after `saved`, the step just written, go too: the run was resumed from before them, since
+    they were damaged or somebody wished so. Counted as newest, they would push out good ones.
+    """
+    found = steps(root)
+    kept = {*[step for step, _ in found if step <= saved][-keep:], *protect}
+    for step, path in found:
+        if step not in kept:
             # Out of the way first: a reader must never find half of a checkpoint by this name.
             doomed = path.with_name(f".{path.name}.{os.getpid()}.old")
             path.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
-    for leaving in [*root.glob(".step-*.tmp"), *root.glob(".step-*.old")]:
-        shutil.rmtree(leaving, ignore_errors=True)

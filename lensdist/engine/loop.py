@@ -97,7 +97,7 @@ def train(
                 optimizer_tensors = capture(state, bare, now.optimizer, average, world)[0]
             now = _enter(next(s for s in stages if state.step < s.end), bare, cfg, world, plan)
             restore_optimizer(optimizer_tensors, bare, now.optimizer)
-            optimizer_tensors = {}
+            optimizer_tensors.clear()  # a whole state, which the checkpoint read would hold too
 
         first, last = 0, total
         if cfg.optim.schedule.per_stage:
@@ -138,14 +138,10 @@ def train(
         # ---- log
         if state.step % log_every == 0 or state.step == total:
             _flush(losses, state, world)
-            mean = sum(state.window) / len(state.window)
+            journal.train(state.step, sum(state.window) / len(state.window), rate)
+            _refuse_nonfinite(state)
             state.window.clear()
-            journal.train(state.step, mean, rate)
-            if not math.isfinite(mean):
-                raise RunError(
-                    f"the loss is {mean} at step {state.step}; lower optim.lr, set "
-                    "optim.clip_norm, or use precision bf16 in place of fp16"
-                )
+            saver.poll()
 
         # ---- evaluate
         improved = False
@@ -161,6 +157,7 @@ def train(
         due = state.step % save_every == 0 or state.step == total
         if due or improved or leaving:
             _flush(losses, state, world)
+            _refuse_nonfinite(state)  # such a state would push out the last good one
             if world.main:
                 tensors, meta = capture(state, bare, now.optimizer, average, world)
                 protect = {state.best_step} if state.best_step is not None else set()
@@ -255,6 +252,15 @@ def _flush(losses: list[Tensor], state: TrainState, world: World) -> None:
     everyone = world.gather(mine.T.contiguous())  # (all micro-batches in order, steps)
     state.window += everyone.double().mean(0).tolist()
     losses.clear()
+
+
+def _refuse_nonfinite(state: TrainState) -> None:
+    for step, loss in enumerate(state.window, start=state.step - len(state.window) + 1):
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the loss is {loss} at step {step}; lower optim.lr, set optim.clip_norm, or use "
+                "precision bf16 in place of fp16"
+            )
 
 
 def _judge(task: Task, state: TrainState, scores: dict[str, Any]) -> bool:

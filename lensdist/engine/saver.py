@@ -24,11 +24,11 @@ class Saver:
         root: the run's `checkpoints/`.
         keep: how many of the newest to keep.
         background: whether to write in a thread.
-        report: told of a failure, one sentence; called on the training thread.
+        report: told of a failure: the step and a sentence; called on the training thread.
     """
 
     def __init__(
-        self, root: Path, keep: int, background: bool, report: Callable[[str], None]
+        self, root: Path, keep: int, background: bool, report: Callable[[int, str], None]
     ) -> None:
         self.stalled_s = 0.0
         """Seconds that the last save kept the training thread."""
@@ -37,7 +37,10 @@ class Saver:
         self._background = background
         self._report = report
         self._thread: threading.Thread | None = None
-        self._failure: str | None = None
+        self._failure: OSError | None = None
+        self._defect: BaseException | None = None
+        self._reported = True
+        self._step = 0
         self._staged: dict[str, Tensor] = {}
 
     def save(
@@ -46,6 +49,7 @@ class Saver:
         """Save a step; in the background, unless asked otherwise, once the last save is done."""
         start = time.perf_counter()
         self.wait()
+        self._step, self._failure, self._reported = step, None, False
         staged = self._stage(tensors)
         if self._background:
             # Not a daemon: a run that ends must not cut its last checkpoint short.
@@ -58,15 +62,31 @@ class Saver:
             self.wait()
         self.stalled_s = time.perf_counter() - start
 
+    def poll(self) -> None:
+        """Report a failure of the save under way, should it have failed by now; never waits."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
     def wait(self) -> bool:
-        """Wait for the save under way, if any; whether the last one succeeded."""
+        """Wait for the save under way, if any; whether the last one succeeded, however often asked.
+
+        Raises:
+            Exception: what no disk explains, such as a value that JSON has no word for. A state
+                that can never be saved must not pass for saved.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            self._report(failure)
-        return failure is None
+        if self._defect is not None:
+            raise self._defect
+        if self._failure is not None and not self._reported:
+            self._reported = True
+            self._report(
+                self._step,
+                f"{self._root}: {self._failure.strerror or self._failure}; training goes on, "
+                "older checkpoints are kept, and the next save tries again",
+            )
+        return self._failure is None
 
     def _stage(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copy into buffers kept from save to save: fresh memory costs more than the copy."""
@@ -90,9 +110,8 @@ class Saver:
     ) -> None:
         try:
             checkpoint.write(self._root, step, tensors, meta)
-            checkpoint.prune(self._root, self._keep, protect)
+            checkpoint.prune(self._root, step, self._keep, protect)
         except OSError as e:
-            self._failure = (
-                f"step {step} could not be saved in {self._root}: {e.strerror or e}; "
-                "training goes on, older checkpoints are kept, and the next save tries again"
-            )
+            self._failure = e
+        except BaseException as e:  # raised on the training thread, which would not hear of it
+            self._defect = e

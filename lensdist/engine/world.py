@@ -68,6 +68,20 @@ class World:
             return flag
         return bool(self.gather(torch.tensor([flag], device=self.device)).any())
 
+    def agree(self, what: str, number: int) -> None:
+        """Make sure that all processes found the same number in their files.
+
+        Raises:
+            UserError: they did not, and would wait for each other for ever.
+        """
+        if self.size > 1:
+            found = set(self.gather(torch.tensor([number], device=self.device)).tolist())
+            if len(found) > 1:
+                raise UserError(
+                    f"processes found different {what} ({', '.join(map(str, sorted(found)))}); "
+                    "all nodes must see the same run.dir"
+                )
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.size > 1:
@@ -110,6 +124,14 @@ def _check_launcher(cfg: BaseRun) -> None:
             f"precision: the run's configuration says {cfg.precision!r} but accelerate's launcher "
             f"says {launcher['precision']!r}; change one of them (the run's is enough)"
         )
+    # Each would change what a step computes without a word in the run's own files.
+    for name, neutral in (("GRADIENT_ACCUMULATION_STEPS", "1"), ("DYNAMO_BACKEND", "NO")):
+        asked = os.environ.get(f"ACCELERATE_{name}", neutral)
+        if asked.upper() != neutral:
+            raise UserError(
+                f"accelerate's launcher sets {name.lower()} to {asked}; leave it at "
+                f"{neutral.lower()} (accumulation is train.global_batch over train.micro_batch)"
+            )
     for engine in ("DEEPSPEED", "FSDP"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
             raise UserError(

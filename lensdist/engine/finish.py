@@ -1,0 +1,80 @@
+"""What a trained run leaves: the model that validation chose, and the word that it is complete."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lensdist.config.schema import BaseRun
+from lensdist.data.packed import PackedSet
+from lensdist.engine import checkpoint
+from lensdist.engine.loop import Outcome
+from lensdist.export import write_export
+from lensdist.files import sha256, to_json, write_atomic
+from lensdist.phases import COMPLETE
+from lensdist.tasks.base import Task
+
+
+def finish(cfg: BaseRun, task: Task, outcome: Outcome, packed: PackedSet, seconds: float) -> None:
+    """Export the best checkpoint's model and write `COMPLETE.json`, last of all."""
+    folder, state = cfg.run.dir, outcome.state
+    model, step = best_model(folder / "checkpoints", outcome, cfg.train.ema is not None)
+    name, _ = task.select
+    chosen = step == state.best_step
+    metrics: dict[str, Any] = {
+        "selected_by": f"val {name}" if chosen else "nothing: the last weights",
+        "val": state.best if chosen else None,
+        "step": step,
+    }
+    description = {
+        "task": task.name,
+        "preset": cfg.preset,
+        "labels": list(task.labels),
+        "preprocessing": task.preprocess.state(),
+        "metrics": metrics,
+        "data": {
+            "fingerprint": packed.manifest.fingerprint,
+            "pixel_scale_arcsec": packed.manifest.pixel_scale_arcsec,
+        },
+        **task.describe(),
+    }
+    written = write_export(folder / "export", model, description)
+    files = {f"export/{name}": digest for name, digest in written.items()}
+    files["config.yaml"] = sha256(folder / "config.yaml")
+    record = {
+        "task": task.name,
+        "preset": cfg.preset,
+        "steps": state.step,
+        "metrics": metrics,
+        "seconds": round(seconds, 1),
+        "data": packed.manifest.fingerprint,
+        "config": cfg.model_dump(mode="json"),
+        "files": files,
+    }
+    write_atomic(folder / COMPLETE, to_json(record))
+
+
+def best_model(root: Path, outcome: Outcome, averaged: bool) -> tuple[nn.Module, int]:
+    """The network with the weights of the best checkpoint (of their average where there is one).
+
+    Where that checkpoint is damaged, or validation never gave a number, the last weights.
+
+    Returns:
+        The network, and the step that its weights are of.
+    """
+    step = outcome.state.best_step
+    if step is None or step == outcome.state.step:
+        return outcome.model, outcome.state.step
+    prefix = "average/" if averaged else "model/"
+    try:
+        saved = checkpoint.read(root / f"step-{step:08d}").tensors
+    except checkpoint.Damaged as e:
+        print(f"warning: the best checkpoint is lost, exporting the last: {e}", file=sys.stderr)
+        return outcome.model, outcome.state.step
+    outcome.model.load_state_dict(
+        {k[len(prefix) :]: v for k, v in saved.items() if k.startswith(prefix)}
+    )
+    return outcome.model, step
