@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from torch import Tensor, nn
 
@@ -82,7 +83,10 @@ def read_export(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     if hashlib.sha256(data).hexdigest() != wanted:
         raise UserError(f"{folder / _WEIGHTS} was damaged or changed after it was exported")
-    return description, parse_safetensors(data)
+    try:
+        return description, parse_safetensors(data)
+    except SafetensorError as e:
+        raise UserError(f"{folder / _WEIGHTS} is no safetensors file: {e}") from e
 
 
 def encoder_of(path: Path, wanted: EncoderConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -92,8 +96,11 @@ def encoder_of(path: Path, wanted: EncoderConfig) -> tuple[dict[str, Any], dict[
         UserError: there is none, it is damaged, or its encoder is of another shape.
     """
     description, weights = read_export(path)
+    model = description.get("model")
+    if not isinstance(model, dict):
+        raise UserError(f"{path} does not describe its model")
     for field in EncoderConfig.model_fields:
-        theirs, ours = description["model"].get(field), getattr(wanted, field)
+        theirs, ours = model.get(field), getattr(wanted, field)
         if field != "dropout" and theirs != ours:
             raise UserError(
                 f"the encoder in {path} has {field} {theirs} but model.{field} is {ours}; "
@@ -117,13 +124,19 @@ class LoadedModel:
         self, description: dict[str, Any], weights: dict[str, Tensor], device: str
     ) -> None:
         self.description = description
-        self.task: str = description["task"]
-        self.labels: tuple[str, ...] = tuple(description["labels"])
-        self.preprocess = Preprocess.from_state(description["preprocessing"])
         self.device = torch.device(device)
-        self.network = _network(description)
         try:
-            self.network.load_state_dict(weights)
+            self.task: str = description["task"]
+            self.labels: tuple[str, ...] = tuple(description["labels"])
+            self.preprocess = Preprocess.from_state(description["preprocessing"])
+            self.mask = MaskConfig(**(description["mask"] if self.task == "mae" else {}))
+            with torch.device("meta"):  # takes no memory, whatever sizes are claimed
+                self.network = _network(description)
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as e:
+            raise UserError(f"config.json does not describe a network: {e!r}") from e
+        try:
+            floats = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+            self.network.load_state_dict(floats, assign=True)
         except RuntimeError as e:
             raise UserError(f"the weights do not fit the described network: {e}") from e
         self.network.to(self.device).eval()
@@ -159,9 +172,11 @@ class LoadedModel:
                 f"images of shape {np.shape(x)} do not fit a model of {bands} band(s) and "
                 f"{size}x{size} pixels; give (N, {size}, {size}) or (N, {bands}, {size}, {size})"
             )
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite from here on
+            array = np.ascontiguousarray(array, np.float32)
         if not np.isfinite(array).all():
             raise ValueError("images hold NaN or infinite pixels; mask or fill them first")
-        return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+        return torch.from_numpy(array)
 
     def _batch(self, raw: Tensor) -> dict[str, Tensor]:
         x = self.preprocess(raw)
@@ -171,7 +186,7 @@ class LoadedModel:
         model = self.description["model"]
         # One draw for all: what is hidden must not depend on an image's place among others.
         samples = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        mask = make_mask(x, model["patch_size"], MaskConfig(**self.description["mask"]), 0, samples)
+        mask = make_mask(x, model["patch_size"], self.mask, 0, samples)
         return {"recon": self.preprocess.inverse(self.network(x, mask), raw), "mask": mask}
 
 

@@ -5,6 +5,7 @@ A `Preprocess` is part of the exported model: whoever loads it feeds raw images.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -28,11 +29,23 @@ class Preprocess:
         self.std = std
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, good: Tensor | None = None) -> Tensor:
+        """Scale raw images.
+
+        Args:
+            x: (B, C, H, W), in the units found on disk.
+            good: (B, 1 or C, H, W) bool; the other pixels come out as 0 and do not count.
+        """
         x = x.float()
+        if good is None:
+            return self._scale(x, x, x)
+        low, high = (torch.where(good, x, limit) for limit in (math.inf, -math.inf))
+        return torch.where(good, self._scale(x, low, high), 0.0)
+
+    def _scale(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
         if self.cfg.scale == "minmax":
-            low = x.amin((1, 2, 3), keepdim=True)
-            span = x.amax((1, 2, 3), keepdim=True) - low
+            low = low.amin((1, 2, 3), keepdim=True)
+            span = high.amax((1, 2, 3), keepdim=True) - low
             return (x - low) / span.clamp_min(torch.finfo(x.dtype).tiny)
         if self.cfg.scale == "none":
             return x

@@ -80,6 +80,5 @@ class FinetuneTask:
         }
 
     def _image(self, batch: Batch) -> Tensor:
-        image = self.preprocess(batch["image"])
         weight = pixel_weight(batch)
-        return image if weight is None else image * (weight > 0)
+        return self.preprocess(batch["image"], None if weight is None else weight > 0)

@@ -75,10 +75,9 @@ class MaeTask:
         }
 
     def _masked(self, batch: Batch, key: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        image = self.preprocess(batch["image"])
         weight = pixel_weight(batch)
-        if weight is not None:  # what a bad pixel holds must reach neither network nor loss
-            image = torch.where(weight > 0, image, 0.0)
+        # What a bad pixel holds must reach neither the network nor the loss.
+        image = self.preprocess(batch["image"], None if weight is None else weight > 0)
         mask = make_mask(image, self.cfg.model.patch_size, self.cfg.mask, key, batch["sample"])
         return image, mask, weight
 
