@@ -1,6 +1,6 @@
 """Settings of the networks (torch-free)."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,12 @@ class EncoderConfig(Strict):
 
     image_size: int = Field(64, ge=8, description="pixels a side; DeepLenseSim II and III are 64")
     patch_size: int = Field(8, ge=2, description="pixels a side of a patch; 10 suits 150")
+    stem: Literal["patch", "conv"] = Field(
+        "patch",
+        description="patch: one convolution as large as a patch (the recipe); conv: 3x3 "
+        "convolutions that halve the side each, which learn from far fewer images "
+        "(Xiao et al. 2021, arXiv:2106.14881)",
+    )
     in_channels: int = Field(1, ge=1, description="bands")
     dim: int = Field(512, ge=8, description="width of a token")
     depth: int = Field(6, ge=1, description="transformer layers")

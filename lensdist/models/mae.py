@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from lensdist.models.config import MaeConfig
-from lensdist.models.vit import Encoder
+from lensdist.models.vit import Encoder, prime_factors
 
 
 class Decoder(nn.Module):
@@ -53,14 +53,6 @@ class MaskedAutoencoder(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         hidden = pixel_mask(mask, self.cfg.patch_size)
         return cast(Tensor, self.decoder(self.encoder(torch.where(hidden, 0.0, x))))
-
-
-def prime_factors(n: int) -> list[int]:
-    """Ascending: 8 -> [2, 2, 2], 10 -> [2, 5]."""
-    for f in range(2, int(n**0.5) + 1):
-        if n % f == 0:
-            return [f, *prime_factors(n // f)]
-    return [n]
 
 
 def pixel_mask(mask: Tensor, patch: int) -> Tensor:

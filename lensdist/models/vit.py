@@ -6,6 +6,7 @@ read the patch tokens, by average pooling or as a feature map.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -58,7 +59,7 @@ class Encoder(nn.Module):
     def __init__(self, cfg: EncoderConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.embed = nn.Conv2d(cfg.in_channels, cfg.dim, cfg.patch_size, stride=cfg.patch_size)
+        self.embed = _embedding(cfg)
         self.position = nn.Parameter(torch.zeros(1, cfg.grid**2, cfg.dim))
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
         self.norm = nn.LayerNorm(cfg.dim)
@@ -70,6 +71,27 @@ class Encoder(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         return cast(Tensor, self.norm(tokens))
+
+
+def _embedding(cfg: EncoderConfig) -> nn.Module:
+    """(B, C, H, W) -> (B, D, H / patch, W / patch)."""
+    if cfg.stem == "patch":
+        return nn.Conv2d(cfg.in_channels, cfg.dim, cfg.patch_size, stride=cfg.patch_size)
+    factors = prime_factors(cfg.patch_size)
+    widths = [cfg.in_channels, *(max(cfg.dim >> i, 16) for i in range(len(factors), 0, -1))]
+    layers: list[nn.Module] = []
+    for (before, after), f in zip(pairwise(widths), factors, strict=True):
+        layers += [nn.Conv2d(before, after, f + 2, stride=f, padding=1, padding_mode="replicate")]
+        layers += [nn.GroupNorm(1, after), nn.GELU()]
+    return nn.Sequential(*layers, nn.Conv2d(widths[-1], cfg.dim, 1))
+
+
+def prime_factors(n: int) -> list[int]:
+    """Ascending: 8 -> [2, 2, 2], 10 -> [2, 5]."""
+    for f in range(2, int(n**0.5) + 1):
+        if n % f == 0:
+            return [f, *prime_factors(n // f)]
+    return [n]
 
 
 def _init(module: nn.Module) -> None:
