@@ -68,4 +68,9 @@ class ClassifierConfig(EncoderConfig):
     head_dims: tuple[int, ...] = Field(
         (256,), description="hidden widths of the head (the recipe's 512 -> 256 -> classes)"
     )
+    head_norm: bool = Field(
+        False,
+        description="BatchNorm without scale and shift between pooling and head, as in He et al. "
+        "2022: what tells the classes apart is a small part of the pooled features' size",
+    )
     head_dropout: float = Field(0.0, ge=0, lt=1, description="before each linear layer")
