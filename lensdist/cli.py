@@ -16,7 +16,7 @@ COMMANDS = {
     "train": "run one training phase",
     "evaluate": "score a trained model on a split",
     "report": "put finished runs into one table",
-
+    "bench": "run a benchmark",
 }
 
 

@@ -1,0 +1,190 @@
+"""What is pretraining worth when labels are few? One command from nothing to a table.
+
+DIR/data/<noise>           simulated packed sets
+DIR/runs/<noise>/<name>    ordinary runs of `lensdist train`; DIR/logs, what they said
+DIR/results.{md,json}      accuracy by labels per class, each method against training from scratch
+
+Every classifier of a row has the same labelled images, steps and test images.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lensdist.bench.residual import ResidualFeatures, logistic_regression
+from lensdist.bench.runs import LOGITS, Job, run_all
+from lensdist.bench.settings import PRESETS, FewLabels
+from lensdist.bench.table import Scored, write_table
+from lensdist.config import load
+from lensdist.config.schema import schema_of
+from lensdist.data.config import DataConfig
+from lensdist.data.packed import PackedSet
+from lensdist.data.source import View
+from lensdist.errors import UserError
+from lensdist.phases import completed
+from lensdist.sim.config import SimConfig
+from lensdist.sim.write import write_packed
+
+SMOOTH = "no_sub"
+SCRATCH = "from scratch"
+RESIDUAL = "PCA residual"
+PRETRAINED = {  # what each is pretrained on, as settings of `configs/mae`
+    "MAE, no_sub": (f"data.classes=[{SMOOTH}]",),
+    "MAE, all classes": ("data.classes=null",),
+    "MAE, stream": ("data.classes=null", "data.source=stream"),
+}
+METHODS = (SCRATCH, *PRETRAINED, RESIDUAL)
+DATA_SEED = 0
+
+
+@dataclass(frozen=True)
+class Presets:
+    """The two presets, and how many steps they say."""
+
+    mae: Path
+    finetune: Path
+    steps: int
+    pretrain_steps: int
+
+
+def few_labels(cfg: FewLabels) -> Path:
+    """Run what is not finished yet; returns the path of `results.md`.
+
+    Raises:
+        UserError: the presets are not there, or `cfg.out` holds a benchmark of other settings.
+        RunError: a run failed.
+        StoppedError: a run was asked to stop and has saved.
+    """
+    presets = _presets(cfg)
+    sets = {noise: _simulated(cfg, noise) for noise in cfg.noise}
+    pretraining = [job for noise in cfg.noise for job in _pretraining(cfg, presets, noise)]
+    run_all(pretraining, cfg.jobs, "pretraining")
+    # Fewest labels first, and all methods of a seed together: a stopped benchmark is readable.
+    finetuning = [job for noise in cfg.noise for job in _finetuning(cfg, presets, noise)]
+    run_all(finetuning, cfg.jobs, "fine-tuning")
+    for job in (*pretraining, *finetuning):
+        completed(job.run)  # believe no run whose files were altered since
+    scored = [each for noise, data in sets.items() for each in _scored(cfg, noise, data)]
+    return write_table(cfg, scored, presets.steps, presets.pretrain_steps, SCRATCH)
+
+
+def _presets(cfg: FewLabels) -> Presets:
+    mae, finetune = (cfg.configs / task / PRESETS[cfg.size] for task in ("mae", "finetune"))
+    for file in (mae, finetune):
+        if not file.is_file():
+            raise UserError(f"{file} is not there; give --configs, the folder of a checkout")
+    steps, pretrain_steps = cfg.steps, cfg.pretrain_steps
+    return Presets(
+        mae,
+        finetune,
+        steps or _steps(finetune),
+        pretrain_steps or _steps(mae),
+    )
+
+
+def _steps(preset: Path) -> int:
+    steps = load(preset, ["run.dir=."], schema=schema_of).train.max_steps
+    if steps is None:
+        raise UserError(f"{preset} sets no train.max_steps; give --steps and --pretrain-steps")
+    return steps
+
+
+# ---- runs
+
+
+def _data(cfg: FewLabels, noise: str) -> Path:
+    return cfg.out / "data" / noise
+
+
+def _run(cfg: FewLabels, noise: str, name: str) -> Path:
+    return cfg.out / "runs" / noise / name.lower().replace(",", "").replace(" ", "-")
+
+
+def _simulated(cfg: FewLabels, noise: str) -> PackedSet:
+    sim = SimConfig(family="model_ii", noise=noise)
+    path = _data(cfg, noise)
+    if not path.exists():
+        print(f"simulating {cfg.images:,} images per class into {path}", file=sys.stderr)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        write_packed(path, sim, cfg.images, DATA_SEED, device)
+    packed = PackedSet(path)
+    wanted = {"simulated": sim.model_dump(mode="json"), "n_per_class": cfg.images}
+    if {key: packed.manifest.source.get(key) for key in wanted} != wanted:
+        raise UserError(
+            f"{path} holds other images than these settings ask for; give another --out"
+        )
+    return packed
+
+
+def _job(
+    cfg: FewLabels, preset: Path, noise: str, name: str, *settings: str, test: bool = False
+) -> Job:
+    run, data = _run(cfg, noise, name), _data(cfg, noise)
+    words = (f"--config={preset}", *cfg.overrides, *settings, f"data.path={data}", f"run.dir={run}")
+    log = cfg.out / "logs" / noise / f"{run.name}.log"
+    return Job(run, words, log, data if test else None)
+
+
+def _pretraining(cfg: FewLabels, presets: Presets, noise: str) -> Iterator[Job]:
+    for name, settings in PRETRAINED.items():
+        steps = f"train.max_steps={presets.pretrain_steps}"
+        sim = f"data.sim={{family: model_ii, noise: {noise}}}"
+        yield _job(cfg, presets.mae, noise, name, steps, sim, *settings)
+
+
+def _finetuning(cfg: FewLabels, presets: Presets, noise: str) -> Iterator[Job]:
+    fixed = (
+        f"train.max_steps={presets.steps}",
+        # The last weights count. To choose among steps by validation would take more labelled
+        # images (a tenth of the set) than there are to train on, and few-label claims with them.
+        "train.eval_every_epochs=1000000000",
+        "frozen_epochs=0",
+        f"checkpoint.every_steps={presets.steps}",
+    )
+    for n in cfg.labels:
+        for seed in range(cfg.seeds):
+            few = (f"data.labels_per_class={n}", f"seed={seed}")
+            for method in (SCRATCH, *PRETRAINED):
+                encoder = "null" if method == SCRATCH else _run(cfg, noise, method)
+                own = (f"encoder={encoder}",)
+                name = f"{method} n{n} s{seed}"
+                yield _job(cfg, presets.finetune, noise, name, *fixed, *few, *own, test=True)
+
+
+# ---- scores
+
+
+def _scored(cfg: FewLabels, noise: str, packed: PackedSet) -> Iterator[Scored]:
+    cpu = torch.device("cpu")
+    all_ = DataConfig(path=packed.path)
+    test = _everything(View(packed, "test", all_, 0, cpu))
+    smooth = View(packed, "train", DataConfig(path=packed.path, classes=(SMOOTH,)), 0, cpu)
+    features = ResidualFeatures(_everything(smooth)["image"])
+    of_test = features(test["image"])
+    for n in cfg.labels:
+        logits: dict[str, list[Tensor]] = {method: [] for method in METHODS}
+        for seed in range(cfg.seeds):
+            for method in (SCRATCH, *PRETRAINED):
+                file = _run(cfg, noise, f"{method} n{n} s{seed}") / LOGITS
+                logits[method].append(torch.from_numpy(np.load(file, allow_pickle=False)))
+            # The very images that fine-tuning with this seed had.
+            few = DataConfig(path=packed.path, labels_per_class=n)
+            train = _everything(View(packed, "train", few, seed, cpu))
+            found = logistic_regression(
+                features(train["image"]), train["label"], of_test, len(packed.manifest.labels)
+            )
+            logits[RESIDUAL].append(found)
+        for method in METHODS:
+            yield Scored(noise, n, method, torch.stack(logits[method]), test["label"])
+
+
+def _everything(view: View) -> dict[str, Any]:
+    return view.gather(np.arange(len(view)))

@@ -1,0 +1,111 @@
+"""Many training runs, a few at a time, each through `lensdist.train` as a person would start it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError
+from lensdist.phases import COMPLETE
+
+LOGITS = Path("eval", "test-logits.npy")
+
+
+class StoppedError(Exception):
+    """A run was asked to stop and has saved: the same command goes on where it was."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, and what is wanted of it."""
+
+    run: Path
+    argv: tuple[str, ...]
+    """Of `lensdist train`."""
+    log: Path
+    """Where its messages go."""
+    test: Path | None = None
+    """A packed set whose test split it classifies afterwards, into `run / LOGITS`."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do; checked again, by hash, where the run is used."""
+        return (self.run / COMPLETE).exists() and (
+            self.test is None or (self.run / LOGITS).exists()
+        )
+
+
+def run_all(jobs: Sequence[Job], workers: int, what: str) -> None:
+    """Do what is not done yet, `workers` jobs at a time.
+
+    Raises:
+        StoppedError: a run was asked to stop and has saved.
+        RunError: a run failed; the others that had begun were finished.
+    """
+    todo = [job for job in jobs if not job.done]
+    if not todo:
+        return
+    start = time.monotonic()
+    # Read by the workers' torch when it starts: more threads than cores are slower than one each.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_do, job): job for job in todo}
+        for count, future in enumerate(as_completed(futures), 1):
+            job, code = futures[future], future.result()
+            if code != EXIT_DONE:
+                pool.shutdown(cancel_futures=True)
+                if code == EXIT_REQUEUE:
+                    raise StoppedError
+                raise RunError(f"{job.run} failed ({code}): {_last_line(job.log)}")
+            left = (time.monotonic() - start) / count * (len(todo) - count)
+            skipped = len(jobs) - len(todo)
+            print(
+                f"{what}: {count + skipped}/{len(jobs)} runs, {job.run.name} done, "
+                f"about {left / 60:.0f} min left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _do(job: Job) -> int:
+    """In a worker process: train, then classify the test split."""
+    from lensdist.train import main
+
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("a") as log, contextlib.redirect_stderr(log):
+        code = main(job.argv)
+        if code == EXIT_DONE and job.test is not None:
+            _classify(job.run, job.test)
+    return code
+
+
+def _classify(run: Path, data: Path) -> None:
+    import io
+
+    import numpy as np
+    import torch
+
+    from lensdist.data.config import DataConfig
+    from lensdist.data.packed import PackedSet
+    from lensdist.data.source import View
+    from lensdist.export import load
+    from lensdist.files import write_atomic
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    view = View(PackedSet(data), "test", DataConfig(path=data), 0, torch.device("cpu"))
+    images = view.gather(np.arange(len(view)))["image"].numpy()
+    file = io.BytesIO()
+    np.save(file, load(run, device).predict(images)["logits"])
+    write_atomic(run / LOGITS, file.getvalue())
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text().strip().splitlines() if log.exists() else []
+    return lines[-1] if lines else "it said nothing"

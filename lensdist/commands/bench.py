@@ -1,0 +1,108 @@
+"""`lensdist bench`: benchmarks, a sub-command each (torch-free at import)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+from lensdist.bench.settings import FewLabels, Size
+from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, UserError
+
+FEW_LABELS_EXAMPLES = """examples:
+  lensdist bench few-labels --out runs/few-labels --jobs 2        # small: about 35 minutes
+  lensdist bench few-labels --out runs/full --size full           # one GPU
+  lensdist bench few-labels --out runs/hard --noise euclid --labels 30,100 --seeds 5
+
+An interrupted benchmark goes on where it was: give the same command again.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line: a sub-command for each benchmark."""
+    benchmarks = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
+    few = benchmarks.add_parser(
+        "few-labels",
+        help="what pretraining is worth when labels are few",
+        description="Simulate, pretrain, fine-tune with few labels, and compare: from scratch, "
+        "three kinds of pretraining, and the residual from principal components.",
+        epilog=FEW_LABELS_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    few.set_defaults(benchmark_run=_few_labels)
+    d = FewLabels.model_fields
+    few.add_argument("--out", type=Path, required=True, help="folder for everything")
+    few.add_argument(
+        "--labels",
+        type=_numbers,
+        default=d["labels"].default,
+        metavar="N,N,…",
+        help="labelled images per class (default: 30,100,300,1000)",
+    )
+    few.add_argument(
+        "--seeds",
+        type=int,
+        default=d["seeds"].default,
+        help="fine-tuning seeds, each with its own labelled images (default: %(default)s)",
+    )
+    few.add_argument("--steps", type=int, help="of each fine-tuning (default: the preset's)")
+    few.add_argument("--pretrain-steps", type=int, help="of each pretraining (default: same)")
+    few.add_argument(
+        "--size",
+        choices=get_args(Size),
+        default="small",
+        help="presets: small, for CPUs; full, the best we have (default: %(default)s)",
+    )
+    few.add_argument(
+        "--noise",
+        type=_words,
+        default=d["noise"].default,
+        metavar="none,euclid",
+        help="detectors to simulate (default: none,euclid)",
+    )
+    few.add_argument(
+        "--n-per-class", type=int, help="simulated images (default: small 5,000, full 30,000)"
+    )
+    few.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
+    few.add_argument(
+        "--configs", type=Path, help="folder of presets (default: the checkout's configs/)"
+    )
+    few.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a benchmark."""
+    chosen: Callable[[argparse.Namespace], int] = args.benchmark_run
+    return chosen(args)
+
+
+def _few_labels(args: argparse.Namespace) -> int:
+    from pydantic import ValidationError
+
+    names = set(FewLabels.model_fields)
+    try:
+        cfg = FewLabels(**{k: v for k, v in vars(args).items() if k in names and v is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = f"--{first['loc'][0]}: ".replace("_", "-") if first["loc"] else ""
+        raise UserError(flag + first["msg"].removeprefix("Value error, ")) from error
+
+    from lensdist.bench.few_labels import few_labels
+    from lensdist.bench.runs import StoppedError
+
+    try:
+        path = few_labels(cfg)
+    except StoppedError:
+        return EXIT_REQUEUE
+    print(path.read_text())
+    print(f"wrote {path}")
+    return EXIT_DONE
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
