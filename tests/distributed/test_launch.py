@@ -45,10 +45,10 @@ def test_several_cpu_processes(tiny_set: Path, tmp_path: Path, port: int) -> Non
 def test_two_nodes(tiny_set: Path, tmp_path: Path, port: int) -> None:
     flags = ["--multi_gpu", "--num_machines", "2", "--num_processes", "2"]
     flags += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
+    words = _words(tiny_set, tmp_path / "run")
     nodes = [
         subprocess.Popen(
-            [*ACCELERATE, *FILE, *flags, "--machine_rank", str(rank)]
-            + _words(tiny_set, tmp_path / "run"),
+            [*ACCELERATE, *FILE, *flags, "--machine_rank", str(rank), *words],
             cwd=ROOT,
             env=environment(),
             stderr=subprocess.PIPE,
