@@ -1,0 +1,72 @@
+"""What needs a CUDA device: skipped, and said so, where there is none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lensdist.engine import checkpoint
+from lensdist.phases import completed
+from tests.conftest import command, environment, settings, start
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def _environment() -> dict[str, str]:
+    kept = {k: v for k, v in environment().items() if k != "ACCELERATE_USE_CPU"}
+    return {**kept, "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_a_run_stops_and_resumes_in_the_same_bits(
+    tiny_set: Path, tmp_path: Path, precision: str
+) -> None:
+    more = {"train.max_steps": 12, "train.ema": 0.9, "optim.clip_norm": 1.0}
+    ends = []
+    for name in ("whole", "halves"):
+        run = tmp_path / name
+        words = [*settings("mae", tiny_set, run, **more), f"precision={precision}"]
+        if name == "halves":
+            killer = command("tests.faults.killer", "term", 5, "--", *words)
+            assert start(killer, env=_environment()).returncode == 75
+        done = start(command("lensdist.train", *words), env=_environment())
+        assert done.returncode == 0, done.stderr
+        assert "cuda" in done.stderr
+        assert completed(run) is not None
+        saved, _ = checkpoint.newest(run / "checkpoints")
+        assert saved is not None
+        ends.append(saved.tensors)
+    for key, tensor in ends[0].items():
+        assert torch.equal(tensor, ends[1][key]), key
+
+
+def test_simulation_is_the_same_as_on_the_cpu() -> None:
+    from lensdist import rng
+    from lensdist.sim import SimConfig, Simulator
+
+    samples = torch.arange(60)
+    images = [
+        Simulator(SimConfig(family="model_ii"), device, torch.float64)
+        .batch(rng.key(1, "gpu"), samples)["image"]
+        .cpu()
+        for device in ("cpu", "cuda")
+    ]
+    torch.testing.assert_close(images[1], images[0], rtol=1e-9, atol=1e-9)
+
+
+def test_masks_are_the_same_as_on_the_cpu() -> None:
+    from lensdist.models.config import MaskConfig
+    from lensdist.models.masking import make_mask
+
+    images = torch.rand(16, 1, 64, 64)
+    cfg = MaskConfig(ratio=0.5, informative=0.5)
+    samples = torch.arange(16)
+    on_cpu = make_mask(images, 8, cfg, 3, samples)
+    assert torch.equal(make_mask(images.cuda(), 8, cfg, 3, samples.cuda()).cpu(), on_cpu)
