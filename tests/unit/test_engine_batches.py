@@ -1,0 +1,172 @@
+"""How a step is shared out, how gradients and BatchNorm statistics come together again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lensdist.engine.batches import plan_steps
+from lensdist.engine.batchnorm import RunningStatistics
+from lensdist.engine.gradients import Averaged, FixedOrder
+from lensdist.errors import UserError
+from tests.unit.worlds import FakeWorld, on_all
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_processes_share_the_same_micro_batches(size: int) -> None:
+    plans = [plan_steps(32, 4, 100, rank, size) for rank in range(size)]
+    assert [micro for plan in plans for micro in plan.mine] == list(range(8))
+    assert {plan.steps_per_epoch for plan in plans} == {3}
+    places = [plan.place(step, m) for step in range(6) for plan in plans for m in plan.mine]
+    offsets = [[offset for e, offset in places if e == epoch] for epoch in (0, 1)]
+    assert offsets[0] == offsets[1] == list(range(0, 96, 4))  # the short last batch is dropped
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "samples", "size", "sentence"),
+    [
+        (12, 4, 100, 2, r"3 micro-batches of 4, which 2 processes.*train\.micro_batch to 6"),
+        (7, 7, 100, 2, "after making it divisible"),
+        (64, 8, 63, 1, "more than the 63 training images"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(
+    batch: int, micro: int, samples: int, size: int, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        plan_steps(batch, micro, samples, 0, size)
+
+
+# ---- gradients
+
+
+def loss_of(model: nn.Module, micro: int) -> Tensor:
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(micro))
+    return model(x).square().mean()
+
+
+def whole_gradient(count: int) -> Tensor:
+    model = linear()
+    torch.stack([loss_of(model, micro) for micro in range(count)]).mean().backward()
+    assert model.weight.grad is not None
+    return model.weight.grad
+
+
+def linear() -> nn.Linear:
+    torch.manual_seed(3)
+    return nn.Linear(3, 2)
+
+
+def gradient(world: Any, kind: Any) -> Tensor:
+    model, plan = linear(), plan_steps(16, 4, 100, world.rank, world.size)
+    gradients = kind(model, world, plan)
+    for index, micro in enumerate(plan.mine):
+        with gradients.micro_batch(index):
+            gradients.backward(loss_of(model, micro))
+    gradients.finish()
+    assert model.weight.grad is not None
+    return model.weight.grad
+
+
+def test_micro_batches_accumulate_to_the_gradient_of_the_mean_loss() -> None:
+    torch.testing.assert_close(gradient(FakeWorld(), Averaged), whole_gradient(4))
+
+
+def test_fixed_order_gives_the_same_bits_on_any_number_of_processes() -> None:
+    alone = gradient(FakeWorld(), FixedOrder)
+    torch.testing.assert_close(alone, whole_gradient(4))
+    for size in (2, 4):
+        for shared in on_all(size, lambda world: gradient(world, FixedOrder)):
+            assert torch.equal(shared, alone)
+
+
+def test_fixed_order_takes_parameters_without_a_gradient() -> None:
+    model = nn.ModuleDict({"used": linear(), "unused": linear()})
+    gradients = FixedOrder(model, FakeWorld(), plan_steps(8, 4, 100, 0, 1))  # type: ignore[arg-type]
+    for micro in range(2):
+        gradients.backward(loss_of(model["used"], micro))
+    gradients.finish()
+    assert torch.equal(model["unused"].weight.grad, torch.zeros(2, 3))
+
+
+# ---- BatchNorm
+
+
+def layer() -> nn.Module:
+    torch.manual_seed(1)
+    norm = nn.BatchNorm2d(3, momentum=0.3)
+    norm.running_mean = torch.randn(3)
+    return nn.Sequential(nn.Conv2d(1, 3, 3), norm)
+
+
+def images(step: int, micro: int) -> Tensor:
+    return torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(100 * step + micro))
+
+
+def run_steps(world: Any, steps: int = 3) -> nn.Module:
+    model, plan = layer(), plan_steps(16, 4, 100, world.rank, world.size)
+    statistics = RunningStatistics(model, world, plan.count)
+    for step in range(steps):
+        statistics.begin()
+        for micro in plan.mine:
+            model(images(step, micro))
+            statistics.collect()
+        statistics.finish()
+    return model
+
+
+def test_statistics_move_once_a_step_by_the_mean_over_its_micro_batches() -> None:
+    norm = run_steps(FakeWorld())[1]
+    mean, var = layer()[1].running_mean.clone(), torch.ones(3)
+    with torch.no_grad():
+        for step in range(3):
+            seen = [layer()[0](images(step, micro)) for micro in range(4)]
+            means = torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
+            variances = torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0)
+            mean, var = 0.7 * mean + 0.3 * means, 0.7 * var + 0.3 * variances
+    torch.testing.assert_close(norm.running_mean, mean)
+    torch.testing.assert_close(norm.running_var, var)
+    assert int(norm.num_batches_tracked) == 3
+
+
+def test_statistics_are_the_same_bits_on_any_number_of_processes() -> None:
+    alone = run_steps(FakeWorld()).state_dict()
+    for size in (2, 4):
+        for model in on_all(size, run_steps):
+            assert all(torch.equal(v, alone[k]) for k, v in model.state_dict().items())
+
+
+def test_a_micro_batch_is_normalised_by_itself() -> None:
+    model = layer()
+    statistics = RunningStatistics(model, FakeWorld(), 2)  # type: ignore[arg-type]
+    statistics.begin()
+    first = model(images(0, 0))
+    statistics.collect()
+    torch.testing.assert_close(first.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    assert torch.equal(model[1].running_mean, layer()[1].running_mean)  # old until `finish`
+
+
+def test_frozen_layers_and_single_micro_batches_are_left_to_torch() -> None:
+    model = layer()
+    model[1].eval()
+    before = model[1].running_mean.clone()
+    statistics = RunningStatistics(model, FakeWorld(), 2)  # type: ignore[arg-type]
+    statistics.begin()
+    model(images(0, 0))
+    statistics.collect()
+    statistics.finish()
+    assert torch.equal(model[1].running_mean, before)
+
+    ours, plain = layer(), layer()
+    statistics = RunningStatistics(ours, FakeWorld(), 1)  # type: ignore[arg-type]
+    statistics.begin()
+    ours(images(0, 0))
+    statistics.collect()
+    statistics.finish()
+    plain(images(0, 0))
+    assert all(torch.equal(v, plain.state_dict()[k]) for k, v in ours.state_dict().items())

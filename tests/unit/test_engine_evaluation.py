@@ -1,0 +1,230 @@
+"""Evaluation, stopping, state and the comparison of settings."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lensdist.engine.checkpoint import Checkpoint
+from lensdist.engine.config import OptimConfig
+from lensdist.engine.differences import differences
+from lensdist.engine.evaluation import evaluate, outputs_of
+from lensdist.engine.finish import best_model
+from lensdist.engine.lock import held
+from lensdist.engine.loop import Outcome
+from lensdist.engine.optim import WeightAverage, build_optimizer
+from lensdist.engine.state import TrainState, capture, machine_changes, restore, restore_optimizer
+from lensdist.engine.stopping import Stopper
+from lensdist.errors import RunError, UserError
+from tests.unit.worlds import FakeWorld, on_all
+
+pytestmark = pytest.mark.unit
+
+
+# ---- evaluation
+
+
+class Numbers:
+    """A split whose sample i is the number i."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def gather(self, rows: Any) -> dict[str, Tensor]:
+        return {"image": torch.from_numpy(rows).float()[:, None]}
+
+
+class Doubling:
+    """A task whose outputs are of several types; its score counts every sample once."""
+
+    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert not model.training
+        x = model(batch["image"])[:, 0]
+        return {"twice": 2 * x, "pair": torch.stack([x, x], 1).double(), "odd": x.long() % 2 == 1}
+
+    def score(self, outputs: dict[str, Tensor]) -> dict[str, float]:
+        return {"sum": float(outputs["twice"].sum()), "n": float(len(outputs["twice"]))}
+
+
+@pytest.mark.parametrize("n", [1, 4, 5, 17])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])  # 5 processes: more than there are batches
+def test_every_sample_counts_once_and_keeps_its_place(n: int, size: int) -> None:
+    task, view = Doubling(), Numbers(n)
+
+    def work(world: Any) -> Any:
+        return outputs_of(task, nn.Identity(), view, 4, world)  # type: ignore[arg-type]
+
+    for outputs in on_all(size, work):
+        assert outputs["twice"].tolist() == [2.0 * i for i in range(n)]
+        assert outputs["pair"][:, 1].tolist() == list(map(float, range(n)))
+        assert outputs["odd"].tolist() == [i % 2 == 1 for i in range(n)]
+    scores = evaluate(task, nn.Identity(), view, 4, FakeWorld())  # type: ignore[arg-type]
+    assert scores == {"sum": float(n * (n - 1)), "n": float(n)}
+
+
+def test_evaluation_leaves_frozen_parts_as_they_were() -> None:
+    model = nn.Sequential(nn.Identity(), nn.Sequential(nn.Dropout(), nn.Identity()))
+    model.train()
+    model[1].eval()
+    before = [m.training for m in model.modules()]
+    evaluate(Doubling(), model, Numbers(3), 2, FakeWorld())  # type: ignore[arg-type]
+    assert [m.training for m in model.modules()] == before
+
+
+# ---- stopping
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_is_a_wish_not_an_end(number: signal.Signals, tmp_path: Path) -> None:
+    stopper = Stopper(tmp_path, FakeWorld())  # type: ignore[arg-type]
+    assert not stopper.agreed()
+    os.kill(os.getpid(), number)
+    if number != signal.SIGINT:  # launchers deliver some twice
+        os.kill(os.getpid(), number)
+    assert stopper.agreed()
+    assert stopper.asked() == number.name
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    Stopper(tmp_path, FakeWorld())  # type: ignore[arg-type]
+    os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("handlers")
+def test_one_process_speaks_for_all(tmp_path: Path) -> None:
+    stoppers = [Stopper(tmp_path, FakeWorld(rank, 3)) for rank in range(3)]  # type: ignore[arg-type]
+    stoppers[2]._on_signal(signal.SIGUSR2, None)
+
+    def work(world: Any) -> tuple[bool, str | None]:
+        stopper = stoppers[world.rank]
+        stopper._world = world
+        return stopper.agreed(), stopper.asked()
+
+    assert on_all(3, work) == [(True, None), (True, None), (True, "SIGUSR2")]
+    (tmp_path / "STOP").touch()
+    stoppers[2]._reason = None
+    assert on_all(3, work) == [(True, "STOP file"), (True, None), (True, None)]
+
+
+# ---- one writer a folder
+
+
+def test_a_folder_is_held_by_one_run_at_a_time(tmp_path: Path) -> None:
+    with (
+        held(tmp_path),
+        pytest.raises(UserError, match="another run is writing"),
+        held(tmp_path),
+    ):
+        pass
+    with held(tmp_path):  # free again, although the file is still there
+        assert (tmp_path / ".lock").exists()
+
+
+# ---- state
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+
+
+def trained() -> tuple[nn.Module, torch.optim.Optimizer, WeightAverage]:
+    model = net()
+    optimizer = build_optimizer(model, OptimConfig())
+    average = WeightAverage(net(), 0.5)
+    model(torch.randn(8, 3)).square().sum().backward()
+    optimizer.step()
+    average.update(model, 1)
+    return model, optimizer, average
+
+
+def test_a_state_comes_back_whole(tmp_path: Path) -> None:
+    model, optimizer, average = trained()
+    state = TrainState(7, 0.25, 5, 2, [1.5, 2.5])
+    tensors, meta = capture(state, model, optimizer, average, FakeWorld())  # type: ignore[arg-type]
+    saved = Checkpoint(7, {k: v.clone() for k, v in tensors.items()}, meta, tmp_path)
+    again, mean = net(), WeightAverage(net(), 0.5)
+    assert restore(saved, again, mean, FakeWorld()) == state  # type: ignore[arg-type]
+    fresh = build_optimizer(again, OptimConfig())
+    restore_optimizer(saved.tensors, again, fresh)
+    back, _ = capture(state, again, fresh, mean, FakeWorld())  # type: ignore[arg-type]
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[k], v) for k, v in tensors.items())
+    state.window.append(9.0)  # what was captured is a copy
+    assert meta["state"]["window"] == [1.5, 2.5]
+
+
+def test_another_network_is_refused(tmp_path: Path) -> None:
+    model, optimizer, _ = trained()
+    tensors, meta = capture(TrainState(), model, optimizer, None, FakeWorld())  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="another network"):
+        restore(Checkpoint(1, tensors, meta, tmp_path), nn.Linear(3, 3), None, FakeWorld())  # type: ignore[arg-type]
+
+
+def test_changes_of_the_machine_are_told() -> None:
+    assert machine_changes({"threads": 1, "cpu": "a"}, {"threads": 1, "cpu": "a"}) is None
+    assert machine_changes({"threads": 1}, {"threads": 2}) == "threads 1 -> 2"
+
+
+def test_a_lost_best_checkpoint_is_not_passed_off_as_the_best(tmp_path: Path) -> None:
+    state = TrainState(step=9, best=0.1, best_step=4)
+    _, step = best_model(tmp_path, Outcome("finished", state, net()), averaged=False)
+    assert step == 9
+
+
+# ---- settings
+
+
+SETTINGS: dict[str, Any] = {
+    "run": {"dir": "a"}, "seed": 0, "preset": "p", "preprocess": {"scale": "minmax"},
+    "optim": {"lr": 0.1, "schedule": {"kind": "constant"}},
+    "train": {"epochs": 3, "max_steps": None, "log_every": 5, "ema": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "cosine", "expected"),
+    [
+        ("run", {"dir": "b"}, False, []),
+        ("train", {"log_every": 9}, False, []),
+        ("train", {"epochs": 30}, False, []),
+        ("train", {"epochs": 30}, True, ["train.epochs: 3 -> 30"]),
+        ("train", {"max_steps": 30}, True, ["train.max_steps: None -> 30"]),
+        ("train", {"ema": 0.9}, False, ["train.ema: None -> 0.9"]),
+        ("preprocess", {"scale": "none"}, False, ["preprocess.scale: minmax -> none"]),
+        ("optim", {"lr": 0.2}, False, ["optim.lr: 0.1 -> 0.2"]),
+    ],
+)
+def test_what_changes_a_step_may_not_change_on_resume(
+    part: str, change: dict[str, Any], cosine: bool, expected: list[str]
+) -> None:
+    schedule = {"kind": "cosine" if cosine else "constant"}
+    saved = {**SETTINGS, "optim": {**SETTINGS["optim"], "schedule": schedule}}
+    assert differences(saved, {**saved, part: {**saved[part], **change}}) == expected
+
+
+def test_a_setting_that_is_new_or_gone_is_a_difference() -> None:
+    assert differences(SETTINGS, {**SETTINGS, "loss": "image"}) == ["loss: None -> image"]
+    assert differences({**SETTINGS, "loss": "image"}, SETTINGS) == ["loss: image -> None"]
