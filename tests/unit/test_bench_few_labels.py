@@ -83,7 +83,8 @@ def test_table_pairs_by_seed_and_image(tmp_path: Path) -> None:
         Scored("none", 5, "other", right, truth),
     ]
     text = write_table(cfg, scored, 10, 20, SCRATCH).read_text()
-    assert "10 fine-tuning steps" in text and "20 steps" in text and "n = 300" in text
+    for said in ("10 fine-tuning steps", "20 steps", "n = 300"):
+        assert said in text
     scratch, other = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert scratch["accuracy"] == pytest.approx(0.9)
     assert other["over_scratch"] == pytest.approx(0.1)
@@ -103,10 +104,8 @@ def test_whole_command_and_again(tmp_path: Path) -> None:
     """Nothing to a table; an interrupted one goes on; a finished one trains nothing."""
     out = tmp_path / "out"
     words = [sys.executable, "-m", "lensdist", "bench", "few-labels", "--out", str(out)]
-    words += (
-        "--labels 4 --seeds 2 --steps 2 --pretrain-steps 2 --noise none --n-per-class 30".split()
-    )
-    words += "train.global_batch=4 model.dim=16 model.depth=1 model.mlp_dim=16".split()
+    words += ["--labels=4", "--seeds=2", "--steps=2", "--pretrain-steps=2", "--noise=none"]
+    words += ["--n-per-class=30", "train.global_batch=4", "model.dim=16", "model.depth=1"]
 
     def run() -> None:
         found = subprocess.run(
