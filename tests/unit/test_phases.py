@@ -1,0 +1,64 @@
+"""A finished run is believed only while it is what it was when it finished."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lensdist.errors import UserError
+from lensdist.files import sha256, to_json, write_atomic
+from lensdist.phases import COMPLETE, completed
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "config.json").write_text('{"task": "mae"}')
+    (tmp_path / "config.yaml").write_text("task: mae\n")
+    files = {n: sha256(tmp_path / n) for n in ("export/config.json", "config.yaml")}
+    write_atomic(tmp_path / COMPLETE, to_json({"steps": 9, "files": files}))
+    return tmp_path
+
+
+def test_a_finished_run_is_believed(run: Path) -> None:
+    record = completed(run)
+    assert record is not None
+    assert record["steps"] == 9
+
+
+def test_an_unfinished_run_is_not(tmp_path: Path) -> None:
+    assert completed(tmp_path) is None
+    assert completed(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "export/config.json"])
+def test_an_altered_file_is_named(run: Path, name: str) -> None:
+    (run / name).write_bytes((run / name).read_bytes() + b" ")
+    with pytest.raises(UserError, match=f"{name} was altered"):
+        completed(run)
+
+
+def test_a_missing_file_is_named(run: Path) -> None:
+    (run / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"marked complete but config\.yaml"):
+        completed(run)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "{", '{"files": 3}'])
+def test_a_torn_record_is_an_error_not_an_unfinished_run(run: Path, content: str) -> None:
+    (run / COMPLETE).write_text(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        completed(run)
+
+
+def test_asking_costs_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, lensdist, lensdist.phases; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.strip().lower()) is False
