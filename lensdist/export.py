@@ -132,7 +132,14 @@ class LoadedModel:
             self.mask = MaskConfig(**(description["mask"] if self.task == "mae" else {}))
             with torch.device("meta"):  # takes no memory, whatever sizes are claimed
                 self.network = _network(description)
-        except (LookupError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError) as e:
+        except (
+            LookupError,
+            AttributeError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            RuntimeError,
+        ) as e:
             raise UserError(f"config.json does not describe a network: {e!r}") from e
         try:
             floats = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
