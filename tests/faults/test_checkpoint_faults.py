@@ -1,0 +1,229 @@
+"""Damaged checkpoints and disks that refuse: nothing wrong is loaded, nothing good is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lensdist.engine import checkpoint
+from lensdist.engine.saver import Saver
+from lensdist.files import to_json
+from lensdist.phases import completed
+from lensdist.track.log import read
+from tests.conftest import command, settings, start
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+
+META = {"state": {"step": 20, "best": 0.25, "window": [1e-05, 0.5]}, "config": {"seed": 0}}
+
+
+def state(step: int) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(step)
+    return {
+        "model/w": torch.randn(40, 25, generator=draw),
+        "model/half": torch.randn(64, generator=draw).bfloat16(),
+        "optim/w/step": torch.tensor(float(step)),
+    }
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two good checkpoints."""
+    for step in (10, 20):
+        checkpoint.write(tmp_path, step, state(step), META)
+    return tmp_path
+
+
+def same_as_written(found: checkpoint.Checkpoint) -> bool:
+    expected = state(found.step)
+    return (
+        found.meta == META
+        and found.tensors.keys() == expected.keys()
+        and all(torch.equal(v, expected[k]) for k, v in found.tensors.items())
+    )
+
+
+def test_300_flipped_bits_are_refused_or_change_nothing(root: Path) -> None:
+    newest = root / "step-00000020"
+    draw, refused = random.Random(0), 0
+    files = {
+        name: (newest / name).read_bytes() for name in ("state.safetensors", "checkpoint.json")
+    }
+    for i in range(300):
+        name = "checkpoint.json" if i % 3 == 0 else "state.safetensors"
+        damaged = bytearray(files[name])
+        bit = draw.randrange(8 * len(damaged))
+        damaged[bit // 8] ^= 1 << bit % 8
+        (newest / name).write_bytes(damaged)
+        found, sentences = checkpoint.newest(root)
+        assert found is not None
+        assert same_as_written(found), (name, bit)  # `1e-05` as `1E-05` is harmless
+        if found.step == 10:
+            refused += 1
+            assert str(newest / name) in sentences[0]
+        (newest / name).write_bytes(files[name])
+    assert refused > 290
+
+
+def test_200_torn_writes_fall_back_to_the_one_before(root: Path) -> None:
+    newest = root / "step-00000020"
+    draw = random.Random(1)
+    files = {
+        name: (newest / name).read_bytes() for name in ("state.safetensors", "checkpoint.json")
+    }
+    for i in range(200):
+        name = "checkpoint.json" if i % 2 else "state.safetensors"
+        keep = draw.randrange(len(files[name]))
+        # Cut short, or of full length with what was not yet written as zeros.
+        tail = bytes(len(files[name]) - keep) if i % 4 > 1 and any(files[name][keep:]) else b""
+        (newest / name).write_bytes(files[name][:keep] + tail)
+        found, sentences = checkpoint.newest(root)
+        assert found is not None
+        assert (found.step, len(sentences)) == (10, 1), (name, keep)
+        assert same_as_written(found)
+        (newest / name).write_bytes(files[name])
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "checkpoint.json"])
+def test_a_file_that_is_gone_or_no_file_is_damage(root: Path, name: str) -> None:
+    path = root / "step-00000020" / name
+    path.unlink()
+    assert checkpoint.newest(root)[0].step == 10  # type: ignore[union-attr]
+    path.mkdir()
+    assert checkpoint.newest(root)[0].step == 10  # type: ignore[union-attr]
+
+
+def test_the_states_of_two_checkpoints_cannot_be_mixed(root: Path) -> None:
+    shutil.copy(root / "step-00000010" / "state.safetensors", root / "step-00000020")
+    found, sentences = checkpoint.newest(root)
+    assert found is not None
+    assert found.step == 10
+    assert "altered" in sentences[0]
+
+
+# ---- disks that refuse
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MiB, where this machine lets us mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def megabytes(n: float, step: int) -> dict[str, torch.Tensor]:
+    return {"w": torch.full((int(n * 250_000),), float(step))}
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_disk_that_fills_up_costs_a_save_and_nothing_else(
+    small_disk: Path, background: bool
+) -> None:
+    reports: list[tuple[int, str]] = []
+    saver = Saver(small_disk / "checkpoints", 2, background, lambda *words: reports.append(words))
+    saver.save(1, megabytes(0.3, 1), META, set())
+    assert saver.wait()
+    (small_disk / "somebody else's").write_bytes(bytes(600_000))
+    for step in (2, 3):
+        saver.save(step, megabytes(0.3, step), META, {1})
+        assert not saver.wait()
+    assert [step for step, _ in reports] == [2, 3]
+    assert "No space left" in reports[0][1]
+    found, damaged = checkpoint.newest(small_disk / "checkpoints")
+    assert found is not None
+    assert (found.step, damaged) == (1, [])
+    assert [p.name for p in (small_disk / "checkpoints").iterdir()] == ["step-00000001"]
+    (small_disk / "somebody else's").unlink()
+    saver.save(4, megabytes(0.3, 4), META, {1})
+    assert saver.wait()
+    assert checkpoint.newest(small_disk / "checkpoints")[0].step == 4  # type: ignore[union-attr]
+
+
+def test_a_disk_that_turns_read_only_costs_a_save_and_nothing_else(small_disk: Path) -> None:
+    reports: list[tuple[int, str]] = []
+    root = small_disk / "checkpoints"
+    saver = Saver(root, 1, True, lambda *words: reports.append(words))
+    saver.save(1, megabytes(0.1, 1), META, set())
+    saver.wait()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    saver.save(2, megabytes(0.1, 2), META, set())
+    assert not saver.wait()
+    assert "Read-only" in reports[0][1]
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    saver.save(3, megabytes(0.1, 3), META, set())
+    assert saver.wait()
+    assert [step for step, _ in checkpoint.steps(root)] == [3]
+
+
+def test_a_limit_on_file_sizes_is_a_full_disk(tmp_path: Path) -> None:
+    reports: list[tuple[int, str]] = []
+    saver = Saver(tmp_path, 1, True, lambda *words: reports.append(words))
+    saver.save(1, megabytes(0.01, 1), META, set())
+    saver.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        saver.save(2, megabytes(1, 2), META, set())
+        assert not saver.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.strerror(errno.EFBIG) in reports[0][1]
+    assert [step for step, _ in checkpoint.steps(tmp_path)] == [1]
+
+
+def test_what_a_killed_life_left_gives_its_room_back(small_disk: Path) -> None:
+    root = small_disk / "checkpoints"
+    checkpoint.write(root, 1, megabytes(0.2, 1), META)
+    left = root / ".step-00000002.4711.tmp"
+    left.mkdir()
+    (left / "state.safetensors").write_bytes(bytes(600_000))
+    checkpoint.write(root, 2, megabytes(0.3, 2), META)
+    assert not left.exists()
+
+
+# ---- whole runs
+
+
+def test_a_run_goes_on_through_a_full_disk_and_a_kill(tiny_set: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "train.max_steps": 20, "train.log_every": 2, "checkpoint.every_steps": 4,
+        "checkpoint.keep": 1, "train.eval_every_epochs": 99,
+    }  # fmt: skip
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    done = start(command("lensdist.train", *settings("mae", tiny_set, whole, **changes)))
+    assert done.returncode == 0, done.stderr
+    # The disk refuses what is saved at steps 8 and 12; the process is killed after step 14.
+    words = settings("mae", tiny_set, run, **changes)
+    done = start(command("tests.faults.full_disk", "8,12", 14, "--", *words))
+    assert done.returncode == -9, done.stderr
+    assert "step 8: not saved" in done.stderr
+    assert "No space left" in done.stderr
+    assert [step for step, _ in checkpoint.steps(run / "checkpoints")] == [4]
+    done = start(command("lensdist.train", *words, "--resume=auto"))
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (checkpoint.newest(r / "checkpoints")[0] for r in (run, whole))
+    assert ours is not None
+    assert theirs is not None
+    assert all(torch.equal(v, ours.tensors[k]) for k, v in theirs.tensors.items())
+    rows = [
+        [(r["step"], r["loss"]) for r in read(folder / "metrics.jsonl") if r["kind"] == "train"]
+        for folder in (run, whole)
+    ]
+    assert rows[0] == rows[1]
+    assert completed(run) is not None
+    assert to_json(ours.meta["state"]) == to_json(theirs.meta["state"])
