@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,25 @@ from lensdist.models.masking import make_mask
 FORMAT = 1
 _WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
+_PREPROCESS = "preprocess."  # prefix, among the weights, of the preprocessing's own tensors
 
 
-def write_export(folder: Path, model: nn.Module, description: dict[str, Any]) -> dict[str, str]:
+def write_export(
+    folder: Path,
+    model: nn.Module,
+    description: dict[str, Any],
+    preprocess: Mapping[str, Tensor] | None = None,
+) -> dict[str, str]:
     """Write an export; `config.json`, which names the weights' hash, comes last.
+
+    `preprocess` holds the preprocessing's own tensors, which are kept beside the weights.
 
     Returns:
         The SHA-256 of each file, by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+    weights |= {_PREPROCESS + k: v.cpu() for k, v in (preprocess or {}).items()}
     temporary = folder / f".{_WEIGHTS}.{os.getpid()}.tmp"
     _, digest = write_safetensors(temporary, weights)
     temporary.replace(folder / _WEIGHTS)
@@ -89,8 +99,8 @@ def read_export(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"{folder / _WEIGHTS} is no safetensors file: {e}") from e
 
 
-def encoder_of(path: Path, wanted: EncoderConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Description and encoder weights of a pretrained model, for a network of its shape.
+def encoder_of(path: Path, wanted: EncoderConfig) -> tuple[Preprocess, dict[str, Tensor]]:
+    """Preprocessing and encoder weights of a pretrained model, for a network of its shape.
 
     Raises:
         UserError: there is none, it is damaged, or its encoder is of another shape.
@@ -106,8 +116,17 @@ def encoder_of(path: Path, wanted: EncoderConfig) -> tuple[dict[str, Any], dict[
                 f"the encoder in {path} has {field} {theirs} but model.{field} is {ours}; "
                 f"set model.{field}={theirs}"
             )
-    prefix = "encoder."
-    return description, {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+    try:
+        preprocess = Preprocess.from_state(
+            description["preprocessing"], _under(_PREPROCESS, weights)
+        )
+    except (LookupError, TypeError, ValueError) as e:
+        raise UserError(f"{path} does not describe its preprocessing: {e!r}") from e
+    return preprocess, _under("encoder.", weights)
+
+
+def _under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
 
 
 class LoadedModel:
@@ -128,7 +147,9 @@ class LoadedModel:
         try:
             self.task: str = description["task"]
             self.labels: tuple[str, ...] = tuple(description["labels"])
-            self.preprocess = Preprocess.from_state(description["preprocessing"])
+            self.preprocess = Preprocess.from_state(
+                description["preprocessing"], _under(_PREPROCESS, weights)
+            )
             self.mask = MaskConfig(**(description["mask"] if self.task == "mae" else {}))
             with torch.device("meta"):  # takes no memory, whatever sizes are claimed
                 self.network = _network(description)
@@ -142,7 +163,8 @@ class LoadedModel:
         ) as e:
             raise UserError(f"config.json does not describe a network: {e!r}") from e
         try:
-            floats = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+            own = {k: v for k, v in weights.items() if not k.startswith(_PREPROCESS)}
+            floats = {k: v.float() if v.is_floating_point() else v for k, v in own.items()}
             self.network.load_state_dict(floats, assign=True)
         except RuntimeError as e:
             raise UserError(f"the weights do not fit the described network: {e}") from e

@@ -204,22 +204,23 @@ def _pretrained(cfg: BaseRun, packed: PackedSet) -> tuple[Preprocess, dict[str, 
 
     A pretrained encoder brings its own preprocessing: fed with other units, it is worth nothing.
     """
+    if isinstance(cfg, FinetuneRun) and cfg.encoder is not None:
+        from lensdist.export import encoder_of
+
+        theirs, weights = encoder_of(cfg.encoder, cfg.model)
+        if theirs.cfg != cfg.preprocess:
+            raise UserError(
+                f"preprocess: {cfg.preprocess} is not what the encoder in {cfg.encoder} was "
+                f"trained with, {theirs.cfg}; use that"
+            )
+        return theirs, weights
     from lensdist.data.preprocess import Preprocess
+    from lensdist.data.smooth import fit_smooth
 
-    statistics = packed.manifest.statistics
-    own = Preprocess(cfg.preprocess, statistics.mean, statistics.std)
-    if not isinstance(cfg, FinetuneRun) or cfg.encoder is None:
-        return own, None
-    from lensdist.export import encoder_of
-
-    description, weights = encoder_of(cfg.encoder, cfg.model)
-    theirs = Preprocess.from_state(description["preprocessing"])
-    if theirs.cfg != cfg.preprocess:
-        raise UserError(
-            f"preprocess: {cfg.preprocess} is not what the encoder in {cfg.encoder} was trained "
-            f"with, {theirs.cfg}; use that"
-        )
-    return theirs, weights
+    how, statistics = cfg.preprocess, packed.manifest.statistics
+    residual = how.scale == "residual"
+    smooth = fit_smooth(packed, how.smooth_class, how.components) if residual else None
+    return Preprocess(how, statistics.mean, statistics.std, smooth), None
 
 
 def _source(cfg: BaseRun, packed: PackedSet, labels: tuple[str, ...], world: World) -> Source:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lensdist.data.smooth import IMAGES, principal
+
 COMPONENTS = 120  # as measured in the field's notes; 99.99 % of a smooth lens's variance
-BASIS_IMAGES = 1500
 _RINGS = 8
 _QUANTILES = (0.5, 0.9, 0.99)
 
@@ -25,18 +26,14 @@ class ResidualFeatures:
     """
 
     def __init__(self, smooth: Tensor, components: int = COMPONENTS) -> None:
-        flat = smooth[:BASIS_IMAGES].flatten(1).double()
-        self._mean = flat.mean(0)
-        rows = torch.linalg.svd(flat - self._mean, full_matrices=False).Vh
-        self._basis = rows[: min(components, len(rows))]
+        self._smooth = principal(smooth[:IMAGES], components)
         self._rings = _rings(*smooth.shape[-2:])
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, F): logarithms of the residual's power in rings about the centre,
         of quantiles of its squares, and of its peakedness.
         """
-        flat = images.flatten(1).double() - self._mean
-        square = (flat - flat @ self._basis.T @ self._basis).square()
+        square = (images - self._smooth.of(images)).flatten(1).double().square()
         power = square.mean(1, keepdim=True)
         rings = square.view(len(images), -1, self._rings.shape[1]).mean(1) @ self._rings.T
         quantiles = square.quantile(torch.tensor(_QUANTILES, dtype=square.dtype), dim=1).T

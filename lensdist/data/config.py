@@ -49,13 +49,20 @@ class DataConfig(Strict):
 class PreprocessConfig(Strict):
     """From the units found on disk to what the network sees; part of the exported model."""
 
-    scale: Literal["minmax", "standard", "asinh", "none"] = Field(
+    scale: Literal["minmax", "standard", "asinh", "residual", "none"] = Field(
         "minmax",
         description="minmax: each image to 0..1; standard: (x - mean)/std of the train split; "
-        "asinh: asinh(x/std/softening), for faint features beside bright arcs; none",
+        "asinh: asinh(x/std/softening), for faint features beside bright arcs; residual: what "
+        "principal components of smooth images leave, as asinh(residual/rms/softening); none",
     )
     softening: float = Field(
-        0.1, gt=0, description="asinh is linear below this many train-split standard deviations"
+        0.1,
+        gt=0,
+        description="asinh and residual are linear below this many train-split standard deviations",
+    )
+    components: int = Field(120, ge=1, description="residual: principal components taken off")
+    smooth_class: str | None = Field(
+        None, description="residual: the class whose images are smooth; null: all images"
     )
 
 
@@ -63,8 +70,9 @@ class AugmentConfig(Strict):
     """Applied in training only, drawn from (seed, epoch, sample)."""
 
     rot180: bool = Field(
-        True, description="rotation by 180 degrees: the only one that leaves the simulated "
-        "distributions exactly unchanged (one shear axis, fixed source ellipticity)"
+        True,
+        description="rotation by 180 degrees: the only one that leaves the simulated "
+        "distributions exactly unchanged (one shear axis, fixed source ellipticity)",
     )
     flip: bool = Field(False, description="left-right flip; an ablation")
     rot90: bool = Field(False, description="any quarter turn; an ablation")

@@ -6,6 +6,7 @@ A `Preprocess` is part of the exported model: whoever loads it feeds raw images.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from lensdist import rng
 from lensdist.data.config import AugmentConfig, PreprocessConfig
+from lensdist.data.smooth import Smooth
 
 
 class Preprocess:
@@ -21,12 +23,20 @@ class Preprocess:
     Args:
         cfg: the settings.
         mean, std: of the train split's pixels, one a band; needed by `standard` and `asinh`.
+        smooth: what `residual` takes off.
     """
 
-    def __init__(self, cfg: PreprocessConfig, mean: list[float], std: list[float]) -> None:
+    def __init__(
+        self,
+        cfg: PreprocessConfig,
+        mean: list[float],
+        std: list[float],
+        smooth: Smooth | None = None,
+    ) -> None:
         self.cfg = cfg
         self.mean = mean
         self.std = std
+        self.smooth = smooth
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, x: Tensor, good: Tensor | None = None) -> Tensor:
@@ -39,6 +49,8 @@ class Preprocess:
         x = x.float()
         if good is None:
             return self._scale(x, x, x)
+        if self.cfg.scale == "residual":  # a bad pixel must not move the image's smooth part
+            x = torch.where(good, x, self._smooth.mean.to(x.device).view_as(x[0]))
         low, high = (torch.where(good, x, limit) for limit in (math.inf, -math.inf))
         return torch.where(good, self._scale(x, low, high), 0.0)
 
@@ -49,6 +61,8 @@ class Preprocess:
             return (x - low) / span.clamp_min(torch.finfo(x.dtype).tiny)
         if self.cfg.scale == "none":
             return x
+        if self.cfg.scale == "residual":
+            return torch.asinh((x - self._smooth.of(x)) / self._residual_unit)
         mean, std = self._on(x.device)
         if self.cfg.scale == "standard":
             return (x - mean) / std
@@ -61,6 +75,8 @@ class Preprocess:
             return low + y * (raw.amax((1, 2, 3), keepdim=True) - low)
         if self.cfg.scale == "none":
             return y
+        if self.cfg.scale == "residual":
+            return self._smooth.of(raw) + torch.sinh(y) * self._residual_unit
         mean, std = self._on(y.device)
         if self.cfg.scale == "standard":
             return y * std + mean
@@ -75,15 +91,37 @@ class Preprocess:
             self._constants[device] = (mean, std.clamp_min(1e-30))
         return self._constants[device]
 
+    @property
+    def _smooth(self) -> Smooth:
+        assert self.smooth is not None, "scale: residual without a basis"
+        return self.smooth
+
+    @property
+    def _residual_unit(self) -> float:
+        return max(self._smooth.scale * self.cfg.softening, 1e-30)
+
     def state(self) -> dict[str, Any]:
-        """What `from_state` needs, as JSON."""
-        return {**self.cfg.model_dump(mode="json"), "mean": self.mean, "std": self.std}
+        """What `from_state` needs, as JSON; the basis of `residual` is in `tensors()`."""
+        state = {**self.cfg.model_dump(mode="json"), "mean": self.mean, "std": self.std}
+        return state if self.smooth is None else {**state, "residual_rms": self.smooth.scale}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is too large for JSON."""
+        if self.smooth is None:
+            return {}
+        return {"smooth_mean": self.smooth.mean, "smooth_rows": self.smooth.rows}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Preprocess:
-        """Rebuild from `state()`."""
-        fields = {k: v for k, v in state.items() if k in PreprocessConfig.model_fields}
-        return cls(PreprocessConfig(**fields), list(state["mean"]), list(state["std"]))
+    def from_state(
+        cls, state: dict[str, Any], tensors: Mapping[str, Tensor] | None = None
+    ) -> Preprocess:
+        """Rebuild from `state()` and `tensors()`."""
+        cfg = PreprocessConfig(**{k: state[k] for k in PreprocessConfig.model_fields if k in state})
+        smooth = None
+        if cfg.scale == "residual":
+            mean, rows = ((tensors or {})[name] for name in ("smooth_mean", "smooth_rows"))
+            smooth = Smooth(mean, rows, float(state["residual_rms"]))
+        return cls(cfg, list(state["mean"]), list(state["std"]), smooth)
 
 
 def augment(cfg: AugmentConfig, key: int, batch: dict[str, Tensor]) -> dict[str, Tensor]:

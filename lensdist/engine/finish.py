@@ -41,7 +41,7 @@ def finish(cfg: BaseRun, task: Task, outcome: Outcome, packed: PackedSet, second
         },
         **task.describe(),
     }
-    written = write_export(folder / "export", model, description)
+    written = write_export(folder / "export", model, description, task.preprocess.tensors())
     files = {f"export/{name}": digest for name, digest in written.items()}
     files["config.yaml"] = sha256(folder / "config.yaml")
     record = {

@@ -1,0 +1,88 @@
+"""What smooth lenses look like, to be taken off: what remains is substructure, and noise.
+
+Images of one family differ mostly by where the source is: a mean and some principal components hold
+all of that, and almost nothing of substructure, which is a hundredth of an arc's light. A network
+that sees the difference need not find that hundredth first, and an autoencoder whose loss is made
+of the difference has nothing else to learn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lensdist.errors import UserError
+
+if TYPE_CHECKING:
+    from lensdist.data.packed import PackedSet
+
+IMAGES = 1500
+"""That the basis is made of, at most: more changes little, and takes longer."""
+
+
+@dataclass
+class Smooth:
+    """A basis of smooth images.
+
+    Attributes:
+        mean: (P,) float32, P = C * H * W.
+        rows: (K, P) float32, orthonormal.
+        scale: root mean square of what it leaves of training images of all classes.
+    """
+
+    mean: Tensor
+    rows: Tensor
+    scale: float = 1.0
+
+    def of(self, x: Tensor) -> Tensor:
+        """The smooth part of images (B, C, H, W); each image by itself."""
+        # In double: under autocast or TF32 the projection's own rounding would drown the rest.
+        mean, rows = (t.to(x.device, torch.float64) for t in (self.mean, self.rows))
+        centred = x.flatten(1).double() - mean
+        return (mean + centred @ rows.T @ rows).view_as(x).to(x.dtype)
+
+
+def principal(images: Tensor, components: int) -> Smooth:
+    """The mean and the first components of images (N, C, H, W)."""
+    flat = images.flatten(1).double()
+    mean = flat.mean(0)
+    centred = flat - mean
+    # Through the N x N products: far cheaper than the decomposition of an N x P matrix.
+    values, vectors = torch.linalg.eigh(centred @ centred.T)
+    k = min(components, int((values > values[-1] * 1e-12).sum()))
+    rows = torch.linalg.qr((vectors[:, -k:].T @ centred).T).Q.T
+    return Smooth(mean.float(), rows.float().contiguous())
+
+
+def fit_smooth(packed: PackedSet, name: str | None, components: int) -> Smooth:
+    """The basis of a packed set's training images of one class (None: of all).
+
+    Raises:
+        UserError: the set has no such class, or no training image of it.
+    """
+    rows = packed.indices("train")
+    chosen = rows
+    if name is not None:
+        if name not in packed.manifest.labels:
+            raise UserError(
+                f"preprocess.smooth_class: {packed.path} has no class {name!r}; it has "
+                f"{', '.join(packed.manifest.labels) or 'no labels'} (null: use all images)"
+            )
+        chosen = rows[packed.labels[rows] == packed.manifest.labels.index(name)]
+    if not len(chosen):
+        raise UserError(f"{packed.path} has no train images of {name or 'any class'}")
+    smooth = principal(packed.gather(_some(chosen))["image"], components)
+    images = packed.gather(_some(rows))["image"]
+    smooth.scale = float((images - smooth.of(images)).square().mean().sqrt())
+    return smooth
+
+
+def _some(
+    rows: np.ndarray[tuple[int], np.dtype[np.int64]],
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """At most `IMAGES` of them, evenly."""
+    return rows[:: -(-len(rows) // IMAGES)]
