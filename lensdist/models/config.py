@@ -42,9 +42,26 @@ class EncoderConfig(Strict):
 
 
 class MaeConfig(EncoderConfig):
-    """Encoder + up-convolution decoder."""
+    """Encoder + decoder."""
 
-    decoder_dim: int = Field(256, ge=8, description="channels of the first up-convolution's output")
+    decoder: Literal["upconv", "tokens"] = Field(
+        "upconv",
+        description="upconv: the recipe's, masked patches stay in the sequence; tokens: as He et "
+        "al. 2022, the encoder sees visible patches only, so a mask of 0.75 is four times cheaper",
+    )
+    decoder_dim: int = Field(
+        256,
+        ge=8,
+        description="channels of the first up-convolution's output; or width of the decoder's "
+        "tokens, which heads must divide",
+    )
+    decoder_depth: int = Field(1, ge=1, description="tokens: transformer layers of the decoder")
+
+    @model_validator(mode="after")
+    def _decoder_divides(self) -> Self:
+        if self.decoder == "tokens" and self.decoder_dim % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide decoder_dim {self.decoder_dim}")
+        return self
 
 
 class MaskConfig(Strict):

@@ -1,8 +1,9 @@
-"""Masked autoencoder: the encoder sees the image with patches zeroed in its pixels, and an
-up-convolution decoder draws the whole image.
+"""Masked autoencoder: the encoder sees the image with patches zeroed in its pixels, and a decoder
+draws the whole image.
 
-After He et al. 2022 (arXiv:2111.06377); unlike there, masked patches stay in the sequence (their
-pixels are zero), as the recipe of task VI.A has it.
+After He et al. 2022 (arXiv:2111.06377). Two forms: as the recipe of task VI.A has it, masked
+patches stay in the sequence and up-convolutions draw; or as there, the encoder computes visible
+patches only and a small transformer draws.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from lensdist.models.config import MaeConfig
-from lensdist.models.vit import Encoder, prime_factors
+from lensdist.models.config import EncoderConfig, MaeConfig
+from lensdist.models.vit import Block, Encoder, init_linear, prime_factors
 
 
 class Decoder(nn.Module):
@@ -41,18 +42,58 @@ class Decoder(nn.Module):
         )
 
 
+class TokenDecoder(nn.Module):
+    """Tokens (B, M, D) of patches `keep` (B, M), a learned one elsewhere -> image (B, C, H, W)."""
+
+    def __init__(self, cfg: MaeConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        width = cfg.decoder_dim
+        self.narrow = nn.Linear(cfg.dim, width)
+        self.hidden = nn.Parameter(torch.zeros(1, 1, width))
+        self.position = nn.Parameter(torch.zeros(1, cfg.grid**2, width))
+        block = EncoderConfig(dim=width, heads=cfg.heads, mlp_dim=2 * width, depth=1)
+        self.blocks = nn.ModuleList(Block(block) for _ in range(cfg.decoder_depth))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, cfg.in_channels * cfg.patch_size**2)
+        for parameter in (self.hidden, self.position):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        self.apply(init_linear)
+
+    def forward(self, tokens: Tensor, keep: Tensor) -> Tensor:
+        visible = self.narrow(tokens)
+        all_ = self.hidden.to(visible.dtype).expand(len(tokens), self.cfg.grid**2, -1)
+        all_ = all_.scatter(1, keep[:, :, None].expand_as(visible), visible) + self.position
+        for block in self.blocks:
+            all_ = block(all_)
+        pixels = self.out(self.norm(all_))
+        p, g = self.cfg.patch_size, self.cfg.grid
+        return cast(
+            Tensor, rearrange(pixels, "b (h w) (c p q) -> b c (h p) (w q)", h=g, w=g, p=p, q=p)
+        )
+
+
 class MaskedAutoencoder(nn.Module):
-    """(images (B, C, H, W), mask (B, N) true = hidden) -> reconstruction (B, C, H, W)."""
+    """(images (B, C, H, W), mask (B, N) true = hidden) -> reconstruction (B, C, H, W).
+
+    With the token decoder every row of `mask` hides the same number of patches, `hidden`; left
+    out, it is counted, which makes a GPU wait.
+    """
 
     def __init__(self, cfg: MaeConfig) -> None:
         super().__init__()
         self.cfg = cfg
         self.encoder = Encoder(cfg)
-        self.decoder = Decoder(cfg)
+        self.decoder = Decoder(cfg) if cfg.decoder == "upconv" else TokenDecoder(cfg)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        hidden = pixel_mask(mask, self.cfg.patch_size)
-        return cast(Tensor, self.decoder(self.encoder(torch.where(hidden, 0.0, x))))
+    def forward(self, x: Tensor, mask: Tensor, hidden: int | None = None) -> Tensor:
+        # Zeroed in the pixels in both forms: a convolutional stem looks across patch borders.
+        x = torch.where(pixel_mask(mask, self.cfg.patch_size), 0.0, x)
+        if self.cfg.decoder == "upconv":
+            return cast(Tensor, self.decoder(self.encoder(x)))
+        visible = mask.shape[1] - (int(mask[0].sum()) if hidden is None else hidden)
+        keep = mask.to(torch.uint8).sort(dim=1, stable=True).indices[:, :visible]
+        return cast(Tensor, self.decoder(self.encoder(x, keep), keep))
 
 
 def pixel_mask(mask: Tensor, patch: int) -> Tensor:

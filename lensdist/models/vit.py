@@ -64,10 +64,13 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
         self.norm = nn.LayerNorm(cfg.dim)
         nn.init.trunc_normal_(self.position, std=0.02)
-        self.apply(_init)
+        self.apply(init_linear)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """`keep` (B, M): only these tokens are computed, in this order -> (B, M, D)."""
         tokens = rearrange(self.embed(x), "b d h w -> b (h w) d") + self.position
+        if keep is not None:
+            tokens = tokens.gather(1, keep[:, :, None].expand(-1, -1, tokens.shape[2]))
         for block in self.blocks:
             tokens = block(tokens)
         return cast(Tensor, self.norm(tokens))
@@ -94,7 +97,7 @@ def prime_factors(n: int) -> list[int]:
     return [n]
 
 
-def _init(module: nn.Module) -> None:
+def init_linear(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)

@@ -12,7 +12,7 @@ from lensdist.config.schema import MaeRun
 from lensdist.data.preprocess import Preprocess, augment
 from lensdist.evaluate import metrics
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
-from lensdist.models.masking import make_mask
+from lensdist.models.masking import make_mask, masked_count
 from lensdist.tasks.base import Batch, Stage
 
 
@@ -32,6 +32,7 @@ class MaeTask:
         self.cfg = cfg
         self.labels = labels
         self.preprocess = preprocess
+        self._hidden = masked_count(cfg.mask, cfg.model.grid**2)
         # Evaluation hides the same patches at every step, so that scores can be compared.
         self._evaluation_key = rng.key(cfg.seed, "evaluation mask")
 
@@ -44,7 +45,7 @@ class MaeTask:
     def loss(self, model: nn.Module, batch: Batch, key: int) -> Tensor:
         batch = augment(self.cfg.augment, rng.key(key, "augment"), batch)
         image, mask, weight = self._masked(batch, rng.key(key, "mask"))
-        error: Tensor = (model(image, mask) - image).square()
+        error: Tensor = (model(image, mask, self._hidden) - image).square()
         if self.cfg.loss == "masked":
             hidden = pixel_mask(mask, self.cfg.model.patch_size).to(error.dtype)
             weight = hidden if weight is None else hidden * weight
@@ -55,7 +56,7 @@ class MaeTask:
 
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
         image, mask, weight = self._masked(batch, self._evaluation_key)
-        error = (model(image, mask).float() - image).square()
+        error = (model(image, mask, self._hidden).float() - image).square()
         hidden = pixel_mask(mask, self.cfg.model.patch_size).expand_as(error).float()
         weight = torch.ones_like(error) if weight is None else weight.expand_as(error)
         return {
