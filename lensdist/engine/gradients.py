@@ -33,7 +33,7 @@ class Averaged:
             yield
 
     def backward(self, loss: Tensor) -> None:
-        self._world.accelerator.backward(loss * self._scale if self._scale != 1 else loss)
+        self._world.backward(loss * self._scale if self._scale != 1 else loss)
 
     def finish(self) -> None:
         pass
@@ -53,7 +53,7 @@ class FixedOrder:
         yield
 
     def backward(self, loss: Tensor) -> None:
-        self._world.accelerator.backward(loss)
+        self._world.backward(loss)
         row = []
         for p in self._parameters:
             row.append(torch.zeros_like(p) if p.grad is None else p.grad)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from lensdist import rng
@@ -97,6 +96,7 @@ def train(
                 optimizer_tensors = capture(state, bare, now.optimizer, average, world)[0]
             now = _enter(next(s for s in stages if state.step < s.end), bare, cfg, world, plan)
             restore_optimizer(optimizer_tensors, bare, now.optimizer)
+            entered = state.step
             optimizer_tensors.clear()  # a whole state, which the checkpoint read would hold too
 
         first, last = 0, total
@@ -116,7 +116,7 @@ def train(
             batch = source.take(epoch, offset, plan.micro_batch)
             # Dropout draws from torch's global generator: key it to the micro-batch, so that it
             # depends neither on the number of processes nor on where a run was resumed.
-            torch.manual_seed(rng.key(cfg.seed, "dropout", state.step, micro) % 2**63)
+            world.seed(rng.key(cfg.seed, "dropout", state.step, micro))
             with now.gradients.micro_batch(index):
                 loss = task.loss(now.model, batch, rng.key(cfg.seed, "draw", epoch))
                 now.gradients.backward(loss)
@@ -153,6 +153,8 @@ def train(
             journal.scores(state.step, scores, improved, time.perf_counter() - start)
 
         # ---- save, and leave if somebody wishes so
+        if state.step == entered + 1 and world.main:  # now the optimizer's state exists
+            saver.prepare(capture(state, bare, now.optimizer, average, world)[0])
         leaving = stopper.agreed()
         due = state.step % save_every == 0 or state.step == total
         if due or improved or leaving:
@@ -192,8 +194,8 @@ class Entered:
     model: nn.Module
     """Wrapped for this stage: what is called in training."""
     optimizer: torch.optim.Optimizer
-    stepper: AcceleratedOptimizer
-    """The optimizer as accelerate steps it: under fp16, through the scaler."""
+    stepper: torch.optim.Optimizer
+    """The optimizer as it is stepped: under fp16, through accelerate's scaler."""
     gradients: Averaged | FixedOrder
     statistics: RunningStatistics
 
@@ -232,13 +234,16 @@ def _enter(
         if parameters and not any(p.requires_grad for p in parameters):
             module.eval()
     model = world.wrap(bare, ddp=not cfg.train.reproducible)
-    optimizer = build_optimizer(bare, cfg.optim)
+    optimizer = stepper = build_optimizer(bare, cfg.optim)
+    if world.accelerator.scaler is not None:
+        # Only then: accelerate's wrapper looks for packages on the disk at each step, 0.25 ms.
+        stepper = world.accelerator.prepare_optimizer(optimizer, device_placement=False)
     gradients = FixedOrder if cfg.train.reproducible else Averaged
     return Entered(
         stage,
         model,
         optimizer,
-        world.accelerator.prepare_optimizer(optimizer, device_placement=False),
+        stepper,
         gradients(model, world, plan),
         RunningStatistics(bare, world, plan.count),
     )

@@ -43,6 +43,18 @@ class Saver:
         self._step = 0
         self._staged: dict[str, Tensor] = {}
 
+    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make room for states like this one in a thread, so that the first save need not.
+
+        Fresh memory takes longer to get than to fill. What is copied now is never written.
+        """
+        self.poll()
+        if self._background and self._thread is None:
+            self._thread = threading.Thread(
+                target=self._stage, args=(tensors,), name="checkpoint buffers"
+            )
+            self._thread.start()
+
     def save(
         self, step: int, tensors: Mapping[str, Tensor], meta: dict[str, Any], protect: set[int]
     ) -> None:

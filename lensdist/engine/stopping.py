@@ -8,6 +8,7 @@ SIGTERM is preemption and scancel, SIGINT is a person, whose second Ctrl-C ends 
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -15,10 +16,18 @@ from lensdist.engine.world import World
 
 
 class Stopper:
-    """Watches for a wish to stop. Handlers may be called several times; some launchers do."""
+    """Watches for a wish to stop. Handlers may be called several times; some launchers do.
 
-    def __init__(self, run_dir: Path, world: World) -> None:
+    Args:
+        run_dir: where a file named STOP is a wish.
+        world: the processes, which must agree.
+        every: seconds between looks for the file, which on a network cost more than a step.
+    """
+
+    def __init__(self, run_dir: Path, world: World, every: float = 1.0) -> None:
         self._file = run_dir / "STOP"
+        self._every = every
+        self._next_look = 0.0
         self._world = world
         self._reason: str | None = None
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
@@ -31,8 +40,10 @@ class Stopper:
 
     def asked(self) -> str | None:
         """Why this process wants to stop, if it does."""
-        if self._reason is None and self._world.main and self._file.exists():
-            self._reason = "STOP file"
+        if self._reason is None and self._world.main and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + self._every
+            if self._file.exists():
+                self._reason = "STOP file"
         return self._reason
 
     def agreed(self) -> bool:

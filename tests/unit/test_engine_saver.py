@@ -52,6 +52,21 @@ def test_what_is_saved_is_the_state_of_that_moment(
     assert torch.equal(checkpoint.read(tmp_path / "step-00000001").tensors["w"], torch.ones(1000))
 
 
+@pytest.mark.parametrize("background", [True, False])
+def test_room_made_ready_changes_nothing_of_what_is_saved(
+    background: bool, tmp_path: Path, reports: Reports
+) -> None:
+    weights = torch.zeros(1000)
+    saver = Saver(tmp_path, 2, background, reports)
+    saver.prepare({"w": weights, "gone": torch.zeros(5)})
+    saver.save(1, {"w": weights.fill_(3)}, {}, set())
+    assert saver.wait()
+    found = checkpoint.read(tmp_path / "step-00000001").tensors
+    assert found.keys() == {"w"}
+    assert torch.equal(found["w"], torch.full((1000,), 3.0))
+    assert not reports
+
+
 def test_state_may_change_its_tensors_between_saves(tmp_path: Path, reports: Reports) -> None:
     saver = Saver(tmp_path, 9, True, reports)
     states = [

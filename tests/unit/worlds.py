@@ -22,9 +22,6 @@ class FakeAccelerator:
     def no_sync(self, model: Any) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
 
 class FakeWorld:
     """One of `size` processes; gathers wait for the others and keep rank order."""
@@ -50,6 +47,9 @@ class FakeWorld:
         barrier.wait()
         assert len(shapes) == 1, f"processes gather different shapes: {shapes}"
         return result
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
 
     def any(self, flag: bool) -> bool:
         return bool(self.gather(torch.tensor([flag])).any())
