@@ -177,6 +177,8 @@ def _data(cfg: BaseRun, world: World) -> Path:
     """The packed set: the user's, or one that the run simulates for itself."""
     if cfg.data.path is not None:
         return cfg.data.path
+    from lensdist.data.manifest import Manifest
+
     assert cfg.data.sim is not None  # the configuration has checked
     own = cfg.run.dir / "data"
     if world.main and not own.exists():
@@ -185,6 +187,12 @@ def _data(cfg: BaseRun, world: World) -> Path:
         _say(f"simulating {cfg.data.n_per_class} images per class into {own}")
         write_packed(own, cfg.data.sim, cfg.data.n_per_class, cfg.seed)
     world.barrier()
+    made, now = Manifest.load(own).source, cfg.data.sim.model_dump(mode="json")
+    if made != {"simulated": now, "n_per_class": cfg.data.n_per_class, "seed": cfg.seed}:
+        raise UserError(
+            f"{own} was simulated with other settings than the configuration's; delete it, or "
+            "give another run.dir"
+        )
     return own
 
 
@@ -207,6 +215,8 @@ def _pretrained(cfg: BaseRun, packed: PackedSet) -> tuple[Preprocess, dict[str, 
     if isinstance(cfg, FinetuneRun) and cfg.encoder is not None:
         from lensdist.export import encoder_of
 
+        if (cfg.encoder / "export").is_dir() and completed(cfg.encoder) is None:
+            raise UserError(f"encoder: {cfg.encoder} is not finished; run its command again first")
         theirs, weights = encoder_of(cfg.encoder, cfg.model)
         if theirs.cfg != cfg.preprocess:
             raise UserError(
