@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ from lensdist.bench.residual import ResidualFeatures, logistic_regression
 from lensdist.bench.runs import LOGITS, Job, run_all
 from lensdist.bench.settings import PRESETS, FewLabels
 from lensdist.bench.table import Scored, write_table
-from lensdist.config import load
-from lensdist.config.schema import schema_of
 from lensdist.data.config import DataConfig
 from lensdist.data.packed import PackedSet
 from lensdist.data.source import View
@@ -43,16 +40,9 @@ PRETRAINED = {  # what each is pretrained on, as settings of `configs/mae`
 }
 METHODS = (SCRATCH, *PRETRAINED, RESIDUAL)
 DATA_SEED = 0
-
-
-@dataclass(frozen=True)
-class Presets:
-    """The two presets, and how many steps they say."""
-
-    mae: Path
-    finetune: Path
-    steps: int
-    pretrain_steps: int
+# Random weights want another learning rate than pretrained ones, whose is in the preset: each was
+# chosen among 3e-4, 1e-3 and 2e-3 on 100 labels per class (docs/log.md).
+SCRATCH_LR = {"small": 1e-3, "full": 3e-4}
 
 
 def few_labels(cfg: FewLabels) -> Path:
@@ -63,41 +53,26 @@ def few_labels(cfg: FewLabels) -> Path:
         RunError: a run failed.
         StoppedError: a run was asked to stop and has saved.
     """
-    presets = _presets(cfg)
+    for task in ("mae", "finetune"):
+        if not _preset(cfg, task).is_file():
+            raise UserError(f"{_preset(cfg, task)} is not there; give --configs of a checkout")
     sets = {noise: _simulated(cfg, noise) for noise in cfg.noise}
-    pretraining = [job for noise in cfg.noise for job in _pretraining(cfg, presets, noise)]
+    pretraining = [job for noise in cfg.noise for job in _pretraining(cfg, noise)]
     run_all(pretraining, cfg.jobs, "pretraining")
     # Fewest labels first, and all methods of a seed together: a stopped benchmark is readable.
-    finetuning = [job for noise in cfg.noise for job in _finetuning(cfg, presets, noise)]
+    finetuning = [job for noise in cfg.noise for job in _finetuning(cfg, noise)]
     run_all(finetuning, cfg.jobs, "fine-tuning")
     for job in (*pretraining, *finetuning):
         completed(job.run)  # believe no run whose files were altered since
     scored = [each for noise, data in sets.items() for each in _scored(cfg, noise, data)]
-    return write_table(cfg, scored, presets.steps, presets.pretrain_steps, SCRATCH)
-
-
-def _presets(cfg: FewLabels) -> Presets:
-    mae, finetune = (cfg.configs / task / PRESETS[cfg.size] for task in ("mae", "finetune"))
-    for file in (mae, finetune):
-        if not file.is_file():
-            raise UserError(f"{file} is not there; give --configs, the folder of a checkout")
-    steps, pretrain_steps = cfg.steps, cfg.pretrain_steps
-    return Presets(
-        mae,
-        finetune,
-        steps or _steps(finetune),
-        pretrain_steps or _steps(mae),
-    )
-
-
-def _steps(preset: Path) -> int:
-    steps = load(preset, ["run.dir=."], schema=schema_of).train.max_steps
-    if steps is None:
-        raise UserError(f"{preset} sets no train.max_steps; give --steps and --pretrain-steps")
-    return steps
+    return write_table(cfg, scored, SCRATCH)
 
 
 # ---- runs
+
+
+def _preset(cfg: FewLabels, task: str) -> Path:
+    return cfg.configs / task / PRESETS[cfg.size]
 
 
 def _data(cfg: FewLabels, noise: str) -> Path:
@@ -133,30 +108,32 @@ def _job(
     return Job(run, words, log, data if test else None)
 
 
-def _pretraining(cfg: FewLabels, presets: Presets, noise: str) -> Iterator[Job]:
+def _pretraining(cfg: FewLabels, noise: str) -> Iterator[Job]:
     for name, settings in PRETRAINED.items():
-        steps = f"train.max_steps={presets.pretrain_steps}"
+        steps = f"train.max_steps={cfg.pretraining}"
         sim = f"data.sim={{family: model_ii, noise: {noise}}}"
-        yield _job(cfg, presets.mae, noise, name, steps, sim, *settings)
+        yield _job(cfg, _preset(cfg, "mae"), noise, name, steps, sim, *settings)
 
 
-def _finetuning(cfg: FewLabels, presets: Presets, noise: str) -> Iterator[Job]:
+def _finetuning(cfg: FewLabels, noise: str) -> Iterator[Job]:
     fixed = (
-        f"train.max_steps={presets.steps}",
+        f"train.max_steps={cfg.finetuning}",
         # The last weights count. To choose among steps by validation would take more labelled
         # images (a tenth of the set) than there are to train on, and few-label claims with them.
         "train.eval_every_epochs=1000000000",
         "frozen_epochs=0",
-        f"checkpoint.every_steps={presets.steps}",
+        f"checkpoint.every_steps={cfg.finetuning}",
     )
+    preset = _preset(cfg, "finetune")
     for n in cfg.labels:
         for seed in range(cfg.seeds):
             few = (f"data.labels_per_class={n}", f"seed={seed}")
             for method in (SCRATCH, *PRETRAINED):
                 encoder = "null" if method == SCRATCH else _run(cfg, noise, method)
-                own = (f"encoder={encoder}",)
+                own = [f"encoder={encoder}"]
+                own += [f"optim.lr={SCRATCH_LR[cfg.size]}"] if method == SCRATCH else []
                 name = f"{method} n{n} s{seed}"
-                yield _job(cfg, presets.finetune, noise, name, *fixed, *few, *own, test=True)
+                yield _job(cfg, preset, noise, name, *fixed, *few, *own, test=True)
 
 
 # ---- scores

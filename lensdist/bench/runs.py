@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from types import FrameType
 
 from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError
 from lensdist.phases import COMPLETE
@@ -55,10 +59,19 @@ def run_all(jobs: Sequence[Job], workers: int, what: str) -> None:
     start = time.monotonic()
     # Read by the workers' torch when it starts: more threads than cores are slower than one each.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with (
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+        _passing_on_signals(pool),
+    ):
         futures = {pool.submit(_do, job): job for job in todo}
         for count, future in enumerate(as_completed(futures), 1):
-            job, code = futures[future], future.result()
+            job = futures[future]
+            try:
+                code = future.result()
+            except CancelledError:
+                raise StoppedError from None
+            except BrokenProcessPool as e:  # stopped before it had begun, or killed
+                raise RunError(f"{job.run} was killed; the same command goes on") from e
             if code != EXIT_DONE:
                 pool.shutdown(cancel_futures=True)
                 if code == EXIT_REQUEUE:
@@ -72,6 +85,27 @@ def run_all(jobs: Sequence[Job], workers: int, what: str) -> None:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+@contextlib.contextmanager
+def _passing_on_signals(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """A wish to stop reaches the runs, which save; without it they would train on as orphans."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in active_children():
+            child.terminate()  # SIGTERM, which a run takes as a wish to save and leave
+
+    if threading.current_thread() is not threading.main_thread():  # only that may have handlers
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+    before = [signal.signal(number, stop) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _do(job: Job) -> int:

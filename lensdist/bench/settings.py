@@ -13,8 +13,10 @@ Size = Literal["small", "full"]
 Noise = Literal["none", "euclid"]
 Labels = Annotated[int, Field(ge=2)]
 
-IMAGES = {"small": 5_000, "full": 30_000}
+IMAGES = {"small": 2_500, "full": 30_000}
 PRESETS = {"small": "small.yaml", "full": "best.yaml"}
+STEPS = {"small": 200, "full": 2_000}
+PRETRAIN_STEPS = {"small": 2_500, "full": 30_000}
 
 
 class FewLabels(Strict):
@@ -48,3 +50,13 @@ class FewLabels(Strict):
     def images(self) -> int:
         """Simulated per class."""
         return self.n_per_class or IMAGES[self.size]
+
+    @property
+    def finetuning(self) -> int:
+        """Steps of each fine-tuning."""
+        return self.steps or STEPS[self.size]
+
+    @property
+    def pretraining(self) -> int:
+        """Steps of each pretraining."""
+        return self.pretrain_steps or PRETRAIN_STEPS[self.size]

@@ -35,9 +35,7 @@ class Scored:
         return (self.logits.argmax(2) == self.truth).double()
 
 
-def write_table(
-    cfg: FewLabels, scored: list[Scored], steps: int, pretrain_steps: int, baseline: str
-) -> Path:
+def write_table(cfg: FewLabels, scored: list[Scored], baseline: str) -> Path:
     """Write `results.{md,json}` and a figure for each kind of noise; returns `results.md`."""
     scratch = {(s.noise, s.labels_per_class): s for s in scored if s.method == baseline}
     rows = [_row(s, scratch[s.noise, s.labels_per_class]) for s in scored]
@@ -52,7 +50,7 @@ def write_table(
         )
         for noise in cfg.noise
     ]
-    return write_results(cfg.out, rows, "Few labels", _notes(cfg, steps, pretrain_steps, n), drawn)
+    return write_results(cfg.out, rows, "Few labels", _notes(cfg, n), drawn)
 
 
 def _row(mine: Scored, scratch: Scored) -> dict[str, Any]:
@@ -78,17 +76,20 @@ def _row(mine: Scored, scratch: Scored) -> dict[str, Any]:
     return row
 
 
-def _notes(cfg: FewLabels, steps: int, pretrain_steps: int, n: int) -> list[str]:
+def _notes(cfg: FewLabels, n: int) -> list[str]:
     return [
         f"Simulated DeepLenseSim Model II, 64x64, {cfg.images:,} images per class (8 in 10 for "
         f"training); size `{cfg.size}`; test n = {n:,} images, all classes alike, never trained on "
         "or chosen by.",
-        f"All networks: {steps:,} fine-tuning steps on the labelled images, the last weights (no "
-        "choice by validation, which would use more labels than there are to train on); "
-        f"pretraining: {pretrain_steps:,} steps, once for each method and noise.",
+        f"All networks: {cfg.finetuning:,} fine-tuning steps on the labelled images, the last "
+        "weights (to choose by validation would use more labels than there are to train on); "
+        f"pretraining: {cfg.pretraining:,} steps, once for each method and noise.",
         f"{cfg.seeds} seeds: each draws its own labelled images (the same for all methods), order "
         "and initial head. Intervals are 95 %, over seeds and test images (AUC: over test images); "
         "`over scratch` is paired. They do not cover the luck of pretraining.",
-        "`MAE, no_sub` and `PCA residual` have seen only `no_sub` images without labels; "
-        "`MAE, all classes` the unlabelled training images; `MAE, stream` fresh simulations.",
+        "All networks see what 120 principal components of `no_sub` training images leave of an "
+        "image (`preprocess.scale: residual`), training from scratch too. The components know "
+        "which images are `no_sub`: simulations of smooth lenses would give them without labels.",
+        "`MAE, no_sub` and `PCA residual` learn from `no_sub` images, `MAE, all classes` from all "
+        "training images without their labels, `MAE, stream` from fresh simulations.",
     ]

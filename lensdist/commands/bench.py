@@ -46,8 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=d["seeds"].default,
         help="fine-tuning seeds, each with its own labelled images (default: %(default)s)",
     )
-    few.add_argument("--steps", type=int, help="of each fine-tuning (default: the preset's)")
-    few.add_argument("--pretrain-steps", type=int, help="of each pretraining (default: same)")
+    few.add_argument(
+        "--steps", type=int, help="of each fine-tuning (default: small 200, full 2,000)"
+    )
+    few.add_argument(
+        "--pretrain-steps", type=int, help="of each pretraining (default: small 2,500, full 30,000)"
+    )
     few.add_argument(
         "--size",
         choices=get_args(Size),

@@ -78,11 +78,12 @@ def test_table_pairs_by_seed_and_image(tmp_path: Path) -> None:
     worse = right.clone()
     worse[:, :30] = worse[:, :30].roll(1, 2)
     cfg = FewLabels(out=tmp_path, labels=(5,), seeds=2, noise=("none",), n_per_class=100)
+    cfg = cfg.model_copy(update={"steps": 10, "pretrain_steps": 20})
     scored = [
         Scored("none", 5, SCRATCH, worse, truth),
         Scored("none", 5, "other", right, truth),
     ]
-    text = write_table(cfg, scored, 10, 20, SCRATCH).read_text()
+    text = write_table(cfg, scored, SCRATCH).read_text()
     for said in ("10 fine-tuning steps", "20 steps", "n = 300"):
         assert said in text
     scratch, other = json.loads((tmp_path / "results.json").read_text())["rows"]
