@@ -13,7 +13,7 @@ Size = Literal["small", "full"]
 Noise = Literal["none", "euclid"]
 Labels = Annotated[int, Field(ge=2)]
 
-IMAGES = {"small": 2_500, "full": 30_000}
+IMAGES = {"small": 5_000, "full": 30_000}
 PRESETS = {"small": "small.yaml", "full": "best.yaml"}
 STEPS = {"small": 200, "full": 2_000}
 PRETRAIN_STEPS = {"small": 2_500, "full": 30_000}
