@@ -24,7 +24,7 @@ from safetensors.torch import load as parse_safetensors
 from torch import Tensor, nn
 
 from lensdist.data.preprocess import Preprocess
-from lensdist.engine.tensors import write_safetensors
+from lensdist.tensors import write_safetensors
 from lensdist.errors import UserError
 from lensdist.files import sha256, to_json, write_atomic
 from lensdist.models.classifier import Classifier

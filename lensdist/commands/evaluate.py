@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, print the scores, and write `eval/<split>.json` and figures."""
-    from lensdist.evaluate.model import evaluate_model
+    from lensdist.assess import evaluate_model
 
     scores, written = evaluate_model(args.model, args.data, args.split, args.batch, args.out)
     for name, value in scores.items():

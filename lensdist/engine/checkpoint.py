@@ -25,7 +25,7 @@ from typing import Any
 from safetensors.torch import load as parse_safetensors
 from torch import Tensor
 
-from lensdist.engine.tensors import write_safetensors
+from lensdist.tensors import write_safetensors
 from lensdist.errors import RunError
 from lensdist.files import sync_folder
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lensdist.engine import checkpoint
-from lensdist.engine.tensors import write_safetensors
+from lensdist.tensors import write_safetensors
 from lensdist.errors import RunError
 from lensdist.files import sha256
 
