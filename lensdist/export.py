@@ -24,16 +24,16 @@ from safetensors.torch import load as parse_safetensors
 from torch import Tensor, nn
 
 from lensdist.data.preprocess import Preprocess
-from lensdist.tensors import write_safetensors
 from lensdist.errors import UserError
 from lensdist.files import sha256, to_json, write_atomic
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import ClassifierConfig, EncoderConfig, MaeConfig, MaskConfig
 from lensdist.models.mae import MaskedAutoencoder
 from lensdist.models.masking import make_mask
+from lensdist.tensors import write_safetensors
 
 FORMAT = 1
-_WEIGHTS = "model.safetensors"
+WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
 _PREPROCESS = "preprocess."  # prefix, among the weights, of the preprocessing's own tensors
 
@@ -54,12 +54,12 @@ def write_export(
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().cpu() for k, v in model.state_dict().items()}
     weights |= {_PREPROCESS + k: v.cpu() for k, v in (preprocess or {}).items()}
-    temporary = folder / f".{_WEIGHTS}.{os.getpid()}.tmp"
+    temporary = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
     _, digest = write_safetensors(temporary, weights)
-    temporary.replace(folder / _WEIGHTS)
-    facts = {"format": FORMAT, **description, "sha256": {_WEIGHTS: digest}}
+    temporary.replace(folder / WEIGHTS)
+    facts = {"format": FORMAT, **description, "sha256": {WEIGHTS: digest}}
     write_atomic(folder / _CONFIG, to_json(facts))
-    return {_WEIGHTS: digest, _CONFIG: sha256(folder / _CONFIG)}
+    return {WEIGHTS: digest, _CONFIG: sha256(folder / _CONFIG)}
 
 
 def find_export(path: Path) -> Path:
@@ -69,7 +69,7 @@ def find_export(path: Path) -> Path:
         UserError: it is neither.
     """
     for folder in (path, path / "export"):
-        if (folder / _CONFIG).is_file() and (folder / _WEIGHTS).is_file():
+        if (folder / _CONFIG).is_file() and (folder / WEIGHTS).is_file():
             return folder
     raise UserError(f"{path} holds no exported model; give a finished run or its export/ folder")
 
@@ -83,8 +83,8 @@ def read_export(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     folder = find_export(path)
     try:
         description = json.loads((folder / _CONFIG).read_text())
-        data = (folder / _WEIGHTS).read_bytes()
-        wanted = description["sha256"][_WEIGHTS]
+        data = (folder / WEIGHTS).read_bytes()
+        wanted = description["sha256"][WEIGHTS]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{folder} is not a whole export: {e}") from e
     if description.get("format") != FORMAT:
@@ -92,11 +92,11 @@ def read_export(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{folder} is of format {description.get('format')}; this version reads {FORMAT}"
         )
     if hashlib.sha256(data).hexdigest() != wanted:
-        raise UserError(f"{folder / _WEIGHTS} was damaged or changed after it was exported")
+        raise UserError(f"{folder / WEIGHTS} was damaged or changed after it was exported")
     try:
         return description, parse_safetensors(data)
     except SafetensorError as e:
-        raise UserError(f"{folder / _WEIGHTS} is no safetensors file: {e}") from e
+        raise UserError(f"{folder / WEIGHTS} is no safetensors file: {e}") from e
 
 
 def encoder_of(path: Path, wanted: EncoderConfig) -> tuple[Preprocess, dict[str, Tensor]]:

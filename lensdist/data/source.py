@@ -66,6 +66,8 @@ class View:
         for new, name in enumerate(self.labels):
             renumber[packed.manifest.labels.index(name)] = new
         of_rows = renumber[np.asarray(packed.labels)[rows]]
+        self.unlabelled = int((of_rows < 0).sum()) if cfg.classes is None else 0
+        """Images without a label, or of none of the run's classes."""
         if cfg.classes is not None:
             rows, of_rows = rows[of_rows >= 0], of_rows[of_rows >= 0]
         if cfg.labels_per_class is not None and split == "train":

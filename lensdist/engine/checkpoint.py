@@ -25,9 +25,9 @@ from typing import Any
 from safetensors.torch import load as parse_safetensors
 from torch import Tensor
 
-from lensdist.tensors import write_safetensors
 from lensdist.errors import RunError
 from lensdist.files import sync_folder
+from lensdist.tensors import write_safetensors
 
 FORMAT = 1
 _TENSORS = "state.safetensors"

@@ -55,5 +55,5 @@ def outputs_of(task: Task, model: nn.Module, view: View, batch: int, world: Worl
 
 
 def evaluate(task: Task, model: nn.Module, view: View, batch: int, world: World) -> dict[str, Any]:
-    """The task's scores on a split; the same on every process."""
-    return task.score(outputs_of(task, model, view, batch, world))
+    """The task's scores on a split; the same on every process, whose last bits may differ."""
+    return world.from_main(task.score(outputs_of(task, model, view, batch, world)))

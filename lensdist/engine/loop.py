@@ -39,26 +39,33 @@ class Outcome:
     """The network whose last evaluation counts: the average of weights where there is one."""
 
 
+@dataclass(frozen=True)
+class Phase:
+    """What is trained, on what, and how."""
+
+    cfg: BaseRun
+    task: Task
+    source: Source
+    validation: View
+    plan: StepPlan
+    facts: dict[str, Any]
+    """Written into every checkpoint: the configuration, and what names the data."""
+
+
 def train(
-    cfg: BaseRun,
-    task: Task,
-    source: Source,
-    validation: View,
-    plan: StepPlan,
+    phase: Phase,
     world: World,
     journal: Journal,
     saver: Saver,
     stopper: Stopper,
     resumed: Checkpoint | None,
-    facts: dict[str, Any],
 ) -> Outcome:
     """Train until the last step, early stopping, or a wish to stop.
-
-    `facts` go into every checkpoint beside the configuration.
 
     Raises:
         RunError: the loss is no longer a number, or the last state could not be saved.
     """
+    cfg, task, source, plan = phase.cfg, phase.task, phase.source, phase.plan
     stages = _stages(task, cfg, plan.steps_per_epoch)
     total = stages[-1].end
     log_every = cfg.train.log_every
@@ -148,14 +155,14 @@ def train(
         if state.step % eval_every == 0 or state.step == total:
             start = time.perf_counter()
             with journal.aside():
-                scores = evaluate(task, evaluated, validation, cfg.train.eval_batch, world)
+                scores = evaluate(task, evaluated, phase.validation, cfg.train.eval_batch, world)
             improved = _judge(task, state, scores)
             journal.scores(state.step, scores, improved, time.perf_counter() - start)
 
         # ---- save, and leave if somebody wishes so
         if state.step == entered + 1 and world.main:  # now the optimizer's state exists
             saver.prepare(capture(state, bare, now.optimizer, average, world)[0])
-        leaving = stopper.agreed()
+        leaving = state.step < total and stopper.agreed()
         due = state.step % save_every == 0 or state.step == total
         if due or improved or leaving:
             _flush(losses, state, world)
@@ -165,7 +172,7 @@ def train(
                 protect = {state.best_step} if state.best_step is not None else set()
                 with journal.aside():
                     journal.sync()
-                    saver.save(state.step, tensors, {**meta, **facts}, protect)
+                    saver.save(state.step, tensors, {**meta, **phase.facts}, protect)
         if leaving:
             if world.main and not saver.wait():
                 raise RunError("asked to stop, but the state could not be saved")

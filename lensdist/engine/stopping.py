@@ -14,6 +14,9 @@ from types import FrameType
 
 from lensdist.engine.world import World
 
+STOP = "STOP"
+"""The file, in a run's folder. It stays: a run does not start while it is there."""
+
 
 class Stopper:
     """Watches for a wish to stop. Handlers may be called several times; some launchers do.
@@ -25,7 +28,7 @@ class Stopper:
     """
 
     def __init__(self, run_dir: Path, world: World, every: float = 1.0) -> None:
-        self._file = run_dir / "STOP"
+        self._file = run_dir / STOP
         self._every = every
         self._next_look = 0.0
         self._world = world

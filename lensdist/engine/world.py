@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from lensdist.config.schema import BaseRun
 from lensdist.errors import UserError
+
+T = TypeVar("T")
 
 
 class World:
@@ -105,6 +107,14 @@ class World:
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
+
+    def from_main(self, value: T) -> T:
+        """The main process's value, on every process: where all must decide alike."""
+        if self.size > 1:
+            box = [value]
+            torch.distributed.broadcast_object_list(box, src=0)
+            return box[0]
+        return value
 
     def barrier(self) -> None:
         """Wait for all processes."""

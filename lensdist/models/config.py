@@ -19,8 +19,8 @@ class EncoderConfig(Strict):
         "(Xiao et al. 2021, arXiv:2106.14881)",
     )
     in_channels: int = Field(1, ge=1, description="bands")
-    dim: int = Field(512, ge=8, description="width of a token")
-    depth: int = Field(6, ge=1, description="transformer layers")
+    dim: int = Field(512, ge=8, le=65_536, description="width of a token")
+    depth: int = Field(6, ge=1, le=1000, description="transformer layers")
     heads: int = Field(8, ge=1, description="attention heads; divides dim")
     mlp_dim: int = Field(1024, ge=8, description="width of the hidden layer between attentions")
     dropout: float = Field(0.0, ge=0, lt=1, description="in attention output and MLP")

@@ -37,6 +37,18 @@ def patch_entropy(images: Tensor, patch: int) -> Tensor:
     return nats / math.log(2)
 
 
+def _ranked(images: Tensor, patch: int) -> Tensor:
+    """Patch numbers, most informative first, (B, N).
+
+    Patches of equal entropy (flat sky, mostly) follow in the order of their brightness, which turns
+    with the image; by their place they would not.
+    """
+    light = reduce(images.double(), "b c (h p) (w q) -> b (h w)", "mean", p=patch, q=patch)
+    order = light.sort(dim=1, descending=True, stable=True).indices
+    entropy = patch_entropy(images, patch).gather(1, order)
+    return order.gather(1, entropy.sort(dim=1, descending=True, stable=True).indices)
+
+
 def masked_count(cfg: MaskConfig, patches: int) -> int:
     """How many of an image's patches are hidden (the reference's 5 % of 64 is 3)."""
     return max(1, int(cfg.ratio * patches))
@@ -59,9 +71,7 @@ def make_mask(images: Tensor, patch: int, cfg: MaskConfig, key: int, samples: Te
     informative = round(cfg.informative * count)
     chance = rng.uniform(key, samples, patches)
     if informative:
-        entropy = patch_entropy(images, patch)
-        # A stable sort gives equal patches the same order on every device.
-        top = entropy.sort(dim=1, descending=True, stable=True).indices[:, :informative]
+        top = _ranked(images, patch)[:, :informative]
         chance = chance.scatter(1, top, 2.0)  # above every random number: always chosen
     chosen = chance.sort(dim=1, descending=True, stable=True).indices[:, :count]
     return torch.zeros_like(chance, dtype=torch.bool).scatter_(1, chosen, True)

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lensdist import train
-from lensdist.commands.train import parse
+from lensdist.config import load
+from lensdist.config.schema import schema_of
+from lensdist.engine import phase
 from lensdist.engine.world import World
-from lensdist.tasks import build
 from lensdist.tasks.base import Stage
 from tests.conftest import settings
 
@@ -61,7 +61,7 @@ class BatchNormTask:
 def main(out: Path, data: Path) -> None:
     torch.set_num_threads(1)
     world = None
-    original = build.build_task
+    original = phase.build_task
     for name in ("mae", "finetune", "batchnorm"):
         for reproducible in (False, True):
             task = "finetune" if name == "batchnorm" else name
@@ -77,10 +77,12 @@ def main(out: Path, data: Path) -> None:
             else:
                 changes["train.epochs"] = 20
             folder = out / (name + ("-reproducible" if reproducible else ""))
-            cfg, resume = parse(settings(task, data, folder, **changes))
+            config, *overrides = settings(task, data, folder, **changes)
+            path = Path(config.removeprefix("--config="))
+            cfg = load(path, overrides, schema=schema_of)
             world = world or World(cfg)
-            build.build_task = BatchNormTask if name == "batchnorm" else original  # type: ignore[assignment]
-            train.run(cfg, resume, world)
+            phase.build_task = BatchNormTask if name == "batchnorm" else original  # type: ignore[assignment]
+            phase.run(cfg, "auto", world)
             world.barrier()
     assert world is not None
     world.close(0)

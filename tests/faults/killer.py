@@ -1,7 +1,7 @@
 """`lensdist.train`, killed for real: `killer.py WHEN N -- arguments of lensdist.train`.
 
-WHEN is `step` (SIGKILL right after optimizer step N), `term` (SIGTERM there), `write` (while the
-state of step N is half written) or `rename` (just before it gets its name).
+WHEN is `step` (SIGKILL right after optimizer step N), `term` (SIGTERM there), `stop` (a STOP file
+there), `write` (while the state of step N is half written) or `rename` (just before its name).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,17 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(when: str, number: int) -> None:
-    if when in ("step", "term"):
+def arm(when: str, number: int, stop: Path) -> None:
+    if when in ("step", "term", "stop"):
         original = loop.learning_rate
 
         def rate(cfg: Any, step: int, *rest: Any) -> float:
             if step == number:  # the steps before this one are done
-                os.kill(os.getpid(), signal.SIGKILL if when == "step" else signal.SIGTERM)
+                if when == "stop":
+                    stop.touch()
+                    time.sleep(1.2)  # the file is looked for once a second
+                else:
+                    os.kill(os.getpid(), signal.SIGKILL if when == "step" else signal.SIGTERM)
             return original(cfg, step, *rest)
 
         loop.learning_rate = rate
@@ -54,5 +59,6 @@ def arm(when: str, number: int) -> None:
 
 if __name__ == "__main__":
     split = sys.argv.index("--")
-    arm(sys.argv[1], int(sys.argv[2]))
+    run = next(w for w in sys.argv if w.startswith("run.dir=")).removeprefix("run.dir=")
+    arm(sys.argv[1], int(sys.argv[2]), Path(run) / "STOP")
     sys.exit(main(sys.argv[split + 1 :]))

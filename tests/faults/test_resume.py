@@ -102,16 +102,41 @@ def test_stop_signal_saves_and_asks_to_be_run_again(
     _same(run, whole["mae"])
 
 
-def test_stop_file_on_two_processes(tiny_set: Path, tmp_path: Path, port: int) -> None:
+def test_stop_file_on_two_processes(
+    whole: dict[str, Path], tiny_set: Path, tmp_path: Path, port: int
+) -> None:
     run = tmp_path / "mae"
-    run.mkdir()
-    (run / "STOP").touch()
     words = _settings("mae", tiny_set, run)
-    start(command("lensdist.train", *words, processes=2, port=port))
+    start(command("tests.faults.killer", "stop", 13, "--", *words, processes=2, port=port))
     saved, _ = checkpoint.newest(run / "checkpoints")
     assert saved is not None
-    assert saved.step == 1
+    assert 14 <= saved.step < STEPS
     assert not (run / "COMPLETE.json").exists()
+    # Somebody wanted it to stop: it does not start again behind their back.
+    again = start(command("lensdist.train", *words))
+    assert again.returncode == 2
+    assert "delete the file" in again.stderr
+    (run / "STOP").unlink()
+    assert start(command("lensdist.train", *words)).returncode == 0
+
+
+def test_a_checkpoint_elsewhere_only_starts_a_run(
+    whole: dict[str, Path], tiny_set: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "mae"
+    origin = checkpoint.steps(whole["mae"] / "checkpoints")[0][1]
+    words = [*_settings("mae", tiny_set, run), f"--resume={origin}"]
+    killed = start(command("tests.faults.killer", "term", 27, "--", *words))
+    assert killed.returncode == 75, killed.stderr
+    assert f"resumed: {origin.name}" in killed.stderr
+    again = start(command("lensdist.train", *words))
+    assert again.returncode == 0, again.stderr
+    assert "resumed: step-00000028" in again.stderr  # its own, not the origin again
+    ours, _ = checkpoint.newest(run / "checkpoints")
+    theirs, _ = checkpoint.newest(whole["mae"] / "checkpoints")
+    assert ours is not None
+    assert theirs is not None
+    assert all(torch.equal(t, ours.tensors[n]) for n, t in theirs.tensors.items())
 
 
 def test_a_damaged_checkpoint_is_named_and_passed_over(

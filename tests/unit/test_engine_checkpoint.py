@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lensdist.engine import checkpoint
-from lensdist.tensors import write_safetensors
 from lensdist.errors import RunError
 from lensdist.files import sha256
+from lensdist.tensors import write_safetensors
 
 pytestmark = pytest.mark.unit
 

@@ -102,3 +102,14 @@ def test_an_informative_mask_follows_its_image() -> None:
     for turn in (lambda y: y.flip(-2, -1), lambda y: y.flip(-1), lambda y: y.rot90(1, (-2, -1))):
         turned = make_mask(turn(x), 8, cfg, KEY, samples).reshape(16, 8, 8)
         assert torch.equal(turned[clear], turn(mask)[clear])
+
+
+def test_a_mask_turns_with_an_image_whose_sky_is_flat() -> None:
+    # A faint smooth glow: nearly all patches have an entropy of 0 in 8-bit levels.
+    rows = torch.arange(64.0)
+    glow = torch.exp(-0.2 * ((rows[:, None] - 20) ** 2 + (rows[None] - 37) ** 2).sqrt())
+    image = glow[None, None].double()
+    cfg = MaskConfig(ratio=0.9, informative=1.0)
+    mask = make_mask(image, 8, cfg, 0, torch.zeros(1))
+    turned = make_mask(image.flip(-2, -1), 8, cfg, 0, torch.zeros(1))
+    assert torch.equal(turned, mask.flip(1))

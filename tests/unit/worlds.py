@@ -51,6 +51,9 @@ class FakeWorld:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
+    def from_main(self, value: Any) -> Any:
+        return value
+
     def any(self, flag: bool) -> bool:
         return bool(self.gather(torch.tensor([flag])).any())
 

@@ -1,0 +1,210 @@
+"""A training phase, from its configuration to its `COMPLETE.json`: what the loop is given.
+
+All that a user can get wrong is checked before a file is written.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lensdist.config import save
+from lensdist.config.schema import BaseRun, FinetuneRun
+from lensdist.data.manifest import Manifest
+from lensdist.data.packed import PackedSet
+from lensdist.data.preprocess import Preprocess
+from lensdist.data.smooth import fit_smooth
+from lensdist.data.source import PackedSource, Source, StreamSource, View
+from lensdist.engine import checkpoint
+from lensdist.engine.batches import plan_steps
+from lensdist.engine.checkpoint import Checkpoint
+from lensdist.engine.differences import differences
+from lensdist.engine.finish import finish
+from lensdist.engine.journal import Journal
+from lensdist.engine.lock import held
+from lensdist.engine.loop import Phase, train
+from lensdist.engine.saver import Saver
+from lensdist.engine.stopping import STOP, Stopper
+from lensdist.engine.torch_settings import settle
+from lensdist.engine.world import World
+from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, UserError, say
+from lensdist.export import WEIGHTS, encoder_of, find_export
+from lensdist.files import sha256
+from lensdist.phases import completed
+from lensdist.sim.write import write_packed
+from lensdist.tasks.build import build_task
+
+
+def run(cfg: BaseRun, resume: str, world: World) -> int:
+    """Train a phase and return its exit code.
+
+    Raises:
+        UserError: the data, the pretrained encoder or what the folder holds do not suit the
+            configuration; nothing was written.
+        RunError: training had begun and could not go on.
+    """
+    settle(cfg, world.device)
+    packed = PackedSet(_data(cfg, world))
+    _check_images(cfg, packed)
+    preprocess, encoder, facts = _pretrained(cfg, packed)
+    validation = View(packed, "val", cfg.data, cfg.seed, world.device)
+    source = _source(cfg, packed, validation.labels, world)
+    phase = Phase(
+        cfg,
+        build_task(cfg, tuple(validation.labels), preprocess, encoder),
+        source,
+        validation,
+        plan_steps(cfg.train.global_batch, cfg.train.micro, source.size, world.rank, world.size),
+        facts,
+    )
+    resumed = _resume(phase, resume)
+    world.agree("steps to resume from", resumed.step if resumed else 0)
+    if (cfg.run.dir / STOP).exists():
+        raise UserError(f"{cfg.run.dir / STOP} tells this run to stop; delete the file to go on")
+
+    # ---- nothing has been written so far, and all that a user can get wrong has been checked
+    if not world.main:
+        return _train(phase, world, resumed, packed)
+    cfg.run.dir.mkdir(parents=True, exist_ok=True)
+    with held(cfg.run.dir):
+        save(cfg, cfg.run.dir / "config.yaml")
+        return _train(phase, world, resumed, packed)
+
+
+def _train(phase: Phase, world: World, resumed: Checkpoint | None, packed: PackedSet) -> int:
+    """What `run` does once all has been checked: from here on files are written."""
+    started = time.time()
+    cfg, folder = phase.cfg, phase.cfg.run.dir
+    journal = Journal(cfg, world, resumed.step if resumed else 0)
+    saver = Saver(
+        folder / "checkpoints",
+        cfg.checkpoint.keep,
+        cfg.checkpoint.background,
+        lambda step, sentence: journal.event(step, "not saved", sentence),
+    )
+    stopper = Stopper(folder, world)
+    try:
+        outcome = train(phase, world, journal, saver, stopper, resumed)
+        if outcome.status == "stopped":
+            return EXIT_REQUEUE
+        if world.main:
+            finish(cfg, phase.task, outcome, packed, time.time() - started)
+            journal.event(outcome.state.step, "finished", str(folder))
+    finally:
+        try:
+            saver.wait()  # whatever ended training: what is being written is worth having
+        finally:
+            journal.close()
+    return EXIT_DONE
+
+
+def _data(cfg: BaseRun, world: World) -> Path:
+    """The packed set: the user's, or one that the run simulates for itself."""
+    if cfg.data.path is not None:
+        return cfg.data.path
+    assert cfg.data.sim is not None  # the configuration has checked
+    own = cfg.run.dir / "data"
+    if world.main and not own.exists():
+        say(f"simulating {cfg.data.n_per_class} images per class into {own}")
+        write_packed(own, cfg.data.sim, cfg.data.n_per_class, cfg.seed)
+    world.barrier()
+    made, now = Manifest.load(own).source, cfg.data.sim.model_dump(mode="json")
+    if made != {"simulated": now, "n_per_class": cfg.data.n_per_class, "seed": cfg.seed}:
+        raise UserError(
+            f"{own} was simulated with other settings than the configuration's; delete it, or "
+            "give another run.dir"
+        )
+    return own
+
+
+def _check_images(cfg: BaseRun, packed: PackedSet) -> None:
+    bands, height, width = packed.manifest.image_shape
+    wanted = (cfg.model.in_channels, cfg.model.image_size, cfg.model.image_size)  # type: ignore[attr-defined]
+    if (bands, height, width) != wanted:
+        raise UserError(
+            f"{packed.path} holds images of {bands}x{height}x{width} but the model takes "
+            f"{'x'.join(map(str, wanted))}; set model.in_channels={bands} "
+            f"model.image_size={height} and a model.patch_size that divides it"
+        )
+
+
+def _pretrained(
+    cfg: BaseRun, packed: PackedSet
+) -> tuple[Preprocess, dict[str, Tensor] | None, dict[str, Any]]:
+    """Preprocessing, the encoder's weights where the run starts from some, and what a checkpoint
+    records of both: the data's fingerprint and the weights' hash.
+
+    A pretrained encoder brings its own preprocessing: fed with other units, it is worth nothing.
+    """
+    facts: dict[str, Any] = {
+        "config": cfg.model_dump(mode="json"),
+        "data": packed.manifest.fingerprint,
+        "encoder": None,
+    }
+    if isinstance(cfg, FinetuneRun) and cfg.encoder is not None:
+        if (cfg.encoder / "export").is_dir() and completed(cfg.encoder) is None:
+            raise UserError(f"encoder: {cfg.encoder} is not finished; run its command again first")
+        theirs, weights = encoder_of(cfg.encoder, cfg.model)
+        if theirs.cfg != cfg.preprocess:
+            raise UserError(
+                f"preprocess: {cfg.preprocess} is not what the encoder in {cfg.encoder} was "
+                f"trained with, {theirs.cfg}; use that"
+            )
+        return theirs, weights, {**facts, "encoder": sha256(find_export(cfg.encoder) / WEIGHTS)}
+    how, statistics = cfg.preprocess, packed.manifest.statistics
+    residual = how.scale == "residual"
+    smooth = fit_smooth(packed, how.smooth_class, how.components) if residual else None
+    return Preprocess(how, statistics.mean, statistics.std, smooth), None, facts
+
+
+def _source(cfg: BaseRun, packed: PackedSet, labels: tuple[str, ...], world: World) -> Source:
+    if cfg.data.source == "stream":
+        assert cfg.data.sim is not None  # the configuration has checked
+        return StreamSource(cfg.data.sim, cfg.data.stream_epoch, labels, cfg.seed, world.device)
+    view = View(packed, "train", cfg.data, cfg.seed, world.device)
+    if isinstance(cfg, FinetuneRun) and view.unlabelled:
+        raise UserError(
+            f"{view.unlabelled} of the training images in {packed.path} have no label; name the "
+            "classes to learn in data.classes to leave them out"
+        )
+    return PackedSource(view, cfg.seed)
+
+
+def _resume(phase: Phase, resume: str) -> Checkpoint | None:
+    """The checkpoint to go on from, if any, checked against the configuration and the data.
+
+    A run's own checkpoints come first, so that the command of a run that was stopped is the
+    command that lets it go on, whatever it started from.
+    """
+    root = phase.cfg.run.dir / "checkpoints"
+    if resume == "never" and checkpoint.steps(root):
+        raise UserError(
+            f"--resume never: {root} already holds checkpoints; give another run.dir or "
+            "--resume auto"
+        )
+    found, damaged = checkpoint.newest(root)
+    for sentence in damaged:
+        say(f"warning: passed over a damaged checkpoint: {sentence}")
+    if found is None and resume not in ("auto", "never"):
+        try:
+            found = checkpoint.read(Path(resume))
+        except checkpoint.Damaged as e:
+            raise UserError(f"--resume: {e}") from e
+    if found is None:
+        return None
+    changed = differences(found.meta["config"], phase.facts["config"])
+    if changed:
+        raise UserError(
+            f"{found.path} was saved with other settings: {'; '.join(changed)}; put them back, "
+            "or give another run.dir"
+        )
+    for what, name in (("data", "data.path"), ("encoder", "encoder")):
+        if found.meta[what] != phase.facts[what]:
+            raise UserError(
+                f"{found.path} was trained with another {name} than is there now; put it back, or "
+                "give another run.dir"
+            )
+    return found
