@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from types import FrameType
 
@@ -20,6 +20,8 @@ from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError
 from lensdist.phases import COMPLETE
 
 LOGITS = Path("eval", "test-logits.npy")
+
+_leaving = False  # in a worker process: it has been asked to stop
 
 
 class StoppedError(Exception):
@@ -110,6 +112,10 @@ def _passing_on_signals(pool: ProcessPoolExecutor) -> Iterator[None]:
 
 def _do(job: Job) -> int:
     """In a worker process: train, then classify the test split."""
+    global _leaving
+    parent = parent_process()
+    if _leaving or (parent is not None and not parent.is_alive()):
+        return EXIT_REQUEUE  # the pool hands out a job ahead: it must not begin after a stop
     from lensdist.train import main
 
     job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +123,7 @@ def _do(job: Job) -> int:
         code = main(job.argv)
         if code == EXIT_DONE and job.test is not None:
             _classify(job.run, job.test)
+    _leaving = code == EXIT_REQUEUE
     return code
 
 

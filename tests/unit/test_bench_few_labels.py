@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,24 @@ def test_whole_command_and_again(tmp_path: Path) -> None:
     run()
     assert json.loads((out / "results.json").read_text())["rows"] == rows
     assert {run: (run / COMPLETE).stat().st_mtime_ns for run in runs} == before
+
+
+def test_a_wish_to_stop_reaches_the_runs(tmp_path: Path) -> None:
+    """They save, and no process trains on as an orphan."""
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "lensdist", "bench", "few-labels", "--out", str(out)]
+    words += ["--labels=4", "--seeds=1", "--pretrain-steps=1000000", "--noise=none"]
+    words += ["--n-per-class=30", "train.global_batch=4", "model.dim=16", "model.depth=1"]
+    bench = subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    run = out / "runs" / "none" / "mae-no_sub"
+    log = run / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    bench.send_signal(signal.SIGTERM)
+    assert bench.wait(timeout=30) == 75
+    assert any((run / "checkpoints").glob("step-*"))
+    assert [each.name for each in run.parent.iterdir()] == ["mae-no_sub"]  # none begun after it
 
 
 def test_other_data_is_refused(tmp_path: Path, tiny_set: Path) -> None:

@@ -1,0 +1,74 @@
+"""A chain of two tiny phases and their evaluation, and ways to send it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import ROOT, environment, settings
+
+SUBMIT = [sys.executable, str(ROOT / "slurm" / "submit.py")]
+
+
+def write_chain(folder: Path, data: Path, steps: int = 6, **more: Any) -> Path:
+    """`chain.yaml`: pretrain -> finetune -> evaluate, with runs in `folder/runs`."""
+
+    def tiny(task: str) -> list[str]:
+        words = settings(task, data, folder, **{"train.max_steps": steps, "train.log_every": 2})
+        return [w for w in words if not w.startswith(("--config", "run.dir="))]
+
+    configs = ROOT / "configs"
+    phases = {
+        "pretrain": {"train": str(configs / "mae" / "debug.yaml"), "set": tiny("mae")},
+        "finetune": {
+            "train": str(configs / "finetune" / "debug.yaml"),
+            "after": ["pretrain"],
+            "set": [*tiny("finetune"), "frozen_epochs=1", "encoder={pretrain}"],
+        },
+        "evaluate": {"evaluate": "finetune"},
+    }
+    file = folder / "chain.yaml"
+    text = {"name": "tiny", "runs": str(folder / "runs"), "phases": phases} | more
+    file.write_text(json.dumps(text, indent=1))
+    return file
+
+
+def write_cluster(folder: Path, **settings: Any) -> Path:
+    """`cluster.yaml`."""
+    file = folder / "cluster.yaml"
+    file.write_text(json.dumps({"executor": "local", "walltime": 20} | settings))
+    return file
+
+
+def submit(
+    command: str,
+    chain: Path,
+    cluster: Path,
+    *words: str,
+    code: int = 0,
+    env: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """`python slurm/submit.py …`, from the chain's folder."""
+    kept = {k: v for k, v in environment(**(env or {})).items() if k != "ACCELERATE_USE_CPU"}
+    done = subprocess.run(
+        [*SUBMIT, command, "--chain", str(chain), "--cluster", str(cluster), *words],
+        cwd=chain.parent,
+        env={k: v for k, v in kept.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def jobs_of(runs: Path) -> dict[str, str]:
+    """The job ids of the newest submission, by phase."""
+    newest = max(runs.glob(".submit/*/jobs.json"), key=os.path.getmtime)
+    found: dict[str, str] = json.loads(newest.read_text())
+    return found

@@ -1,0 +1,30 @@
+"""The cluster that these tests share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.minislurm import MiniSlurm, missing
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[MiniSlurm]:
+    """Two nodes of four cores."""
+    lacking = missing()
+    if lacking or os.geteuid():
+        what = f"no {', '.join(lacking)} here" if lacking else "only root can run a SLURM"
+        why = f"{what}: `make slurm-deps` (Debian, root) installs one for the tests"
+        if os.environ.get("CI") == "true":  # a gate that skips what it is for lets all through
+            pytest.fail(why)
+        pytest.skip(why)
+    # Not under pytest's own folder, which other users cannot enter: munged refuses that.
+    base = Path(tempfile.mkdtemp(prefix="minislurm-"))
+    with MiniSlurm(base, nodes=2, cpus=4) as running:
+        yield running
+    shutil.rmtree(base, ignore_errors=True)

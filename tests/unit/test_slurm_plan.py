@@ -1,0 +1,218 @@
+"""What is checked and shown before anything is sent."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lensdist.config import load
+from lensdist.errors import UserError
+from slurm.chain import TAKEN, Chain
+from slurm.cluster import Cluster
+from slurm.plan import Plan, make_plan
+from slurm.showing import shown
+from tests.chains import SUBMIT, submit, write_chain, write_cluster
+from tests.conftest import ROOT, start
+
+pytestmark = pytest.mark.unit
+
+GOLDEN = ROOT / "tests" / "golden"
+CHAIN = ROOT / "configs" / "chains" / "vi_a.yaml"
+CLUSTERS = ROOT / "configs" / "clusters"
+
+
+def _refused(chain: Path, cluster: Path, *words: str) -> list[str]:
+    with pytest.raises(UserError) as e:
+        make_plan(chain, cluster, words)
+    return str(e.value).splitlines()
+
+
+@pytest.mark.parametrize("name", ["local", "slurm-cpu", "slurm-gpu"])
+def test_the_shown_plan_is_golden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `UPDATE_GOLDEN=1` the files are written anew: read their difference before a commit."""
+    monkeypatch.chdir(ROOT)
+    words = ["runs=/scratch/me/vi_a", "data.path=/scratch/me/packed", "seed=1"]
+    text = shown(make_plan(CHAIN, CLUSTERS / f"{name}.yaml", words)) + "\n"
+    text = text.replace(sys.executable, "/venv/python").replace(str(ROOT), "/clone")
+    file = GOLDEN / f"plan_{name}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+def test_a_plan_is_quick_and_torch_free_from_anywhere(tmp_path: Path) -> None:
+    code = "import runpy, sys\n"
+    code += (
+        f"sys.argv = [{SUBMIT[1]!r}, 'plan', '--cluster', {str(CLUSTERS / 'slurm-gpu.yaml')!r}]\n"
+    )
+    code += "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    code += "except SystemExit as e: assert e.code == 0, e.code\n"
+    code += "sys.exit('torch imported' if 'torch' in sys.modules else 0)"
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path}/runs/vi_a/pretrain" in done.stdout
+    assert time.monotonic() - began < 5  # 0.4 s alone; the machine may be busy
+    assert not list(tmp_path.iterdir())  # a plan writes nothing
+
+
+def test_the_trainer_knows_no_submitit() -> None:
+    for file in (ROOT / "lensdist").rglob("*.py"):
+        assert "submitit" not in file.read_text(), file
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    chain = write_chain(tmp_path, tmp_path / "packed")
+    cluster = write_cluster(tmp_path)
+    words = ["pretrain.mask.ration=0.5", "finetune.optim.lr=-1", "seed=one"]
+    told = submit("plan", chain, cluster, *words, code=2).stderr
+    for part in (
+        "error: pretrain: mask.ration (command line): unknown key; did you mean 'ratio'?",
+        "finetune: optim.lr (command line)",
+    ):
+        assert part in told
+    assert told.count("seed (command line)") == 2
+    assert "Traceback" not in told
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_phase_misspelt_is_recognised(tmp_path: Path) -> None:
+    chain = write_chain(tmp_path, tmp_path / "packed")
+    told = _refused(chain, write_cluster(tmp_path), "pretrian", "scratch")
+    assert "has no phase 'pretrian'; did you mean 'pretrain'?" in told[0]
+    assert "has no phase 'scratch'; it has pretrain, finetune, evaluate" in told[1]
+
+
+def test_a_typo_in_a_cluster_file_has_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("executor: slurm\npartiton: gpu\nnodes: two\n")
+    bad_chain = tmp_path / "chain.yaml"
+    bad_chain.write_text(
+        "name: x\nruns: runs\nphases:\n  pretrain:\n    train: a.yaml\n    aftr: [b]\n"
+    )
+    told = _refused(bad_chain, file)
+    assert any("chain.yaml:6" in one and "did you mean 'after'" in one for one in told)
+    assert any("mine.yaml:2" in one and "did you mean 'partition'" in one for one in told)
+    assert any("mine.yaml:3" in one for one in told)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"nodes": 2}, "executor local has one node"),
+        ({"setup": ["module load x"]}, "writes no batch script"),
+        ({"gpus_per_node": 4, "processes_per_node": 2}, "is not gpus_per_node"),
+        ({"walltime": 2, "save_before_end": 120}, "is the whole walltime"),
+        ({"env": {"A": 1}}, "env.A"),
+    ],
+)  # fmt: skip
+def test_a_cluster_that_contradicts_itself(
+    tmp_path: Path, settings: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        load(write_cluster(tmp_path, **settings), schema=Cluster)
+
+
+@pytest.mark.parametrize(
+    ("phases", "sentence"),
+    [
+        ({"a": {"train": "x.yaml", "after": ["b"]}, "b": {"train": "x.yaml"}}, "phase before it"),
+        ({"a": {"train": "x.yaml"}, "b": {"train": "x.yaml", "set": ["encoder={a}"]}}, "after"),
+        ({"a": {"train": "x.yaml", "evaluate": "b"}}, "needs either"),
+        ({"a": {}}, "needs either"),
+        ({"optim": {"train": "x.yaml"}}, "rename it"),
+        ({"a": {"train": "x.yaml"}, "b": {"evaluate": "a"}, "c": {"evaluate": "b"}}, "nothing"),
+    ],
+)
+def test_a_chain_that_cannot_be(tmp_path: Path, phases: dict[str, Any], sentence: str) -> None:
+    file = tmp_path / "chain.yaml"
+    file.write_text(json.dumps({"name": "x", "runs": "runs", "phases": phases}))
+    with pytest.raises(UserError, match=sentence):
+        load(file, schema=Chain)
+
+
+def test_uneven_shares_are_refused_for_every_phase(tmp_path: Path) -> None:
+    chain = write_chain(tmp_path, tmp_path / "packed")
+    cluster = write_cluster(tmp_path, executor="slurm", nodes=3)
+    told = _refused(chain, cluster)
+    assert [one.split(":")[0] for one in told] == ["pretrain", "finetune"]
+    assert "which 3 processes cannot share evenly" in told[0]
+    assert len(make_plan(chain, cluster, ["train.global_batch=24"]).steps) == 3
+
+
+def _planned(tmp_path: Path, *words: str, **cluster: Any) -> Plan:
+    chain = write_chain(tmp_path, tmp_path / "packed")
+    return make_plan(chain, write_cluster(tmp_path, **cluster), words)
+
+
+def test_settings_reach_the_phases_they_name(tmp_path: Path) -> None:
+    plan = _planned(tmp_path, "seed=3", "pretrain.optim.lr=0.5", f"runs={tmp_path / 'else'}")
+    pretrain, finetune, evaluate = plan.steps
+    assert pretrain.config is not None
+    assert finetune.config is not None
+    assert (pretrain.config.seed, finetune.config.seed) == (3, 3)
+    assert (pretrain.config.optim.lr, finetune.config.optim.lr) == (0.5, 1e-3)
+    assert finetune.config.encoder == tmp_path / "else" / "pretrain"  # type: ignore[attr-defined]
+    assert evaluate.goal.run == finetune.config.run.dir == tmp_path / "else" / "finetune"
+    assert evaluate.data == tmp_path / "packed"
+
+
+def test_a_run_without_a_set_is_scored_on_its_own(tmp_path: Path) -> None:
+    assert _planned(tmp_path, "data.path=null").steps[2].data == tmp_path / "runs/finetune/data"
+
+
+def test_an_evaluation_is_one_process(tmp_path: Path) -> None:
+    plan = _planned(tmp_path, executor="slurm", nodes=2, processes_per_node=2)
+    assert [step.cluster.world for step in plan.steps] == [4, 4, 1]
+
+
+def test_a_phase_may_have_its_own_walltime(tmp_path: Path) -> None:
+    chain = write_chain(tmp_path, tmp_path / "packed")
+    text = json.loads(chain.read_text())
+    text["phases"]["pretrain"] |= {"walltime": 600}
+    chain.write_text(json.dumps(text))
+    cluster = write_cluster(tmp_path, executor="slurm")
+    plan = make_plan(chain, cluster, ["cluster.nodes=2"])
+    assert [(s.cluster.nodes, s.cluster.walltime) for s in plan.steps[:2]] == [(2, 600), (2, 20)]
+    told = _refused(chain, cluster, "cluster.save_before_end=1200")
+    assert "is the whole walltime of 20 min" in told[0]
+
+
+def test_the_run_folder_is_the_chains(tmp_path: Path) -> None:
+    chain = write_chain(tmp_path, tmp_path / "packed")
+    assert "set runs=FOLDER" in _refused(chain, write_cluster(tmp_path), "run.dir=x")[0]
+
+
+def test_a_phase_alone_needs_what_comes_before(tmp_path: Path) -> None:
+    chain = write_chain(tmp_path, tmp_path / "packed")
+    told = submit("submit", chain, write_cluster(tmp_path), "finetune", code=2).stderr
+    assert "finetune needs pretrain, which is not complete; submit it too" in told
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_slurm_nothing_is_written(tmp_path: Path) -> None:
+    chain = write_chain(tmp_path, tmp_path / "packed")
+    cluster = write_cluster(tmp_path, executor="slurm")
+    told = submit("submit", chain, cluster, code=2, env={"PATH": "/nowhere"}).stderr
+    assert "submit from a login node" in told
+    assert not (tmp_path / "runs").exists()
+
+
+def test_names_of_settings_are_no_names_of_phases() -> None:
+    assert {"train", "data", "encoder", "mask", "cluster", "runs"} <= TAKEN
+
+
+def test_help_says_what_there_is() -> None:
+    done = start([*SUBMIT, "--help"])
+    assert done.returncode == 0
+    for word in ("plan", "submit", "status", "python slurm/submit.py"):
+        assert word in done.stdout
