@@ -40,8 +40,8 @@ PRETRAINED = {  # what each is pretrained on, as settings of `configs/mae`
 }
 METHODS = (SCRATCH, *PRETRAINED, RESIDUAL)
 DATA_SEED = 0
-# Random weights want another learning rate than pretrained ones, whose is in the preset: each was
-# chosen among 3e-4, 1e-3 and 2e-3 on 100 labels per class (docs/log.md).
+# Random weights want another learning rate than pretrained ones, whose is in the preset. Small:
+# both chosen among 3e-4, 1e-3 and 2e-3 on another set (docs/log.md); full: a guess, not tuned yet.
 SCRATCH_LR = {"small": 1e-3, "full": 3e-4}
 
 
