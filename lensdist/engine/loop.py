@@ -87,12 +87,13 @@ def train(
     if resumed is not None:
         state = restore(resumed, bare, average, world)
         optimizer_tensors = resumed.tensors
-        changed = machine_changes(resumed.meta["machine"], this_machine(world))
-        journal.event(state.step, "resumed", resumed.path.name)
-        if changed and not cfg.train.reproducible:
-            journal.event(state.step, "resumed elsewhere: last bits may differ", changed)
     evaluated = bare if average is None else average.model
     journal.begin(total, state.step, plan, sum(p.numel() for p in bare.parameters()))
+    if resumed is not None:
+        journal.event(state.step, "resumed", resumed.path.name)
+        changed = machine_changes(resumed.meta["machine"], this_machine(world))
+        if changed and not cfg.train.reproducible:
+            journal.event(state.step, "resumed elsewhere, last bits may differ", changed)
 
     # ---- steps
     now: Entered | None = None

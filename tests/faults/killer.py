@@ -21,13 +21,14 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(when: str, number: int, stop: Path) -> None:
+def arm(when: str, number: int, stop: Path | None = None) -> None:
     if when in ("step", "term", "stop"):
         original = loop.learning_rate
 
         def rate(cfg: Any, step: int, *rest: Any) -> float:
             if step == number:  # the steps before this one are done
                 if when == "stop":
+                    assert stop is not None
                     stop.touch()
                     time.sleep(1.2)  # the file is looked for once a second
                 else:

@@ -13,6 +13,7 @@ import torch
 
 from lensdist import train
 from lensdist.engine import checkpoint, loop
+from lensdist.engine.stopping import Stopper
 from lensdist.phases import completed
 from lensdist.tasks.mae import MaeTask
 from lensdist.track.log import read
@@ -72,7 +73,7 @@ def test_a_stop_that_could_not_be_saved_does_not_say_run_me_again(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "write", full)
-    (tmp_path / "STOP").touch()
+    monkeypatch.setattr(Stopper, "asked", lambda _: "somebody")
     assert train.main(words(tiny_set, tmp_path, **{"checkpoint.background": background})) == 1
     assert "could not be saved" in capsys.readouterr().err
     events = [r for r in read(tmp_path / "metrics.jsonl") if r["kind"] == "event"]
@@ -118,7 +119,7 @@ def test_a_best_checkpoint_that_is_lost_is_not_claimed(
 
 
 def test_going_back_to_an_older_checkpoint_is_not_undone_by_newer_ones(
-    tiny_set: Path, tmp_path: Path
+    tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = {"checkpoint.every_steps": 5, "checkpoint.keep": 3}
     assert train.main(words(tiny_set, tmp_path, **more)) == 0
@@ -126,7 +127,7 @@ def test_going_back_to_an_older_checkpoint_is_not_undone_by_newer_ones(
     (tmp_path / "COMPLETE.json").unlink()
     for step in (15, 20):  # both damaged: the run falls back to step 10
         (tmp_path / "checkpoints" / f"step-{step:08d}" / "checkpoint.json").write_text("{}")
-    (tmp_path / "STOP").touch()
+    monkeypatch.setattr(Stopper, "asked", lambda _: "somebody")
     changed = {**more, "checkpoint.keep": 1}
     assert train.main(words(tiny_set, tmp_path, **changed)) == 75
     assert kept(tmp_path) == [11]  # with keep 1, the damaged 20 used to push it out

@@ -124,14 +124,16 @@ def test_a_checkpoint_elsewhere_only_starts_a_run(
     whole: dict[str, Path], tiny_set: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "mae"
-    origin = checkpoint.steps(whole["mae"] / "checkpoints")[0][1]
+    first = _settings("mae", tiny_set, tmp_path / "first")
+    assert start(command("tests.faults.killer", "term", 6, "--", *first)).returncode == 75
+    origin = checkpoint.steps(tmp_path / "first" / "checkpoints")[-1][1]
     words = [*_settings("mae", tiny_set, run), f"--resume={origin}"]
-    killed = start(command("tests.faults.killer", "term", 27, "--", *words))
+    killed = start(command("tests.faults.killer", "term", 17, "--", *words))
     assert killed.returncode == 75, killed.stderr
     assert f"resumed: {origin.name}" in killed.stderr
     again = start(command("lensdist.train", *words))
     assert again.returncode == 0, again.stderr
-    assert "resumed: step-00000028" in again.stderr  # its own, not the origin again
+    assert "resumed: step-00000018" in again.stderr  # its own, not the origin again
     ours, _ = checkpoint.newest(run / "checkpoints")
     theirs, _ = checkpoint.newest(whole["mae"] / "checkpoints")
     assert ours is not None
