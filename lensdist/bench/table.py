@@ -46,7 +46,6 @@ def write_table(cfg: FewLabels, scored: list[Scored], baseline: str) -> Path:
             [row for row in rows if row["noise"] == noise],
             n,
             f"Model II, {_DETECTORS[noise]}",
-            chance=1 / scored[0].logits.shape[2],
         )
         for noise in cfg.noise
     ]
@@ -79,8 +78,8 @@ def _row(mine: Scored, scratch: Scored) -> dict[str, Any]:
 def _notes(cfg: FewLabels, n: int) -> list[str]:
     return [
         f"Simulated DeepLenseSim Model II, 64x64, {cfg.images:,} images per class (8 in 10 for "
-        f"training); size `{cfg.size}`; test n = {n:,} images, all classes alike, never trained on "
-        "or chosen by.",
+        f"training); size `{cfg.size}`; test n = {n:,} images, all classes alike, never trained "
+        "on, nor used to choose anything.",
         f"All networks: {cfg.finetuning:,} fine-tuning steps on the labelled images, the last "
         "weights (to choose by validation would use more labels than there are to train on); "
         f"pretraining: {cfg.pretraining:,} steps, once for each method and noise.",

@@ -11,7 +11,7 @@ from lensdist.bench.settings import FewLabels, Size
 from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 
 FEW_LABELS_EXAMPLES = """examples:
-  lensdist bench few-labels --out runs/few-labels --jobs 2        # small: about 35 minutes
+  lensdist bench few-labels --out runs/few-labels --jobs 2        # small: about 30 minutes
   lensdist bench few-labels --out runs/full --size full           # one GPU
   lensdist bench few-labels --out runs/hard --noise euclid --labels 30,100 --seeds 5
 
