@@ -26,12 +26,15 @@ class MaeTask:
     """
 
     name = "mae"
-    select: tuple[str, Literal["min", "max"]] = ("mse", "min")
 
     def __init__(self, cfg: MaeRun, labels: tuple[str, ...], preprocess: Preprocess) -> None:
         self.cfg = cfg
         self.labels = labels
         self.preprocess = preprocess
+        # What is trained is what chooses: under a loss of masked pixels nobody asked the rest to be
+        # drawn, and its error says nothing.
+        scored = "mse_masked" if cfg.loss == "masked" else "mse"
+        self.select: tuple[str, Literal["min", "max"]] = (scored, "min")
         self._hidden = masked_count(cfg.mask, cfg.model.grid**2)
         # Evaluation hides the same patches at every step, so that scores can be compared.
         self._evaluation_key = rng.key(cfg.seed, "evaluation mask")

@@ -6,9 +6,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from lensdist.config.schema import MaeRun
+from lensdist.data.preprocess import Preprocess
 from lensdist.models.config import MaeConfig, MaskConfig
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
 from lensdist.models.masking import make_mask, masked_count
+from lensdist.tasks.mae import MaeTask
 
 pytestmark = pytest.mark.unit
 
@@ -78,3 +81,10 @@ def test_every_parameter_learns(model: MaskedAutoencoder) -> None:
 def test_a_decoder_that_heads_do_not_divide_is_refused() -> None:
     with pytest.raises(ValidationError, match="heads 8 does not divide decoder_dim 36"):
         MaeConfig(decoder="tokens", decoder_dim=36)
+
+
+@pytest.mark.parametrize(("loss", "chosen"), [("image", "mse"), ("masked", "mse_masked")])
+def test_validation_chooses_by_what_is_trained(loss: str, chosen: str) -> None:
+    cfg = MaeRun(task="mae", run={"dir": "x"}, data={"path": "x"}, loss=loss)
+    task = MaeTask(cfg, (), Preprocess(cfg.preprocess, [0.0], [1.0]))
+    assert task.select == (chosen, "min")
