@@ -1,0 +1,57 @@
+"""Every preset runs as it is, networks and losses at full size; only batches and steps are cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lensdist.phases import completed
+from tests.conftest import ROOT, command, start
+
+pytestmark = [pytest.mark.unit, pytest.mark.timeout(600)]
+
+PRESETS = ("reference", "best", "small")
+
+
+def _cut(data: Path, run: Path, steps: int, batch: int) -> list[str]:
+    return [
+        f"data.path={data}", f"run.dir={run}", f"train.max_steps={steps}",
+        f"train.global_batch={batch}", "train.eval_batch=12", "train.log_every=5",
+        "checkpoint.every_steps=1000",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_pretrains_and_fine_tunes(preset: str, tiny_set: Path, tmp_path: Path) -> None:
+    mae, finetune = tmp_path / "mae", tmp_path / "finetune"
+    words = [f"--config=configs/mae/{preset}.yaml", *_cut(tiny_set, mae, 20, 4)]
+    done = start(command("lensdist.train", *words), timeout=500)
+    assert done.returncode == 0, done.stderr
+    # The recipe freezes the encoder first: an epoch of that, so that both stages are run.
+    batch, frozen = (8, 1) if preset == "reference" else (4, 0)
+    words = [f"--config=configs/finetune/{preset}.yaml", *_cut(tiny_set, finetune, 20, batch)]
+    words += [f"encoder={mae}", f"frozen_epochs={frozen}"]
+    done = start(command("lensdist.train", *words), timeout=500)
+    assert done.returncode == 0, done.stderr
+    for run in (mae, finetune):
+        record = completed(run)
+        assert record is not None
+        assert record["steps"] == 20
+        assert record["preset"] == preset
+
+
+@pytest.mark.parametrize("task", ["mae", "finetune"])
+def test_debug_needs_nothing(task: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = start(command("lensdist.train", f"--config=configs/{task}/debug.yaml", f"run.dir={run}"))
+    assert done.returncode == 0, done.stderr
+    assert completed(run) is not None
+
+
+def test_every_preset_says_its_own_name() -> None:
+    for path in sorted((ROOT / "configs").glob("*/*.yaml")):
+        preset = yaml.safe_load(path.read_text()).get("preset")
+        if path.parent.name in ("mae", "finetune"):
+            assert preset == path.stem, path
