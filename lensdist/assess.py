@@ -143,17 +143,15 @@ def _classifier(
 def _autoencoder(
     model: LoadedModel, view: View, packed: PackedSet, folder: Path, title: str
 ) -> list[Path]:
-    raw = view.gather(np.arange(min(_SHOWN, len(view))))["image"]
-    found = model.predict(raw.cpu().numpy())
-    patch = model.description["model"]["patch_size"]
-    hidden = pixel_mask(torch.from_numpy(found["mask"]), patch)
+    # As the network sees them: under `scale: residual` the arc is not for it to draw.
+    seen = model.preprocess(view.gather(np.arange(min(_SHOWN, len(view))))["image"])
+    drawn, mask = model.reconstruct(seen)
+    hidden = pixel_mask(mask, model.description["model"]["patch_size"])
     return [
         figures.reconstructions(
             folder / "reconstructions.png",
-            raw[:, 0].cpu().numpy(),
-            hidden[:, 0].numpy(),
-            found["recon"][:, 0],
-            unit="as on disk",
+            *(t[:, 0].cpu().numpy() for t in (seen, hidden, drawn)),
+            unit=f"as the network sees them: {model.preprocess.cfg.scale}",
             pixel_scale=packed.manifest.pixel_scale_arcsec,
             title=f"Masked autoencoder, {title}",
         )

@@ -28,7 +28,7 @@ from lensdist.errors import UserError
 from lensdist.files import sha256, to_json, write_atomic
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import ClassifierConfig, EncoderConfig, MaeConfig, MaskConfig
-from lensdist.models.mae import MaskedAutoencoder
+from lensdist.models.mae import MaskedAutoencoder, pixel_mask
 from lensdist.models.masking import make_mask
 from lensdist.tensors import write_safetensors
 
@@ -212,11 +212,23 @@ class LoadedModel:
         if self.task == "finetune":
             logits = self.network(x)
             return {"logits": logits, "probs": logits.softmax(1)}
-        model = self.description["model"]
+        drawn, mask = self.reconstruct(x)
+        return {"recon": self.preprocess.inverse(drawn, raw), "mask": mask}
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What a masked autoencoder makes of preprocessed images (N, C, H, W), and its mask.
+
+        Trained on hidden pixels only, what it draws of the others means nothing: those are `x`'s.
+        """
+        patch = self.description["model"]["patch_size"]
         # One draw for all: what is hidden must not depend on an image's place among others.
         samples = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        mask = make_mask(x, model["patch_size"], self.mask, 0, samples)
-        return {"recon": self.preprocess.inverse(self.network(x, mask), raw), "mask": mask}
+        mask = make_mask(x, patch, self.mask, 0, samples)
+        drawn = self.network(x, mask)
+        if self.description.get("loss") == "masked":
+            drawn = torch.where(pixel_mask(mask, patch), drawn, x)
+        return drawn, mask
 
 
 def _network(description: dict[str, Any]) -> nn.Module:

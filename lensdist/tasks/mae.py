@@ -76,6 +76,7 @@ class MaeTask:
         return {
             "model": self.cfg.model.model_dump(mode="json"),
             "mask": self.cfg.mask.model_dump(mode="json"),
+            "loss": self.cfg.loss,
         }
 
     def _masked(self, batch: Batch, key: int) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save
 
 import lensdist
+from lensdist.config.schema import MaeRun
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.preprocess import Preprocess
 from lensdist.errors import UserError
@@ -21,6 +22,7 @@ from lensdist.export import encoder_of, write_export
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import ClassifierConfig, EncoderConfig, MaeConfig
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
+from lensdist.tasks.mae import MaeTask
 
 pytestmark = pytest.mark.unit
 
@@ -233,3 +235,31 @@ def test_an_encoder_of_another_shape_is_refused_by_name(tmp_path: Path, field: s
     wanted = EncoderConfig(**{**SIZE, field: 2 * SIZE[field] if field != "patch_size" else 8})
     with pytest.raises(UserError, match=rf"set model\.{field}={SIZE[field]}"):
         encoder_of(tmp_path, wanted)
+
+
+@pytest.mark.parametrize(("loss", "kept"), [("masked", True), ("image", False)])
+def test_pixels_nobody_was_asked_to_draw_are_kept(loss: str, kept: bool, tmp_path: Path) -> None:
+    model = lensdist.load(_mae_export(tmp_path, loss))
+    images = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)).numpy()
+    found = model.predict(images)
+    hidden = pixel_mask(torch.from_numpy(found["mask"]), 4)[:, 0].numpy()
+    shown = np.abs(found["recon"][:, 0] - images)
+    assert hidden.any()
+    assert (shown[~hidden].max() < 1e-6) == kept
+    assert shown[hidden].max() > 1e-3
+
+
+def _mae_export(folder: Path, loss: str) -> Path:
+    cfg = MaeRun(
+        task="mae",
+        run={"dir": folder},
+        data={"path": folder},
+        model={"image_size": 16, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2, "mlp_dim": 16},
+        loss=loss,
+    )
+    task = MaeTask(cfg, (), Preprocess(cfg.preprocess, [0.0], [1.0]))
+    facts = {"task": "mae", "preset": "test", "labels": [], "metrics": {}}
+    facts |= {"preprocessing": task.preprocess.state(), **task.describe()}
+    torch.manual_seed(0)
+    write_export(folder / "export", task.build(), facts)
+    return folder
