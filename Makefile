@@ -8,14 +8,14 @@ DEMO := runs/demo
 # are slower on two threads whenever something else wants a core.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint bench slurm-deps clean-demo
+.PHONY: demo test lint bench results-gpu slurm-deps clean-demo
 
 # Made anew when what it is made from changes; nothing is installed outside .venv.
 $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "lensdist needs Python 3.11 or newer; set PYTHON=…"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench,tensorboard]'
 	touch $@
 
 # The main job, end to end, on simulated data: at most 5 minutes on two CPU cores.
@@ -34,6 +34,10 @@ lint: $(VENV)/.done
 # Ratios against what a user would pick instead; each prints a table.
 bench: $(VENV)/.done
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+# The full-size table, a GPU's job: goes on where it was, LIMIT seconds a call. Not run yet.
+results-gpu: $(VENV)/.done
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash configs/results/run.sh runs/results
 
 # A real SLURM for the tests that need one (Debian, root). `make test` never installs system packages.
 # The tests start daemons of their own: a policy-rc.d that exits 101 keeps apt from starting any.
