@@ -28,13 +28,16 @@ def write_atomic(path: Path, data: str | bytes) -> Path:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    fsync(path.parent)
     return path
 
 
-def sync_folder(folder: Path) -> None:
-    """fsync a folder, without which a rename in it may be lost with the power."""
-    handle = os.open(folder, os.O_RDONLY)
+def fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    A rename in a folder that was not synced may be lost with the power.
+    """
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue, ValidationError
 
 from lensdist.config.base import Strict
 from lensdist.errors import UserError
+from lensdist.files import sha256
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -127,6 +128,4 @@ class Manifest(Strict):
 
 def file_info(path: Path) -> FileInfo:
     """Size and SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileInfo(bytes=path.stat().st_size, sha256=digest)
+    return FileInfo(bytes=path.stat().st_size, sha256=sha256(path))

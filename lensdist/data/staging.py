@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from lensdist.errors import UserError
+from lensdist.files import fsync
 
 
 class Staging:
@@ -34,11 +35,11 @@ class Staging:
             OSError: the disk is full.
         """
         for path in self.folder.iterdir():
-            _fsync(path)
-        _fsync(self.folder)
+            fsync(path)
+        fsync(self.folder)
         check_free(self.dest)
         self.folder.rename(self.dest)
-        _fsync(self.dest.parent)
+        fsync(self.dest.parent)
 
     def discard(self) -> None:
         """Remove what was not published."""
@@ -62,11 +63,3 @@ def check_free(dest: Path) -> None:
 def leftovers(dest: Path) -> list[Path]:
     """Folders that killed writers of `dest` left behind."""
     return sorted(dest.resolve().parent.glob(f".{dest.name}.*.partial"))
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

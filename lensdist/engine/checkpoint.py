@@ -26,7 +26,7 @@ from safetensors.torch import load as parse_safetensors
 from torch import Tensor
 
 from lensdist.errors import RunError
-from lensdist.files import sync_folder
+from lensdist.files import fsync
 from lensdist.tensors import write_safetensors
 
 FORMAT = 1
@@ -85,7 +85,7 @@ def write(root: Path, step: int, tensors: Mapping[str, Tensor], meta: dict[str, 
             json.dump({**manifest, "seal": _seal(manifest)}, f, indent=1, allow_nan=False)
             f.flush()
             os.fsync(f.fileno())
-        sync_folder(temporary)
+        fsync(temporary)
         if final.exists():  # a replay of the same step after a resume from before it
             old = root / f".step-{step:08d}.{os.getpid()}.old"
             final.rename(old)
@@ -96,7 +96,7 @@ def write(root: Path, step: int, tensors: Mapping[str, Tensor], meta: dict[str, 
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    sync_folder(root)
+    fsync(root)
     return final
 
 

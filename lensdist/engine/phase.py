@@ -1,6 +1,6 @@
 """A training phase, from its configuration to its `COMPLETE.json`: what the loop is given.
 
-All that a user can get wrong is checked before a file is written.
+All that a user can get wrong is checked before the run writes anything of its own.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
 
     Raises:
         UserError: the data, the pretrained encoder or what the folder holds do not suit the
-            configuration; nothing was written.
+            configuration; nothing was written but a set that the run simulated for itself.
         RunError: training had begun and could not go on.
     """
     settle(cfg, world.device)
@@ -65,7 +65,7 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     if (cfg.run.dir / STOP).exists():
         raise UserError(f"{cfg.run.dir / STOP} tells this run to stop; delete the file to go on")
 
-    # ---- nothing has been written so far, and all that a user can get wrong has been checked
+    # ---- all that a user can get wrong has been checked; from here on the run writes
     if not world.main:
         return _train(phase, world, resumed, packed)
     cfg.run.dir.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
 
 
 def _train(phase: Phase, world: World, resumed: Checkpoint | None, packed: PackedSet) -> int:
-    """What `run` does once all has been checked: from here on files are written."""
+    """What `run` does once all has been checked."""
     started = time.time()
     cfg, folder = phase.cfg, phase.cfg.run.dir
     journal = Journal(cfg, world, resumed.step if resumed else 0)

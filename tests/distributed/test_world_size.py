@@ -10,7 +10,7 @@ import torch
 
 from lensdist.engine import checkpoint
 from lensdist.track.log import read
-from tests.conftest import command, start
+from tests.conftest import command, environment, start
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -86,12 +86,10 @@ def test_processes_that_do_not_find_each_other_are_refused(
 ) -> None:
     words = ["lensdist.train", "--config=configs/mae/debug.yaml", f"data.path={tiny_set}"]
     launch = command(*words, f"run.dir={tmp_path / 'run'}", processes=2, port=port)
-    launch.insert(launch.index("--multi_gpu"), "--cpu")
-    launch.remove("--multi_gpu")
-    done = start(launch)
-    # accelerate starts a single process here, which is a run of its own: either is honest,
-    # two processes that each think they are alone would not be.
-    if done.returncode == 0:
-        assert "on 1 process(es)" in done.stderr
-    else:
-        assert "found each other" in done.stderr
+    # Without ACCELERATE_USE_CPU each of the two processes takes itself for the only one.
+    alone = environment(CUDA_VISIBLE_DEVICES="")
+    del alone["ACCELERATE_USE_CPU"]
+    done = start(launch, env=alone)
+    assert done.returncode != 0
+    assert "started 2 processes but 1 found each other" in done.stderr
+    assert not (tmp_path / "run").exists()
