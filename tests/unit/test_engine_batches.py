@@ -12,7 +12,7 @@ from lensdist.engine.batches import plan_steps
 from lensdist.engine.batchnorm import RunningStatistics
 from lensdist.engine.gradients import Averaged, FixedOrder
 from lensdist.errors import UserError
-from tests.unit.worlds import FakeWorld, on_all
+from tests.unit.worlds import FakeWorld, on_all, seeded
 
 pytestmark = pytest.mark.unit
 
@@ -58,8 +58,8 @@ def whole_gradient(count: int) -> Tensor:
 
 
 def linear() -> nn.Linear:
-    torch.manual_seed(3)
-    return nn.Linear(3, 2)
+    with seeded(3):
+        return nn.Linear(3, 2)
 
 
 def gradient(world: Any, kind: Any) -> Tensor:
@@ -98,10 +98,10 @@ def test_fixed_order_takes_parameters_without_a_gradient() -> None:
 
 
 def layer() -> nn.Module:
-    torch.manual_seed(1)
-    norm = nn.BatchNorm2d(3, momentum=0.3)
-    norm.running_mean = torch.randn(3)
-    return nn.Sequential(nn.Conv2d(1, 3, 3), norm)
+    with seeded(1):
+        norm = nn.BatchNorm2d(3, momentum=0.3)
+        norm.running_mean = torch.randn(3)
+        return nn.Sequential(nn.Conv2d(1, 3, 3), norm)
 
 
 def images(step: int, micro: int) -> Tensor:

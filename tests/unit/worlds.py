@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -59,6 +59,17 @@ class FakeWorld:
 
     def barrier(self) -> None:
         self.gather(torch.zeros(1))
+
+
+_generator = threading.Lock()
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's global generator for one thread at a time: real processes have one each."""
+    with _generator:
+        torch.manual_seed(seed)
+        yield
 
 
 def on_all(size: int, work: Callable[[Any], Any]) -> list[Any]:
