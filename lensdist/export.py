@@ -27,15 +27,22 @@ from lensdist.data.preprocess import Preprocess
 from lensdist.errors import UserError
 from lensdist.files import sha256, to_json, write_atomic
 from lensdist.models.classifier import Classifier
-from lensdist.models.config import ClassifierConfig, EncoderConfig, MaeConfig, MaskConfig
+from lensdist.models.config import (
+    ClassifierConfig,
+    EncoderConfig,
+    EnsembleConfig,
+    MaeConfig,
+    MaskConfig,
+)
+from lensdist.models.ensemble import Ensemble
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
 from lensdist.models.masking import make_mask
 from lensdist.tensors import write_safetensors
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
-_CONFIG = "config.json"
-_PREPROCESS = "preprocess."  # prefix, among the weights, of the preprocessing's own tensors
+CONFIG = "config.json"
+PREPROCESS = "preprocess."  # prefix, among the weights, of the preprocessing's own tensors
 
 
 def write_export(
@@ -53,13 +60,13 @@ def write_export(
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().cpu() for k, v in model.state_dict().items()}
-    weights |= {_PREPROCESS + k: v.cpu() for k, v in (preprocess or {}).items()}
+    weights |= {PREPROCESS + k: v.cpu() for k, v in (preprocess or {}).items()}
     temporary = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
     _, digest = write_safetensors(temporary, weights)
     temporary.replace(folder / WEIGHTS)
     facts = {"format": FORMAT, **description, "sha256": {WEIGHTS: digest}}
-    write_atomic(folder / _CONFIG, to_json(facts))
-    return {WEIGHTS: digest, _CONFIG: sha256(folder / _CONFIG)}
+    write_atomic(folder / CONFIG, to_json(facts))
+    return {WEIGHTS: digest, CONFIG: sha256(folder / CONFIG)}
 
 
 def find_export(path: Path) -> Path:
@@ -69,7 +76,7 @@ def find_export(path: Path) -> Path:
         UserError: it is neither.
     """
     for folder in (path, path / "export"):
-        if (folder / _CONFIG).is_file() and (folder / WEIGHTS).is_file():
+        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
             return folder
     raise UserError(f"{path} holds no exported model; give a finished run or its export/ folder")
 
@@ -82,7 +89,7 @@ def read_export(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     folder = find_export(path)
     try:
-        description = json.loads((folder / _CONFIG).read_text())
+        description = json.loads((folder / CONFIG).read_text())
         data = (folder / WEIGHTS).read_bytes()
         wanted = description["sha256"][WEIGHTS]
     except (OSError, ValueError, KeyError, TypeError) as e:
@@ -109,8 +116,10 @@ def encoder_of(path: Path, wanted: EncoderConfig) -> tuple[Preprocess, dict[str,
     model = description.get("model")
     if not isinstance(model, dict):
         raise UserError(f"{path} does not describe its model")
-    for field in EncoderConfig.model_fields:
-        theirs, ours = model.get(field), getattr(wanted, field)
+    for field, described in EncoderConfig.model_fields.items():
+        # An export from before a field existed is of its default.
+        theirs = model.get(field, described.get_default())
+        ours = getattr(wanted, field)
         if field != "dropout" and theirs != ours:
             raise UserError(
                 f"the encoder in {path} has {field} {theirs} but model.{field} is {ours}; "
@@ -118,7 +127,7 @@ def encoder_of(path: Path, wanted: EncoderConfig) -> tuple[Preprocess, dict[str,
             )
     try:
         preprocess = Preprocess.from_state(
-            description["preprocessing"], _under(_PREPROCESS, weights)
+            description["preprocessing"], _under(PREPROCESS, weights)
         )
     except (LookupError, TypeError, ValueError) as e:
         raise UserError(f"{path} does not describe its preprocessing: {e!r}") from e
@@ -133,7 +142,7 @@ class LoadedModel:
     """A trained model that takes images in the units found on disk.
 
     Attributes:
-        task: `mae` or `finetune`.
+        task: `mae`, `finetune` or `common`.
         labels: class names in the order of the logits.
         description: all of `config.json`.
         network: the network itself, in eval mode.
@@ -148,7 +157,7 @@ class LoadedModel:
             self.task: str = description["task"]
             self.labels: tuple[str, ...] = tuple(description["labels"])
             self.preprocess = Preprocess.from_state(
-                description["preprocessing"], _under(_PREPROCESS, weights)
+                description["preprocessing"], _under(PREPROCESS, weights)
             )
             self.mask = MaskConfig(**(description["mask"] if self.task == "mae" else {}))
             with torch.device("meta"):  # takes no memory, whatever sizes are claimed
@@ -163,7 +172,7 @@ class LoadedModel:
         ) as e:
             raise UserError(f"config.json does not describe a network: {e!r}") from e
         try:
-            own = {k: v for k, v in weights.items() if not k.startswith(_PREPROCESS)}
+            own = {k: v for k, v in weights.items() if not k.startswith(PREPROCESS)}
             floats = {k: v.float() if v.is_floating_point() else v for k, v in own.items()}
             self.network.load_state_dict(floats, assign=True)
         except RuntimeError as e:
@@ -209,7 +218,7 @@ class LoadedModel:
 
     def _batch(self, raw: Tensor) -> dict[str, Tensor]:
         x = self.preprocess(raw)
-        if self.task == "finetune":
+        if self.task != "mae":
             logits = self.network(x)
             return {"logits": logits, "probs": logits.softmax(1)}
         drawn, mask = self.reconstruct(x)
@@ -237,6 +246,8 @@ def _network(description: dict[str, Any]) -> nn.Module:
         return MaskedAutoencoder(MaeConfig(**model))
     if description["task"] == "finetune":
         return Classifier(ClassifierConfig(**model), len(description["labels"]))
+    if description["task"] == "common":
+        return Ensemble(EnsembleConfig(**model), len(description["labels"]))
     raise UserError(f"task {description['task']!r} is not one that this version can load")
 
 

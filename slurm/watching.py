@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lensdist.config import load
-from lensdist.config.schema import FinetuneRun, schema_of
+from lensdist.config.schema import ClassifierRun, schema_of
 from lensdist.errors import UserError
 from lensdist.track.log import read
 from slurm.jobs import Goal
@@ -88,7 +88,7 @@ def _progress(run: Path) -> tuple[str, str]:
         # The number of images is the data's; the run's own epoch says what it comes to.
         total = round(config.train.epochs * train["step"] / train["epoch"])
         steps = f"{train['step']}/{min(total, config.train.max_steps or total)}"
-    chosen = config.select if isinstance(config, FinetuneRun) else "mse"
+    chosen = config.select if isinstance(config, ClassifierRun) else "mse"
     name = {"auc": "auc_macro"}.get(chosen, chosen)
     value = val.get(name)
     return steps, f"{name} {value:.4g}" if isinstance(value, int | float) else "-"

@@ -6,13 +6,14 @@ Each part stands beside the code that reads it; here they are only put together.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lensdist.config.base import Strict
 from lensdist.data.config import AugmentConfig, DataConfig, PreprocessConfig
 from lensdist.engine.config import (
+    CacheConfig,
     CheckpointConfig,
     OptimConfig,
     RunConfig,
@@ -20,7 +21,7 @@ from lensdist.engine.config import (
     TrainConfig,
 )
 from lensdist.errors import UserError
-from lensdist.models.config import ClassifierConfig, MaeConfig, MaskConfig
+from lensdist.models.config import ClassifierConfig, EnsembleConfig, MaeConfig, MaskConfig
 
 
 class BaseRun(Strict):
@@ -40,6 +41,7 @@ class BaseRun(Strict):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    cache: CacheConfig = CacheConfig()
     track: TrackConfig = TrackConfig()
 
 
@@ -54,7 +56,16 @@ class MaeRun(BaseRun):
     )
 
 
-class FinetuneRun(BaseRun):
+class ClassifierRun(BaseRun):
+    """What all classifiers share."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross-entropy")
+    select: Literal["accuracy", "nll", "auc"] = Field(
+        "accuracy", description="what validation chooses the best checkpoint by"
+    )
+
+
+class FinetuneRun(ClassifierRun):
     """Classification from the MAE's encoder (task VI.A), or from scratch."""
 
     task: Literal["finetune"]
@@ -66,15 +77,57 @@ class FinetuneRun(BaseRun):
         10, ge=0, description="epochs in which the encoder stays as it is; then everything trains"
     )
     linear_probe: bool = Field(False, description="the encoder never trains")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross-entropy")
-    select: Literal["accuracy", "nll", "auc"] = Field(
-        "accuracy", description="what validation chooses the best checkpoint by"
+
+
+class CommonRun(ClassifierRun):
+    """Classification by an ensemble of torchvision networks (common task)."""
+
+    task: Literal["common"]
+    model: EnsembleConfig = EnsembleConfig()
+    init: Literal["imagenet", "random"] = Field(
+        "imagenet", description="weights to start from; imagenet: torchvision's IMAGENET1K_V1"
+    )
+    weights: dict[str, Path] = Field(
+        {}, description="torchvision's .pth files by name, for machines without network"
+    )
+    members_from: tuple[Path, ...] = Field(
+        (), description="finished runs of one network each, to start the members from instead"
+    )
+    unfreeze: Literal["all", "progressive"] = Field(
+        "all",
+        description="progressive: first the heads train, then one section more a stage, back to "
+        "the stem (the recipe)",
+    )
+    unfreeze_epochs: tuple[int, ...] | None = Field(
+        None,
+        description="epochs of each stage, from the heads back; null: train.epochs, shared out in "
+        "proportion to the parameters of each section, at least 1",
     )
 
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        unknown = sorted(set(self.weights) - set(self.model.members))
+        if unknown:
+            raise ValueError(f"weights: {unknown[0]} is not one of model.members")
+        if self.members_from and len(self.members_from) != len(self.model.members):
+            raise ValueError(
+                f"members_from names {len(self.members_from)} runs for "
+                f"{len(self.model.members)} members"
+            )
+        if self.unfreeze_epochs is not None:
+            if self.unfreeze != "progressive":
+                raise ValueError("unfreeze_epochs goes with unfreeze: progressive")
+            if min(self.unfreeze_epochs, default=0) < 1:
+                raise ValueError("unfreeze_epochs must be 1 or more each")
+            if sum(self.unfreeze_epochs) != self.train.epochs:
+                raise ValueError(
+                    f"unfreeze_epochs adds up to {sum(self.unfreeze_epochs)}, not to "
+                    f"train.epochs {self.train.epochs}"
+                )
+        return self
 
-AnyRun = MaeRun | FinetuneRun
 
-TASKS: dict[str, type[BaseRun]] = {"mae": MaeRun, "finetune": FinetuneRun}
+TASKS: dict[str, type[BaseRun]] = {"mae": MaeRun, "finetune": FinetuneRun, "common": CommonRun}
 
 
 def schema_of(raw: dict[str, Any]) -> type[BaseRun]:

@@ -125,17 +125,21 @@ class PackedSource:
 
     def __init__(self, view: View, seed: int) -> None:
         self.size = len(view)
-        self._view = view
+        self.view = view
         self._seed = seed
         self._epoch = -1
         self._order = np.empty(0, np.int64)
 
     def take(self, epoch: int, offset: int, n: int) -> Batch:
         """See `Source.take`."""
+        return self.view.gather(self.places(epoch, offset, n))
+
+    def places(self, epoch: int, offset: int, n: int) -> npt.NDArray[np.int64]:
+        """Where in `view` the images lie that `take` returns."""
         if epoch != self._epoch:
             self._order = rng.permutation(rng.key(self._seed, "order", epoch), self.size)
             self._epoch = epoch
-        return self._view.gather(self._order[offset : offset + n])
+        return self._order[offset : offset + n]
 
 
 class StreamSource:

@@ -90,6 +90,14 @@ class CheckpointConfig(Strict):
     background: bool = Field(True, description="write in a thread while training goes on")
 
 
+class CacheConfig(Strict):
+    """Outputs of a network's frozen part, computed once a stage in place of once an epoch."""
+
+    max_gb: float = Field(
+        4.0, ge=0, description="memory for them, on the run's device, per process; 0: never"
+    )
+
+
 class TrackConfig(Strict):
     """Trackers beside metrics.jsonl; none of them can stop or slow training."""
 

@@ -12,21 +12,18 @@ from torch import Tensor, nn
 
 from lensdist import rng
 from lensdist.config.schema import BaseRun
-from lensdist.data.source import Source, View
-from lensdist.engine.batches import StepPlan
-from lensdist.engine.batchnorm import RunningStatistics
 from lensdist.engine.checkpoint import Checkpoint
 from lensdist.engine.evaluation import evaluate
-from lensdist.engine.gradients import Averaged, FixedOrder
 from lensdist.engine.journal import Journal
-from lensdist.engine.optim import WeightAverage, build_optimizer, learning_rate
+from lensdist.engine.optim import WeightAverage, learning_rate
 from lensdist.engine.saver import Saver
+from lensdist.engine.stages import Entered, Phase, enter, stages_in_steps
 from lensdist.engine.state import TrainState, capture, machine_changes, restore, restore_optimizer
 from lensdist.engine.state import machine as this_machine
 from lensdist.engine.stopping import Stopper
 from lensdist.engine.world import World
 from lensdist.errors import RunError
-from lensdist.tasks.base import Stage, Task
+from lensdist.tasks.base import Task
 
 
 @dataclass
@@ -37,19 +34,6 @@ class Outcome:
     state: TrainState
     model: nn.Module
     """The network whose last evaluation counts: the average of weights where there is one."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """What is trained, on what, and how."""
-
-    cfg: BaseRun
-    task: Task
-    source: Source
-    validation: View
-    plan: StepPlan
-    facts: dict[str, Any]
-    """Written into every checkpoint: the configuration, and what names the data."""
 
 
 def train(
@@ -65,8 +49,8 @@ def train(
     Raises:
         RunError: the loss is no longer a number, or the last state could not be saved.
     """
-    cfg, task, source, plan = phase.cfg, phase.task, phase.source, phase.plan
-    stages = _stages(task, cfg, plan.steps_per_epoch)
+    cfg, task, plan = phase.cfg, phase.task, phase.plan
+    stages = stages_in_steps(task, cfg, plan.steps_per_epoch)
     total = stages[-1].end
     log_every = cfg.train.log_every
     eval_every = max(1, round(cfg.train.eval_every_epochs * plan.steps_per_epoch))
@@ -102,7 +86,9 @@ def train(
         if now is None or state.step >= now.stage.end:
             if now is not None:
                 optimizer_tensors = capture(state, bare, now.optimizer, average, world)[0]
-            now = _enter(next(s for s in stages if state.step < s.end), bare, cfg, world, plan)
+            now = enter(next(s for s in stages if state.step < s.end), bare, phase, world)
+            if now.kept:
+                journal.event(state.step, "frozen layers", now.kept)
             restore_optimizer(optimizer_tensors, bare, now.optimizer)
             entered = state.step
             optimizer_tensors.clear()  # a whole state, which the checkpoint read would hold too
@@ -121,7 +107,7 @@ def train(
         step_losses = []
         for index, micro in enumerate(plan.mine):
             epoch, offset = plan.place(state.step, micro)
-            batch = source.take(epoch, offset, plan.micro_batch)
+            batch = now.source.take(epoch, offset, plan.micro_batch)
             # Dropout draws from torch's global generator: key it to the micro-batch, so that it
             # depends neither on the number of processes nor on where a run was resumed.
             world.seed(rng.key(cfg.seed, "dropout", state.step, micro))
@@ -183,78 +169,6 @@ def train(
     if world.main and not saver.wait():
         raise RunError("training is done, but its last state could not be saved")
     return Outcome("finished", state, evaluated)
-
-
-@dataclass(frozen=True)
-class StageSteps:
-    """A stage in optimizer steps, `start` to before `end`."""
-
-    stage: Stage
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Entered:
-    """What depends on which parameters train."""
-
-    stage: StageSteps
-    model: nn.Module
-    """Wrapped for this stage: what is called in training."""
-    optimizer: torch.optim.Optimizer
-    stepper: torch.optim.Optimizer
-    """The optimizer as it is stepped: under fp16, through accelerate's scaler."""
-    gradients: Averaged | FixedOrder
-    statistics: RunningStatistics
-
-
-def _stages(task: Task, cfg: BaseRun, steps_per_epoch: int) -> list[StageSteps]:
-    limit = cfg.train.max_steps
-    stages: list[StageSteps] = []
-    start = 0
-    for stage in task.stages(cfg.train.epochs):
-        end = start + stage.epochs * steps_per_epoch
-        if limit is not None:
-            end = min(end, limit)
-        if end > start:
-            stages.append(StageSteps(stage, start, end))
-        start = end
-    if limit is not None and start < limit:  # more steps than epochs: the last stage goes on
-        stages[-1] = StageSteps(stages[-1].stage, stages[-1].start, limit)
-    return stages
-
-
-def _enter(
-    stage: StageSteps, bare: nn.Module, cfg: BaseRun, world: World, plan: StepPlan
-) -> Entered:
-    """Freeze, wrap, and build what depends on which parameters train.
-
-    DDP decides at wrapping which gradients it reduces: a parameter that is unfrozen afterwards
-    trains on every process by itself, without a word. So each stage wraps anew.
-    """
-    world.unwrap(bare)
-    for name, parameter in bare.named_parameters():
-        parameter.requires_grad_(stage.stage.trains(name))
-        parameter.grad = None
-    bare.train()
-    for module in bare.modules():  # frozen parts behave as they will in use: no dropout, no drift
-        parameters = list(module.parameters())
-        if parameters and not any(p.requires_grad for p in parameters):
-            module.eval()
-    model = world.wrap(bare, ddp=not cfg.train.reproducible)
-    optimizer = stepper = build_optimizer(bare, cfg.optim)
-    if world.accelerator.scaler is not None:
-        # Only then: accelerate's wrapper looks for packages on the disk at each step, 0.25 ms.
-        stepper = world.accelerator.prepare_optimizer(optimizer, device_placement=False)
-    gradients = FixedOrder if cfg.train.reproducible else Averaged
-    return Entered(
-        stage,
-        model,
-        optimizer,
-        stepper,
-        gradients(model, world, plan),
-        RunningStatistics(bare, world, plan.count),
-    )
 
 
 def _flush(losses: list[Tensor], state: TrainState, world: World) -> None:

@@ -7,33 +7,27 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from lensdist.config import save
-from lensdist.config.schema import BaseRun, FinetuneRun
+from lensdist.config.schema import BaseRun, ClassifierRun
 from lensdist.data.manifest import Manifest
 from lensdist.data.packed import PackedSet
-from lensdist.data.preprocess import Preprocess
-from lensdist.data.smooth import fit_smooth
 from lensdist.data.source import PackedSource, Source, StreamSource, View
 from lensdist.engine import checkpoint
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.checkpoint import Checkpoint
 from lensdist.engine.differences import differences
 from lensdist.engine.finish import finish
+from lensdist.engine.initial import starting_point
 from lensdist.engine.journal import Journal
 from lensdist.engine.lock import held
-from lensdist.engine.loop import Phase, train
+from lensdist.engine.loop import train
 from lensdist.engine.saver import Saver
+from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import STOP, Stopper
 from lensdist.engine.torch_settings import settle
 from lensdist.engine.world import World
 from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, UserError, say
-from lensdist.export import WEIGHTS, encoder_of, find_export
-from lensdist.files import sha256
-from lensdist.phases import completed
 from lensdist.sim.write import write_packed
 from lensdist.tasks.build import build_task
 
@@ -49,12 +43,17 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     settle(cfg, world.device)
     packed = PackedSet(_data(cfg, world))
     _check_images(cfg, packed)
-    preprocess, encoder, facts = _pretrained(cfg, packed)
     validation = View(packed, "val", cfg.data, cfg.seed, world.device)
+    preprocess, weights, digest = starting_point(cfg, packed, len(validation.labels), world)
+    facts = {
+        "config": cfg.model_dump(mode="json"),
+        "data": packed.manifest.fingerprint,
+        "encoder": digest,
+    }
     source = _source(cfg, packed, validation.labels, world)
     phase = Phase(
         cfg,
-        build_task(cfg, tuple(validation.labels), preprocess, encoder),
+        build_task(cfg, tuple(validation.labels), preprocess, weights),
         source,
         validation,
         plan_steps(cfg.train.global_batch, cfg.train.micro, source.size, world.rank, world.size),
@@ -122,42 +121,15 @@ def _data(cfg: BaseRun, world: World) -> Path:
 
 def _check_images(cfg: BaseRun, packed: PackedSet) -> None:
     bands, height, width = packed.manifest.image_shape
-    wanted = (cfg.model.in_channels, cfg.model.image_size, cfg.model.image_size)  # type: ignore[attr-defined]
+    model = cfg.model  # type: ignore[attr-defined]
+    wanted = (model.in_channels, model.image_size, model.image_size)
     if (bands, height, width) != wanted:
+        patches = " and a model.patch_size that divides it" if hasattr(model, "patch_size") else ""
         raise UserError(
             f"{packed.path} holds images of {bands}x{height}x{width} but the model takes "
             f"{'x'.join(map(str, wanted))}; set model.in_channels={bands} "
-            f"model.image_size={height} and a model.patch_size that divides it"
+            f"model.image_size={height}{patches}"
         )
-
-
-def _pretrained(
-    cfg: BaseRun, packed: PackedSet
-) -> tuple[Preprocess, dict[str, Tensor] | None, dict[str, Any]]:
-    """Preprocessing, the encoder's weights where the run starts from some, and what a checkpoint
-    records of both: the data's fingerprint and the weights' hash.
-
-    A pretrained encoder brings its own preprocessing: fed with other units, it is worth nothing.
-    """
-    facts: dict[str, Any] = {
-        "config": cfg.model_dump(mode="json"),
-        "data": packed.manifest.fingerprint,
-        "encoder": None,
-    }
-    if isinstance(cfg, FinetuneRun) and cfg.encoder is not None:
-        if (cfg.encoder / "export").is_dir() and completed(cfg.encoder) is None:
-            raise UserError(f"encoder: {cfg.encoder} is not finished; run its command again first")
-        theirs, weights = encoder_of(cfg.encoder, cfg.model)
-        if theirs.cfg != cfg.preprocess:
-            raise UserError(
-                f"preprocess: {cfg.preprocess} is not what the encoder in {cfg.encoder} was "
-                f"trained with, {theirs.cfg}; use that"
-            )
-        return theirs, weights, {**facts, "encoder": sha256(find_export(cfg.encoder) / WEIGHTS)}
-    how, statistics = cfg.preprocess, packed.manifest.statistics
-    residual = how.scale == "residual"
-    smooth = fit_smooth(packed, how.smooth_class, how.components) if residual else None
-    return Preprocess(how, statistics.mean, statistics.std, smooth), None, facts
 
 
 def _source(cfg: BaseRun, packed: PackedSet, labels: tuple[str, ...], world: World) -> Source:
@@ -165,7 +137,7 @@ def _source(cfg: BaseRun, packed: PackedSet, labels: tuple[str, ...], world: Wor
         assert cfg.data.sim is not None  # the configuration has checked
         return StreamSource(cfg.data.sim, cfg.data.stream_epoch, labels, cfg.seed, world.device)
     view = View(packed, "train", cfg.data, cfg.seed, world.device)
-    if isinstance(cfg, FinetuneRun) and view.unlabelled:
+    if isinstance(cfg, ClassifierRun) and view.unlabelled:
         raise UserError(
             f"{view.unlabelled} of the training images in {packed.path} have no label; name the "
             "classes to learn in data.classes to leave them out"

@@ -26,4 +26,8 @@ class Classifier(nn.Module):
         self.head = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.head(self.encoder(x).mean(1)))
+        return cast(Tensor, self.head(self.pooled(x)))
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D): the mean over the patch tokens."""
+        return cast(Tensor, self.encoder(x).mean(1))

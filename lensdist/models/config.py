@@ -18,6 +18,12 @@ class EncoderConfig(Strict):
         "convolutions that halve the side each, which learn from far fewer images "
         "(Xiao et al. 2021, arXiv:2106.14881)",
     )
+    block: Literal["prenorm", "postnorm"] = Field(
+        "prenorm",
+        description="prenorm: LayerNorm before attention and MLP and after the last layer, GELU "
+        "(Xiong et al. 2020, arXiv:2002.04745: no warm-up needed); postnorm: LayerNorm after each "
+        "sum, ReLU, up-convolutions with ReLU too, as in the published weights (`lensdist import`)",
+    )
     in_channels: int = Field(1, ge=1, description="bands")
     dim: int = Field(512, ge=8, le=65_536, description="width of a token")
     depth: int = Field(6, ge=1, le=1000, description="transformer layers")
@@ -91,3 +97,40 @@ class ClassifierConfig(EncoderConfig):
         "2022: what tells the classes apart is a small part of the pooled features' size",
     )
     head_dropout: float = Field(0.0, ge=0, lt=1, description="before each linear layer")
+
+
+class EnsembleConfig(Strict):
+    """The common task's networks: torchvision classifiers, each with a head of its own."""
+
+    members: tuple[str, ...] = Field(
+        ("densenet161", "resnet18"),
+        min_length=1,
+        description="torchvision classifiers by name; one makes a single network",
+    )
+    image_size: int = Field(150, ge=8, description="pixels a side, as on disk")
+    in_channels: int = Field(1, ge=1, description="bands")
+    resize: int | None = Field(
+        None,
+        ge=8,
+        description="pixels a side that the networks see (the recipe: 224); null: as on disk",
+    )
+    grey: Literal["repeat", "fold"] = Field(
+        "repeat",
+        description="how other than three bands meet kernels for RGB: repeat one band three "
+        "times; or fold the kernels over the bands, the same outputs for less work",
+    )
+    head_dims: tuple[int, ...] = Field(
+        (1024, 64), description="widths of the head's linear + ReLU + BatchNorm + dropout layers"
+    )
+    head_dropout: float = Field(0.33, ge=0, lt=1, description="after each of them")
+    combine: Literal["logits", "probabilities", "learned"] = Field(
+        "logits",
+        description="mean of the members' logits (the recipe) or of their probabilities; learned: "
+        "logits with learned weights that add up to 1",
+    )
+
+    @model_validator(mode="after")
+    def _channels(self) -> Self:
+        if self.grey == "repeat" and self.in_channels not in (1, 3):
+            raise ValueError(f"grey: repeat takes 1 or 3 bands, not {self.in_channels}; use fold")
+        return self

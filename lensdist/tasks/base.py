@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -23,6 +24,16 @@ class Stage:
     def trains(self, parameter: str) -> bool:
         """Whether the parameter of that name trains."""
         return parameter.startswith(self.trainable)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A network cut in two where its frozen part ends: `rest(*trunk(x))` is `model(x)`."""
+
+    trunk: nn.Module
+    """Images as the network sees them (B, C, H, W) -> a tuple of tensors (B, …)."""
+    rest: nn.Module
+    """Those tensors -> what the network returns."""
 
 
 class Task(Protocol):
@@ -56,4 +67,28 @@ class Task(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What an exported model needs besides its weights, as JSON."""
+        ...
+
+
+@runtime_checkable
+class Splittable(Protocol):
+    """A task whose network's frozen part need not be computed at every step.
+
+    Its `loss` also takes `Split.rest` for the model, and a batch that holds `features.0` and so on
+    in place of images.
+    """
+
+    def split(self, model: nn.Module, trains: Callable[[str], bool]) -> Split | None:
+        """The network cut where its frozen part ends; None where nothing is frozen.
+
+        `trains` says of a parameter's name whether it trains.
+        """
+        ...
+
+    def image(self, batch: Batch) -> Tensor:
+        """What the network sees of a batch: (B, C, H, W)."""
+        ...
+
+    def view(self, samples: Tensor, key: int) -> Tensor:
+        """Which of its augmentation's views of each sample `loss` would train on: (B,) int64."""
         ...

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lensdist.config.schema import BaseRun, FinetuneRun, MaeRun
+from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun, MaeRun
 from lensdist.data.preprocess import Preprocess
 from lensdist.errors import UserError
 from lensdist.tasks.base import Task
+from lensdist.tasks.common import CommonTask
 from lensdist.tasks.finetune import FinetuneTask
 from lensdist.tasks.mae import MaeTask
 
@@ -16,18 +17,20 @@ def build_task(
     cfg: BaseRun,
     labels: tuple[str, ...],
     preprocess: Preprocess,
-    encoder: dict[str, Tensor] | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> Task:
-    """The task of a configuration.
+    """The task of a configuration; `weights` are those that it starts from.
 
     Raises:
         UserError: a classifier without at least two classes to tell apart.
     """
     if isinstance(cfg, MaeRun):
         return MaeTask(cfg, labels, preprocess)
-    assert isinstance(cfg, FinetuneRun)
     if len(labels) < 2:
         raise UserError(
-            f"task finetune: the data has {len(labels)} classes; pack a set with two or more"
+            f"task {cfg.task}: the data has {len(labels)} classes; pack a set with two or more"
         )
-    return FinetuneTask(cfg, labels, preprocess, encoder)
+    if isinstance(cfg, CommonRun):
+        return CommonTask(cfg, labels, preprocess, weights)
+    assert isinstance(cfg, FinetuneRun)
+    return FinetuneTask(cfg, labels, preprocess, weights)

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, cast
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lensdist import rng
 from lensdist.config.schema import FinetuneRun
-from lensdist.data.preprocess import Preprocess, augment
-from lensdist.evaluate import metrics
+from lensdist.data.preprocess import Preprocess
 from lensdist.models.classifier import Classifier
-from lensdist.tasks.base import Batch, Stage
-from lensdist.tasks.mae import pixel_weight
-
-_SELECT: dict[str, tuple[str, Literal["min", "max"]]] = {
-    "accuracy": ("accuracy", "max"),
-    "auc": ("auc_macro", "max"),
-    "nll": ("nll", "min"),
-}
+from lensdist.models.split import Part
+from lensdist.tasks.base import Split, Stage
+from lensdist.tasks.classification import ClassificationTask
 
 
-class FinetuneTask:
-    """Tell the classes of substructure apart.
+class FinetuneTask(ClassificationTask):
+    """Tell the classes apart with a vision transformer.
 
     Args:
         cfg: the run's configuration.
@@ -41,11 +34,9 @@ class FinetuneTask:
         preprocess: Preprocess,
         encoder: dict[str, Tensor] | None,
     ) -> None:
+        super().__init__(cfg, labels, preprocess)
         self.cfg = cfg
-        self.labels = labels
-        self.preprocess = preprocess
         self._encoder = encoder
-        self.select = _SELECT[cfg.select]
 
     def build(self) -> nn.Module:
         model = Classifier(self.cfg.model, len(self.labels))
@@ -61,24 +52,14 @@ class FinetuneTask:
         stages = [Stage(frozen, ("head.",)), Stage(epochs - frozen, ("",))]
         return [s for s in stages if s.epochs]
 
-    def loss(self, model: nn.Module, batch: Batch, key: int) -> Tensor:
-        batch = augment(self.cfg.augment, rng.key(key, "augment"), batch)
-        logits = model(self._image(batch))
-        return F.cross_entropy(logits, batch["label"], label_smoothing=self.cfg.label_smoothing)
-
-    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
-        outputs = {"logits": model(self._image(batch)).float(), "label": batch["label"]}
-        return {**outputs, **{k: batch[k] for k in ("mass",) if k in batch}}
-
-    def score(self, outputs: Batch) -> dict[str, Any]:
-        return metrics.classification(outputs["logits"], outputs["label"], list(self.labels))
+    def split(self, model: nn.Module, trains: Callable[[str], bool]) -> Split | None:
+        whole = cast(Classifier, model)
+        if any(trains(f"encoder.{name}") for name, _ in whole.encoder.named_parameters()):
+            return None
+        return Split(Part(whole, lambda x: (whole.pooled(x),)), Part(whole, whole.head))
 
     def describe(self) -> dict[str, Any]:
         return {
             "model": self.cfg.model.model_dump(mode="json"),
             "init": "random" if self._encoder is None else "mae",
         }
-
-    def _image(self, batch: Batch) -> Tensor:
-        weight = pixel_weight(batch)
-        return self.preprocess(batch["image"], None if weight is None else weight > 0)

@@ -1,0 +1,226 @@
+"""torchvision's classifiers, cut into sections from the stem to the head.
+
+A section is what progressive unfreezing sets free at once, and where a frozen network's outputs can
+be kept: DenseNets and ResNets come in six (stem, four blocks, head), all others in two (trunk,
+head). Weights keep torchvision's own names until `Backbone` renames them by section.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lensdist._torchvision import import_torchvision
+from lensdist.errors import UserError
+from lensdist.models.config import EnsembleConfig
+
+# Two of them return more than logits in training unless told otherwise.
+_MORE = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+
+
+class Backbone(nn.Module):
+    """One torchvision classifier with its last layer replaced: (B, C, H, W) -> (B, classes).
+
+    Attributes:
+        sections: by name, in the order in which an image passes them, the last one `head`.
+        names: torchvision's name of every weight -> its name here.
+
+    Raises:
+        UserError: torchvision has no such classifier, or it cannot be used so.
+    """
+
+    def __init__(self, architecture: str, cfg: EnsembleConfig, classes: int) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self._repeat = cfg.in_channels == 1 and cfg.grey == "repeat"
+        net = _build(architecture)
+        place, last = _last_linear(architecture, net)
+        head = make_head(last.in_features, cfg, classes)
+        if not self._repeat:
+            _fold_first(net, cfg.in_channels)
+        # The head once where the classifier was, so that torchvision's names are known; then out.
+        _put(net, place, head)
+        theirs = {id(t): name for name, t in net.state_dict(keep_vars=True).items()}
+        _put(net, place, nn.Identity())
+        self.sections = nn.ModuleDict({**_cut(net), "head": head})
+        self.names = {theirs[id(t)]: name for name, t in self.state_dict(keep_vars=True).items()}
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Images as the first section takes them."""
+        x = x.expand(-1, 3, -1, -1) if self._repeat else x
+        # Convolutions keep this layout to the end; it is the faster one wherever it was measured.
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """From section number `first` on."""
+        for section in list(self.sections.values())[first:]:
+            x = section(x)
+        return x
+
+    def adopt(self, state: dict[str, Tensor], *, head: bool = True) -> dict[str, Tensor]:
+        """Weights by torchvision's names -> by ours, of the shapes that this network has.
+
+        Args:
+            state: all of a network's weights.
+            head: without it the last layer's are left out, whatever they are called there.
+
+        Raises:
+            UserError: weights that are missing, unknown or of another shape.
+        """
+        own = self.state_dict()
+        wanted = {t: o for t, o in self.names.items() if head or not o.startswith("sections.head.")}
+        given = state
+        if not head:
+            place = _last_linear(self.architecture, _on_meta(self.architecture))[0]
+            given = {k: v for k, v in state.items() if not k.startswith(f"{place}.")}
+        # Files from before torch 1.0 lack the counters, which count from then on.
+        missing = [t for t in wanted if t not in given and not t.endswith("num_batches_tracked")]
+        unknown = [t for t in given if t not in wanted]
+        if missing or unknown:
+            raise UserError(
+                f"the weights are not those of {self.architecture}: "
+                f"{_some('missing', missing)}{_some('unknown', unknown)}".rstrip("; ")
+            )
+        adopted = {}
+        for name, value in given.items():
+            shape = own[wanted[name]].shape
+            if value.shape != shape and value.dim() == 4 and value.shape[1] == 3:
+                value = fold(value, shape[1])
+            if value.shape != shape:
+                raise UserError(
+                    f"the weights are not those of {self.architecture}: {name} is "
+                    f"{tuple(value.shape)}, not {tuple(shape)}"
+                )
+            adopted[wanted[name]] = value
+        return adopted
+
+
+def make_head(features: int, cfg: EnsembleConfig, classes: int) -> nn.Module:
+    """(B, features) -> (B, classes), in the recipe's order: linear, ReLU, BatchNorm, dropout."""
+    if not cfg.head_dims:
+        return nn.Linear(features, classes)  # as torchvision has it, under torchvision's name
+    layers: list[nn.Module] = []
+    widths = [features, *cfg.head_dims]
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU(), nn.BatchNorm1d(after)]
+        layers += [nn.Dropout(cfg.head_dropout)]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
+
+
+def fold(kernels: Tensor, bands: int) -> Tensor:
+    """Kernels for RGB (O, 3, h, w) -> (O, bands, h, w), which answer to the mean of the bands as
+    the old ones do to that mean repeated three times."""
+    return (kernels.sum(1, keepdim=True) / bands).expand(-1, bands, -1, -1).contiguous()
+
+
+def architectures() -> list[str]:
+    """The names that torchvision's classifiers go by."""
+    torchvision = import_torchvision()
+    return cast(list[str], torchvision.models.list_models(module=torchvision.models))
+
+
+def _build(architecture: str) -> nn.Module:
+    known = architectures()
+    if architecture not in known:
+        near = [name for name in known if name.startswith(architecture[:4])] or known[:5]
+        raise UserError(
+            f"model.members: torchvision has no classifier {architecture!r}; "
+            f"it has {', '.join(near)} and others"
+        )
+    torchvision = import_torchvision()
+    more = _MORE.get(architecture, {})
+    if not architecture.startswith("regnet"):
+        return cast(nn.Module, torchvision.models.get_model(architecture, weights=None, **more))
+    device = torch.get_default_device()
+    with torch.device("cpu"):  # a RegNet computes its own widths with tensors
+        net = cast(nn.Module, torchvision.models.get_model(architecture, weights=None))
+    return net.to(device)
+
+
+def _on_meta(architecture: str) -> nn.Module:
+    with torch.device("meta"):
+        return _build(architecture)
+
+
+def _last_linear(architecture: str, net: nn.Module) -> tuple[str, nn.Linear]:
+    found = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Linear)]
+    if not found:
+        raise UserError(f"model.members: {architecture} does not end in a linear layer")
+    return found[-1]
+
+
+def _put(net: nn.Module, place: str, module: nn.Module) -> None:
+    parent, _, name = place.rpartition(".")
+    setattr(net.get_submodule(parent), name, module)
+
+
+def _fold_first(net: nn.Module, bands: int) -> None:
+    """The first convolution for `bands` bands in place of RGB."""
+    place, old = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
+    if bands == old.in_channels:
+        return
+    with torch.device(old.weight.device):  # meta, where no memory may be taken
+        new = nn.Conv2d(
+            bands,
+            old.out_channels,
+            cast(tuple[int, int], old.kernel_size),
+            cast(tuple[int, int], old.stride),
+            cast(tuple[int, int], old.padding),
+            bias=old.bias is not None,
+        )
+    new.weight = nn.Parameter(fold(old.weight.detach(), bands))
+    new.bias = old.bias
+    _put(net, place, new)
+
+
+class _Rectify(nn.Module):
+    """DenseNet's last activation, which torchvision has in `forward` only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
+def _cut(net: nn.Module) -> dict[str, nn.Module]:
+    """What comes before the head, by section; together they compute what `net` does."""
+    models = import_torchvision().models
+    if isinstance(net, models.DenseNet):
+        f = net.features
+        # A transition goes with the block before it: its output is ten times smaller to keep.
+        blocks = {
+            f"block{i}": nn.Sequential(f.get_submodule(f"denseblock{i}"), _after(f, i))
+            for i in (1, 2, 3)
+        }
+        last = nn.Sequential(f.denseblock4, f.norm5, _Rectify(), *_pool())
+        stem = nn.Sequential(f.conv0, f.norm0, f.relu0, f.pool0)
+        return {"stem": stem, **blocks, "block4": last}
+    if isinstance(net, models.ResNet):
+        return {
+            "stem": nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool),
+            "block1": net.layer1,
+            "block2": net.layer2,
+            "block3": net.layer3,
+            "block4": nn.Sequential(net.layer4, *_pool()),
+        }
+    return {"trunk": net}
+
+
+def _after(features: nn.Module, block: int) -> nn.Module:
+    return features.get_submodule(f"transition{block}")
+
+
+def _pool() -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+
+
+def _some(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{what} {', '.join(names[:3])}{more}; "

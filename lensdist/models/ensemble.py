@@ -1,0 +1,124 @@
+"""The common task's network: an average of torchvision classifiers, which can be cut in two where
+its frozen part ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lensdist.errors import UserError
+from lensdist.models.backbones import Backbone
+from lensdist.models.config import EnsembleConfig
+
+Features = tuple[Tensor, ...]
+
+
+class Ensemble(nn.Module):
+    """(B, C, H, W) -> logits (B, classes).
+
+    `combine: probabilities` returns the logarithm of the members' mean probabilities, which are
+    logits too: their softmax is that mean, and their cross-entropy its likelihood.
+
+    Raises:
+        UserError: a member is no torchvision classifier, or cannot take images of this size.
+    """
+
+    def __init__(self, cfg: EnsembleConfig, classes: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.members = nn.ModuleList(Backbone(name, cfg, classes) for name in cfg.members)
+        if cfg.combine == "learned":
+            self.mix = nn.Parameter(torch.zeros(len(cfg.members)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        depths = (0,) * len(self.members)
+        return self.combine(self.features(x, depths), depths)
+
+    @property
+    def backbones(self) -> list[Backbone]:
+        """The members, in order."""
+        return [cast(Backbone, member) for member in self.members]
+
+    def features(self, x: Tensor, depths: tuple[int, ...]) -> Features:
+        """What the first `depths[k]` sections of member k make of images, for each k."""
+        if self.cfg.resize is not None and self.cfg.resize != x.shape[-1]:
+            size = (self.cfg.resize, self.cfg.resize)
+            # Antialiased, so that a smaller size averages the pixels in place of leaving some out.
+            x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+        found = []
+        for member, depth in zip(self.backbones, depths, strict=True):
+            y = member.prepare(x)
+            for section in list(member.sections.values())[:depth]:
+                y = section(y)
+            found.append(y)
+        return tuple(found)
+
+    def combine(self, features: Features, depths: tuple[int, ...]) -> Tensor:
+        """From `features` of the same depths to logits."""
+        logits = torch.stack(
+            [m(y, d) for m, y, d in zip(self.backbones, features, depths, strict=True)]
+        )
+        if len(logits) == 1:
+            return logits[0]
+        if self.cfg.combine == "learned":
+            return torch.einsum("k,kbc->bc", self.mix.softmax(0).to(logits.dtype), logits)
+        if self.cfg.combine == "probabilities":
+            return torch.log_softmax(logits.float(), -1).logsumexp(0) - torch.tensor(
+                float(len(logits))
+            ).log().to(logits.device)
+        return logits.mean(0)
+
+    def frozen(self, trains: Callable[[str], bool]) -> tuple[int, ...]:
+        """How many of each member's first sections hold no parameter that trains."""
+        depths = []
+        for k, member in enumerate(self.backbones):
+            count = 0
+            for name, section in member.sections.items():
+                prefix = f"members.{k}.sections.{name}."
+                if any(trains(prefix + p) for p, _ in section.named_parameters()):
+                    break
+                count += 1
+            depths.append(count)
+        return tuple(depths)
+
+    def check(self, image_size: int) -> None:
+        """Make sure that the members can take such images.
+
+        Raises:
+            UserError: one cannot; a network on the meta device finds out in no time.
+        """
+        device = next(self.parameters()).device
+        x = torch.zeros(2, self.cfg.in_channels, image_size, image_size, device=device)
+        try:
+            with torch.no_grad():
+                shape = self(x).shape
+        except Exception as e:  # whatever a network raises when an image is too small for it
+            why = " ".join(str(e).split())[:120]
+            raise UserError(
+                f"model.members: {', '.join(self.cfg.members)} cannot take images of "
+                f"{self.cfg.resize or image_size} pixels a side ({why}); set model.resize=224"
+            ) from e
+        assert len(shape) == 2
+
+
+def sections_of(model: Ensemble) -> list[tuple[tuple[str, ...], int]]:
+    """Sections from the heads back to the stems: prefixes of parameter names, number of parameters.
+
+    Members go hand in hand: a section is each member's next one, where it has one left.
+    """
+    stages: list[tuple[tuple[str, ...], int]] = []
+    depth = max(len(member.sections) for member in model.backbones)
+    for back in range(1, depth + 1):
+        prefixes = []
+        count = 0
+        for k, member in enumerate(model.backbones):
+            names = list(member.sections)
+            if back <= len(names):
+                prefixes.append(f"members.{k}.sections.{names[-back]}.")
+                count += sum(p.numel() for p in member.sections[names[-back]].parameters())
+        stages.append((tuple(prefixes), count))
+    return stages

@@ -1,0 +1,120 @@
+"""A kept trunk gives what a computed one does, on any number of processes, where it fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lensdist import rng
+from lensdist.config.schema import CommonRun
+from lensdist.data.packed import PackedSet
+from lensdist.data.preprocess import Preprocess
+from lensdist.data.source import PackedSource, View
+from lensdist.engine.feature_cache import cached
+from lensdist.models.ensemble import Ensemble
+from lensdist.tasks.common import CommonTask
+from tests.unit.worlds import FakeWorld, on_all
+
+pytestmark = pytest.mark.unit
+LABELS = ("no_sub", "cdm", "axion")
+TRAINS = ("members.0.sections.head.", "members.0.sections.block4.", "members.1.sections.head.")
+
+
+def _parts(data: Path, **settings: Any) -> tuple[CommonRun, CommonTask, Ensemble, PackedSource]:
+    raw: dict[str, Any] = {
+        "task": "common", "run": {"dir": "x"}, "data": {"path": str(data)}, "init": "random",
+        "model": {
+            "members": ["resnet18", "shufflenet_v2_x0_5"], "image_size": 64, "head_dims": [8],
+            "grey": "fold", "resize": 32,
+        },
+        "augment": {"rot180": True, "rot90": True}, "train": {"eval_batch": 20},
+    }  # fmt: skip
+    cfg = CommonRun(**{**raw, **settings})
+    task = CommonTask(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0]), None)
+    torch.manual_seed(1)
+    model = task.build().eval()
+    assert isinstance(model, Ensemble)
+    view = View(PackedSet(data), "train", cfg.data, 0, torch.device("cpu"))
+    return cfg, task, model, PackedSource(view, 0)
+
+
+def _cache(parts: Any, epochs: int = 9, world: Any = None) -> Any:
+    cfg, task, model, source = parts
+    split = task.split(model, lambda name: name.startswith(TRAINS))
+    assert split is not None
+    return split, *cached(task, split.trunk, source, epochs, cfg, world or FakeWorld())
+
+
+def test_equal_to_the_uncached_loss(tiny_set: Path) -> None:
+    parts = _parts(tiny_set)
+    cfg, task, model, source = parts
+    split, kept, said = _cache(parts)
+    assert "4 view(s) of 96 images" in said
+    for epoch in range(3):
+        key = rng.key(cfg.seed, "draw", epoch)
+        for offset in (0, 17, 80):
+            batch, features = source.take(epoch, offset, 16), kept.take(epoch, offset, 16)
+            assert torch.equal(batch["label"], features["label"])
+            assert torch.equal(batch["sample"], features["sample"])
+            assert "image" not in features
+            expected = task.loss(model, batch, key)
+            found = task.loss(split.rest, features, key)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_every_view_is_used_and_differs(tiny_set: Path) -> None:
+    parts = _parts(tiny_set)
+    _, kept, _ = _cache(parts)
+    table = kept._table[0]
+    assert table.shape[:2] == (4, 96)
+    assert all(not torch.equal(table[0], table[k]) for k in (1, 2, 3))
+    seen = {int(v) for e in range(4) for v in parts[1].view(torch.arange(96), rng.key(0, e))}
+    assert seen == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_any_number_of_processes_gets_the_same_bits(tiny_set: Path, size: int) -> None:
+    _, alone, _ = _cache(_parts(tiny_set))
+
+    each = [_parts(tiny_set) for _ in range(size)]  # here: threads share torch's generator
+
+    def work(world: Any) -> Any:
+        return _cache(each[world.rank], world=world)[1]
+
+    results = on_all(size, work)
+    for kept in results:
+        for mine, theirs in zip(kept._table, alone._table, strict=True):
+            assert torch.equal(mine, theirs)
+        assert torch.equal(kept._rest["label"], alone._rest["label"])
+
+
+def test_only_where_it_is_worth_it_and_fits(tiny_set: Path) -> None:
+    parts = _parts(tiny_set)
+    assert _cache(parts, epochs=4)[1] is parts[3]
+    assert "4 epoch(s) see no more than the 4 views" in _cache(parts, epochs=4)[2]
+    small = _parts(tiny_set, cache={"max_gb": 1e-6})
+    _, kept, said = _cache(small)
+    assert kept is small[3]
+    assert "is more than cache.max_gb 1e-06" in said
+    off = _parts(tiny_set, cache={"max_gb": 0})
+    assert _cache(off)[1:] == (off[3], "")
+
+
+def test_a_stream_is_never_kept(tiny_set: Path) -> None:
+    cfg, task, model, _ = _parts(tiny_set)
+    split = task.split(model, lambda name: name.startswith(TRAINS))
+    assert split is not None
+
+    class Stream:
+        size = 96
+
+    stream: Any = Stream()
+    assert cached(task, split.trunk, stream, 9, cfg, FakeWorld()) == (stream, "")  # type: ignore[arg-type]
+
+
+def test_nothing_frozen_nothing_to_keep(tiny_set: Path) -> None:
+    _, task, model, _ = _parts(tiny_set)
+    assert task.split(model, lambda name: True) is None
