@@ -9,7 +9,6 @@ Every classifier of a row has the same labelled images, steps and test images.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from lensdist.bench.residual import ResidualFeatures, logistic_regression
 from lensdist.bench.runs import LOGITS, Job, run_all
+from lensdist.bench.scores import simulated_set
 from lensdist.bench.settings import PRESETS, FewLabels
 from lensdist.bench.table import Scored, write_table
 from lensdist.data.config import DataConfig
@@ -28,7 +28,6 @@ from lensdist.data.source import View
 from lensdist.errors import UserError
 from lensdist.phases import completed
 from lensdist.sim.config import SimConfig
-from lensdist.sim.write import write_packed
 
 SMOOTH = "no_sub"
 SCRATCH = "from scratch"
@@ -39,7 +38,6 @@ PRETRAINED = {  # what each is pretrained on, as settings of `configs/mae`
     "MAE, stream": ("data.classes=null", "data.source=stream"),
 }
 METHODS = (SCRATCH, *PRETRAINED, RESIDUAL)
-DATA_SEED = 0
 # Random weights want another learning rate than pretrained ones, whose is in the preset. Small:
 # both chosen among 3e-4, 1e-3 and 2e-3 on another set (docs/log.md); full: a guess, not tuned yet.
 SCRATCH_LR = {"small": 1e-3, "full": 3e-4}
@@ -56,7 +54,12 @@ def few_labels(cfg: FewLabels) -> Path:
     for task in ("mae", "finetune"):
         if not _preset(cfg, task).is_file():
             raise UserError(f"{_preset(cfg, task)} is not there; give --configs of a checkout")
-    sets = {noise: _simulated(cfg, noise) for noise in cfg.noise}
+    sets = {
+        noise: simulated_set(
+            _data(cfg, noise), SimConfig(family="model_ii", noise=noise), cfg.images
+        )
+        for noise in cfg.noise
+    }
     pretraining = [job for noise in cfg.noise for job in _pretraining(cfg, noise)]
     run_all(pretraining, cfg.jobs, "pretraining")
     # Fewest labels first, and all methods of a seed together: a stopped benchmark is readable.
@@ -81,22 +84,6 @@ def _data(cfg: FewLabels, noise: str) -> Path:
 
 def _run(cfg: FewLabels, noise: str, name: str) -> Path:
     return cfg.out / "runs" / noise / name.lower().replace(",", "").replace(" ", "-")
-
-
-def _simulated(cfg: FewLabels, noise: str) -> PackedSet:
-    sim = SimConfig(family="model_ii", noise=noise)
-    path = _data(cfg, noise)
-    if not path.exists():
-        print(f"simulating {cfg.images:,} images per class into {path}", file=sys.stderr)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        write_packed(path, sim, cfg.images, DATA_SEED, device)
-    packed = PackedSet(path)
-    wanted = {"simulated": sim.model_dump(mode="json"), "n_per_class": cfg.images}
-    if {key: packed.manifest.source.get(key) for key in wanted} != wanted:
-        raise UserError(
-            f"{path} holds other images than these settings ask for; give another --out"
-        )
-    return packed
 
 
 def _job(

@@ -12,11 +12,15 @@ from lensdist.config.base import Strict
 Size = Literal["small", "full"]
 Noise = Literal["none", "euclid"]
 Labels = Annotated[int, Field(ge=2)]
+Images = Annotated[int, Field(ge=6)]
 
 IMAGES = {"small": 5_000, "full": 30_000}
 PRESETS = {"small": "small.yaml", "full": "best.yaml"}
 STEPS = {"small": 200, "full": 2_000}
 PRETRAIN_STEPS = {"small": 2_500, "full": 30_000}
+
+TRAINED_ON = {"small": (300, 3_000), "full": (300, 3_000, 30_000)}
+COMMON_IMAGES = {"small": 2_000, "full": 12_500}
 
 
 class FewLabels(Strict):
@@ -60,3 +64,42 @@ class FewLabels(Strict):
     def pretraining(self) -> int:
         """Steps of each pretraining."""
         return self.pretrain_steps or PRETRAIN_STEPS[self.size]
+
+
+class CommonTable(Strict):
+    """`lensdist bench common`."""
+
+    out: Path
+    images: tuple[Images, ...] | None = None
+    seeds: int = Field(3, ge=1, le=100)
+    size: Size = "small"
+    n_per_class: int | None = Field(None, ge=20)
+    hard_per_class: int = Field(200, ge=0)
+    jobs: int = Field(1, ge=1, le=256)
+    configs: Path = Path(__file__).resolve().parents[2] / "configs"
+    overrides: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not self.trained_on:
+            raise ValueError("give at least one number of images")
+        for_training = int(0.8 * self.per_class)
+        if max(self.trained_on) > 3 * for_training:
+            raise ValueError(
+                f"{max(self.trained_on)} images asked for, but only {3 * for_training} of the "
+                "simulated ones are for training; raise --n-per-class"
+            )
+        odd = [n for n in self.trained_on if n % 3]
+        if odd:
+            raise ValueError(f"{odd[0]} images cannot be shared evenly by three classes")
+        return self
+
+    @property
+    def trained_on(self) -> tuple[int, ...]:
+        """Images of all classes, a column of the table each."""
+        return TRAINED_ON[self.size] if self.images is None else self.images
+
+    @property
+    def per_class(self) -> int:
+        """Simulated images per class: 8 in 10 to train on, 1 to validate, 1 to test."""
+        return self.n_per_class or COMMON_IMAGES[self.size]

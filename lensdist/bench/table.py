@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from lensdist.bench.scores import correct, over_seeds
 from lensdist.bench.settings import FewLabels
-from lensdist.evaluate import figures, metrics
-from lensdist.evaluate.bootstrap import auc_interval, paired_bootstrap
+from lensdist.evaluate import figures
+from lensdist.evaluate.bootstrap import paired_bootstrap
 from lensdist.evaluate.report import write_results
 
 _DETECTORS = {"none": "noiseless", "euclid": "Euclid noise"}
@@ -32,7 +32,7 @@ class Scored:
     @property
     def correct(self) -> Tensor:
         """(seeds, test images) 0 or 1."""
-        return (self.logits.argmax(2) == self.truth).double()
+        return correct(self.logits, self.truth)
 
 
 def write_table(cfg: FewLabels, scored: list[Scored], baseline: str) -> Path:
@@ -53,22 +53,13 @@ def write_table(cfg: FewLabels, scored: list[Scored], baseline: str) -> Path:
 
 
 def _row(mine: Scored, scratch: Scored) -> dict[str, Any]:
-    names = [str(k) for k in range(mine.logits.shape[2])]
-    each = [metrics.classification(logits, mine.truth, names) for logits in mine.logits]
-    share = paired_bootstrap(mine.correct, torch.zeros_like(mine.correct))
-    # Log-odds against the rest, seed by seed: resampled test images are the same for all seeds.
-    odds = torch.cat([torch.logit(z.double().softmax(1).T, eps=1e-15) for z in mine.logits])
-    hot = torch.nn.functional.one_hot(mine.truth, len(names)).T.bool()
     row: dict[str, Any] = {
         "noise": mine.noise,
         "labels_per_class": mine.labels_per_class,
         "method": mine.method,
-        "accuracy": share["difference"],
-        "accuracy_ci": share["ci"],
-        "auc_macro": sum(one["auc_macro"] for one in each) / len(each),
-        "auc_macro_ci": auc_interval(odds, hot.repeat(len(each), 1), seed=0, resamples=500),
-        "accuracy_by_seed": [one["accuracy"] for one in each],
+        **over_seeds(mine.logits, mine.truth),
     }
+    del row["ece"]  # of networks stopped after so few steps, of no interest
     if mine is not scratch:
         gain = paired_bootstrap(mine.correct, scratch.correct)
         row |= {"over_scratch": gain["difference"], "over_scratch_ci": gain["ci"]}

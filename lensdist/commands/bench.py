@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
-from lensdist.bench.settings import FewLabels, Size
+from lensdist.bench.settings import CommonTable, FewLabels, Size
+from lensdist.config.base import Strict
 from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 
 FEW_LABELS_EXAMPLES = """examples:
@@ -17,6 +18,16 @@ FEW_LABELS_EXAMPLES = """examples:
 
 An interrupted benchmark goes on where it was: give the same command again.
 """
+
+COMMON_EXAMPLES = """examples:
+  lensdist bench common --out runs/common --jobs 2                # small: about an hour
+  lensdist bench common --out runs/common-full --size full        # one GPU
+  lensdist bench common --out runs/try --images 300 --seeds 1
+
+An interrupted benchmark goes on where it was: give the same command again.
+"""
+
+T = TypeVar("T", bound=Strict)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +84,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--configs", type=Path, help="folder of presets (default: the checkout's configs/)"
     )
     few.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
+    _add_common(benchmarks)
+
+
+def _add_common(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    common = benchmarks.add_parser(
+        "common",
+        help="the common task: `best` beside `reference`",
+        description="Simulate, train both presets on the same images, and compare them on the "
+        "same test images.",
+        epilog=COMMON_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common.set_defaults(benchmark_run=_common)
+    d = CommonTable.model_fields
+    common.add_argument("--out", type=Path, required=True, help="folder for everything")
+    common.add_argument(
+        "--images",
+        type=_numbers,
+        metavar="N,N,…",
+        help="training images of all classes (default: small 300,3000; full 300,3000,30000)",
+    )
+    common.add_argument(
+        "--seeds", type=int, default=d["seeds"].default, help="of each (default: %(default)s)"
+    )
+    common.add_argument(
+        "--size",
+        choices=get_args(Size),
+        default="small",
+        help="presets: small, for CPUs; full, as published and our best (default: %(default)s)",
+    )
+    common.add_argument(
+        "--n-per-class", type=int, help="simulated images (default: small 2,000, full 12,500)"
+    )
+    common.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
+    common.add_argument(
+        "--configs", type=Path, help="folder of presets (default: the checkout's configs/)"
+    )
+    common.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,21 +131,38 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _few_labels(args: argparse.Namespace) -> int:
+    cfg = _settings(FewLabels, args)
+
+    from lensdist.bench.few_labels import few_labels
+
+    return _table(lambda: few_labels(cfg))
+
+
+def _common(args: argparse.Namespace) -> int:
+    cfg = _settings(CommonTable, args)
+
+    from lensdist.bench.common import common_table
+
+    return _table(lambda: common_table(cfg))
+
+
+def _settings(schema: type[T], args: argparse.Namespace) -> T:
     from pydantic import ValidationError
 
-    names = set(FewLabels.model_fields)
+    names = set(schema.model_fields)
     try:
-        cfg = FewLabels(**{k: v for k, v in vars(args).items() if k in names and v is not None})
+        return schema(**{k: v for k, v in vars(args).items() if k in names and v is not None})
     except ValidationError as error:
         first = error.errors()[0]
         flag = f"--{first['loc'][0]}: ".replace("_", "-") if first["loc"] else ""
         raise UserError(flag + first["msg"].removeprefix("Value error, ")) from error
 
-    from lensdist.bench.few_labels import few_labels
+
+def _table(benchmark: Callable[[], Path]) -> int:
     from lensdist.bench.runs import StoppedError
 
     try:
-        path = few_labels(cfg)
+        path = benchmark()
     except StoppedError:
         return EXIT_REQUEUE
     print(path.read_text())

@@ -1,0 +1,63 @@
+"""What benchmarks share: the simulated set, and scores over several seeds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lensdist.data.packed import PackedSet
+from lensdist.errors import UserError
+from lensdist.evaluate import metrics
+from lensdist.evaluate.bootstrap import auc_interval, paired_bootstrap
+from lensdist.sim.config import SimConfig
+from lensdist.sim.write import write_packed
+
+_DATA_SEED = 0
+
+
+def simulated_set(path: Path, sim: SimConfig, n_per_class: int) -> PackedSet:
+    """The packed set of a benchmark, simulated where it is not there yet.
+
+    Raises:
+        UserError: `path` holds other images.
+    """
+    if not path.exists():
+        print(f"simulating {n_per_class:,} images per class into {path}", file=sys.stderr)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        write_packed(path, sim, n_per_class, _DATA_SEED, device)
+    packed = PackedSet(path)
+    wanted = {"simulated": sim.model_dump(mode="json"), "n_per_class": n_per_class}
+    if {key: packed.manifest.source.get(key) for key in wanted} != wanted:
+        raise UserError(
+            f"{path} holds other images than these settings ask for; give another --out"
+        )
+    return packed
+
+
+def correct(logits: Tensor, truth: Tensor) -> Tensor:
+    """(seeds, test images) 0 or 1, from logits (seeds, test images, classes)."""
+    return (logits.argmax(2) == truth).double()
+
+
+def over_seeds(logits: Tensor, truth: Tensor) -> dict[str, Any]:
+    """Accuracy and macro AUC of logits (seeds, test images, classes), with intervals; the
+    accuracy's covers the luck of the seeds too, the AUC's that of the test images."""
+    names = [str(k) for k in range(logits.shape[2])]
+    each = [metrics.classification(one, truth, names) for one in logits]
+    right = correct(logits, truth)
+    share = paired_bootstrap(right, torch.zeros_like(right))
+    # Log-odds against the rest, seed by seed: resampled test images are the same for all seeds.
+    odds = torch.cat([torch.logit(z.double().softmax(1).T, eps=1e-15) for z in logits])
+    hot = torch.nn.functional.one_hot(truth, len(names)).T.bool()
+    return {
+        "accuracy": share["difference"],
+        "accuracy_ci": share["ci"],
+        "auc_macro": sum(one["auc_macro"] for one in each) / len(each),
+        "auc_macro_ci": auc_interval(odds, hot.repeat(len(each), 1), seed=0, resamples=500),
+        "ece": sum(one["ece"] for one in each) / len(each),
+        "accuracy_by_seed": [one["accuracy"] for one in each],
+    }
