@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lensdist.config.schema import schema_of
+from lensdist.errors import UserError
+
 # How long, how often saved, where shown: none of them changes what a step computes.
 _FREE = (
     "run.",
@@ -23,8 +26,17 @@ _LENGTH = ("train.epochs", "train.max_steps")
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Settings that differ, as `key: old -> new`, without those that are free to change."""
+    saved = _as_today(saved)
     cosine = now["optim"]["schedule"]["kind"] == "cosine"
     return _differences(saved, now, "", _FREE if cosine else _FREE + _LENGTH)
+
+
+def _as_today(saved: dict[str, Any]) -> dict[str, Any]:
+    """With today's defaults for settings that were not there when the run began."""
+    try:
+        return schema_of(saved).model_validate(saved).model_dump(mode="json")
+    except (UserError, ValueError):  # what is no longer a setting will be named as a difference
+        return saved
 
 
 def _differences(saved: Any, now: Any, at: str, free: tuple[str, ...]) -> list[str]:

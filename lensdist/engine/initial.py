@@ -19,6 +19,7 @@ from lensdist.export import WEIGHTS, encoder_of, find_export, read_export
 from lensdist.files import sha256
 from lensdist.models.ensemble import Ensemble
 from lensdist.phases import completed
+from lensdist.weights.imagenet import imagenet_state
 
 Weights = dict[str, Tensor]
 
@@ -64,8 +65,6 @@ def _check_preprocess(cfg: BaseRun, theirs: Preprocess, where: Path) -> None:
 
 def _imagenet(cfg: CommonRun, classes: int, world: World) -> Weights:
     """torchvision's weights of all members, by our names; the heads start at random."""
-    from lensdist.weights.imagenet import imagenet_state
-
     if world.main:  # one process of a job fetches them, the others find them there
         for name in cfg.model.members:
             imagenet_state(name, cfg.weights.get(name))

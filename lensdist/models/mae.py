@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from lensdist.models.config import EncoderConfig, MaeConfig
-from lensdist.models.vit import Block, Encoder, init_linear, prime_factors
+from lensdist.models.vit import Block, Encoder, activation, init_linear, prime_factors
 
 
 class Decoder(nn.Module):
@@ -32,7 +32,8 @@ class Decoder(nn.Module):
         layers: list[nn.Module] = []
         for (before, after), f in zip(pairwise(widths), factors, strict=True):
             # Kernels overlap by a pixel on each side, or patch borders would show.
-            layers += [nn.ConvTranspose2d(before, after, f + 2, stride=f, padding=1), nn.GELU()]
+            layers += [nn.ConvTranspose2d(before, after, f + 2, stride=f, padding=1)]
+            layers += [activation(cfg)]
         self.up = nn.Sequential(*layers)
         self.out = nn.Conv2d(widths[-1], cfg.in_channels, 3, padding=1)
 

@@ -1,7 +1,7 @@
 """Vision transformer encoder with a convolutional patch embedding.
 
-Dosovitskiy et al. 2021 (arXiv:2010.11929), pre-norm, learned positions, no class token: the tasks
-read the patch tokens, by average pooling or as a feature map.
+Dosovitskiy et al. 2021 (arXiv:2010.11929), learned positions, no class token: the tasks read the
+patch tokens, by average pooling or as a feature map.
 """
 
 from __future__ import annotations
@@ -33,22 +33,30 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a LayerNorm and added to its input."""
+    """Attention and MLP, each added to its input: behind a LayerNorm, or with one behind the sum.
+
+    `postnorm` is `nn.TransformerEncoderLayer(..., batch_first=True)` with its defaults, whose
+    weights fit by another name.
+    """
 
     def __init__(self, cfg: EncoderConfig) -> None:
         super().__init__()
+        self.postnorm = cfg.block == "postnorm"
         self.norm1 = nn.LayerNorm(cfg.dim)
         self.attention = Attention(cfg.dim, cfg.heads)
         self.norm2 = nn.LayerNorm(cfg.dim)
         self.mlp = nn.Sequential(
             nn.Linear(cfg.dim, cfg.mlp_dim),
-            nn.GELU(),
+            activation(cfg),
             nn.Dropout(cfg.dropout),
             nn.Linear(cfg.mlp_dim, cfg.dim),
         )
         self.drop = nn.Dropout(cfg.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.postnorm:
+            x = self.norm1(x + self.drop(self.attention(x)))
+            return cast(Tensor, self.norm2(x + self.drop(self.mlp(x))))
         x = x + self.drop(self.attention(self.norm1(x)))
         return cast(Tensor, x + self.drop(self.mlp(self.norm2(x))))
 
@@ -62,7 +70,8 @@ class Encoder(nn.Module):
         self.embed = _embedding(cfg)
         self.position = nn.Parameter(torch.zeros(1, cfg.grid**2, cfg.dim))
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
-        self.norm = nn.LayerNorm(cfg.dim)
+        # After a postnorm block the tokens are normalised already.
+        self.norm = nn.LayerNorm(cfg.dim) if cfg.block == "prenorm" else nn.Identity()
         nn.init.trunc_normal_(self.position, std=0.02)
         self.apply(init_linear)
 
@@ -95,6 +104,11 @@ def prime_factors(n: int) -> list[int]:
         if n % f == 0:
             return [f, *prime_factors(n // f)]
     return [n]
+
+
+def activation(cfg: EncoderConfig) -> nn.Module:
+    """What is between the linear layers of a block and the up-convolutions of a decoder."""
+    return nn.GELU() if cfg.block == "prenorm" else nn.ReLU()
 
 
 def init_linear(module: nn.Module) -> None:

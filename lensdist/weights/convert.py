@@ -1,0 +1,90 @@
+"""From a published weight file to an export folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lensdist.data.config import PreprocessConfig
+from lensdist.data.preprocess import Preprocess
+from lensdist.data.staging import Staging, check_free
+from lensdist.errors import RunError, UserError
+from lensdist.export import write_export
+from lensdist.files import sha256
+from lensdist.models.config import MaskConfig
+from lensdist.weights.pth import read_pth
+from lensdist.weights.published import Published, recognise
+
+
+def convert(
+    file: Path,
+    dest: Path,
+    labels: tuple[str, ...] | None = None,
+    size: int | None = None,
+    resize: int | None = 224,
+) -> Published:
+    """Write the network in `file` as an export to `dest`, which must be new.
+
+    Args:
+        file: written by `torch.save`.
+        dest: a folder that does not exist yet, or is empty.
+        labels: the classes in the order of the logits; None: the recipe's.
+        size: pixels a side of the images on disk; None: the recipe's.
+        resize: pixels a side that torchvision's networks see; None: as on disk.
+
+    Raises:
+        UserError: the file cannot be imported so; nothing was written.
+        RunError: the disk is full.
+    """
+    check_free(dest.resolve())
+    pth = read_pth(file)
+    try:
+        found = recognise(pth.tensors, size, resize)
+        names = _labels(found, labels)
+    except UserError as error:
+        raise UserError(f"{file} cannot be imported: {error}") from error
+    bands = found.model.in_channels
+    preprocess = Preprocess(PreprocessConfig(scale=found.scale), [0.0] * bands, [1.0] * bands)
+    description = {
+        "task": found.task,
+        "preset": "imported",
+        "model": found.model.model_dump(mode="json"),
+        "labels": list(names),
+        "preprocessing": preprocess.state(),
+        "metrics": {},
+        "init": "published",
+        "source": {
+            "file": file.name,
+            "sha256": sha256(file),
+            "kind": pth.kind,
+            "classes": list(pth.classes),
+            "left_out": list(pth.beside),
+        },
+    }
+    if found.task == "mae":
+        description |= {"mask": MaskConfig().model_dump(mode="json"), "loss": "image"}
+    if found.note:
+        description["note"] = found.note
+    staging = Staging(dest)
+    try:
+        write_export(staging.folder, found.network, description)
+        staging.publish()
+    except OSError as error:
+        raise RunError(f"cannot write {dest}: {error.strerror}") from error
+    finally:
+        staging.discard()
+    return found
+
+
+def _labels(found: Published, given: tuple[str, ...] | None) -> tuple[str, ...]:
+    if given is not None and not found.classes:
+        raise UserError("it is an autoencoder, which knows no classes; leave out --labels")
+    names = found.labels if given is None else given
+    if len(set(names)) < len(names) or not all(names):
+        raise UserError(f"--labels {','.join(names)} names a class twice, or one without a name")
+    if len(names) != found.classes:
+        where = "the recipe's labels are" if given is None else "--labels names"
+        raise UserError(
+            f"its last layer tells {found.classes} classes apart, but {where} {len(names)} "
+            f"({', '.join(names)}); give --labels with {found.classes} names in its order"
+        )
+    return names
