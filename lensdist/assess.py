@@ -3,106 +3,188 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from lensdist.config.schema import BaseRun, FinetuneRun, MaeRun
+from lensdist.config.schema import TASKS, BaseRun
 from lensdist.data.config import AugmentConfig, DataConfig
 from lensdist.data.packed import PackedSet
+from lensdist.data.preprocess import Turn, turned, views
 from lensdist.data.source import View
 from lensdist.engine.evaluation import outputs_of
 from lensdist.engine.world import World
 from lensdist.errors import UserError
 from lensdist.evaluate import figures, metrics
+from lensdist.evaluate.bootstrap import paired_bootstrap
 from lensdist.export import LoadedModel, find_export, read_export
 from lensdist.files import to_json, write_atomic
 from lensdist.models.mae import pixel_mask
 from lensdist.phases import COMPLETE
+from lensdist.tasks.base import Batch, Task
 from lensdist.tasks.build import build_task
 from lensdist.track.log import read
 
 _SHOWN = 4  # images of a figure
 
+TTA = {
+    "rot180": AugmentConfig(rot180=True),
+    "dihedral": AugmentConfig(rot180=True, rot90=True, flip=True),
+}
+"""Test-time augmentation: the views that are averaged, named as the command line does."""
 
-def evaluate_model(
-    model: Path, data: Path, split: str, batch: int = 256, out: Path | None = None
-) -> tuple[dict[str, Any], list[Path]]:
-    """Score a finished run, or an export, on a split of a packed set.
+
+class Images(Protocol):
+    """Images by their place, such as a `View`: all that scoring asks for."""
+
+    def __len__(self) -> int: ...
+    def gather(self, places: npt.NDArray[np.int64]) -> Batch: ...
+
+
+class _Turned:
+    """Images, all turned alike."""
+
+    def __init__(self, images: Images, way: Turn) -> None:
+        self._images = images
+        self._way = way
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def gather(self, places: npt.NDArray[np.int64]) -> Batch:
+        return turned(self._images.gather(places), self._way)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained model, opened to be scored on a packed set."""
+
+    description: dict[str, Any]
+    model: LoadedModel
+    packed: PackedSet
+    cfg: BaseRun
+    world: World
+    task: Task
+    run: Path
+    """The run that the model comes from; the export, where there is none."""
+    out: Path
+    """Where `eval/` and `figures/` are written."""
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model tells classes apart."""
+        return self.model.task != "mae"
+
+    def outputs(self, images: Images, batch: int) -> Batch:
+        """The task's outputs for all images, `batch` at a time from the first."""
+        # A view is only ever asked for its length and its images.
+        return outputs_of(self.task, self.model.network, cast(View, images), batch, self.world)
+
+    def facts(self) -> dict[str, Any]:
+        """What scores must name to be worth anything: the data, and the weights."""
+        data = {"path": str(self.packed.path), "fingerprint": self.packed.manifest.fingerprint}
+        return {"data": data, "weights": self.description["sha256"]}
+
+    def target(self, name: str) -> Path:
+        """`eval/<name>.json`.
+
+        Raises:
+            UserError: it holds the scores of other data.
+        """
+        path = self.out / "eval" / f"{name}.json"
+        try:
+            before = json.loads(path.read_text())["data"]["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return path
+        if before != self.packed.manifest.fingerprint:
+            raise UserError(f"{path} holds the scores of other data; give --out")
+        return path
+
+
+def open_subject(model: Path, data: Path, out: Path | None = None) -> Subject:
+    """Open a finished run, or an export, and a packed set to score it on.
 
     Args:
         model: the run or export.
         data: the packed set.
-        split: `train`, `val` or `test`.
-        batch: images at a time.
         out: where to write; by default the run that the export belongs to, or the export.
 
-    Returns:
-        The scores, and the files written.
-
     Raises:
-        UserError: the model, the data or both together do not fit, or `out` holds the scores of
-            other data.
+        UserError: the model, the data or both together do not fit.
     """
     folder = find_export(model)
     description, weights = read_export(folder)
     packed = PackedSet(data)
     run = folder.parent if (folder.parent / COMPLETE).exists() else folder
-    target = (out or run) / "eval" / f"{split}.json"
-    _refuse_other_data(target, packed)
-
     cfg = _configuration(description, data)
     world = World(cfg)
     loaded = LoadedModel(description, weights, str(world.device))
     _check(loaded, packed)
-    view = View(packed, split, cfg.data, cfg.seed, world.device)
     task = build_task(cfg, loaded.labels, loaded.preprocess)
-    outputs = outputs_of(task, loaded.network, view, batch, world)
-    scores = task.score(outputs)
-    written: list[Path] = []
-    if world.main:
-        draw = (out or run) / "figures"
-        title = f"{description['preset']}, {split}"
-        if loaded.task == "finetune":
-            more, written = _classifier(outputs, loaded.labels, scores, draw, title)
-            scores |= more
-        else:
-            written = _autoencoder(loaded, view, packed, draw, title)
-        rows = read(run / "metrics.jsonl")
-        if rows:
-            written.append(figures.learning_curves(draw / "learning_curves.png", rows))
-        facts = {
-            "split": split,
-            "data": {"path": str(data), "fingerprint": packed.manifest.fingerprint},
-            "weights": description["sha256"],
-            "metrics": scores,
-        }
-        written.insert(0, write_atomic(target, to_json(facts)))
-    return scores, written
+    return Subject(description, loaded, packed, cfg, world, task, run, out or run)
 
 
-def _refuse_other_data(target: Path, packed: PackedSet) -> None:
-    try:
-        before = json.loads(target.read_text())["data"]["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if before != packed.manifest.fingerprint:
-        raise UserError(f"{target} holds the scores of other data; give --out")
+def score_split(
+    subject: Subject, split: str, batch: int = 256, tta: str | None = None
+) -> tuple[dict[str, Any], list[Path]]:
+    """Score a model on a split of the packed set.
+
+    Args:
+        subject: the model and the set.
+        split: `train`, `val` or `test`.
+        batch: images at a time.
+        tta: a name in `TTA`; also score the mean of the probabilities over these views.
+
+    Returns:
+        The scores (with `tta`, see `_averaged`, where asked for), and the files written.
+
+    Raises:
+        UserError: `eval/<split>.json` holds the scores of other data, the set lacks the model's
+            classes, or `tta` is asked of what is no classifier.
+    """
+    target = subject.target(split)
+    if tta is not None and not subject.classifies:
+        raise UserError(f"--tta is for classifiers, and {subject.run} is a {subject.model.task}")
+    view = View(subject.packed, split, subject.cfg.data, subject.cfg.seed, subject.world.device)
+    outputs = subject.outputs(view, batch)
+    scores = subject.task.score(outputs)
+    if subject.classifies:
+        scores |= metrics.intervals(outputs["logits"], outputs["label"])
+    if tta is not None:
+        scores["tta"] = _averaged(subject, view, batch, outputs, tta)
+    if not subject.world.main:
+        return scores, []
+    draw = subject.out / "figures"
+    title = f"{subject.description['preset']}, {split}"
+    if subject.classifies:
+        more, written = _classifier(outputs, subject.model.labels, scores, draw, title)
+        scores |= more
+    else:
+        written = _autoencoder(subject.model, view, subject.packed, draw, title)
+    rows = read(subject.run / "metrics.jsonl")
+    if rows:
+        written.append(figures.learning_curves(draw / "learning_curves.png", rows))
+    facts = {"split": split, **subject.facts(), "metrics": scores}
+    return scores, [write_atomic(target, to_json(facts)), *written]
 
 
 def _configuration(description: dict[str, Any], data: Path) -> BaseRun:
     """Just enough of a configuration for the task to score with."""
-    common = {
-        "run": {"dir": "."},
-        "data": DataConfig(path=data, classes=tuple(description["labels"]) or None),
-        "augment": AugmentConfig(rot180=False),
-        "model": description["model"],
-    }
-    if description["task"] == "mae":
-        return MaeRun(task="mae", mask=description["mask"], **common)
-    return FinetuneRun(task="finetune", **common)
+    schema = TASKS[description["task"]]
+    parts = {key: description[key] for key in ("model", "mask") if key in schema.model_fields}
+    return schema(
+        task=description["task"],
+        run={"dir": "."},
+        data=DataConfig(path=data, classes=tuple(description["labels"]) or None),
+        augment=AugmentConfig(rot180=False),
+        **parts,
+    )
 
 
 def _check(model: LoadedModel, packed: PackedSet) -> None:
@@ -114,17 +196,41 @@ def _check(model: LoadedModel, packed: PackedSet) -> None:
         )
 
 
+def _averaged(subject: Subject, view: View, batch: int, outputs: Batch, tta: str) -> dict[str, Any]:
+    """Scores and intervals of the views' mean probabilities, and what the averaging gains.
+
+    Returns:
+        `views` (the name), `n_views`, all that the plain scores hold, and `accuracy_gain` with
+        `accuracy_gain_ci`: accuracy with minus without, paired over the images.
+    """
+    ways = views(TTA[tta])
+    plain, truth = outputs["logits"], outputs["label"]
+    each = [plain, *(subject.outputs(_Turned(view, way), batch)["logits"] for way in ways[1:])]
+    log_p = torch.stack([logits.double().log_softmax(1) for logits in each])
+    mean: Tensor = log_p.logsumexp(0) - math.log(len(ways))  # their softmax is the mean
+    gain = paired_bootstrap(mean.argmax(1) == truth, plain.argmax(1) == truth)
+    return {
+        "views": tta,
+        "n_views": len(ways),
+        **subject.task.score({**outputs, "logits": mean}),
+        **metrics.intervals(mean, truth),
+        "accuracy_gain": gain["difference"],
+        "accuracy_gain_ci": gain["ci"],
+    }
+
+
 def _classifier(
-    outputs: dict[str, torch.Tensor],
+    outputs: Batch,
     labels: tuple[str, ...],
     scores: dict[str, Any],
     folder: Path,
     title: str,
 ) -> tuple[dict[str, Any], list[Path]]:
     logits, truth = outputs["logits"], outputs["label"]
-    more: dict[str, Any] = metrics.intervals(logits, truth)
-    more["roc"] = metrics.roc_curves(logits, truth, labels)
-    more["reliability"] = metrics.reliability(logits, truth)
+    more: dict[str, Any] = {
+        "roc": metrics.roc_curves(logits, truth, labels),
+        "reliability": metrics.reliability(logits, truth),
+    }
     if "mass" in outputs and {"cdm", "axion"} <= set(labels):
         more["by_axion_mass"] = metrics.mass_binned(logits, truth, outputs["mass"], labels)
     return more, [

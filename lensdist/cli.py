@@ -15,6 +15,8 @@ COMMANDS = {
     "pack": "turn a folder of files into a packed set",
     "train": "run one training phase",
     "evaluate": "score a trained model on a split",
+    "import": "turn published weights into an export",
+    "export": "write a trained model in another format",
     "report": "put finished runs into one table",
     "bench": "run a benchmark",
 }

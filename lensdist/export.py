@@ -42,6 +42,9 @@ from lensdist.tensors import write_safetensors
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+Described = tuple[dict[str, Any], dict[str, Tensor]]
+"""What an export holds: its `config.json`, and its tensors by name."""
+
 PREPROCESS = "preprocess."  # prefix, among the weights, of the preprocessing's own tensors
 
 
@@ -81,7 +84,7 @@ def find_export(path: Path) -> Path:
     raise UserError(f"{path} holds no exported model; give a finished run or its export/ folder")
 
 
-def read_export(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_export(path: Path) -> Described:
     """Description and weights of an export, verified.
 
     Raises:
@@ -126,15 +129,14 @@ def encoder_of(path: Path, wanted: EncoderConfig) -> tuple[Preprocess, dict[str,
                 f"set model.{field}={theirs}"
             )
     try:
-        preprocess = Preprocess.from_state(
-            description["preprocessing"], _under(PREPROCESS, weights)
-        )
+        preprocess = Preprocess.from_state(description["preprocessing"], under(PREPROCESS, weights))
     except (LookupError, TypeError, ValueError) as e:
         raise UserError(f"{path} does not describe its preprocessing: {e!r}") from e
-    return preprocess, _under("encoder.", weights)
+    return preprocess, under("encoder.", weights)
 
 
-def _under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
     return {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
 
 
@@ -157,7 +159,7 @@ class LoadedModel:
             self.task: str = description["task"]
             self.labels: tuple[str, ...] = tuple(description["labels"])
             self.preprocess = Preprocess.from_state(
-                description["preprocessing"], _under(PREPROCESS, weights)
+                description["preprocessing"], under(PREPROCESS, weights)
             )
             self.mask = MaskConfig(**(description["mask"] if self.task == "mae" else {}))
             with torch.device("meta"):  # takes no memory, whatever sizes are claimed

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
-from lensdist.errors import EXIT_DONE
+from lensdist.errors import EXIT_DONE, UserError
+from lensdist.sim.config import FamilyName
 
 EXAMPLES = """examples:
   lensdist evaluate runs/finetune --data packed              # runs/finetune/eval/test.json
   lensdist evaluate runs/finetune --data packed --split val
+  lensdist evaluate runs/finetune --data packed --tta rot180
+  lensdist evaluate runs/finetune --data packed --hard       # and runs/finetune/eval/hard.json
   lensdist evaluate runs/finetune/export --data hard --out runs/finetune/hard
 
 Validation chose the model; look at the test split once.
@@ -27,18 +31,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, help="folder for eval/ and figures/ (default: the run, or the export)"
     )
     parser.add_argument("--batch", type=int, default=256, help="images at a time")
+    parser.add_argument(
+        "--tta",
+        choices=("rot180", "dihedral"),
+        help="also average a classifier's probabilities over turned images: rot180, 2 views, the "
+        "one exact symmetry of these data; dihedral, all 8 turns and mirror images, of which the "
+        "data know only 2 (default: none)",
+    )
+    hard = parser.add_argument_group("harder images")
+    hard.add_argument(
+        "--hard",
+        metavar="N_PER_CLASS",
+        type=int,
+        nargs="?",
+        const=300,
+        help="also simulate the same lenses plain, with a third and a tenth of the mass in "
+        "substructure, and with a PSF 30 %% wider and narrower, and score each (default: 300 "
+        "images a class in each)",
+    )
+    hard.add_argument(
+        "--family",
+        choices=[name for name in get_args(FamilyName) if name != "sr"],
+        help="what simulates such images, for a set that `lensdist simulate` did not pack itself",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score, print the scores, and write `eval/<split>.json` and figures."""
-    from lensdist.assess import evaluate_model
+    """Score, print the scores, and write `eval/<split>.json` and figures.
 
-    scores, written = evaluate_model(args.model, args.data, args.split, args.batch, args.out)
-    for name, value in scores.items():
-        if isinstance(value, int | float):
-            print(
-                f"{name:>12}  {value:.6g}" if isinstance(value, float) else f"{name:>12}  {value}"
-            )
+    Raises:
+        UserError: see `assess.open_subject`, `assess.score_split` and `hard.plan`.
+    """
+    if args.family and args.hard is None:
+        raise UserError("--family goes with --hard: it names what simulates the harder images")
+    if args.batch < 1:
+        raise UserError(f"--batch must be 1 or more, not {args.batch}")
+    from lensdist import hard
+    from lensdist.assess import open_subject, score_split
+    from lensdist.evaluate.report import hard_table, lines
+
+    subject = open_subject(args.model, args.data, args.out)
+    planned = None if args.hard is None else hard.plan(subject, args.hard, args.family)
+    scores, written = score_split(subject, args.split, args.batch, args.tta)
+    print("\n".join(lines(scores)))
+    if planned is not None:
+        variants, more = hard.score_hard(subject, planned)
+        written += more
+        print(f"\n{hard_table(variants)}\n")
     for path in written:
-        print(f"{'wrote':>12}  {path}")
+        print(f"wrote {path}")
     return EXIT_DONE

@@ -26,14 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Collect the runs' scores and figures into `results.md` and `results.json`."""
-    from lensdist.evaluate.report import collect, table, write_results
+    from lensdist.evaluate.report import collect, hard_rows, table, write_results
 
     for folder in args.runs:
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder} is not a run: it has no config.yaml")
     rows = collect(args.runs)
     figures = [p for folder in args.runs for p in sorted((folder / "figures").glob("*.png"))]
-    path = write_results(args.out, rows, args.title, args.note, figures)
+    hard = hard_rows(args.runs)
+    path = write_results(args.out, rows, args.title, args.note, figures, hard)
     print(table(rows))
+    if hard:
+        print(f"\nHarder images:\n\n{table(hard)}")
     print(f"\nwrote {path}")
     return EXIT_DONE

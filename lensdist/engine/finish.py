@@ -29,18 +29,7 @@ def finish(cfg: BaseRun, task: Task, outcome: Outcome, packed: PackedSet, second
         "val": state.best if chosen else None,
         "step": step,
     }
-    description = {
-        "task": task.name,
-        "preset": cfg.preset,
-        "labels": list(task.labels),
-        "preprocessing": task.preprocess.state(),
-        "metrics": metrics,
-        "data": {
-            "fingerprint": packed.manifest.fingerprint,
-            "pixel_scale_arcsec": packed.manifest.pixel_scale_arcsec,
-        },
-        **task.describe(),
-    }
+    description = describe(cfg, task, packed, metrics)
     written = write_export(folder / "export", model, description, task.preprocess.tensors())
     files = {f"export/{name}": digest for name, digest in written.items()}
     files["config.yaml"] = sha256(folder / "config.yaml")
@@ -55,6 +44,24 @@ def finish(cfg: BaseRun, task: Task, outcome: Outcome, packed: PackedSet, second
         "files": files,
     }
     write_atomic(folder / COMPLETE, to_json(record))
+
+
+def describe(
+    cfg: BaseRun, task: Task, packed: PackedSet, metrics: dict[str, Any]
+) -> dict[str, Any]:
+    """What an export's `config.json` says of a run's network, but for the weights' hash."""
+    return {
+        "task": task.name,
+        "preset": cfg.preset,
+        "labels": list(task.labels),
+        "preprocessing": task.preprocess.state(),
+        "metrics": metrics,
+        "data": {
+            "fingerprint": packed.manifest.fingerprint,
+            "pixel_scale_arcsec": packed.manifest.pixel_scale_arcsec,
+        },
+        **task.describe(),
+    }
 
 
 def best_model(root: Path, outcome: Outcome, averaged: bool) -> tuple[nn.Module, int]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lensdist import rng
+from lensdist.combining import combined
 from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun
 from lensdist.data.packed import PackedSet
 from lensdist.data.preprocess import Preprocess
 from lensdist.data.smooth import fit_smooth
 from lensdist.engine.world import World
 from lensdist.errors import UserError
-from lensdist.export import WEIGHTS, encoder_of, find_export, read_export
+from lensdist.export import PREPROCESS, WEIGHTS, encoder_of, find_export, read_export, under
 from lensdist.files import sha256
 from lensdist.models.ensemble import Ensemble
 from lensdist.phases import completed
@@ -81,35 +81,27 @@ def _imagenet(cfg: CommonRun, classes: int, world: World) -> Weights:
 
 def _members(cfg: CommonRun, classes: int) -> tuple[Preprocess, Weights, str]:
     """The members of finished runs, which must agree in all but the networks themselves."""
+    for run in cfg.members_from:
+        _check_finished("members_from", run)
+    runs = [(run, read_export(run)) for run in cfg.members_from]
+    description, weights = combined(runs, "logits")
+    named = ", ".join(map(str, cfg.members_from))
+    if tuple(description["model"]["members"]) != cfg.model.members:
+        raise UserError(
+            f"members_from: {named} hold {', '.join(description['model']['members'])}, not "
+            f"{', '.join(cfg.model.members)}"
+        )
     with torch.device("meta"):
         wanted = {k: v.shape for k, v in Ensemble(cfg.model, classes).state_dict().items()}
-    initial: Weights = {}
-    digests = []
-    preprocess: Preprocess | None = None
-    for k, run in enumerate(cfg.members_from):
-        _check_finished("members_from", run)
-        description, weights = read_export(run)
-        model: dict[str, Any] = description.get("model") or {}
-        theirs = model.get("members")
-        if description.get("task") != "common" or theirs != [cfg.model.members[k]]:
-            raise UserError(
-                f"members_from: {run} holds {theirs or description.get('task')}, not the one "
-                f"network {cfg.model.members[k]}"
-            )
-        mine = {
-            f"members.{k}.{name.removeprefix('members.0.')}": value
-            for name, value in weights.items()
-            if name.startswith("members.0.")
-        }
-        odd = [n for n, v in mine.items() if wanted.get(n) != v.shape]
-        if odd:
-            raise UserError(
-                f"members_from: {odd[0]} of {run} is of another shape than model asks for; give "
-                "both the same grey, in_channels, head_dims and classes"
-            )
-        initial |= mine
-        preprocess = preprocess or Preprocess.from_state(description["preprocessing"])
-        _check_preprocess(cfg, Preprocess.from_state(description["preprocessing"]), run)
-        digests.append(sha256(find_export(run) / WEIGHTS))
-    assert preprocess is not None
-    return preprocess, initial, f"{rng.key(*digests):016x}"
+    initial = {k: v for k, v in weights.items() if k.startswith("members.")}
+    odd = [name for name, value in initial.items() if wanted.get(name) != value.shape]
+    if odd or len(description["labels"]) != classes:
+        raise UserError(
+            f"members_from: {named} are of another shape than model asks for"
+            f"{f' ({odd[0]})' if odd else ''}; give the same grey, in_channels, head_dims and "
+            "classes"
+        )
+    preprocess = Preprocess.from_state(description["preprocessing"], under(PREPROCESS, weights))
+    _check_preprocess(cfg, preprocess, cfg.members_from[0])
+    digest = rng.key(*(source["sha256"] for source in description["sources"]))
+    return preprocess, initial, f"{digest:016x}"

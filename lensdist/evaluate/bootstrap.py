@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -47,28 +47,86 @@ def paired_bootstrap(
         RunError: no sample, or a score that is not finite.
         ValueError: the shapes differ.
     """
+    a, b = _paired(a, b)
+    d = a - b
+    (draws,) = _resampled([d], seed, resamples)
+    n = d.shape[1]
+    return {"difference": d.mean().item(), "ci": _percentiles(draws), "n": n, "seeds": len(d)}
+
+
+def error_reduction(
+    a_correct: Tensor, b_correct: Tensor, *, seed: int = 0, resamples: int = 2000
+) -> dict[str, Any]:
+    """The share of b's errors that a does away with, 1 - error(a) / error(b), with its interval.
+
+    Paired as `paired_bootstrap`, with the same resamples. Of a resample without an error of b
+    the share does not exist, and it is left out.
+
+    Args:
+        a_correct: (N,) or (S, N) 0 or 1, or bool: which samples each of S seeds gets right.
+        b_correct: the same samples in the same order under the other model.
+        seed: names the resamples.
+        resamples: how many.
+
+    Returns:
+        `reduction` (0.6: six in ten errors are gone; below 0: more errors; NaN where b makes
+        none), `ci` [low, high], `error_a`, `error_b`, `n`, `seeds`.
+
+    Raises:
+        RunError, ValueError: as `paired_bootstrap`.
+    """
+    a, b = _paired(a_correct, b_correct)
+    wrong_a, wrong_b = 1 - a, 1 - b
+    draws_a, draws_b = _resampled([wrong_a, wrong_b], seed, resamples)
+    some = draws_b > 0
+    error_a, error_b = wrong_a.mean().item(), wrong_b.mean().item()
+    return {
+        "reduction": 1 - error_a / error_b if error_b > 0 else math.nan,
+        "ci": _percentiles(1 - draws_a[some] / draws_b[some]),
+        "error_a": error_a,
+        "error_b": error_b,
+        "n": a.shape[1],
+        "seeds": len(a),
+    }
+
+
+def _paired(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as (S, N) float64 on the CPU, or what is wrong with them."""
     if a.shape != b.shape or a.ndim not in (1, 2):
         raise ValueError(
             "paired scores need one shape, (N,) or (S, N), "
             f"not {tuple(a.shape)} and {tuple(b.shape)}"
         )
-    d = a.detach().cpu().double() - b.detach().cpu().double()
-    d = d[None] if d.ndim == 1 else d
-    if d.numel() == 0 or not d.isfinite().all():
+    a, b = (each.detach().cpu().double() for each in (a, b))
+    a, b = (each if each.ndim == 2 else each[None] for each in (a, b))
+    if a.numel() == 0 or not (a.isfinite() & b.isfinite()).all():
         raise RunError("paired scores must be there, and finite")
-    seeds, n = d.shape
+    return a, b
+
+
+def _resampled(scores: Sequence[Tensor], seed: int, resamples: int) -> list[Tensor]:
+    """(R,) means of each of the scores (S, N), seeds and samples drawn alike for all of them."""
+    seeds, n = scores[0].shape
     rows = torch.cat(list(_counts(rng.key(seed, "paired", "seeds"), resamples, seeds)))
-    draws: list[Tensor] = []
+    draws: list[list[Tensor]] = [[] for _ in scores]
+    first = 0
     for counts in _counts(rng.key(seed, "paired", "samples"), resamples, n):
-        first = sum(map(len, draws))
-        by_seed = rows[first : first + len(counts)] @ d
-        draws.append((by_seed * counts).sum(dim=1) / d.numel())
-    ci = _percentiles(torch.cat(draws))
-    return {"difference": d.mean().item(), "ci": ci, "n": n, "seeds": seeds}
+        of_seeds = rows[first : first + len(counts)]
+        for mine, each in zip(draws, scores, strict=True):
+            mine.append(((of_seeds @ each) * counts).sum(dim=1) / each.numel())
+        first += len(counts)
+    return [torch.cat(mine) for mine in draws]
 
 
 def auc_interval(scores: Tensor, truth: Tensor, *, seed: int, resamples: int) -> list[float]:
-    """Interval of the macro AUC, bootstrapped over samples (Efron 1979, percentiles).
+    """Interval of the macro AUC: the first of `auc_intervals`."""
+    return auc_intervals(scores, truth, seed=seed, resamples=resamples)[0]
+
+
+def auc_intervals(
+    scores: Tensor, truth: Tensor, *, seed: int, resamples: int
+) -> tuple[list[float], list[list[float]]]:
+    """Intervals of the AUCs, bootstrapped over samples (Efron 1979, percentiles).
 
     Args:
         scores: (K, N) any order-preserving score of each class.
@@ -77,8 +135,8 @@ def auc_interval(scores: Tensor, truth: Tensor, *, seed: int, resamples: int) ->
         resamples: how many.
 
     Returns:
-        [low, high]; NaN when no class can be scored. A resample that lacks a class takes the
-        mean over the classes it has.
+        [low, high] of the macro AUC, and of each of the K classes'; NaN where it cannot be
+        scored. A resample that lacks a class takes the mean over the classes it has.
     """
     classes = []
     for score, positive in zip(scores, truth, strict=True):
@@ -86,11 +144,37 @@ def auc_interval(scores: Tensor, truth: Tensor, *, seed: int, resamples: int) ->
         last = torch.ones(len(order), dtype=torch.bool)
         last[:-1] = score[order].diff() > 0  # the last of each group of equal scores
         classes.append((order, last.nonzero().flatten(), positive[order].double()))
-    draws = [
-        torch.stack([_weighted_auc(counts, *each) for each in classes]).nanmean(dim=0)
+    parts = [
+        torch.stack([_weighted_auc(counts, *each) for each in classes])
         for counts in _counts(rng.key(seed, "auc"), resamples, scores.shape[1])
     ]
-    return _percentiles(torch.cat(draws))
+    draws = torch.cat(parts, dim=1)  # (K, resamples)
+    return _percentiles(draws.nanmean(dim=0)), [_percentiles(each) for each in draws]
+
+
+def calibration_interval(gaps: Tensor, *, seed: int, resamples: int) -> list[float]:
+    """Interval of the expected calibration error (basic bootstrap: reflected percentiles).
+
+    Noise in a bin only ever adds to an ECE: the estimate lies too high, and its resamples too
+    high once more. Percentiles of them hardly ever hold the true ECE of a nearly calibrated
+    model; reflected at the estimate, both shifts go. (Measured on made-up overconfident models of
+    known ECE, 150 and 1,000 samples: 0.87 to 0.94 hold it, where percentiles do 0.08 to 0.93;
+    0 as the lower end means that the model may be calibrated.) So the interval may lie low
+    beside its estimate, or below it.
+
+    Args:
+        gaps: (N, bins) accuracy - confidence of each sample in its own bin, 0 in all others.
+        seed: names the resamples.
+        resamples: how many.
+    """
+    n = len(gaps)
+    estimate = gaps.sum(dim=0).abs().sum().item() / n
+    draws = [
+        (counts @ gaps).abs().sum(dim=1) / n
+        for counts in _counts(rng.key(seed, "ece"), resamples, n)
+    ]
+    low, high = _percentiles(torch.cat(draws))
+    return [max(0.0, 2 * estimate - high), max(0.0, 2 * estimate - low)]
 
 
 def _weighted_auc(counts: Tensor, order: Tensor, ends: Tensor, positive: Tensor) -> Tensor:

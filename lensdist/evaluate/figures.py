@@ -1,13 +1,10 @@
 """Figures of data, training and results, as PNG.
 
-Each function draws into a file and returns its path. Figures are made without pyplot, so they
-need no display, keep no global state and can be drawn from any thread. Colours are Okabe & Ito's,
-which people with any colour vision can tell apart, and lines differ in their dashes as well.
+Each function draws into a file and returns its path.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,19 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lensdist.evaluate.bootstrap import wilson
-from lensdist.files import write_atomic
+from lensdist.evaluate.drawing import COLOURS, GREY, MARKS, panels, save, style, tidy
+from lensdist.evaluate.report import number
 
 Array = npt.NDArray[Any]
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
-_MARKS = ("o", "s", "^", "D", "v", "P", "X")
-_GREY = "#767676"
 
 
 def roc(
@@ -38,26 +30,26 @@ def roc(
     title: str = "ROC, one class against the rest",
 ) -> Path:
     """ROC curves as `metrics.roc_curves` gives them; good ones also enlarged in an inset."""
-    fig, (ax,) = _figure(1, 4.6, 4.4, f"{title} (n = {n:,})")
+    fig, (ax,) = panels(1, 4.6, 4.4, f"{title} (n = {n:,})")
     drawn = [auc for auc, curve in zip(aucs, curves.values(), strict=True) if curve["fpr"]]
-    insets = [ax.inset_axes((0.36, 0.36, 0.58, 0.52))] if drawn and min(drawn) > 0.95 else []
+    insets = [ax.inset_axes((0.36, 0.36, 0.58, 0.52))] if drawn and min(drawn) > 0.98 else []
     for i, ((name, curve), auc) in enumerate(zip(curves.items(), aucs, strict=True)):
         if not curve["fpr"]:
             continue
         for each in (ax, *insets):
-            each.plot(curve["fpr"], curve["tpr"], label=f"{name}  AUC {_auc(auc)}", **_style(i))
+            each.plot(curve["fpr"], curve["tpr"], label=f"{name}  AUC {_auc(auc)}", **style(i))
     ax.plot([0, 1], [0, 1], color="#cccccc", lw=0.8, zorder=0)
     ax.set(xlabel="false positive rate", ylabel="true positive rate")
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     for inset in insets:
         inset.set(xlim=(-0.001, 0.1), ylim=(0.9, 1.001))
         inset.tick_params(labelsize=7)
-        for connector in ax.indicate_inset_zoom(inset, edgecolor=_GREY).connectors:
+        for connector in ax.indicate_inset_zoom(inset, edgecolor=GREY).connectors:
             connector.set_visible(False)  # they would cross the tick labels
-        inset.set_title("enlarged", fontsize=7, color=_GREY, pad=3)
+        inset.set_title("enlarged", fontsize=7, color=GREY, pad=3)
     if drawn:
         ax.legend(loc="lower right", frameon=False, fontsize=8)
-    return _save(fig, path)
+    return save(fig, path)
 
 
 def confusion(
@@ -67,7 +59,7 @@ def confusion(
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = 1.6 + 0.9 * len(names)
-    fig, (ax,) = _figure(1, size + 0.6, size, f"{title} (n = {counts.sum():,})")
+    fig, (ax,) = panels(1, size + 0.6, size, f"{title} (n = {counts.sum():,})")
     shown = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (i, j), share in np.ndenumerate(shares):
         colour = "white" if share > 0.6 else "black"
@@ -77,7 +69,7 @@ def confusion(
     ax.set_yticks(range(len(names)), names)
     ax.set(xlabel="predicted class", ylabel="true class")
     fig.colorbar(shown, ax=ax, label="share of the true class", shrink=0.85)
-    return _save(fig, path)
+    return save(fig, path)
 
 
 def reliability(
@@ -93,7 +85,7 @@ def reliability(
     mean, right = (np.asarray(bins[key], float)[used] for key in ("confidence", "accuracy"))
     pairs = zip((right * count[used]).round(), count[used], strict=True)
     error = np.abs(np.array([wilson(int(hits), int(all_)) for hits, all_ in pairs]).T - right)
-    ax.plot([0, 1], [0, 1], color=_GREY, lw=0.8, label="perfectly calibrated")
+    ax.plot([0, 1], [0, 1], color=GREY, lw=0.8, label="perfectly calibrated")
     ax.errorbar(
         mean,
         right,
@@ -109,15 +101,15 @@ def reliability(
     low.bar(edges[:-1], count, width=np.diff(edges), align="edge", color=COLOURS[5], ec="white")
     low.set(xlabel="confidence (probability of the top label)", ylabel="samples", yscale="log")
     low.set_ylim(bottom=0.7)
-    _tidy(ax, low)
-    return _save(fig, path)
+    tidy(ax, low)
+    return save(fig, path)
 
 
 def learning_curves(
     path: Path, rows: Sequence[Mapping[str, Any]], title: str = "Learning curves"
 ) -> Path:
     """Loss, validation scores and learning rate against the step, from rows of metrics.jsonl."""
-    panels: dict[str, list[tuple[str, Array, bool]]] = {}
+    kinds: dict[str, list[tuple[str, Array, bool]]] = {}
     for panel, kind, names in (
         ("loss", "train", ("loss",)),
         ("loss", "val", ("loss", "nll", "mse", "mse_masked")),
@@ -128,15 +120,15 @@ def learning_curves(
         for name in names:
             series = _series(rows, kind, name)
             if len(series):
-                panels.setdefault(panel, []).append((f"{kind} {name}", series, kind == "val"))
-    fig, axes = _figure(max(len(panels), 1), 3.7, 3.3, title if panels else "no rows yet")
+                kinds.setdefault(panel, []).append((f"{kind} {name}", series, kind == "val"))
+    fig, axes = panels(max(len(kinds), 1), 3.7, 3.3, title if kinds else "no rows yet")
     resumed = [row["step"] for row in rows if str(row.get("what", "")).startswith("resumed")]
-    for ax, (panel, lines) in zip(axes, panels.items(), strict=False):
+    for ax, (panel, lines) in zip(axes, kinds.items(), strict=False):
         for i, (name, series, marked) in enumerate(lines):
-            mark = {"marker": _MARKS[i], "ms": 3} if marked else {}
-            ax.plot(*series.T, label=name, **_style(i), **mark)
+            mark = {"marker": MARKS[i], "ms": 3} if marked else {}
+            ax.plot(*series.T, label=name, **style(i), **mark)
         for step in resumed:
-            ax.axvline(step, color=_GREY, lw=0.6, ls=":")
+            ax.axvline(step, color=GREY, lw=0.6, ls=":")
         values = np.concatenate([series[:, 1] for _, series, _ in lines])
         if panel == "loss" and values.min() > 0 and values.max() > 20 * values.min():
             ax.set_yscale("log")
@@ -145,7 +137,7 @@ def learning_curves(
         if panel == "learning rate":
             ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
         ax.legend(frameon=False, fontsize=8)
-    return _save(fig, path)
+    return save(fig, path)
 
 
 def few_label(
@@ -164,21 +156,51 @@ def few_label(
         title: of the figure.
         chance: accuracy of guessing, drawn as a line.
     """
-    fig, (ax,) = _figure(1, 5.6, 4.0, f"{title} (test n = {n:,}; bands: 95 %)")
+    fig, (ax,) = panels(1, 5.6, 4.0, f"{title} (test n = {n:,}; bands: 95 %)")
     for i, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
         mine = sorted((r for r in rows if r["method"] == method), key=_labels)
         x, y = [_labels(row) for row in mine], [row["accuracy"] for row in mine]
-        ax.plot(x, y, label=method, marker=_MARKS[i % 7], ms=4, **_style(i))
+        ax.plot(x, y, label=method, marker=MARKS[i % 7], ms=4, **style(i))
         bands = np.array([r.get("accuracy_ci") or [r["accuracy"]] * 2 for r in mine], float)
         ax.fill_between(x, *bands.T, color=COLOURS[i % 7], alpha=0.18, lw=0)
     if chance is not None:
-        ax.axhline(chance, color=_GREY, lw=0.8, ls=":", label="chance")
+        ax.axhline(chance, color=GREY, lw=0.8, ls=":", label="chance")
     ticks = sorted({_labels(row) for row in rows})
     ax.set(xscale="log", xlabel="labels per class", ylabel="test accuracy")
     ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     ax.minorticks_off()
     ax.legend(frameon=False, fontsize=8)
-    return _save(fig, path)
+    return save(fig, path)
+
+
+def variants(
+    path: Path, scores: Mapping[str, Mapping[str, Any]], chance: float, title: str = "Harder images"
+) -> Path:
+    """Accuracy and macro AUC with 95 % intervals, a line for each variant of a test set.
+
+    Args:
+        path: of the PNG.
+        scores: by what the variant is, the plain one first: `n`, `accuracy`, `auc_macro`, `…_ci`.
+        chance: accuracy of guessing.
+        title: of the figure.
+    """
+    n = next(iter(scores.values()))["n"]
+    fig, axes = panels(2, 4.2, 1.2 + 0.3 * len(scores), f"{title} (n = {n:,} each)")
+    for ax, key, guess in zip(axes, ("accuracy", "auc_macro"), (chance, 0.5), strict=True):
+        for row, each in enumerate(scores.values()):
+            value = np.array(each[key], float)
+            low, high = np.array(each[f"{key}_ci"], float)
+            ax.plot([low, high], [row, row], color=COLOURS[0], lw=2)
+            ax.plot(value, row, "o", ms=5, color=COLOURS[0])
+            text = number(float(value), (low, high))
+            ax.text(1.03, row, text, fontsize=8, va="center", transform=ax.get_yaxis_transform())
+        ax.axvline(guess, color=GREY, lw=1, ls=":")
+        name = key.replace("auc_macro", "macro AUC")
+        ax.set_xlabel(f"{name}, 95 % interval (dotted: chance)", fontsize=9)
+        ax.set_ylim(len(scores) - 0.5, -0.5)
+        ax.set_yticks(range(len(scores)), scores if ax is axes[0] else [""] * len(scores))
+        ax.margins(x=0.06)
+    return save(fig, path)
 
 
 def reconstructions(
@@ -218,7 +240,7 @@ def reconstructions(
     for ax, head in zip(axes[0], ("original", "masked", "reconstruction", "residual"), strict=True):
         ax.set_title(head, fontsize=9)
     _scale_bar(axes[0][0], image.shape[-1], pixel_scale)
-    return _save(fig, path)
+    return save(fig, path)
 
 
 def sample_grid(
@@ -242,25 +264,7 @@ def sample_grid(
             _picture(ax, image, "inferno")
         row[0].set_ylabel(name, fontsize=9)
     _scale_bar(axes[0][0], next(iter(images.values())).shape[-1], pixel_scale)
-    return _save(fig, path)
-
-
-def _figure(panels: int, width: float, height: float, title: str) -> tuple[Figure, list[Any]]:
-    fig = Figure(figsize=(width * panels, height), layout="constrained")
-    fig.suptitle(title, fontsize=10)
-    axes = list(fig.subplots(1, panels, squeeze=False)[0])
-    _tidy(*axes)
-    return fig, axes
-
-
-def _tidy(*axes: Any) -> None:
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=8)
-
-
-def _style(i: int) -> dict[str, Any]:
-    return {"color": COLOURS[i % 7], "ls": _DASHES[i % 7], "lw": 1.5}
+    return save(fig, path)
 
 
 def _picture(ax: Any, image: Array, colours: str, **span: float) -> Any:
@@ -291,9 +295,3 @@ def _series(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> Array:
         (r["step"], r[name]) for r in rows if r.get("kind") == kind and r.get(name) is not None
     ]
     return np.asarray(found, float).reshape(-1, 2)
-
-
-def _save(fig: Figure, path: Path) -> Path:
-    data = io.BytesIO()
-    FigureCanvasAgg(fig).print_figure(data, format="png", dpi=150, metadata={"Software": None})
-    return write_atomic(path, data.getvalue())

@@ -21,24 +21,11 @@ from torch import Tensor
 
 from lensdist._torchvision import import_torchvision
 from lensdist.errors import RunError
-from lensdist.evaluate.bootstrap import Z95, auc_interval, paired_bootstrap, wilson
-from lensdist.files import to_json
+from lensdist.evaluate.bootstrap import Z95, auc_intervals, calibration_interval, wilson
 
 import_torchvision()  # torchmetrics imports it, and fails where its operators do not load
 
 from torchmetrics.functional import classification as tm  # noqa: E402
-
-__all__ = [
-    "classification",
-    "intervals",
-    "mass_binned",
-    "paired_bootstrap",
-    "reconstruction",
-    "reliability",
-    "roc_curves",
-    "to_json",
-    "wilson",
-]
 
 
 def classification(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, Any]:
@@ -73,7 +60,7 @@ def classification(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict
         "accuracy": confusion.diagonal().sum().item() / len(y),
         "auc_macro": sum(present) / len(present) if present else math.nan,
         "auc_per_class": aucs,
-        "ece": _calibration_error(z, y),
+        "ece": _gaps(z, y).sum(dim=0).abs().sum().item() / len(y),
         "nll": -log_p.gather(1, y[:, None]).mean().item(),
         "brier": (p - hot).square().sum(dim=1).mean().item(),
         "confusion": confusion.tolist(),
@@ -82,12 +69,13 @@ def classification(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict
 
 def intervals(
     logits: Tensor, labels: Tensor, *, seed: int = 0, resamples: int = 1000
-) -> dict[str, list[float]]:
-    """95 % intervals `accuracy_ci` and `auc_macro_ci`, each [low, high].
+) -> dict[str, Any]:
+    """95 % intervals, each [low, high]: `accuracy_ci`, `auc_macro_ci`, `ece_ci`, and one a class
+    in `auc_per_class_ci`.
 
     Accuracy is a proportion, so its interval is Wilson's, which keeps a width at 100 %; the
-    bootstrap's has none there. Macro AUC is bootstrapped over samples; where every resample
-    separates the classes perfectly its width is 0, so read it beside `n`.
+    bootstrap's has none there. AUCs are bootstrapped over samples; where every resample
+    separates the classes perfectly the width is 0, so read it beside `n`.
 
     Args:
         logits: (N, K).
@@ -97,9 +85,12 @@ def intervals(
     """
     z, y = _checked(logits, labels, logits.shape[-1])
     truth = torch.nn.functional.one_hot(y, z.shape[1]).T.bool()
+    macro, each = auc_intervals(_ranks(z), truth, seed=seed, resamples=resamples)
     return {
         "accuracy_ci": wilson(int((z.argmax(dim=1) == y).sum()), len(y)),
-        "auc_macro_ci": auc_interval(_ranks(z), truth, seed=seed, resamples=resamples),
+        "auc_macro_ci": macro,
+        "auc_per_class_ci": each,
+        "ece_ci": calibration_interval(_gaps(z, y), seed=seed, resamples=resamples),
     }
 
 
@@ -170,10 +161,9 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, lis
     |accuracy - confidence| weighted by count.
     """
     z, y = _checked(logits, labels, logits.shape[-1])
-    confidence, predicted = torch.softmax(z, dim=1).max(dim=1)
-    where = (confidence * bins).long().clamp(max=bins - 1)
+    confidence, right, where = _binned(z, y, bins)
     count = torch.bincount(where, minlength=bins).double()
-    hits = torch.bincount(where, weights=(predicted == y).double(), minlength=bins)
+    hits = torch.bincount(where, weights=right, minlength=bins)
     return {
         "confidence": (torch.bincount(where, weights=confidence, minlength=bins) / count).tolist(),
         "accuracy": (hits / count).tolist(),
@@ -259,15 +249,21 @@ def _checked(logits: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tens
     return z, y
 
 
-def _calibration_error(z: Tensor, y: Tensor) -> float:
-    """From the diagram's own bins, so that number and figure agree.
+def _binned(z: Tensor, y: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(N,) confidence in the top label, whether it is right, and the bin of that confidence.
 
     torchmetrics rounds to float32 first, where a confident model's 1 - 1e-9 becomes 1 and falls
     into a sixteenth bin of its own.
     """
-    bins = {key: torch.tensor(each, dtype=torch.float64) for key, each in reliability(z, y).items()}
-    gap = (bins["accuracy"] - bins["confidence"]).abs().nan_to_num()
-    return (gap @ bins["count"] / len(y)).item()
+    confidence, predicted = torch.softmax(z, dim=1).max(dim=1)
+    where = (confidence * bins).long().clamp(max=bins - 1)
+    return confidence, (predicted == y).double(), where
+
+
+def _gaps(z: Tensor, y: Tensor, bins: int = 15) -> Tensor:
+    """(N, bins): right - confidence in a sample's own bin; the diagram's, so that both agree."""
+    confidence, right, where = _binned(z, y, bins)
+    return torch.nn.functional.one_hot(where, bins) * (right - confidence)[:, None]
 
 
 def _ranks(z: Tensor) -> Tensor:

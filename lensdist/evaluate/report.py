@@ -18,6 +18,12 @@ from lensdist.track import log
 Row = Mapping[str, Any]
 _NONE = "–"
 
+HARD = (
+    "On simulated images with less mass in substructure, and with a PSF 30 % wider or narrower; "
+    "the lenses are the same throughout (`lensdist evaluate RUN --data PACKED --hard`)."
+)
+"""What a reader must know to judge the table of `hard_rows`."""
+
 
 def write_results(
     folder: Path,
@@ -25,6 +31,7 @@ def write_results(
     title: str,
     notes: Sequence[str] = (),
     figures: Sequence[Path] = (),
+    hard: Sequence[Row] = (),
 ) -> Path:
     """Write `results.json` with everything, and `results.md` with what fits a table.
 
@@ -35,6 +42,7 @@ def write_results(
         title: the heading.
         notes: what a reader must know to judge the numbers, a bullet each.
         figures: PNGs, linked relative to `folder`.
+        hard: rows of a second table (see `hard_rows`); none, no table.
 
     Returns:
         The path of `results.md`.
@@ -44,9 +52,12 @@ def write_results(
     """
     links = [_relative(figure, folder) for figure in figures]
     everything = {"title": title, "notes": list(notes), "rows": list(rows), "figures": links}
+    everything |= {"hard": list(hard)} if hard else {}
     parts = [f"# {title}", table(rows)]
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
+    if hard:
+        parts += ["## Harder images", table(hard), HARD]
     parts += [f"![{Path(link).stem.replace('_', ' ')}]({link})" for link in links]
     write_atomic(folder / "results.json", to_json(everything) + "\n")
     return write_atomic(folder / "results.md", "\n\n".join(parts) + "\n")
@@ -107,6 +118,48 @@ def number(value: float, interval: Sequence[float | None] | None = None) -> str:
     return text.rstrip(".")
 
 
+def lines(scores: Row) -> list[str]:
+    """Scores as people read them, a line each: `accuracy  0.9132 [0.9075, 0.9189]`.
+
+    AUCs of the classes have their names; of other nested values only `tta` is shown, which holds
+    scores too.
+    """
+    pairs = _named(scores)
+    if isinstance(tta := scores.get("tta"), Mapping):
+        pairs += [(f"tta {name}", text) for name, text in _named(tta) if name != "n"]
+    width = max((len(name) for name, _ in pairs), default=0)
+    return [f"{name:>{width}}  {text}" for name, text in pairs]
+
+
+def _named(scores: Row) -> list[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    for name, value in scores.items():
+        if name == "auc_per_class":
+            every = zip(scores["labels"], value, scores.get(f"{name}_ci") or value, strict=True)
+            for label, auc, ci in every:
+                interval = ci if isinstance(ci, (list, tuple)) else None
+                pairs.append((f"auc {label}", _cell({"auc": auc, "auc_ci": interval}, "auc")))
+        elif isinstance(value, (int, float)) or name == "views":
+            pairs.append((name.replace("_", " "), _cell(scores, name)))
+    return pairs
+
+
+def hard_table(variants: Mapping[str, Row]) -> str:
+    """One run's scores on harder images, a line a variant (see `hard.score_hard`)."""
+    rows = []
+    for name, scores in variants.items():
+        row = {"variant": name.replace("_", " "), "n": scores["n"]}
+        for key in ("accuracy", "accuracy_change", "auc_macro"):
+            row |= {key: scores.get(key), f"{key}_ci": scores.get(f"{key}_ci")}
+        each = zip(
+            scores["labels"], scores["auc_per_class"], scores["auc_per_class_ci"], strict=True
+        )
+        for label, auc, ci in each:
+            row |= {f"auc_{label}": auc, f"auc_{label}_ci": ci}
+        rows.append(row)
+    return table(rows)
+
+
 def collect(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """A row for each run, from `config.yaml`, `eval/test.json` and `COMPLETE.json`.
 
@@ -114,6 +167,24 @@ def collect(runs: Sequence[Path]) -> list[dict[str, Any]]:
     the median of the images a second in `metrics.jsonl`.
     """
     return [_collect(run) for run in runs]
+
+
+def hard_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Two rows, accuracy and macro AUC by variant, for each run that has an `eval/hard.json`."""
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        problems: list[str] = []
+        variants = _load(run / "eval" / "hard.json", problems).get("variants")
+        if problems:
+            rows.append({"run": run.name, "problem": "; ".join(problems)})
+        if not isinstance(variants, dict):
+            continue
+        for key in ("accuracy", "auc_macro"):
+            row: dict[str, Any] = {"run": run.name, "score": key.replace("_", " ")}
+            for name, scores in variants.items():
+                row |= {name: scores.get(key), f"{name}_ci": scores.get(f"{key}_ci")}
+            rows.append(row)
+    return rows
 
 
 def _collect(run: Path) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Backbone(nn.Module):
         self.architecture = architecture
         self._repeat = cfg.in_channels == 1 and cfg.grey == "repeat"
         net = _build(architecture)
-        place, last = _last_linear(architecture, net)
+        place, last = _last_linear(net)
         head = make_head(last.in_features, cfg, classes)
         if not self._repeat:
             _fold_first(net, cfg.in_channels)
@@ -78,7 +78,7 @@ class Backbone(nn.Module):
         wanted = {t: o for t, o in self.names.items() if head or not o.startswith("sections.head.")}
         given = state
         if not head:
-            place = _last_linear(self.architecture, _on_meta(self.architecture))[0]
+            place = _last_linear(_on_meta(self.architecture))[0]
             given = {k: v for k, v in state.items() if not k.startswith(f"{place}.")}
         # Files from before torch 1.0 lack the counters, which count from then on.
         missing = [t for t in wanted if t not in given and not t.endswith("num_batches_tracked")]
@@ -121,9 +121,12 @@ def fold(kernels: Tensor, bands: int) -> Tensor:
 
 
 def architectures() -> list[str]:
-    """The names that torchvision's classifiers go by."""
-    torchvision = import_torchvision()
-    return cast(list[str], torchvision.models.list_models(module=torchvision.models))
+    """The torchvision classifiers that can be members, by name."""
+    models = import_torchvision().models
+    # SqueezeNets end in a convolution; MNASNets load their weights only beside a version number
+    # that no format but a pickle keeps.
+    names = models.list_models(module=models, exclude=["squeezenet*", "mnasnet*"])
+    return cast(list[str], names)
 
 
 def _build(architecture: str) -> nn.Module:
@@ -131,8 +134,8 @@ def _build(architecture: str) -> nn.Module:
     if architecture not in known:
         near = [name for name in known if name.startswith(architecture[:4])] or known[:5]
         raise UserError(
-            f"model.members: torchvision has no classifier {architecture!r}; "
-            f"it has {', '.join(near)} and others"
+            f"model.members: {architecture!r} is none of torchvision's classifiers that can be "
+            f"members; there are {', '.join(near)} and others"
         )
     torchvision = import_torchvision()
     more = _MORE.get(architecture, {})
@@ -149,11 +152,8 @@ def _on_meta(architecture: str) -> nn.Module:
         return _build(architecture)
 
 
-def _last_linear(architecture: str, net: nn.Module) -> tuple[str, nn.Linear]:
-    found = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Linear)]
-    if not found:
-        raise UserError(f"model.members: {architecture} does not end in a linear layer")
-    return found[-1]
+def _last_linear(net: nn.Module) -> tuple[str, nn.Linear]:
+    return [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
 
 
 def _put(net: nn.Module, place: str, module: nn.Module) -> None:

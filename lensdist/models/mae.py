@@ -63,7 +63,7 @@ class TokenDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, keep: Tensor) -> Tensor:
         visible = self.narrow(tokens)
-        all_ = self.hidden.to(visible.dtype).expand(len(tokens), self.cfg.grid**2, -1)
+        all_ = self.hidden.to(visible.dtype).expand(tokens.shape[0], self.cfg.grid**2, -1)
         all_ = all_.scatter(1, keep[:, :, None].expand_as(visible), visible) + self.position
         for block in self.blocks:
             all_ = block(all_)

@@ -37,7 +37,7 @@ def _end(run: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("task", ["mae", "finetune", "batchnorm"])
+@pytest.mark.parametrize("task", ["mae", "finetune", "batchnorm", "common"])
 def test_losses_agree_over_20_steps(worlds: dict[int, Path], task: str, processes: int) -> None:
     (alone, rows), (shared, others) = (_end(worlds[n] / task) for n in (1, processes))
     losses, same = ([r["loss"] for r in x if r["kind"] == "train"] for x in (rows, others))
@@ -51,7 +51,7 @@ def test_losses_agree_over_20_steps(worlds: dict[int, Path], task: str, processe
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("task", ["mae", "finetune", "batchnorm"])
+@pytest.mark.parametrize("task", ["mae", "finetune", "batchnorm", "common"])
 def test_reproducible_gives_the_same_bits(
     worlds: dict[int, Path], task: str, processes: int
 ) -> None:
@@ -70,6 +70,15 @@ def test_batchnorm_statistics_move_once_a_step(worlds: dict[int, Path]) -> None:
         assert int(tensors["model/4.num_batches_tracked"]) == 20, processes
         # Frozen in the first stage, so it moved in the second only.
         assert 0 < int(tensors["model/1.num_batches_tracked"]) < 20, processes
+
+
+def test_kept_features_and_unfrozen_layers_were_both_trained_on(worlds: dict[int, Path]) -> None:
+    for processes, folder in worlds.items():
+        events = [r for r in read(folder / "common" / "metrics.jsonl") if r["kind"] == "event"]
+        frozen = [(r["step"], r["detail"]) for r in events if r["what"] == "frozen layers"]
+        assert [step for step, _ in frozen] == [0, 18], processes
+        assert "2 view(s) of 96 images" in frozen[0][1]
+        assert "not cached: 2 epoch(s)" in frozen[1][1]
 
 
 def test_an_uneven_share_is_refused(tiny_set: Path, tmp_path: Path, port: int) -> None:

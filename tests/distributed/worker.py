@@ -7,6 +7,7 @@ Each run lands in OUT/<name>; the test compares those of different numbers of pr
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,33 @@ class BatchNormTask:
         return {"model": {}}
 
 
+def _remember_weights() -> list[int]:
+    """A digest of what runs end with, on every process: only one of them writes its own down."""
+    digests: list[int] = []
+    train = phase.train
+
+    def remember(*args: Any) -> Any:
+        outcome = train(*args)
+        digests.append(_digest(outcome.model))  # now: what is exported is loaded into it later
+        return outcome
+
+    phase.train = remember
+    return digests
+
+
+def _digest(model: nn.Module) -> int:
+    digest = hashlib.sha256()
+    for _, value in sorted(model.state_dict().items()):
+        digest.update(value.numpy().tobytes())
+    return int.from_bytes(digest.digest()[:7], "little")
+
+
 def main(out: Path, data: Path) -> None:
     torch.set_num_threads(1)
     world = None
     original = phase.build_task
-    for name in ("mae", "finetune", "batchnorm"):
+    weights = _remember_weights()
+    for name in ("mae", "finetune", "batchnorm", "common"):
         for reproducible in (False, True):
             task = "finetune" if name == "batchnorm" else name
             changes: dict[str, Any] = {
@@ -72,7 +95,9 @@ def main(out: Path, data: Path) -> None:
             }  # fmt: skip
             if task == "finetune":
                 changes |= {"frozen_epochs": 1, "train.epochs": 6}
-            if name == "finetune":
+            if name == "common":  # the heads on kept features, then one section more
+                changes |= {"train.epochs": 9, "unfreeze_epochs": "[3,2,1,1,1,1]"}
+            elif name == "finetune":
                 changes["encoder"] = out / "mae-reproducible"
             else:
                 changes["train.epochs"] = 20
@@ -83,7 +108,7 @@ def main(out: Path, data: Path) -> None:
             world = world or World(cfg)
             phase.build_task = BatchNormTask if name == "batchnorm" else original  # type: ignore[assignment]
             phase.run(cfg, "auto", world)
-            world.barrier()
+            world.agree("weights", weights.pop())
     assert world is not None
     world.close(0)
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lensdist.phases import completed
-from tests.conftest import ROOT, command, start
+from tests.conftest import ROOT, command, environment, start
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(600)]
 
@@ -42,7 +42,29 @@ def test_a_preset_pretrains_and_fine_tunes(preset: str, tiny_set: Path, tmp_path
         assert record["preset"] == preset
 
 
-@pytest.mark.parametrize("task", ["mae", "finetune"])
+COMMON = sorted(p.stem for p in (ROOT / "configs" / "common").glob("*.yaml") if p.stem != "debug")
+
+
+@pytest.mark.parametrize("preset", COMMON)
+def test_a_preset_of_the_common_task(preset: str, common_set: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    # Two images a step, three steps an epoch: every stage of an unfreezing is reached.
+    words = [*_cut(common_set, run, 20, 2), "data.labels_per_class=2", "init=random"]
+    if preset.startswith("unfreeze"):
+        words += ["unfreeze_epochs=[1,1,1,1,1,25]"]
+    words = [f"--config=configs/common/{preset}.yaml", *words]
+    # The networks are large: two threads, where all else here runs on one.
+    threads = environment(OMP_NUM_THREADS="2")
+    done = start(command("lensdist.train", *words), timeout=500, env=threads)
+    assert done.returncode == 0, done.stderr
+    record = completed(run)
+    assert record is not None
+    assert record["steps"] == 20
+    assert record["preset"] == preset
+    assert record["config"]["model"]["image_size"] == 150
+
+
+@pytest.mark.parametrize("task", ["mae", "finetune", "common"])
 def test_debug_needs_nothing(task: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = start(command("lensdist.train", f"--config=configs/{task}/debug.yaml", f"run.dir={run}"))
@@ -53,5 +75,5 @@ def test_debug_needs_nothing(task: str, tmp_path: Path) -> None:
 def test_every_preset_says_its_own_name() -> None:
     for path in sorted((ROOT / "configs").glob("*/*.yaml")):
         preset = yaml.safe_load(path.read_text()).get("preset")
-        if path.parent.name in ("mae", "finetune"):
+        if path.parent.name in ("mae", "finetune", "common"):
             assert preset == path.stem, path

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lensdist.engine import checkpoint, loop
+from lensdist.engine import checkpoint
+from lensdist.engine.batches import StepPlan
 from lensdist.train import main
 
 
@@ -23,19 +24,19 @@ def die() -> None:
 
 def arm(when: str, number: int, stop: Path | None = None) -> None:
     if when in ("step", "term", "stop"):
-        original = loop.learning_rate
+        original = StepPlan.place
 
-        def rate(cfg: Any, step: int, *rest: Any) -> float:
-            if step == number:  # the steps before this one are done
+        def place(plan: StepPlan, step: int, micro: int) -> tuple[int, int]:
+            if step == number and micro == plan.mine[0]:  # the steps before this one are done
                 if when == "stop":
                     assert stop is not None
                     stop.touch()
                     time.sleep(1.2)  # the file is looked for once a second
                 else:
                     os.kill(os.getpid(), signal.SIGKILL if when == "step" else signal.SIGTERM)
-            return original(cfg, step, *rest)
+            return original(plan, step, micro)
 
-        loop.learning_rate = rate
+        StepPlan.place = place  # type: ignore[method-assign]
     elif when == "write":
         write = checkpoint.write_safetensors
 

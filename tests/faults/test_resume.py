@@ -29,6 +29,8 @@ def _settings(task: str, data: Path, run: Path, **more: Any) -> list[str]:
         "optim.schedule": "{kind: cosine, warmup_steps: 3}", "checkpoint.every_steps": 5,
         "checkpoint.keep": 2,
     }  # fmt: skip
+    if task == "common":  # heads on kept features, then a section more with each epoch
+        changes |= {"train.epochs": 8, "unfreeze_epochs": "[3,1,1,1,1,1]"}
     if task == "finetune":
         changes |= {"frozen_epochs": 1, "model.head_dropout": 0.2, "augment.rot180": "true"}
     return settings(task, data, run, **{**changes, **more})
@@ -36,13 +38,13 @@ def _settings(task: str, data: Path, run: Path, **more: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Uninterrupted runs, a pretraining and the fine-tuning that starts from it."""
+    """Uninterrupted runs: a pretraining, the fine-tuning that starts from it, and an unfreezing."""
     root = tmp_path_factory.mktemp("whole")
-    for task in ("mae", "finetune"):
+    for task in ("mae", "finetune", "common"):
         more = {"encoder": root / "mae"} if task == "finetune" else {}
         done = start(command("lensdist.train", *_settings(task, tiny_set, root / task, **more)))
         assert done.returncode == 0, done.stderr
-    return {"mae": root / "mae", "finetune": root / "finetune"}
+    return {task: root / task for task in ("mae", "finetune", "common")}
 
 
 def _same(run: Path, whole: Path) -> None:
@@ -71,7 +73,7 @@ def _same(run: Path, whole: Path) -> None:
     assert ours_done["files"][weights] == theirs_done["files"][weights]
 
 
-@pytest.mark.parametrize("task", ["mae", "finetune"])
+@pytest.mark.parametrize("task", ["mae", "finetune", "common"])
 def test_sigkill_at_random_steps(
     task: str, whole: dict[str, Path], tiny_set: Path, tmp_path: Path
 ) -> None:

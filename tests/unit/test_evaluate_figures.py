@@ -71,6 +71,17 @@ def test_few_label(tmp_path: Path) -> None:
     whole(figures.few_label(tmp_path / "f.png", rows, n=900, chance=1 / 3))
 
 
+def test_variants(tmp_path: Path) -> None:
+    good = {"n": 90, "accuracy": 0.9, "accuracy_ci": [0.8, 0.95], "auc_macro": 0.98}
+    good["auc_macro_ci"] = [0.97, 0.99]
+    below = {**good, "accuracy": 0.2, "accuracy_ci": [0.1, 0.3]}
+    blank = {**good, "auc_macro": np.nan, "auc_macro_ci": [np.nan, np.nan]}
+    whole(figures.variants(tmp_path / "a" / "h.png", {"x": good, "y": below, "z": blank}, 1 / 3))
+    whole(
+        figures.variants(tmp_path / "b" / "h.png", plain({"x": blank, "y": good, "z": good}), 1 / 3)
+    )
+
+
 @pytest.mark.parametrize("m", [1, 3])
 def test_image_panels(tmp_path: Path, m: int) -> None:
     image = np.random.default_rng(0).random((m, 16, 16))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lensdist.errors import RunError
 from lensdist.evaluate import metrics
+from lensdist.files import to_json
 
 NAMES = ["no_sub", "cdm", "axion"]
 
@@ -78,7 +79,7 @@ def test_a_missing_class_is_null_and_left_out_of_the_mean() -> None:
     got = metrics.classification(z, y, NAMES)
     assert math.isnan(got["auc_per_class"][2])
     assert got["auc_macro"] == pytest.approx(sum(got["auc_per_class"][:2]) / 2)
-    assert json.loads(metrics.to_json(got))["auc_per_class"][2] is None
+    assert json.loads(to_json(got))["auc_per_class"][2] is None
     low, high = metrics.intervals(z, y, resamples=50)["auc_macro_ci"]
     assert low < got["auc_macro"] < high
     assert metrics.roc_curves(z, y, NAMES)["axion"] == {"fpr": [], "tpr": []}
@@ -125,67 +126,6 @@ def test_nonsense_is_refused(z: Tensor, y: Tensor, error: type[Exception]) -> No
         metrics.classification(z, y, NAMES)
 
 
-def test_intervals_are_keyed_and_of_the_right_width() -> None:
-    z, y = made(400)
-    got = metrics.intervals(z, y, seed=3, resamples=400)
-    assert got == metrics.intervals(z, y, seed=3, resamples=400)
-    assert got != metrics.intervals(z, y, seed=4, resamples=400)
-    g, hot, aucs = np.random.default_rng(0), np.eye(3)[y], []
-    p = torch.softmax(z.double(), 1).numpy()
-    for _ in range(400):  # the bootstrap as a textbook writes it
-        i = g.integers(0, 400, 400)
-        aucs.append(np.mean([sk.roc_auc_score(hot[i, k], p[i, k]) for k in range(3)]))
-    assert got["auc_macro_ci"] == pytest.approx(np.percentile(aucs, [2.5, 97.5]), abs=0.006)
-
-
-def test_intervals_cover_what_they_should() -> None:
-    """Nominal 95 % over many small splits, whose true AUC is Phi(skill / sqrt 2)."""
-    truth, inside = 0.5 * (1 + math.erf(1.0 / 2)), 0
-    for seed in range(100):
-        z, y = made(150, classes=2, skill=0, seed=seed)
-        z[:, 1] = z[:, 0] + torch.randn(150, generator=torch.Generator().manual_seed(seed)) + y
-        low, high = metrics.intervals(z.double(), y, resamples=200)["auc_macro_ci"]
-        inside += low <= truth <= high
-    assert 88 <= inside <= 99
-
-
-def test_perfect_accuracy_keeps_a_width() -> None:
-    low, high = metrics.wilson(100, 100)
-    assert high == 1.0
-    assert low == pytest.approx(0.963, abs=1e-3)
-    assert metrics.wilson(0, 100) == pytest.approx([0.0, 0.037], abs=1e-3)
-
-
-def test_paired_bootstrap_sees_what_unpaired_intervals_hide() -> None:
-    g = torch.Generator().manual_seed(0)
-    hard = torch.rand(2000, generator=g) < 0.3
-    a, b = ~hard, ~hard
-    b[:20] = False
-    got = metrics.paired_bootstrap(a, b, resamples=2000)
-    assert got["n"] == 2000
-    assert got["difference"] == pytest.approx((a.double() - b.double()).mean().item())
-    assert 0 < got["ci"][0] < got["difference"] < got["ci"][1] < 0.02
-    back = metrics.paired_bootstrap(b, a, resamples=2000)
-    assert back["ci"] == pytest.approx([-got["ci"][1], -got["ci"][0]])
-
-
-def test_paired_bootstrap_over_seeds_is_wider() -> None:
-    g = torch.Generator().manual_seed(0)
-    d = torch.randn(1, 1000, generator=g) + torch.tensor([[-0.5], [0.0], [0.5], [1.0]])
-    zero = torch.zeros_like(d)
-    both = metrics.paired_bootstrap(d, zero, resamples=1000)
-    flat = metrics.paired_bootstrap(d.mean(0), zero[0], resamples=1000)
-    assert both["difference"] == pytest.approx(flat["difference"], abs=1e-6)
-    assert both["ci"][1] - both["ci"][0] > 4 * (flat["ci"][1] - flat["ci"][0])
-
-
-def test_paired_bootstrap_refuses_nonsense() -> None:
-    with pytest.raises(ValueError, match="one shape"):
-        metrics.paired_bootstrap(torch.zeros(3), torch.zeros(4))
-    with pytest.raises(RunError):
-        metrics.paired_bootstrap(torch.tensor([math.nan]), torch.zeros(1))
-
-
 def test_reconstruction() -> None:
     mse = torch.tensor([1e-4, 1e-2])
     got = metrics.reconstruction(mse, 1.0)
@@ -197,7 +137,7 @@ def test_reconstruction() -> None:
     assert (exact["psnr"], exact["no_psnr"]) == (pytest.approx(20), 1)
     blank = metrics.reconstruction(mse, torch.tensor([0.0, 1.0]))
     assert (blank["psnr"], blank["no_psnr"]) == (pytest.approx(20), 1)
-    assert json.loads(metrics.to_json(metrics.reconstruction(torch.zeros(2), 1.0)))["psnr"] is None
+    assert json.loads(to_json(metrics.reconstruction(torch.zeros(2), 1.0)))["psnr"] is None
 
 
 def test_reconstruction_agrees_with_torchmetrics() -> None:
@@ -262,7 +202,7 @@ def test_mass_bins() -> None:
 def test_mass_bins_without_samples_are_null() -> None:
     z, y = made(30)
     mass = torch.where(y == 2, 1.1e-23, math.nan)
-    rows = json.loads(metrics.to_json(metrics.mass_binned(z, y, mass, NAMES)))
+    rows = json.loads(to_json(metrics.mass_binned(z, y, mass, NAMES)))
     assert [row["n"] > 0 for row in rows] == [False] * 4 + [True] + [False] * 3
     assert rows[0]["recall"] is None
     with pytest.raises(ValueError, match="positive"):
@@ -273,10 +213,10 @@ def test_mass_bins_without_samples_are_null() -> None:
 
 def test_json_never_holds_nan() -> None:
     value = {"a": math.nan, "b": [np.float32("inf"), torch.tensor([1.0, math.nan])], "c": (1, True)}
-    assert json.loads(metrics.to_json(value)) == {
+    assert json.loads(to_json(value)) == {
         "a": None,
         "b": [None, [1.0, None]],
         "c": [1, True],
     }
     with pytest.raises(TypeError, match="set"):
-        metrics.to_json({"a": {1}})
+        to_json({"a": {1}})

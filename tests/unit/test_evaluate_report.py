@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lensdist.evaluate import report
+from lensdist.files import to_json
 
 
 @pytest.mark.parametrize(
@@ -162,3 +163,68 @@ def test_yaml_tags_run_nothing(tmp_path: Path) -> None:
 def test_reports_need_no_torch() -> None:
     code = "import sys, lensdist.evaluate.report; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+SCORES: dict[str, Any] = {
+    "n": 1500,
+    "labels": ["no_sub", "cdm"],
+    "accuracy": 0.91324,
+    "accuracy_ci": [0.9075, 0.9189],
+    "auc_macro": 0.98,
+    "auc_macro_ci": [0.97, 0.99],
+    "auc_per_class": [0.99, math.nan],
+    "auc_per_class_ci": [[0.98, 1.0], [math.nan, math.nan]],
+    "confusion": [[1, 2], [3, 4]],
+}
+
+
+def test_scores_read_as_lines() -> None:
+    assert report.lines(SCORES) == [
+        "         n  1,500",
+        "  accuracy  0.9132 [0.9075, 0.9189]",
+        " auc macro  0.980 [0.970, 0.990]",
+        "auc no_sub  0.990 [0.980, 1.000]",
+        "   auc cdm  –",
+    ]
+    gain = {"accuracy_gain": -0.002, "accuracy_gain_ci": [-0.01, 0.006]}
+    tta = {"views": "rot180", "n_views": 2, "n": 3, "accuracy": 0.5, **gain}
+    assert report.lines({"accuracy": 0.25, "tta": tta}) == [
+        "         accuracy  0.2500",
+        "        tta views  rot180",
+        "      tta n views  2",
+        "     tta accuracy  0.5000",
+        "tta accuracy gain  -0.0020 [-0.0100, 0.0060]",
+    ]
+    assert report.lines({}) == []
+
+
+def test_variants_of_one_run_are_a_table() -> None:
+    change = {"accuracy_change": -0.1, "accuracy_change_ci": [-0.2, 0.0]}
+    text = report.hard_table({"plain": SCORES, "mass_third": {**SCORES, **change}})
+    heads, _, first, second = text.splitlines()
+    assert [head.strip() for head in heads.strip("|").split("|")] == [
+        "variant", "n", "accuracy", "accuracy change", "auc macro", "auc no sub", "auc cdm",
+    ]  # fmt: skip
+    assert "| plain      | 1,500 | 0.9132 [0.9075, 0.9189] |" in first
+    assert "| -0.10 [-0.20, 0.00] |" in second
+
+
+def test_harder_images_have_a_table_of_their_own(tmp_path: Path) -> None:
+    easy, both, broken = (finished(tmp_path / n, {"accuracy": 0.9}) for n in ("a", "b", "c"))
+    variants = {"plain": SCORES, "psf_wide": {"accuracy": 0.5, "accuracy_ci": [0.4, 0.6]}}
+    (both / "eval" / "hard.json").write_text(to_json({"variants": variants}))
+    (broken / "eval" / "hard.json").write_text("{")
+    rows = report.hard_rows([easy, both, broken])
+    assert report.table(rows[:2]) == (
+        "| run | score     |                   plain |          psf wide |\n"
+        "|-----|-----------|------------------------:|------------------:|\n"
+        "| b   | accuracy  | 0.9132 [0.9075, 0.9189] | 0.50 [0.40, 0.60] |\n"
+        "| b   | auc macro |    0.980 [0.970, 0.990] |                 – |"
+    )
+    assert rows[2]["run"] == "c"
+    assert "hard.json" in rows[2]["problem"]
+    text = report.write_results(tmp_path / "r", report.collect([both]), "T", hard=rows).read_text()
+    assert text.index("| finetune") < text.index("## Harder images") < text.index("psf wide")
+    assert json.loads((tmp_path / "r" / "results.json").read_text())["hard"][0]["psf_wide"] == 0.5
+    without = report.write_results(tmp_path / "s", report.collect([easy]), "T").read_text()
+    assert "Harder" not in without

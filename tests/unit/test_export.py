@@ -263,3 +263,15 @@ def _mae_export(folder: Path, loss: str) -> Path:
     torch.manual_seed(0)
     write_export(folder / "export", task.build(), facts)
     return folder
+
+
+def test_an_export_from_before_a_field_existed_is_of_its_default(tmp_path: Path) -> None:
+    export(tmp_path / "export", "mae")
+    description = json.loads((tmp_path / "export" / "config.json").read_text())
+    old = {k: v for k, v in description["model"].items() if k != "block"}
+    assert len(old) == len(description["model"]) - 1
+    rewrite(tmp_path, model=old)
+    assert lensdist.load(tmp_path).predict(images(2))["recon"].shape == (2, 1, 16, 16)
+    encoder_of(tmp_path, EncoderConfig(**SIZE))
+    with pytest.raises(UserError, match=r"set model\.block=prenorm"):
+        encoder_of(tmp_path, EncoderConfig(**SIZE, block="postnorm"))
