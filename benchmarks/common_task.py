@@ -31,7 +31,6 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -40,9 +39,9 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from rivals import ensembles as rivals
-from rivals.ensembles import Images, Loop, Watch, network
+from rivals.ensembles import Images, Loop, Turn, Watch, one_band, turn_of
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, SubsetRandomSampler
+from torch.utils.data import SubsetRandomSampler
 
 from lensdist.config import load
 from lensdist.config.schema import CommonRun, schema_of
@@ -58,19 +57,17 @@ from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import Stopper
 from lensdist.engine.torch_settings import settle
 from lensdist.engine.world import World
-from lensdist.models.backbones import fold
 from lensdist.models.ensemble import Ensemble
 from lensdist.sim.config import SimConfig
 from lensdist.sim.write import write_raw
 from lensdist.tasks.common import CommonTask
 
-Turn = Callable[[Watch], None]
 Way = tuple[Turn, int, int]
 CONFIG = Path(__file__).parents[1] / "configs/common/reference.yaml"
 EPOCH = 30_000  # images to train on in the public set
 GATE_STEPS, GATE_BATCH, GATE_RATE = 3, 16, 1e-5
-# Of the first loss, and of all. Adam makes much of gradients near zero, so another layout's rounding
-# moves the losses by up to 5e-4; one and a half times the rate does by 2.5e-3, no steps at all by 1e-2.
+# Of the first loss, and of all. Adam makes much of gradients near zero: another layout's rounding
+# moves the losses by up to 5e-4, but one and a half times the rate by 2.5e-3, none by 1e-2.
 TOLERANCE = 1e-4, 2e-3
 
 
@@ -87,12 +84,13 @@ class Size:
     notebook_batch: int
     per_class: int
     skip: int
+    """Steps that do not count; during the second, lensdist makes room for its checkpoints."""
     steps: int
     workers: int
 
 
 SIZES = {
-    "small": Size(("densenet121", "resnet18"), 64, 96, "no", 8, 8, 60, 1, 3, 0),
+    "small": Size(("densenet121", "resnet18"), 64, 96, "no", 8, 8, 60, 2, 4, 0),
     "full": Size(("densenet161", "resnet18"), 150, 224, "bf16", 256, 32, 5000, 10, 60, 8),
 }
 
@@ -125,11 +123,11 @@ class Lensdist:
         AcceleratorState._reset_state(True)  # it keeps the first precision that it was told
         self.cfg, self.world = cfg, World(cfg)
         packed, device = PackedSet(scratch / "packed"), self.world.device
-        self.source = PackedSource(View(packed, "train", cfg.data, 0, device), 0)
+        train_view = View(packed, "train", cfg.data, 0, device)
+        self.source, self.rows = PackedSource(train_view, 0), train_view.rows
         self.validation = View(packed, "val", cfg.data, 0, device)
-        first = {k for k, w in weights.items() if w.dim() == 4 and w.shape[1] == 3}
         one = cfg.model.grey == "fold"
-        self.weights = {k: fold(w, 1) if one and k in first else w for k, w in weights.items()}
+        self.weights = {k: one_band(w) if one else w for k, w in weights.items()}
 
     def turn(self, watch: Watch) -> None:
         """A whole run, its evaluation and its save at the end included."""
@@ -147,24 +145,9 @@ class Lensdist:
             train(phase, self.world, journal, saver, Stopper(cfg.run.dir, self.world), None)
             journal.close()
 
-    def rival(
-        self, loop: Loop, maker: str, images: Images, order: Any, batch: int, workers: int = 0,
-        **how: Any,
-    ) -> Turn:  # fmt: skip
+    def rival(self, loop: Loop, maker: str, images: Images, order: Any, **how: Any) -> Turn:
         """Another way to train the same networks, on the images that `order` draws."""
-        loader: DataLoader[Any] = DataLoader(
-            images, batch, sampler=order, drop_last=True, num_workers=workers,
-            pin_memory=workers > 0,
-        )  # fmt: skip
-
-        def turn(watch: Watch) -> None:
-            torch.use_deterministic_algorithms(False)
-            torch.backends.cudnn.benchmark = maker == "timm"  # its train.py does
-            torch.set_float32_matmul_precision("highest")
-            net = network(maker, self.cfg.model, self.weights).to(watch.device)
-            loop(net, watch, loader, self.cfg.optim.lr, **how)
-
-        return turn
+        return turn_of(loop, maker, self.cfg, self.weights, images, order, **how)
 
 
 def main() -> None:
@@ -192,9 +175,7 @@ def main() -> None:
         rows = measure(ways(size, scratch, weights), size, device, steps, args.rounds)
 
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{args.threads} thread(s)"
-    print(
-        f"\n{' + '.join(size.members)}, precision {size.precision}, {where}, {args.rounds} turns "
-    )
+    print(f"\n{' + '.join(size.members)}, precision {size.precision}, {where}")
     head = f"{'way':<36}{'pixels':>7}{'batch':>6}{'images/s':>10}{'spread':>16}{'lensdist':>10}"
     print(head + (f"{'s an epoch':>12}" if args.size == "full" else ""))
     for row in rows:
@@ -205,7 +186,7 @@ def main() -> None:
             f"{f'{low:.4g} .. {high:.4g}':>16}{row['lensdist_over']:>9.2f}x{epoch}"
         )
     loads = (load_before, os.getloadavg()[0])
-    print(f"spread: least and most of a turn; load of the machine {loads[0]:.1f} .. {loads[1]:.1f}")
+    print(f"medians of {args.rounds} rounds and their range; load {loads[0]:.1f} .. {loads[1]:.1f}")
     if args.out:
         facts = {"size": asdict(size), "steps": steps, "rounds": args.rounds, "device": where}
         facts |= {"torch": torch.__version__, "loss_differences": worst, "load": loads}
@@ -235,7 +216,7 @@ def gate(size: Size, scratch: Path, weights: dict[str, Tensor]) -> dict[str, flo
     found = {}
     for bands, grey in ((1, "fold"), (3, "repeat")):
         ours = Lensdist(size, scratch, weights, *settings, f"model.grey={grey}")
-        order = ours.source.view.rows[ours.source.places(0, 0, GATE_BATCH * GATE_STEPS)].tolist()
+        order = ours.rows[ours.source.places(0, 0, GATE_BATCH * GATE_STEPS)].tolist()
         files = scratch / "raw" if bands == 3 else None
         images = Images(scratch / "packed", files, size.pixels, mirror=False)
         make = partial(ours.rival, images=images, order=order, batch=GATE_BATCH)
@@ -269,7 +250,7 @@ def ways(size: Size, scratch: Path, weights: dict[str, Tensor]) -> dict[str, Way
     if ours.world.device.type == "cuda":  # a CPU's kernels always are
         same = Lensdist(size, scratch, weights, *settings, "model.grey=fold")
         found["lensdist, deterministic (default)"] = (same.turn, size.pixels, size.batch)
-    order = SubsetRandomSampler(ours.source.view.rows.tolist())
+    order = SubsetRandomSampler(ours.rows.tolist())
     three = Lensdist(size, scratch, weights, *settings, "model.grey=repeat")
     for name, pixels in (("notebook", size.enlarged), ("notebook, our pixels", size.pixels)):
         files = Images(scratch / "packed", scratch / "raw", pixels, mirror=True)

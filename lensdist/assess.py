@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +84,7 @@ class Subject:
     def outputs(self, images: Images, batch: int) -> Batch:
         """The task's outputs for all images, `batch` at a time from the first."""
         # A view is only ever asked for its length and its images.
-        return outputs_of(self.task, self.model.network, cast(View, images), batch, self.world)
+        return outputs_of(self.task, self.model.network, images, batch, self.world)
 
     def facts(self) -> dict[str, Any]:
         """What scores must name to be worth anything: the data, and the weights."""

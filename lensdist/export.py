@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from torch import Tensor, nn
 
+from lensdist.data.config import PreprocessConfig
 from lensdist.data.preprocess import Preprocess
 from lensdist.errors import UserError
 from lensdist.files import sha256, to_json, write_atomic
@@ -163,7 +164,7 @@ class LoadedModel:
             )
             self.mask = MaskConfig(**(description["mask"] if self.task == "mae" else {}))
             with torch.device("meta"):  # takes no memory, whatever sizes are claimed
-                self.network = _network(description)
+                self.network = _network(description, self.preprocess.cfg)
         except (
             LookupError,
             AttributeError,
@@ -242,14 +243,16 @@ class LoadedModel:
         return drawn, mask
 
 
-def _network(description: dict[str, Any]) -> nn.Module:
+def _network(description: dict[str, Any], preprocess: PreprocessConfig) -> nn.Module:
     model = description["model"]
     if description["task"] == "mae":
         return MaskedAutoencoder(MaeConfig(**model))
     if description["task"] == "finetune":
         return Classifier(ClassifierConfig(**model), len(description["labels"]))
     if description["task"] == "common":
-        return Ensemble(EnsembleConfig(**model), len(description["labels"]))
+        cfg = EnsembleConfig(**model)
+        bands, _ = preprocess.seen(cfg.in_channels, cfg.image_size)
+        return Ensemble(cfg, len(description["labels"]), bands)
     raise UserError(f"task {description['task']!r} is not one that this version can load")
 
 

@@ -18,16 +18,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from lensdist._torchvision import import_torchvision
+from lensdist.config.schema import CommonRun
 from lensdist.data.packed import PackedSet
-from lensdist.models.backbones import make_head
+from lensdist.models.backbones import fold, make_head
 from lensdist.models.config import EnsembleConfig
 from lensdist.models.ensemble import Ensemble
 
 Batch = tuple[Tensor, Tensor]
 Loop = Callable[..., None]
+Turn = Callable[["Watch"], None]
 
 
 class Watch:
@@ -123,6 +125,30 @@ class Mean(nn.Module):
         return torch.stack([net(x) for net in self.nets]).mean(0)
 
 
+def turn_of(
+    loop: Loop, maker: str, cfg: CommonRun, weights: dict[str, Tensor], images: Images,
+    order: Any, batch: int, workers: int = 0, **how: Any,
+) -> Turn:  # fmt: skip
+    """A loop that begins anew from these weights each time, on the images that `order` draws."""
+    loader: DataLoader[Any] = DataLoader(
+        images, batch, sampler=order, drop_last=True, num_workers=workers, pin_memory=workers > 0
+    )
+
+    def turn(watch: Watch) -> None:
+        torch.use_deterministic_algorithms(False)  # lensdist's settings are lensdist's
+        torch.backends.cudnn.benchmark = maker == "timm"  # its train.py does
+        torch.set_float32_matmul_precision("highest")
+        net = network(maker, cfg.model, weights).to(watch.device)
+        loop(net, watch, loader, cfg.optim.lr, **how)
+
+    return turn
+
+
+def one_band(weight: Tensor) -> Tensor:
+    """Kernels for three bands folded into one; other weights as they are."""
+    return fold(weight, 1) if weight.dim() == 4 and weight.shape[1] == 3 else weight
+
+
 def notebook(net: nn.Module, watch: Watch, loader: Iterable[Batch], rate: float) -> None:
     """The reference notebook's loop."""
     criterion, optimizer = nn.CrossEntropyLoss(), torch.optim.Adam(net.parameters(), lr=rate)
@@ -133,7 +159,7 @@ def notebook(net: nn.Module, watch: Watch, loader: Iterable[Batch], rate: float)
         optimizer.zero_grad()
         logits = net(image)
         loss = criterion(logits, label)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         running += loss.item()
         right += int((logits.argmax(1) == label).sum().item())
@@ -150,8 +176,8 @@ def timm_loop(
     channels_last: bool,
 ) -> None:
     """timm's `train_one_epoch` without its prefetcher."""
-    from timm.optim import create_optimizer_v2
-    from timm.utils import AverageMeter
+    from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+    from timm.utils import AverageMeter  # type: ignore[attr-defined]
 
     if channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -37,6 +37,7 @@ PRETRAINED = {  # what each is pretrained on, as settings of `configs/mae`
     "MAE, all classes": ("data.classes=null",),
     "MAE, stream": ("data.classes=null", "data.source=stream"),
 }
+_DATA_SEED = 0
 METHODS = (SCRATCH, *PRETRAINED, RESIDUAL)
 # Random weights want another learning rate than pretrained ones, whose is in the preset. Small:
 # both chosen among 3e-4, 1e-3 and 2e-3 on another set (docs/log.md); full: a guess, not tuned yet.
@@ -56,7 +57,7 @@ def few_labels(cfg: FewLabels) -> Path:
             raise UserError(f"{_preset(cfg, task)} is not there; give --configs of a checkout")
     sets = {
         noise: simulated_set(
-            _data(cfg, noise), SimConfig(family="model_ii", noise=noise), cfg.images
+            _data(cfg, noise), SimConfig(family="model_ii", noise=noise), cfg.images, _DATA_SEED
         )
         for noise in cfg.noise
     }

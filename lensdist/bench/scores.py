@@ -16,10 +16,8 @@ from lensdist.evaluate.bootstrap import auc_interval, paired_bootstrap
 from lensdist.sim.config import SimConfig
 from lensdist.sim.write import write_packed
 
-_DATA_SEED = 0
 
-
-def simulated_set(path: Path, sim: SimConfig, n_per_class: int) -> PackedSet:
+def simulated_set(path: Path, sim: SimConfig, n_per_class: int, seed: int) -> PackedSet:
     """The packed set of a benchmark, simulated where it is not there yet.
 
     Raises:
@@ -28,9 +26,9 @@ def simulated_set(path: Path, sim: SimConfig, n_per_class: int) -> PackedSet:
     if not path.exists():
         print(f"simulating {n_per_class:,} images per class into {path}", file=sys.stderr)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        write_packed(path, sim, n_per_class, _DATA_SEED, device)
+        write_packed(path, sim, n_per_class, seed, device)
     packed = PackedSet(path)
-    wanted = {"simulated": sim.model_dump(mode="json"), "n_per_class": n_per_class}
+    wanted = {"simulated": sim.model_dump(mode="json"), "n_per_class": n_per_class, "seed": seed}
     if {key: packed.manifest.source.get(key) for key in wanted} != wanted:
         raise UserError(
             f"{path} holds other images than these settings ask for; give another --out"

@@ -74,7 +74,6 @@ class CommonTable(Strict):
     seeds: int = Field(3, ge=1, le=100)
     size: Size = "small"
     n_per_class: int | None = Field(None, ge=20)
-    hard_per_class: int = Field(200, ge=0)
     jobs: int = Field(1, ge=1, le=256)
     configs: Path = Path(__file__).resolve().parents[2] / "configs"
     overrides: tuple[str, ...] = ()

@@ -44,6 +44,12 @@ class BaseRun(Strict):
     cache: CacheConfig = CacheConfig()
     track: TrackConfig = TrackConfig()
 
+    @model_validator(mode="after")
+    def _fits_lenses_of_the_common_task_only(self) -> Self:
+        if self.preprocess.scale == "lens_fit" and self.task != "common":
+            raise ValueError(f"preprocess.scale: lens_fit is for task common, not {self.task}")
+        return self
+
 
 class MaeRun(BaseRun):
     """Pretraining of the masked autoencoder (task VI.A)."""
@@ -104,8 +110,19 @@ class CommonRun(ClassifierRun):
         "proportion to the parameters of each section, at least 1",
     )
 
+    @property
+    def seen_bands(self) -> int:
+        """Bands of what the network sees."""
+        return self.preprocess.seen(self.model.in_channels, self.model.image_size)[0]
+
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
+        shape = (self.model.in_channels, self.model.image_size)
+        if self.preprocess.scale == "lens_fit" and shape != (1, 150):
+            raise ValueError(
+                "preprocess.scale: lens_fit fits one band of 150x150 pixels, the common task's, "
+                f"not {shape[0]} of {shape[1]}x{shape[1]}"
+            )
         unknown = sorted(set(self.weights) - set(self.model.members))
         if unknown:
             raise ValueError(f"weights: {unknown[0]} is not one of model.members")

@@ -49,11 +49,13 @@ class DataConfig(Strict):
 class PreprocessConfig(Strict):
     """From the units found on disk to what the network sees; part of the exported model."""
 
-    scale: Literal["minmax", "standard", "asinh", "residual", "none"] = Field(
+    scale: Literal["minmax", "standard", "asinh", "residual", "lens_fit", "none"] = Field(
         "minmax",
         description="minmax: each image to 0..1; standard: (x - mean)/std of the train split; "
         "asinh: asinh(x/std/softening), for faint features beside bright arcs; residual: what "
-        "principal components of smooth images leave, as asinh(residual/rms/softening); none",
+        "principal components of smooth images leave, as asinh(residual/rms/softening); lens_fit: "
+        "what the smooth lens that fits best leaves, in units of the noise, and that lens, at half "
+        "the resolution (150 px images as of the common task); none",
     )
     softening: float = Field(
         0.1,
@@ -64,6 +66,10 @@ class PreprocessConfig(Strict):
     smooth_class: str | None = Field(
         None, description="residual: the class whose images are smooth; null: all images"
     )
+
+    def seen(self, bands: int, size: int) -> tuple[int, int]:
+        """Bands and pixels a side of what the network sees of an image on disk."""
+        return (2, size // 2) if self.scale == "lens_fit" else (bands, size)
 
 
 class AugmentConfig(Strict):

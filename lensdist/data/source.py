@@ -36,6 +36,16 @@ class Source(Protocol):
         ...
 
 
+class Images(Protocol):
+    """The images of a split, by their places in it."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, places: npt.NDArray[np.int64]) -> Batch:
+        """The images at these places, as `Source.take` returns them."""
+        ...
+
+
 class View:
     """One split of a packed set, some of its classes, on a device.
 
@@ -121,9 +131,14 @@ def _fits(packed: PackedSet, device: torch.device) -> bool:
 
 
 class PackedSource:
-    """Training images of a packed set."""
+    """Training images of a packed set.
 
-    def __init__(self, view: View, seed: int) -> None:
+    Args:
+        view: the images.
+        seed: of the order of each epoch.
+    """
+
+    def __init__(self, view: Images, seed: int) -> None:
         self.size = len(view)
         self.view = view
         self._seed = seed

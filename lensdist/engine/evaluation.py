@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lensdist.data.source import View
+from lensdist.data.source import Images
 from lensdist.engine.world import World
 from lensdist.tasks.base import Task
 
@@ -16,7 +16,7 @@ Outputs = dict[str, Tensor]
 
 
 @torch.no_grad()
-def outputs_of(task: Task, model: nn.Module, view: View, batch: int, world: World) -> Outputs:
+def outputs_of(task: Task, model: nn.Module, view: Images, batch: int, world: World) -> Outputs:
     """The task's outputs for every sample of a split, in the split's order, on every process.
 
     Batches are the same whatever the number of processes, which take turns; the padding that
@@ -54,6 +54,8 @@ def outputs_of(task: Task, model: nn.Module, view: View, batch: int, world: Worl
     return result
 
 
-def evaluate(task: Task, model: nn.Module, view: View, batch: int, world: World) -> dict[str, Any]:
+def evaluate(
+    task: Task, model: nn.Module, view: Images, batch: int, world: World
+) -> dict[str, Any]:
     """The task's scores on a split; the same on every process, whose last bits may differ."""
     return world.from_main(task.score(outputs_of(task, model, view, batch, world)))

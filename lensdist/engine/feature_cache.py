@@ -8,16 +8,15 @@ processes, get the same bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lensdist import rng
 from lensdist.config.schema import BaseRun
-from lensdist.data.preprocess import Turn, turned, views
+from lensdist.data.preprocess import turned, views
 from lensdist.data.source import Batch, PackedSource, Source
+from lensdist.engine.once import for_every_image
 from lensdist.engine.world import World
 from lensdist.tasks.base import Splittable
 
@@ -25,22 +24,20 @@ from lensdist.tasks.base import Splittable
 class CachedSource:
     """A source whose images are replaced by `features.0`, `features.1`, …: see `cached`."""
 
-    def __init__(
-        self, task: Splittable, source: PackedSource, seed: int, rest: Batch, table: list[Tensor]
-    ) -> None:
+    def __init__(self, task: Splittable, source: PackedSource, seed: int, whole: Batch) -> None:
         self.size = source.size
         self._task, self._source, self._seed = task, source, seed
-        self._rest, self._table = rest, table
+        self._whole = whole
 
     def take(self, epoch: int, offset: int, n: int) -> Batch:
         """As `Source.take`, without images."""
         places = torch.from_numpy(self._source.places(epoch, offset, n))
-        places = places.to(self._rest["sample"].device, non_blocking=True)
-        batch = {name: value[places] for name, value in self._rest.items()}
-        view = self._task.view(batch["sample"], rng.key(self._seed, "draw", epoch))
-        for i, features in enumerate(self._table):  # (views, images, …)
-            batch[f"features.{i}"] = features[view, places]
-        return batch
+        places = places.to(self._whole["sample"].device, non_blocking=True)
+        view = self._task.view(self._whole["sample"][places], rng.key(self._seed, "draw", epoch))
+        return {
+            name: value[places, view] if name.startswith("features.") else value[places]
+            for name, value in self._whole.items()
+        }
 
 
 def cached(
@@ -66,51 +63,20 @@ def cached(
         return source, (
             f"not cached: {epochs} epoch(s) see no more than the {len(ways)} views of each image"
         )
-    work = _Work(task, trunk, source, ways, cfg.train.eval_batch, world)
-    one = work.features(source.view.gather(np.zeros(1, np.int64)), ways[0])
-    size = source.size * len(ways) * sum(t.nbytes for t in one) / 1e9
-    if size > cfg.cache.max_gb:
-        return source, f"not cached: {size:.2f} GB is more than cache.max_gb {cfg.cache.max_gb}"
-    rest, table = work.do(one)
-    return CachedSource(task, source, cfg.seed, rest, table), (
-        f"cached: {size:.2f} GB, {len(ways)} view(s) of {source.size} images"
-    )
-
-
-@dataclass(frozen=True)
-class _Work:
-    task: Splittable
-    trunk: nn.Module
-    source: PackedSource
-    ways: tuple[Turn, ...]
-    batch: int
-    world: World
 
     @torch.no_grad()
-    def features(self, images: Batch, way: Turn) -> tuple[Tensor, ...]:
-        with self.world.accelerator.autocast():
-            return tuple(self.trunk(self.task.image(turned(images, way))))
+    def features(images: Batch) -> Batch:
+        with world.accelerator.autocast():
+            found = [trunk(task.image(turned(images, way))) for way in ways]
+        rest = {name: value for name, value in images.items() if value.dim() == 1}
+        stacked = [torch.stack(views_of_one, 1) for views_of_one in zip(*found, strict=True)]
+        return {**rest, **{f"features.{i}": value for i, value in enumerate(stacked)}}
 
-    def do(self, like: tuple[Tensor, ...]) -> tuple[Batch, list[Tensor]]:
-        """What of the batches is no image, by name (images, …), and the features, one tensor for
-        each of `like`'s (views, images, …)."""
-        n = self.source.size
-        table = [t.new_empty(len(self.ways), n, *t.shape[1:]) for t in like]
-        rest: Batch = {}
-        for start in range(0, n, self.batch * self.world.size):
-            mine = start + self.world.rank * self.batch
-            # Every batch is full and every process has one: short ones repeat the last image.
-            places = np.minimum(np.arange(mine, mine + self.batch), n - 1)
-            images = self.source.view.gather(places)
-            count = min(self.batch * self.world.size, n - start)
-            for number, way in enumerate(self.ways):
-                for whole, part in zip(table, self.features(images, way), strict=True):
-                    whole[number, start : start + count] = self._all(part, count)
-            for name, value in images.items():
-                if value.dim() == 1:
-                    whole = rest.setdefault(name, value.new_empty(n))
-                    whole[start : start + count] = self._all(value, count)
-        return rest, table
-
-    def _all(self, mine: Tensor, count: int) -> Tensor:
-        return self.world.gather(mine.contiguous())[:count]
+    one = features(source.view.gather(np.zeros(1, np.int64)))
+    size = source.size * sum(value.nbytes for value in one.values()) / 1e9
+    if size > cfg.cache.max_gb:
+        return source, f"not cached: {size:.2f} GB is more than cache.max_gb {cfg.cache.max_gb}"
+    whole = for_every_image(source.view, cfg.train.eval_batch, world, features)
+    return CachedSource(task, source, cfg.seed, whole), (
+        f"cached: {size:.2f} GB, {len(ways)} view(s) of {source.size} images"
+    )

@@ -68,5 +68,5 @@ class FixedOrder:
             total = rows[0].clone()
             for row in rows[1:]:
                 total += row
-            p.grad = total.div_(self._count)
+            p.grad = torch.empty_like(p).copy_(total.div_(self._count))  # in the layout of p
         self._rows.clear()

@@ -70,7 +70,7 @@ def _imagenet(cfg: CommonRun, classes: int, world: World) -> Weights:
             imagenet_state(name, cfg.weights.get(name))
     world.barrier()
     with torch.device("meta"):
-        shape = Ensemble(cfg.model, classes)
+        shape = Ensemble(cfg.model, classes, cfg.seen_bands)
     initial: Weights = {}
     for k, member in enumerate(shape.backbones):
         file = cfg.weights.get(member.architecture)
@@ -92,7 +92,8 @@ def _members(cfg: CommonRun, classes: int) -> tuple[Preprocess, Weights, str]:
             f"{', '.join(cfg.model.members)}"
         )
     with torch.device("meta"):
-        wanted = {k: v.shape for k, v in Ensemble(cfg.model, classes).state_dict().items()}
+        shape = Ensemble(cfg.model, classes, cfg.seen_bands)
+    wanted = {k: v.shape for k, v in shape.state_dict().items()}
     initial = {k: v for k, v in weights.items() if k.startswith("members.")}
     odd = [name for name, value in initial.items() if wanted.get(name) != value.shape]
     if odd or len(description["labels"]) != classes:

@@ -51,8 +51,15 @@ def load_optimizer_state(
     for name, p in model.named_parameters():
         if p in mine and name in by_parameter:
             optimizer.state[p] = {
-                slot: value.to(p.device, copy=True) for slot, value in by_parameter[name].items()
+                slot: _as_laid_out(value, p) for slot, value in by_parameter[name].items()
             }
+
+
+def _as_laid_out(value: Tensor, p: nn.Parameter) -> Tensor:
+    """A copy beside the parameter, element for element: fused Adam walks through memory."""
+    if value.shape != p.shape:  # the step count
+        return value.to(p.device, copy=True)
+    return torch.empty_like(p, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def learning_rate(cfg: ScheduleConfig, step: int, steps: int, steps_per_epoch: int) -> float:

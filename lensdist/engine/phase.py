@@ -12,7 +12,8 @@ from lensdist.config import save
 from lensdist.config.schema import BaseRun, ClassifierRun
 from lensdist.data.manifest import Manifest
 from lensdist.data.packed import PackedSet
-from lensdist.data.source import PackedSource, Source, StreamSource, View
+from lensdist.data.preprocess import Preprocess
+from lensdist.data.source import Images, PackedSource, Source, StreamSource, View
 from lensdist.engine import checkpoint
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.checkpoint import Checkpoint
@@ -22,6 +23,7 @@ from lensdist.engine.initial import starting_point
 from lensdist.engine.journal import Journal
 from lensdist.engine.lock import held
 from lensdist.engine.loop import train
+from lensdist.engine.prepared import PreparedView
 from lensdist.engine.saver import Saver
 from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import STOP, Stopper
@@ -50,12 +52,12 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
         "data": packed.manifest.fingerprint,
         "encoder": digest,
     }
-    source = _source(cfg, packed, validation.labels, world)
+    source = _source(cfg, packed, validation.labels, preprocess, world)
     phase = Phase(
         cfg,
         build_task(cfg, tuple(validation.labels), preprocess, weights),
         source,
-        validation,
+        _prepared(cfg, validation, preprocess, world),
         plan_steps(cfg.train.global_batch, cfg.train.micro, source.size, world.rank, world.size),
         facts,
     )
@@ -130,9 +132,21 @@ def _check_images(cfg: BaseRun, packed: PackedSet) -> None:
             f"{'x'.join(map(str, wanted))}; set model.in_channels={bands} "
             f"model.image_size={height}{patches}"
         )
+    masked = sorted({"badpix.npy", "weights.npy"} & set(packed.manifest.files))
+    if cfg.preprocess.scale == "lens_fit" and masked:
+        raise UserError(
+            f"preprocess.scale: lens_fit cannot pass over pixels, and {packed.path} holds "
+            f"{masked[0]}; use another scale"
+        )
 
 
-def _source(cfg: BaseRun, packed: PackedSet, labels: tuple[str, ...], world: World) -> Source:
+def _source(
+    cfg: BaseRun,
+    packed: PackedSet,
+    labels: tuple[str, ...],
+    preprocess: Preprocess,
+    world: World,
+) -> Source:
     if cfg.data.source == "stream":
         assert cfg.data.sim is not None  # the configuration has checked
         return StreamSource(cfg.data.sim, cfg.data.stream_epoch, labels, cfg.seed, world.device)
@@ -142,7 +156,15 @@ def _source(cfg: BaseRun, packed: PackedSet, labels: tuple[str, ...], world: Wor
             f"{view.unlabelled} of the training images in {packed.path} have no label; name the "
             "classes to learn in data.classes to leave them out"
         )
-    return PackedSource(view, cfg.seed)
+    return PackedSource(_prepared(cfg, view, preprocess, world), cfg.seed)
+
+
+def _prepared(cfg: BaseRun, view: View, preprocess: Preprocess, world: World) -> Images:
+    if not preprocess.slow:
+        return view
+    if world.main:
+        say(f"preparing {len(view):,} images once ({cfg.preprocess.scale})")
+    return PreparedView(view, preprocess, cfg.train.eval_batch, world)
 
 
 def _resume(phase: Phase, resume: str) -> Checkpoint | None:

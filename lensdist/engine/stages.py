@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lensdist.config.schema import BaseRun
-from lensdist.data.source import Source, View
+from lensdist.data.source import Images, Source
 from lensdist.engine.batches import StepPlan
 from lensdist.engine.batchnorm import RunningStatistics
 from lensdist.engine.feature_cache import cached
@@ -26,7 +26,7 @@ class Phase:
     cfg: BaseRun
     task: Task
     source: Source
-    validation: View
+    validation: Images
     plan: StepPlan
     facts: dict[str, Any]
     """Written into every checkpoint: the configuration, and what names the data."""

@@ -105,7 +105,8 @@ class EnsembleConfig(Strict):
     members: tuple[str, ...] = Field(
         ("densenet161", "resnet18"),
         min_length=1,
-        description="torchvision classifiers by name; one makes a single network",
+        description="torchvision classifiers by name, or lensnet, our small one for fitted lenses; "
+        "one makes a single network",
     )
     image_size: int = Field(150, ge=8, description="pixels a side, as on disk")
     in_channels: int = Field(1, ge=1, description="bands")

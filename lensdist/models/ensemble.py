@@ -3,6 +3,7 @@ its frozen part ends."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -23,14 +24,22 @@ class Ensemble(nn.Module):
     `combine: probabilities` returns the logarithm of the members' mean probabilities, which are
     logits too: their softmax is that mean, and their cross-entropy its likelihood.
 
+    Args:
+        cfg: the members.
+        classes: to tell apart.
+        bands: of what the network sees, where preprocessing makes other than `cfg.in_channels`.
+
     Raises:
-        UserError: a member is no torchvision classifier, or cannot take images of this size.
+        UserError: a member is no torchvision classifier.
     """
 
-    def __init__(self, cfg: EnsembleConfig, classes: int) -> None:
+    def __init__(self, cfg: EnsembleConfig, classes: int, bands: int | None = None) -> None:
         super().__init__()
         self.cfg = cfg
-        self.members = nn.ModuleList(Backbone(name, cfg, classes) for name in cfg.members)
+        self._bands = bands or cfg.in_channels
+        self.members = nn.ModuleList(
+            Backbone(name, cfg, classes, self._bands) for name in cfg.members
+        )
         if cfg.combine == "learned":
             self.mix = nn.Parameter(torch.zeros(len(cfg.members)))
 
@@ -67,9 +76,7 @@ class Ensemble(nn.Module):
         if self.cfg.combine == "learned":
             return torch.einsum("k,kbc->bc", self.mix.softmax(0).to(logits.dtype), logits)
         if self.cfg.combine == "probabilities":
-            return torch.log_softmax(logits.float(), -1).logsumexp(0) - torch.tensor(
-                float(len(logits))
-            ).log().to(logits.device)
+            return logits.float().log_softmax(-1).logsumexp(0) - math.log(len(logits))
         return logits.mean(0)
 
     def frozen(self, trains: Callable[[str], bool]) -> tuple[int, ...]:
@@ -86,13 +93,13 @@ class Ensemble(nn.Module):
         return tuple(depths)
 
     def check(self, image_size: int) -> None:
-        """Make sure that the members can take such images.
+        """Make sure that the members can take images of so many pixels a side.
 
         Raises:
             UserError: one cannot; a network on the meta device finds out in no time.
         """
         device = next(self.parameters()).device
-        x = torch.zeros(2, self.cfg.in_channels, image_size, image_size, device=device)
+        x = torch.zeros(2, self._bands, image_size, image_size, device=device)
         try:
             with torch.no_grad():
                 shape = self(x).shape

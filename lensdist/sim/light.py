@@ -79,16 +79,17 @@ def blur(image: torch.Tensor, fwhm_pix: float, truncation: float = 4.0) -> torch
     Returns:
         (N, S, S), a new tensor.
     """
-    matrix = _blur_matrix(image.shape[-1], fwhm_pix, truncation, image.dtype, image.device)
+    matrix = blur_matrix(image.shape[-1], fwhm_pix, truncation, image.dtype, image.device)
     # Along rows and columns in turn, each as one product with a banded matrix: faster than a
     # convolution at these sizes, and the edges are part of the matrix.
     return torch.matmul(matrix, torch.matmul(image, matrix.T))
 
 
 @lru_cache(maxsize=32)
-def _blur_matrix(
+def blur_matrix(
     size: int, fwhm_pix: float, truncation: float, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
+    """(S, S): what `blur` multiplies the columns with, and transposed the rows."""
     sigma = fwhm_pix / (2 * math.sqrt(2 * math.log(2)))
     reach = int(truncation * sigma + 0.5)
     offset = torch.arange(-reach, reach + 1)

@@ -9,8 +9,8 @@ from lensdist.sim.families import Family
 
 # The common task's exposure and sky, fitted to the noise of published figures; the sky's mean
 # comes off with the minimum, its noise stays: var = 4.8e-6 + 1.24e-3 I on the 0..1 scale.
-_COMMON_EXPOSURE = 125.0
-_COMMON_SKY = 0.1
+COMMON_EXPOSURE = 125.0
+COMMON_SKY = 0.1
 
 _MODEL_I_BACKGROUND = 0.01  # standard deviation, counts per unit of exposure
 
@@ -41,9 +41,9 @@ def detect(
         return t * image if cfg.noise == "none" else _model_i(image, t, generator)
     if family.native_noise == "minmax":
         if cfg.noise == "native":
-            sky = _COMMON_SKY
-            counts = torch.poisson((image + sky) * _COMMON_EXPOSURE, generator=generator)
-            image = counts / _COMMON_EXPOSURE - sky
+            sky = COMMON_SKY
+            counts = torch.poisson((image + sky) * COMMON_EXPOSURE, generator=generator)
+            image = counts / COMMON_EXPOSURE - sky
         return minmax(image)
     return _survey(image, family, cfg, generator) if cfg.noise == "euclid" else image
 

@@ -43,8 +43,9 @@ class CommonTask(ClassificationTask):
         self.cfg = cfg
         self._initial = initial or {}
         with torch.device("meta"):  # its shape, in no time and no memory
-            shape = Ensemble(cfg.model, len(labels))
-        shape.check(cfg.model.image_size)
+            shape = self._network()
+        _, size = cfg.preprocess.seen(cfg.model.in_channels, cfg.model.image_size)
+        shape.check(size)
         self._sections = sections_of(shape)
         asked = cfg.unfreeze_epochs
         if asked is not None and len(asked) != len(self._sections):
@@ -59,7 +60,7 @@ class CommonTask(ClassificationTask):
             )
 
     def build(self) -> nn.Module:
-        model = Ensemble(self.cfg.model, len(self.labels))
+        model = self._network()
         unknown = model.load_state_dict(self._initial, strict=False).unexpected_keys
         assert not unknown, unknown  # engine/initial.py has renamed and checked them
         return model
@@ -84,6 +85,9 @@ class CommonTask(ClassificationTask):
             Part(whole, lambda x: whole.features(x, depths)),
             Part(whole, lambda *features: whole.combine(features, depths)),
         )
+
+    def _network(self) -> Ensemble:
+        return Ensemble(self.cfg.model, len(self.labels), self.cfg.seen_bands)
 
     def describe(self) -> dict[str, Any]:
         cfg = self.cfg

@@ -68,9 +68,9 @@ def test_equal_to_the_uncached_loss(tiny_set: Path) -> None:
 def test_every_view_is_used_and_differs(tiny_set: Path) -> None:
     parts = _parts(tiny_set)
     _, kept, _ = _cache(parts)
-    table = kept._table[0]
-    assert table.shape[:2] == (4, 96)
-    assert all(not torch.equal(table[0], table[k]) for k in (1, 2, 3))
+    table = kept._whole["features.0"]
+    assert table.shape[:2] == (96, 4)
+    assert all(not torch.equal(table[:, 0], table[:, k]) for k in (1, 2, 3))
     seen = {int(v) for e in range(4) for v in parts[1].view(torch.arange(96), rng.key(0, e))}
     assert seen == {0, 1, 2, 3}
 
@@ -86,9 +86,9 @@ def test_any_number_of_processes_gets_the_same_bits(tiny_set: Path, size: int) -
 
     results = on_all(size, work)
     for kept in results:
-        for mine, theirs in zip(kept._table, alone._table, strict=True):
-            assert torch.equal(mine, theirs)
-        assert torch.equal(kept._rest["label"], alone._rest["label"])
+        assert kept._whole.keys() == alone._whole.keys()
+        for name, mine in kept._whole.items():
+            torch.testing.assert_close(mine, alone._whole[name], rtol=0, atol=0, equal_nan=True)
 
 
 def test_only_where_it_is_worth_it_and_fits(tiny_set: Path) -> None:

@@ -95,9 +95,11 @@ def test_weights_of_another_network_are_refused() -> None:
 
 
 def test_unknown_names_are_told() -> None:
-    with pytest.raises(UserError, match=r"'resnet19' is none of .* resnet101, resnet152"):
+    with pytest.raises(
+        UserError, match=r"'resnet19' is neither lensnet nor .* resnet101, resnet152"
+    ):
         Backbone("resnet19", EnsembleConfig(members=("resnet19",)), 3)
-    with pytest.raises(UserError, match="'squeezenet1_0' is none of torchvision's"):
+    with pytest.raises(UserError, match="'squeezenet1_0' is neither lensnet nor"):
         Backbone("squeezenet1_0", EnsembleConfig(members=("squeezenet1_0",)), 3)
 
 
