@@ -158,7 +158,8 @@ class Lensdist:
     """A run of `lensdist.engine.loop.train`, again and again from the start."""
 
     def __init__(self, scratch: Path, steps: int) -> None:
-        from lensdist.commands.train import parse
+        from lensdist.config import load
+        from lensdist.config.schema import schema_of
         from lensdist.data.packed import PackedSet
         from lensdist.data.source import PackedSource, View
         from lensdist.engine.world import World
@@ -171,7 +172,7 @@ class Lensdist:
         words += [f"train.global_batch={BATCH}", "optim.weight_decay=0", "preprocess.scale=none"]
         words += ["train.eval_every_epochs=1e9", "checkpoint.every_epochs=1e9"]
         config = Path(__file__).parents[1] / "configs/finetune/debug.yaml"
-        self.cfg, _ = parse([f"--config={config}", *words])
+        self.cfg = load(config, words, schema=schema_of)
         self.steps = steps
         self.world = World(self.cfg)
         packed = PackedSet(scratch / "packed")
@@ -197,6 +198,7 @@ class Lensdist:
         from lensdist.engine.journal import Journal
         from lensdist.engine.loop import train
         from lensdist.engine.saver import Saver
+        from lensdist.engine.stages import Phase
         from lensdist.engine.stopping import Stopper
 
         task, cfg, world = Task(), self.cfg, self.world
@@ -206,7 +208,7 @@ class Lensdist:
             stopper = Stopper(cfg.run.dir, world)
             source, validation, plan = self.source, self.validation, self.plan()
             train(
-                cfg, task, source, validation, plan, world, journal, saver, stopper, None, {}
+                Phase(cfg, task, source, validation, plan, {}), world, journal, saver, stopper, None
             )  # fmt: skip
             journal.close()
         return task.losses, task.times

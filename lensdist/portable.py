@@ -135,7 +135,15 @@ def write(model: LoadedModel, kind: str, folder: Path) -> tuple[dict[str, Any], 
 
     Returns:
         What whoever uses the file has to know, and a way to run the file as they would.
+
+    Raises:
+        UserError: the preprocessing is no graph.
     """
+    if model.preprocess.slow:
+        raise UserError(
+            f"--format {kind}: this model sees what preprocess.scale {model.preprocess.cfg.scale} "
+            "leaves, step by step, of each image, which no graph holds; use --format safetensors"
+        )
     inputs = samples(model, 2, 0)
     whole = as_module(model)
     # Once before it is traced: constants that a first call makes and keeps would else be made while

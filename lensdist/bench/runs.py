@@ -116,8 +116,11 @@ def _do(job: Job) -> int:
     parent = parent_process()
     if _leaving or (parent is not None and not parent.is_alive()):
         return EXIT_REQUEUE  # the pool hands out a job ahead: it must not begin after a stop
+    from accelerate.state import AcceleratorState
+
     from lensdist.train import main
 
+    AcceleratorState._reset_state()  # an earlier job of this process may have had another precision
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("a") as log, contextlib.redirect_stderr(log):
         code = main(job.argv)

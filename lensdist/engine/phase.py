@@ -6,13 +6,13 @@ All that a user can get wrong is checked before the run writes anything of its o
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from lensdist.config import save
 from lensdist.config.schema import BaseRun, ClassifierRun
 from lensdist.data.manifest import Manifest
 from lensdist.data.packed import PackedSet
-from lensdist.data.preprocess import Preprocess
 from lensdist.data.source import Images, PackedSource, Source, StreamSource, View
 from lensdist.engine import checkpoint
 from lensdist.engine.batches import plan_steps
@@ -52,12 +52,12 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
         "data": packed.manifest.fingerprint,
         "encoder": digest,
     }
-    source = _source(cfg, packed, validation.labels, preprocess, world)
+    source = _source(cfg, packed, validation.labels, world)
     phase = Phase(
         cfg,
         build_task(cfg, tuple(validation.labels), preprocess, weights),
         source,
-        _prepared(cfg, validation, preprocess, world),
+        validation,
         plan_steps(cfg.train.global_batch, cfg.train.micro, source.size, world.rank, world.size),
         facts,
     )
@@ -79,6 +79,7 @@ def _train(phase: Phase, world: World, resumed: Checkpoint | None, packed: Packe
     """What `run` does once all has been checked."""
     started = time.time()
     cfg, folder = phase.cfg, phase.cfg.run.dir
+    phase = _prepared(phase, world)
     journal = Journal(cfg, world, resumed.step if resumed else 0)
     saver = Saver(
         folder / "checkpoints",
@@ -144,7 +145,6 @@ def _source(
     cfg: BaseRun,
     packed: PackedSet,
     labels: tuple[str, ...],
-    preprocess: Preprocess,
     world: World,
 ) -> Source:
     if cfg.data.source == "stream":
@@ -156,15 +156,24 @@ def _source(
             f"{view.unlabelled} of the training images in {packed.path} have no label; name the "
             "classes to learn in data.classes to leave them out"
         )
-    return PackedSource(_prepared(cfg, view, preprocess, world), cfg.seed)
+    return PackedSource(view, cfg.seed)
 
 
-def _prepared(cfg: BaseRun, view: View, preprocess: Preprocess, world: World) -> Images:
+def _prepared(phase: Phase, world: World) -> Phase:
+    """With images on which preprocessing that takes long has been done, once for all epochs."""
+    cfg, preprocess = phase.cfg, phase.task.preprocess
     if not preprocess.slow:
-        return view
-    if world.main:
-        say(f"preparing {len(view):,} images once ({cfg.preprocess.scale})")
-    return PreparedView(view, preprocess, cfg.train.eval_batch, world)
+        return phase
+
+    def prepare(view: Images) -> Images:
+        if world.main:
+            say(f"preparing {len(view):,} images, once ({cfg.preprocess.scale})")
+        return PreparedView(view, preprocess, cfg.train.eval_batch, world)
+
+    validation, source = prepare(phase.validation), phase.source
+    if isinstance(source, PackedSource):
+        source = PackedSource(prepare(source.view), cfg.seed)
+    return replace(phase, validation=validation, source=source)
 
 
 def _resume(phase: Phase, resume: str) -> Checkpoint | None:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from lensdist.data.preprocess import Preprocess
-from lensdist.data.source import Batch, View
+from lensdist.data.source import Batch, Images
 from lensdist.engine.once import for_every_image
 from lensdist.engine.world import World
 
@@ -16,14 +16,13 @@ class PreparedView:
     """A view whose batches hold `seen`, what the network sees, in place of `image`.
 
     Args:
-        view: the images.
+        view: the images as they are.
         preprocess: what is done to them.
         batch: images at a time.
         world: the processes, which share the work.
     """
 
-    def __init__(self, view: View, preprocess: Preprocess, batch: int, world: World) -> None:
-        self.labels = view.labels
+    def __init__(self, view: Images, preprocess: Preprocess, batch: int, world: World) -> None:
         self._whole = for_every_image(view, batch, world, lambda images: _seen(images, preprocess))
 
     def __len__(self) -> int:

@@ -54,7 +54,7 @@ class Backbone(nn.Module):
             head = make_head(WIDTH, cfg, classes)
             self.sections = nn.ModuleDict({**lensnet(bands, cfg.head_dropout), "head": head})
             self.names = {name: name for name in self.state_dict()}
-            self.to(memory_format=torch.channels_last)
+            _channels_last(self)
             return
         self._repeat = bands == 1 and cfg.grey == "repeat"
         net = _build(architecture)
@@ -64,9 +64,7 @@ class Backbone(nn.Module):
             _fold_first(net, bands)
         # The head once where the classifier was, so that torchvision's names are known; then out.
         _put(net, place, head)
-        # The layout that convolutions are faster in (measured: by a tenth on a CPU). Weights as well
-        # as images: of one band both layouts are the same, and the weights' is the one that counts.
-        net.to(memory_format=torch.channels_last)
+        _channels_last(net)
         theirs = {id(t): name for name, t in net.state_dict(keep_vars=True).items()}
         _put(net, place, nn.Identity())
         self.sections = nn.ModuleDict({**_cut(net), "head": head})
@@ -119,6 +117,14 @@ class Backbone(nn.Module):
                 )
             adopted[wanted[name]] = value
         return adopted
+
+
+def _channels_last(net: nn.Module) -> None:
+    """The layout that convolutions are faster in: by a tenth on a CPU.
+
+    Of one band both layouts are the same, and then the weights' is the one that counts.
+    """
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def make_head(features: int, cfg: EnsembleConfig, classes: int) -> nn.Module:

@@ -1,0 +1,69 @@
+"""The common task's table: its arithmetic, and the whole command at a tiny size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lensdist.bench.common import METHODS
+from lensdist.bench.settings import CommonTable
+from lensdist.cli import main
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--images", "9000"], "only 4800 of the"),
+        (["--images", "100"], "100 images cannot be shared evenly by three classes"),
+        (["--images", "3"], "--images"),
+        (["--seeds", "0"], "--seeds"),
+        (["--configs", "nowhere"], "give --configs"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(
+    tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "common", "--out", str(tmp_path / "out"), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_both_sizes_compare_presets_that_are_there() -> None:
+    for size in ("small", "full"):
+        cfg = CommonTable(out=Path("x"), size=size)
+        assert set(cfg.trained_on) >= {300, 3_000}
+        for preset, _ in METHODS[size].values():
+            assert (ROOT / "configs" / "common" / preset).is_file()
+
+
+@pytest.mark.timeout(400)
+def test_whole_command_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    # Every row with the small network: what is tested is the table.
+    words = ["bench", "common", "--out", str(out), "--images", "24", "--seeds", "2"]
+    words += ["--n-per-class", "20", "model.members=[lensnet]", "model.grey=fold"]
+    words += ["train.epochs=2", "train.global_batch=8", "optim.schedule.warmup_steps=0"]
+    assert main(words) == 0
+    results = json.loads((out / "results.json").read_text())
+    rows = results["rows"]
+    assert [row["method"] for row in rows] == list(METHODS["small"])
+    assert {row["init"] for row in rows} == {"random"}
+    assert "errors_avoided" not in rows[0]
+    for row in rows[1:]:
+        low, high = row["gain_ci"]
+        assert low <= row["gain"] <= high
+        assert row["gain"] == pytest.approx(row["accuracy"] - rows[0]["accuracy"])
+        error = 1 - rows[0]["accuracy"]
+        assert row["errors_avoided"] == pytest.approx(1 - (1 - row["accuracy"]) / error)
+    configs = sorted(out.glob("runs/*/config.yaml"))
+    assert len(configs) == 6
+    capsys.readouterr()
+    assert main(words) == 0  # nothing is left to do
+    assert json.loads((out / "results.json").read_text()) == results
+    assert main([*words, "--n-per-class", "30"]) == 2
+    assert "give another --out" in capsys.readouterr().err
