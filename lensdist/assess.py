@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from lensdist.config.schema import TASKS, BaseRun
 from lensdist.data.config import AugmentConfig, DataConfig
 from lensdist.data.packed import PackedSet
 from lensdist.data.preprocess import Turn, turned, views
-from lensdist.data.source import View
+from lensdist.data.source import Images, View
 from lensdist.engine.evaluation import outputs_of
 from lensdist.engine.world import World
 from lensdist.errors import UserError
@@ -38,13 +38,6 @@ TTA = {
     "dihedral": AugmentConfig(rot180=True, rot90=True, flip=True),
 }
 """Test-time augmentation: the views that are averaged, named as the command line does."""
-
-
-class Images(Protocol):
-    """Images by their place, such as a `View`: all that scoring asks for."""
-
-    def __len__(self) -> int: ...
-    def gather(self, places: npt.NDArray[np.int64]) -> Batch: ...
 
 
 class _Turned:
@@ -83,7 +76,6 @@ class Subject:
 
     def outputs(self, images: Images, batch: int) -> Batch:
         """The task's outputs for all images, `batch` at a time from the first."""
-        # A view is only ever asked for its length and its images.
         return outputs_of(self.task, self.model.network, images, batch, self.world)
 
     def facts(self) -> dict[str, Any]:

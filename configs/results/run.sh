@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The full-size table: `reference` and `best` on 30,000 simulated images per class, a GPU's job.
 # `make results-gpu` calls this. It stops by itself after LIMIT seconds (for machines that are lent
-# for minutes), saves, and leaves with 75: the same command goes on.
+# for minutes), saves, and leaves with 75: the same command goes on. The common task's `reference`
+# starts from ImageNet's weights; INIT=random where they cannot be had. COMMON: flags of its benchmark.
 #   run.sh OUT [key=value …]     settings for all runs; N images per class, DEVICE to simulate on
 set -euo pipefail
 out=${1:-runs/results}
@@ -36,6 +37,8 @@ for noise in native euclid; do
     done
   done
 done
+# shellcheck disable=SC2086  # COMMON holds words
+bounded lensdist bench common --size full --out "$out/common" ${COMMON:-} "$@" ${INIT:+init="$INIT"}
 lensdist report "$out"/{native,euclid}-finetune-{reference,best} "$out"/{native,euclid}-mae-{reference,best} \
   --out "$out" --title "Full labels" \
   --note "Simulated DeepLenseSim Model II, $n images per class; one seed." \

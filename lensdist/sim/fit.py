@@ -26,8 +26,8 @@ from lensdist.sim.light import blur_matrix, exact_matmul
 from lensdist.sim.noise import COMMON_EXPOSURE, COMMON_SKY
 from lensdist.sim.priors import sample
 
-# theta_E, gamma1, gamma2; of the source x, y, e1, e2, logarithm of its radius over the family's, and
-# Sersic index. Well beyond the priors.
+# theta_E, gamma1, gamma2; of the source x, y, e1, e2, the logarithm of its radius in units of the
+# family's, and its Sersic index. Well beyond the priors.
 _LOW = (0.9, -0.45, -0.45, -0.7, -0.7, -0.6, -0.6, -0.7, 0.6)
 _HIGH = (1.7, 0.45, 0.45, 0.7, 0.7, 0.6, 0.6, 0.7, 4.0)
 _SHAPE = len(_LOW)
