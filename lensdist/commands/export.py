@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, and say how far the outputs are from the original's."""
-    from lensdist.exporting import export_ensemble, export_run
+    from lensdist.exporting.publish import export_ensemble, export_run
 
     several = len(args.run_dirs) > 1
     if several and args.step is not None:

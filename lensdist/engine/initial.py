@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lensdist import rng
-from lensdist.combining import combined
 from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun
 from lensdist.data.packed import PackedSet
 from lensdist.data.preprocess import Preprocess
@@ -16,6 +15,7 @@ from lensdist.data.smooth import fit_smooth
 from lensdist.engine.world import World
 from lensdist.errors import UserError
 from lensdist.export import PREPROCESS, WEIGHTS, encoder_of, find_export, read_export, under
+from lensdist.exporting.combine import combined
 from lensdist.files import sha256
 from lensdist.models.ensemble import Ensemble
 from lensdist.phases import completed

@@ -18,11 +18,11 @@ from lensdist.data.preprocess import Preprocess
 from lensdist.data.smooth import principal
 from lensdist.errors import UserError
 from lensdist.export import PREPROCESS, LoadedModel
+from lensdist.exporting.portable import as_module, largest_difference, samples, write
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import ClassifierConfig, EnsembleConfig, MaeConfig
 from lensdist.models.ensemble import Ensemble
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
-from lensdist.portable import as_module, largest_difference, samples, write
 
 pytestmark = pytest.mark.unit
 

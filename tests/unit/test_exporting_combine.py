@@ -12,12 +12,12 @@ import torch
 
 import lensdist
 from lensdist import cli
-from lensdist.combining import combined
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.preprocess import Preprocess
 from lensdist.data.smooth import principal
 from lensdist.errors import UserError
 from lensdist.export import Described, read_export, write_export
+from lensdist.exporting.combine import combined
 from lensdist.files import sha256
 from lensdist.models.config import EnsembleConfig
 from lensdist.models.ensemble import Ensemble

@@ -3,7 +3,7 @@
 DEST/config.json         labels, preprocessing, metrics, and how far the file's outputs were from
                          the original's: {"checked": {"max_abs_difference": …, "images": …}}
      model.safetensors   our own format, which `lensdist.load` reads
-  or model.onnx          see `lensdist.portable`
+  or model.onnx          see `lensdist.exporting.portable`
   or model.pt2
 """
 
@@ -18,7 +18,6 @@ from typing import Any
 
 from torch import Tensor
 
-from lensdist.combining import combined
 from lensdist.data.staging import Staging
 from lensdist.errors import RunError
 from lensdist.export import (
@@ -31,9 +30,10 @@ from lensdist.export import (
     load,
     write_export,
 )
+from lensdist.exporting.combine import combined
+from lensdist.exporting.portable import Runner, largest_difference, require, write
+from lensdist.exporting.snapshot import at_step, exported, steps_of
 from lensdist.files import fsync, sha256, to_json, write_atomic
-from lensdist.portable import Runner, largest_difference, require, write
-from lensdist.snapshot import at_step, exported, steps_of
 
 TOLERANCE = 1e-4
 """Largest difference from the original's outputs, relative to the largest of these."""

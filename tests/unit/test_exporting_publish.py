@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 import lensdist
-from lensdist import cli, exporting, train
+from lensdist import cli, train
 from lensdist.engine import checkpoint
+from lensdist.exporting import publish
 from lensdist.sim.config import SimConfig
 from lensdist.sim.write import write_packed
 from tests.conftest import settings
@@ -234,7 +235,7 @@ def test_what_computes_something_else_is_not_published(
     def load(path: Path) -> lensdist.export.LoadedModel:
         return Off(*lensdist.export.read_export(path), "cpu")
 
-    monkeypatch.setattr(exporting, "load", load)
+    monkeypatch.setattr(publish, "load", load)
     sentence = refused(capsys, tmp_path / "x", classifier, "--step", "all", code=1)
     assert "outputs differ by" in sentence
 
@@ -248,7 +249,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting, "write_atomic", full)
+    monkeypatch.setattr(publish, "write_atomic", full)
     sentence = refused(capsys, tmp_path / "x", classifier, "--step", "all", code=1)
     assert "cannot be written: No space left on device" in sentence
 

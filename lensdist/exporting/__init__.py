@@ -1,0 +1,1 @@
+"""Trained models in other formats and places. Importing this package imports no torch."""
