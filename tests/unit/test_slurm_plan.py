@@ -47,6 +47,13 @@ def test_the_shown_plan_is_golden(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert text == file.read_text()
 
 
+@pytest.mark.parametrize("cluster", sorted(p.stem for p in CLUSTERS.glob("*.yaml")))
+@pytest.mark.parametrize("chain", sorted(p.stem for p in CHAIN.parent.glob("*.yaml")))
+def test_every_chain_can_be_sent_to_every_cluster(chain: str, cluster: str) -> None:
+    plan = make_plan(CHAIN.parent / f"{chain}.yaml", CLUSTERS / f"{cluster}.yaml", ())
+    assert f"chain {chain}:" in shown(plan)
+
+
 def test_a_plan_is_quick_and_torch_free_from_anywhere(tmp_path: Path) -> None:
     code = "import runpy, sys\n"
     code += (
