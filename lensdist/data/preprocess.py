@@ -16,6 +16,7 @@ from torch import Tensor
 from lensdist import rng
 from lensdist.data.config import AugmentConfig, PreprocessConfig
 from lensdist.data.smooth import Smooth
+from lensdist.errors import UserError
 from lensdist.sim.families import FAMILIES
 from lensdist.sim.fit import SmoothLensFit
 
@@ -49,10 +50,14 @@ class Preprocess:
         Args:
             x: (B, C, H, W), in the units found on disk.
             good: (B, 1 or C, H, W) bool; the other pixels come out as 0 and do not count.
+
+        Raises:
+            UserError: `lens_fit` is to pass over pixels.
         """
         x = x.float()
         if self.cfg.scale == "lens_fit":
-            assert good is None, "engine/phase.py refuses data with bad pixels"
+            if good is not None:
+                raise UserError("preprocess.scale: lens_fit cannot pass over bad or weighted pixels")
             return self._lens_fit(x)
         if good is None:
             return self._scale(x, x, x)

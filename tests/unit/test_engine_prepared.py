@@ -14,6 +14,7 @@ from lensdist.data.packed import PackedSet
 from lensdist.data.preprocess import Preprocess
 from lensdist.data.source import View
 from lensdist.engine.prepared import PreparedView
+from lensdist.errors import UserError
 from tests.unit.worlds import FakeWorld, on_all
 
 pytestmark = pytest.mark.unit
@@ -58,3 +59,9 @@ def test_two_channels_in_units_of_the_noise(view: View) -> None:
     assert 0.8 < float(smooth.std()) / (4 / 3 / 2) < 1.2
     assert float(chi.abs().max()) <= 8
     assert float(light.min()) >= np.log(0.1) / 2 - 1e-6
+
+
+def test_bad_pixels_are_refused_not_fitted(view: View) -> None:
+    image = view.gather(np.array([0]))["image"]
+    with pytest.raises(UserError, match="cannot pass over bad or weighted pixels"):
+        PREPROCESS(image, torch.ones_like(image, dtype=torch.bool))
