@@ -57,7 +57,7 @@ class Preprocess:
         x = x.float()
         if self.cfg.scale == "lens_fit":
             if good is not None:
-                raise UserError("preprocess.scale: lens_fit cannot pass over bad or weighted pixels")
+                raise UserError("preprocess.scale: lens_fit cannot pass over bad pixels or weights")
             return self._lens_fit(x)
         if good is None:
             return self._scale(x, x, x)

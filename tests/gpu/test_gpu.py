@@ -24,15 +24,18 @@ def _environment() -> dict[str, str]:
     return {**kept, "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
 
 
+@pytest.mark.parametrize("task", ["mae", "common"])  # the latter with kept features, then unfrozen
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_a_run_stops_and_resumes_in_the_same_bits(
-    tiny_set: Path, tmp_path: Path, precision: str
+    tiny_set: Path, tmp_path: Path, precision: str, task: str
 ) -> None:
     more = {"train.max_steps": 12, "train.ema": 0.9, "optim.clip_norm": 1.0}
+    if task == "common":
+        more |= {"train.max_steps": 22, "train.epochs": 9, "unfreeze_epochs": "[3,2,1,1,1,1]"}
     ends = []
     for name in ("whole", "halves"):
         run = tmp_path / name
-        words = [*settings("mae", tiny_set, run, **more), f"precision={precision}"]
+        words = [*settings(task, tiny_set, run, **more), f"precision={precision}"]
         if name == "halves":
             killer = command("tests.faults.killer", "term", 5, "--", *words)
             assert start(killer, env=_environment()).returncode == 75
@@ -59,6 +62,22 @@ def test_simulation_is_the_same_as_on_the_cpu() -> None:
         for device in ("cpu", "cuda")
     ]
     torch.testing.assert_close(images[1], images[0], rtol=1e-9, atol=1e-9)
+
+
+def test_lens_fits_are_the_same_as_on_the_cpu() -> None:
+    from lensdist import rng
+    from lensdist.sim import SimConfig, Simulator
+    from lensdist.sim.families import FAMILIES
+    from lensdist.sim.fit import SmoothLensFit
+
+    images = Simulator(SimConfig(family="common")).batch(rng.key(1, "gpu"), torch.arange(24))
+    chi = [
+        SmoothLensFit(FAMILIES["common"], torch.device(device))(
+            images["image"][:, 0].to(device)
+        ).chi.cpu()
+        for device in ("cpu", "cuda")
+    ]
+    torch.testing.assert_close(chi[1], chi[0], rtol=0, atol=1e-4)
 
 
 def test_masks_are_the_same_as_on_the_cpu() -> None:

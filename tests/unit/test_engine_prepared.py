@@ -63,5 +63,5 @@ def test_two_channels_in_units_of_the_noise(view: View) -> None:
 
 def test_bad_pixels_are_refused_not_fitted(view: View) -> None:
     image = view.gather(np.array([0]))["image"]
-    with pytest.raises(UserError, match="cannot pass over bad or weighted pixels"):
+    with pytest.raises(UserError, match="cannot pass over bad pixels or weights"):
         PREPROCESS(image, torch.ones_like(image, dtype=torch.bool))
