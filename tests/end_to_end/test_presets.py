@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lensdist.phases import completed
-from tests.conftest import ROOT, command, environment, start
+from tests.conftest import ROOT, command, start
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(600)]
 
@@ -53,9 +53,7 @@ def test_a_preset_of_the_common_task(preset: str, common_set: Path, tmp_path: Pa
     if preset.startswith("unfreeze"):
         words += ["unfreeze_epochs=[1,1,1,1,1,25]"]
     words = [f"--config=configs/common/{preset}.yaml", *words]
-    # The networks are large: two threads, where all else here runs on one.
-    threads = environment(OMP_NUM_THREADS="2")
-    done = start(command("lensdist.train", *words), timeout=500, env=threads)
+    done = start(command("lensdist.train", *words), timeout=500)
     assert done.returncode == 0, done.stderr
     record = completed(run)
     assert record is not None
