@@ -217,6 +217,9 @@ class LoadedModel:
             array = np.ascontiguousarray(array, np.float32)
         if not np.isfinite(array).all():
             raise ValueError("images hold NaN or infinite pixels; mask or fill them first")
+        blank = np.flatnonzero(array.max((1, 2, 3)) == array.min((1, 2, 3)))
+        if self.preprocess.slow and len(blank):
+            raise ValueError(f"image {blank[0]} is blank: there is no lens to fit in it")
         return torch.from_numpy(array)
 
     def _batch(self, raw: Tensor) -> dict[str, Tensor]:

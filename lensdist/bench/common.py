@@ -125,5 +125,6 @@ def _notes(cfg: CommonTable, n: int) -> list[str]:
         f"{cfg.seeds} seeds: training images, order and initial weights. Intervals are 95 %, over "
         "seeds and test images; `gain` (in accuracy) and `errors avoided` are paired with "
         "`reference` on the same images.",
-        f"Seconds are a run's, of {cfg.jobs} at a time on this machine.",
+        f"Seconds are a run's last life, of {cfg.jobs} at a time on this machine.",
+        *([f"Settings of all runs: {' '.join(cfg.overrides)}."] if cfg.overrides else []),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
@@ -16,8 +17,12 @@ from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from types import FrameType
 
-from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError
-from lensdist.phases import COMPLETE
+from lensdist.config import load
+from lensdist.config.schema import schema_of
+from lensdist.engine.differences import differences
+from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError
+from lensdist.phases import COMPLETE, completed
+from lensdist.train import add_arguments
 
 LOGITS = Path("eval", "test-logits.npy")
 
@@ -52,9 +57,12 @@ def run_all(jobs: Sequence[Job], workers: int, what: str) -> None:
     """Do what is not done yet, `workers` jobs at a time.
 
     Raises:
+        UserError: a finished run has other settings than its job asks for.
         StoppedError: a run was asked to stop and has saved.
         RunError: a run failed; the others that had begun were finished.
     """
+    for job in jobs:
+        _refuse_other_settings(job)
     todo = [job for job in jobs if not job.done]
     if not todo:
         return
@@ -87,6 +95,21 @@ def run_all(jobs: Sequence[Job], workers: int, what: str) -> None:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+def _refuse_other_settings(job: Job) -> None:
+    record = completed(job.run)
+    if record is None:
+        return
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(job.argv)
+    wanted = load(args.config, args.overrides, schema=schema_of).model_dump(mode="json")
+    changed = differences(record["config"], wanted)
+    if changed:
+        raise UserError(
+            f"{job.run} was finished with other settings ({changed[0]}); give another --out"
+        )
 
 
 @contextlib.contextmanager

@@ -126,6 +126,10 @@ class CommonRun(ClassifierRun):
         unknown = sorted(set(self.weights) - set(self.model.members))
         if unknown:
             raise ValueError(f"weights: {unknown[0]} is not one of model.members")
+        if self.weights and (self.init != "imagenet" or self.members_from):
+            raise ValueError("weights are ImageNet's: they go with init: imagenet alone")
+        if self.train.micro < 2:
+            raise ValueError("the heads' BatchNorm needs micro-batches of 2 images or more")
         if self.members_from and len(self.members_from) != len(self.model.members):
             raise ValueError(
                 f"members_from names {len(self.members_from)} runs for "

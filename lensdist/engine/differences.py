@@ -15,20 +15,19 @@ _FREE = (
     "track.",
     "train.early_stop",
     "train.log_every",
-    "train.eval_batch",
     "data.resident",
     "data.path",  # its fingerprint is compared instead: a set may be moved
 )
 
-# How long, too, unless the learning rate is drawn over the whole length.
+# How long, too, unless the learning rate is drawn over the whole length, or stages share it out.
 _LENGTH = ("train.epochs", "train.max_steps")
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Settings that differ, as `key: old -> new`, without those that are free to change."""
     saved = _as_today(saved)
-    cosine = now["optim"]["schedule"]["kind"] == "cosine"
-    return _differences(saved, now, "", _FREE if cosine else _FREE + _LENGTH)
+    whole = now["optim"]["schedule"]["kind"] == "cosine" or now.get("unfreeze") == "progressive"
+    return _differences(saved, now, "", _FREE if whole else _FREE + _LENGTH)
 
 
 def _as_today(saved: dict[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,23 @@ from lensdist.weights.imagenet import imagenet_state
 Weights = dict[str, Tensor]
 
 
+def check_start(cfg: BaseRun, world: World) -> None:
+    """What can be told before there is data, which may take minutes to simulate.
+
+    Raises:
+        UserError: no such network, or its weights cannot be had or are those of another.
+    """
+    if not isinstance(cfg, CommonRun):
+        return
+    with torch.device("meta"):
+        shape = Ensemble(cfg.model, 2, cfg.seen_bands)
+    shape.check(cfg.preprocess.seen(cfg.model.in_channels, cfg.model.image_size)[1])
+    if cfg.init == "imagenet" and not cfg.members_from:
+        _imagenet(cfg, 2, world)
+
+
 def starting_point(
-    cfg: BaseRun, packed: PackedSet, classes: int, world: World
+    cfg: BaseRun, packed: PackedSet, labels: tuple[str, ...], world: World
 ) -> tuple[Preprocess, Weights | None, str | None]:
     """Preprocessing, weights to start from, and a hash that names them.
 
@@ -40,13 +55,13 @@ def starting_point(
         _check_preprocess(cfg, theirs, cfg.encoder)
         return theirs, weights, sha256(find_export(cfg.encoder) / WEIGHTS)
     if isinstance(cfg, CommonRun) and cfg.members_from:
-        return _members(cfg, classes)
+        return _members(cfg, labels)
     how, statistics = cfg.preprocess, packed.manifest.statistics
     residual = how.scale == "residual"
     smooth = fit_smooth(packed, how.smooth_class, how.components) if residual else None
     preprocess = Preprocess(how, statistics.mean, statistics.std, smooth)
     if isinstance(cfg, CommonRun) and cfg.init == "imagenet":
-        return preprocess, _imagenet(cfg, classes, world), None
+        return preprocess, _imagenet(cfg, len(labels), world), None
     return preprocess, None, None
 
 
@@ -79,7 +94,7 @@ def _imagenet(cfg: CommonRun, classes: int, world: World) -> Weights:
     return initial
 
 
-def _members(cfg: CommonRun, classes: int) -> tuple[Preprocess, Weights, str]:
+def _members(cfg: CommonRun, labels: tuple[str, ...]) -> tuple[Preprocess, Weights, str]:
     """The members of finished runs, which must agree in all but the networks themselves."""
     for run in cfg.members_from:
         _check_finished("members_from", run)
@@ -92,15 +107,19 @@ def _members(cfg: CommonRun, classes: int) -> tuple[Preprocess, Weights, str]:
             f"{', '.join(cfg.model.members)}"
         )
     with torch.device("meta"):
-        shape = Ensemble(cfg.model, classes, cfg.seen_bands)
+        shape = Ensemble(cfg.model, len(labels), cfg.seen_bands)
     wanted = {k: v.shape for k, v in shape.state_dict().items()}
     initial = {k: v for k, v in weights.items() if k.startswith("members.")}
     odd = [name for name, value in initial.items() if wanted.get(name) != value.shape]
-    if odd or len(description["labels"]) != classes:
+    if tuple(description["labels"]) != labels:
         raise UserError(
-            f"members_from: {named} are of another shape than model asks for"
-            f"{f' ({odd[0]})' if odd else ''}; give the same grey, in_channels, head_dims and "
-            "classes"
+            f"members_from: {named} tell {', '.join(description['labels'])} apart, not "
+            f"{', '.join(labels)}; set data.classes to that, in that order"
+        )
+    if odd:
+        raise UserError(
+            f"members_from: {named} are of another shape than model asks for ({odd[0]}); give the "
+            "same grey, in_channels and head_dims"
         )
     preprocess = Preprocess.from_state(description["preprocessing"], under(PREPROCESS, weights))
     _check_preprocess(cfg, preprocess, cfg.members_from[0])

@@ -86,6 +86,7 @@ def train(
         if now is None or state.step >= now.stage.end:
             if now is not None:
                 optimizer_tensors = capture(state, bare, now.optimizer, average, world)[0]
+                now = None  # what it holds of images must be gone before the next stage's is made
             now = enter(next(s for s in stages if state.step < s.end), bare, phase, world)
             if now.kept:
                 journal.event(state.step, "frozen layers", now.kept)

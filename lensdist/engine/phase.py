@@ -19,7 +19,7 @@ from lensdist.engine.batches import plan_steps
 from lensdist.engine.checkpoint import Checkpoint
 from lensdist.engine.differences import differences
 from lensdist.engine.finish import finish
-from lensdist.engine.initial import starting_point
+from lensdist.engine.initial import check_start, starting_point
 from lensdist.engine.journal import Journal
 from lensdist.engine.lock import held
 from lensdist.engine.loop import train
@@ -43,10 +43,11 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
         RunError: training had begun and could not go on.
     """
     settle(cfg, world.device)
+    check_start(cfg, world)
     packed = PackedSet(_data(cfg, world))
     _check_images(cfg, packed)
     validation = View(packed, "val", cfg.data, cfg.seed, world.device)
-    preprocess, weights, digest = starting_point(cfg, packed, len(validation.labels), world)
+    preprocess, weights, digest = starting_point(cfg, packed, tuple(validation.labels), world)
     facts = {
         "config": cfg.model_dump(mode="json"),
         "data": packed.manifest.fingerprint,
@@ -79,6 +80,7 @@ def _train(phase: Phase, world: World, resumed: Checkpoint | None, packed: Packe
     """What `run` does once all has been checked."""
     started = time.time()
     cfg, folder = phase.cfg, phase.cfg.run.dir
+    stopper = Stopper(folder, world)  # from here on a wish to stop is heard
     phase = _prepared(phase, world)
     journal = Journal(cfg, world, resumed.step if resumed else 0)
     saver = Saver(
@@ -87,7 +89,6 @@ def _train(phase: Phase, world: World, resumed: Checkpoint | None, packed: Packe
         cfg.checkpoint.background,
         lambda step, sentence: journal.event(step, "not saved", sentence),
     )
-    stopper = Stopper(folder, world)
     try:
         outcome = train(phase, world, journal, saver, stopper, resumed)
         if outcome.status == "stopped":

@@ -102,7 +102,7 @@ def _description(run: Path, saved: Checkpoint) -> Described:
     plain = cfg.model_copy(update={"precision": "no"})
     if isinstance(cfg, CommonRun):
         plain = plain.model_copy(update={"init": "random"})
-    preprocess, initial, digest = starting_point(plain, packed, len(labels), World(plain))
+    preprocess, initial, digest = starting_point(plain, packed, labels, World(plain))
     _refuse_changes(saved, cfg.model_dump(mode="json"), packed.manifest.fingerprint, digest)
     task = build_task(cfg, labels, preprocess, initial)
     tensors = {PREPROCESS + k: v for k, v in preprocess.tensors().items()}

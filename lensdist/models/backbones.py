@@ -19,11 +19,10 @@ from lensdist.errors import UserError
 from lensdist.models.config import EnsembleConfig
 from lensdist.models.lensnet import LENSNET, WIDTH, lensnet
 
-# Two of them return more than logits in training unless told otherwise.
-_MORE = {
-    "googlenet": {"aux_logits": False, "init_weights": True},
-    "inception_v3": {"aux_logits": False, "init_weights": True},
-}
+# SqueezeNets end in a convolution; MNASNets load their weights only beside a version number that no
+# format but a pickle keeps; GoogLeNet and Inception return more than logits, and scale their inputs
+# when their weights are ImageNet's.
+_UNFIT = ["squeezenet*", "mnasnet*", "googlenet", "inception*"]
 
 
 class Backbone(nn.Module):
@@ -148,10 +147,7 @@ def fold(kernels: Tensor, bands: int) -> Tensor:
 def architectures() -> list[str]:
     """The classifiers of torchvision that can be members, by name."""
     models = import_torchvision().models
-    # SqueezeNets end in a convolution; MNASNets load their weights only beside a version number
-    # that no format but a pickle keeps.
-    names = models.list_models(module=models, exclude=["squeezenet*", "mnasnet*"])
-    return cast(list[str], names)
+    return cast(list[str], models.list_models(module=models, exclude=_UNFIT))
 
 
 def _build(architecture: str) -> nn.Module:
@@ -163,9 +159,8 @@ def _build(architecture: str) -> nn.Module:
             f"that can be a member, such as {', '.join(near)}"
         )
     torchvision = import_torchvision()
-    more = _MORE.get(architecture, {})
     if not architecture.startswith("regnet"):
-        return cast(nn.Module, torchvision.models.get_model(architecture, weights=None, **more))
+        return cast(nn.Module, torchvision.models.get_model(architecture, weights=None))
     device = torch.get_default_device()
     with torch.device("cpu"):  # a RegNet computes its own widths with tensors
         net = cast(nn.Module, torchvision.models.get_model(architecture, weights=None))

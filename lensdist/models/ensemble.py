@@ -40,7 +40,7 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(
             Backbone(name, cfg, classes, self._bands) for name in cfg.members
         )
-        if cfg.combine == "learned":
+        if cfg.combine == "learned" and len(cfg.members) > 1:
             self.mix = nn.Parameter(torch.zeros(len(cfg.members)))
 
     def forward(self, x: Tensor) -> Tensor:

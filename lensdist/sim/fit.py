@@ -121,7 +121,8 @@ class SmoothLensFit:
             flux, offset, width = params[:, _SHAPE:].unsqueeze(2).unbind(1)
             light = lens + width * by_width
             noise = (lens.clamp_min(0) + COMMON_SKY) / COMMON_EXPOSURE
-            sigma = flux.abs() * noise.sqrt() / binning
+            # A blank image has no flux, and no noise either: what is left of it is 0.
+            sigma = flux.abs().clamp_min(1e-12) * noise.sqrt() / binning
             chi = (data - flux * light - offset) / sigma
             loss = F.huber_loss(chi, torch.zeros_like(chi), reduction="none", delta=_CLIP)
             new_cost = loss.mean(1) + sigma.log().mean(1)

@@ -158,6 +158,10 @@ def _stream(file: io.BufferedReader, size: int) -> tuple[Any, _Fetch]:
     file.seek(0)
     head = file.read(_MAX_PICKLE)
     if head[:1] != b"\x80":
+        if head[8:9] == b"{":
+            raise BadPickle(
+                "it is a safetensors file, not one of torch.save; `import` has no use for it"
+            )
         raise BadPickle("it is no file of torch.save")
     at = 0
     found = []

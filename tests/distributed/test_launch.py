@@ -13,7 +13,7 @@ from tests.conftest import ROOT, environment, settings, start
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+ACCELERATE = [str(Path(sys.executable).with_name("accelerate")), "launch"]
 FILE = ["--config_file", "accelerate_config.yaml"]
 
 

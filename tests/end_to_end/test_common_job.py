@@ -18,7 +18,7 @@ from tests.conftest import ROOT, environment, start
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file"]
 LAUNCH += ["accelerate_config.yaml"]
 
 
@@ -96,6 +96,8 @@ def test_the_export_takes_files_as_they_are(packed: Path, runs: dict[int, Path])
     assert np.abs(logits - alone).max() <= 1e-5
     truth = [model.labels.index(file.parent.name) for file in files]
     assert (logits.argmax(1) == truth).mean() >= 0.75
+    with pytest.raises(ValueError, match="image 1 is blank"):
+        model.predict(np.stack([images[0], np.zeros_like(images[0])]))
     again = _lensdist("export", runs[1], "--out", packed.parent / "copy").stdout
     assert "difference" in again
     done = _lensdist("export", runs[1], "--format", "onnx", "--out", packed.parent / "onnx", code=2)

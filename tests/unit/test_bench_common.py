@@ -65,5 +65,6 @@ def test_whole_command_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     assert main(words) == 0  # nothing is left to do
     assert json.loads((out / "results.json").read_text()) == results
-    assert main([*words, "--n-per-class", "30"]) == 2
-    assert "give another --out" in capsys.readouterr().err
+    for change in (["--n-per-class", "30"], ["optim.lr=0.5"]):
+        assert main([*words, *change]) == 2
+        assert "give another --out" in capsys.readouterr().err

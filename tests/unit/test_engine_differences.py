@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lensdist.config.schema import MaeRun
+from lensdist.config.schema import CommonRun, MaeRun
 from lensdist.engine.differences import differences
 
 pytestmark = pytest.mark.unit
@@ -30,6 +30,19 @@ def test_the_length_is_part_of_a_cosine() -> None:
     cosine = {"schedule": {"kind": "cosine"}}
     found = differences(_run(optim=cosine), _run(optim=cosine, train={"epochs": 99}))
     assert found == ["train.epochs: 10 -> 99"]
+
+
+def test_the_length_is_part_of_stages_that_share_it_out() -> None:
+    raw = {"task": "common", "run": {"dir": "x"}, "data": {"path": "y"}, "train": {"epochs": 30}}
+    old = CommonRun(**raw, unfreeze="progressive").model_dump(mode="json")
+    raw["train"] = {"epochs": 60}
+    now = CommonRun(**raw, unfreeze="progressive").model_dump(mode="json")
+    assert differences(old, now) == ["train.epochs: 30 -> 60"]
+
+
+def test_what_is_computed_together_decides_on_last_bits() -> None:
+    found = differences(_run(), _run(train={"eval_batch": 64}))
+    assert found == ["train.eval_batch: 256 -> 64"]
 
 
 def test_a_setting_that_the_run_did_not_know_yet_has_its_default() -> None:

@@ -32,7 +32,7 @@ def _run(**more: Any) -> CommonRun:
 
 
 def _start(cfg: CommonRun, data: Path) -> Any:
-    return starting_point(cfg, PackedSet(data), 3, FakeWorld())  # type: ignore[arg-type]
+    return starting_point(cfg, PackedSet(data), LABELS, FakeWorld())  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

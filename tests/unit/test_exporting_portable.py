@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from lensdist import portable
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.preprocess import Preprocess
 from lensdist.data.smooth import principal
 from lensdist.errors import UserError
 from lensdist.export import PREPROCESS, LoadedModel
+from lensdist.exporting import portable
 from lensdist.exporting.portable import as_module, largest_difference, samples, write
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import ClassifierConfig, EnsembleConfig, MaeConfig

@@ -104,8 +104,8 @@ def test_unknown_names_are_told() -> None:
 
 
 FAMILIES = (
-    "alexnet", "convnext_tiny", "densenet161", "efficientnet_b0", "efficientnet_v2_s", "googlenet",
-    "inception_v3", "maxvit_t", "mobilenet_v2", "mobilenet_v3_small",
+    "alexnet", "convnext_tiny", "densenet161", "efficientnet_b0", "efficientnet_v2_s",
+    "maxvit_t", "mobilenet_v2", "mobilenet_v3_small",
     "regnet_x_400mf", "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5", "swin_t", "swin_v2_t",
     "vgg11", "vit_b_16", "wide_resnet50_2",
 )  # fmt: skip

@@ -34,6 +34,11 @@ def test_ways_to_combine() -> None:
     torch.testing.assert_close(learned(x), apart[0], rtol=1e-4, atol=1e-4)
 
 
+def test_one_network_has_nothing_to_weigh() -> None:
+    # A parameter without a gradient would stop DistributedDataParallel.
+    assert not hasattr(_net(members=("lensnet",), combine="learned"), "mix")
+
+
 def test_learned_weights_learn() -> None:
     net = _net(combine="learned")
     net(torch.rand(4, 1, 48, 48)).square().sum().backward()

@@ -58,6 +58,10 @@ def test_what_does_not_fit_is_refused() -> None:
         _task(unfreeze="all", unfreeze_epochs=(10,))
     with pytest.raises(ValueError, match=r"weights: resnet50 is not one of model\.members"):
         _task(weights={"resnet50": "x.pth"})
+    with pytest.raises(ValueError, match="they go with init: imagenet alone"):
+        _task(weights={"resnet18": "x.pth"})
+    with pytest.raises(ValueError, match="micro-batches of 2 images or more"):
+        _task(train={"micro_batch": 1, "epochs": 30})
     with pytest.raises(ValueError, match="members_from names 1 runs for 2 members"):
         _task(members_from=("a",))
 
