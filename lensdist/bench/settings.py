@@ -23,20 +23,25 @@ TRAINED_ON = {"small": (300, 3_000), "full": (300, 3_000, 30_000)}
 COMMON_IMAGES = {"small": 2_000, "full": 12_500}
 
 
-class FewLabels(Strict):
-    """`lensdist bench few-labels`."""
+class Table(Strict):
+    """What every benchmark that makes a table may be told."""
 
     out: Path
-    labels: tuple[Labels, ...] = (30, 100, 300, 1000)
     seeds: int = Field(3, ge=1, le=100)
-    noise: tuple[Noise, ...] = ("none", "euclid")
     size: Size = "small"
-    steps: int | None = Field(None, ge=1)
-    pretrain_steps: int | None = Field(None, ge=1)
     n_per_class: int | None = Field(None, ge=20)
     jobs: int = Field(1, ge=1, le=256)
     configs: Path = Path(__file__).resolve().parents[2] / "configs"
     overrides: tuple[str, ...] = ()
+
+
+class FewLabels(Table):
+    """`lensdist bench few-labels`."""
+
+    labels: tuple[Labels, ...] = (30, 100, 300, 1000)
+    noise: tuple[Noise, ...] = ("none", "euclid")
+    steps: int | None = Field(None, ge=1)
+    pretrain_steps: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -66,17 +71,10 @@ class FewLabels(Strict):
         return self.pretrain_steps or PRETRAIN_STEPS[self.size]
 
 
-class CommonTable(Strict):
+class CommonTable(Table):
     """`lensdist bench common`."""
 
-    out: Path
     images: tuple[Images, ...] | None = None
-    seeds: int = Field(3, ge=1, le=100)
-    size: Size = "small"
-    n_per_class: int | None = Field(None, ge=20)
-    jobs: int = Field(1, ge=1, le=256)
-    configs: Path = Path(__file__).resolve().parents[2] / "configs"
-    overrides: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from lensdist.bench.settings import CommonTable, FewLabels, Size
-from lensdist.config.base import Strict
+from lensdist.bench.settings import CommonTable, FewLabels, Size, Table
 from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 
 FEW_LABELS_EXAMPLES = """examples:
@@ -27,7 +26,7 @@ COMMON_EXAMPLES = """examples:
 An interrupted benchmark goes on where it was: give the same command again.
 """
 
-T = TypeVar("T", bound=Strict)
+T = TypeVar("T", bound=Table)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     few.set_defaults(benchmark_run=_few_labels)
     d = FewLabels.model_fields
-    few.add_argument("--out", type=Path, required=True, help="folder for everything")
+    _add_shared(few, "5,000, full 30,000", "fine-tuning seeds, each with its own labelled images")
     few.add_argument(
         "--labels",
         type=_numbers,
@@ -52,22 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="labelled images per class (default: 30,100,300,1000)",
     )
     few.add_argument(
-        "--seeds",
-        type=int,
-        default=d["seeds"].default,
-        help="fine-tuning seeds, each with its own labelled images (default: %(default)s)",
-    )
-    few.add_argument(
         "--steps", type=int, help="of each fine-tuning (default: small 200, full 2,000)"
     )
     few.add_argument(
         "--pretrain-steps", type=int, help="of each pretraining (default: small 2,500, full 30,000)"
-    )
-    few.add_argument(
-        "--size",
-        choices=get_args(Size),
-        default="small",
-        help="presets: small, for CPUs; full, the best we have (default: %(default)s)",
     )
     few.add_argument(
         "--noise",
@@ -76,14 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="none,euclid",
         help="detectors to simulate (default: none,euclid)",
     )
-    few.add_argument(
-        "--n-per-class", type=int, help="simulated images (default: small 5,000, full 30,000)"
-    )
-    few.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
-    few.add_argument(
-        "--configs", type=Path, help="folder of presets (default: the checkout's configs/)"
-    )
-    few.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
     _add_common(benchmarks)
 
 
@@ -97,31 +76,38 @@ def _add_common(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser])
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     common.set_defaults(benchmark_run=_common)
-    d = CommonTable.model_fields
-    common.add_argument("--out", type=Path, required=True, help="folder for everything")
+    _add_shared(common, "2,000, full 12,500", "of training images, order and initial weights")
     common.add_argument(
         "--images",
         type=_numbers,
         metavar="N,N,…",
         help="training images of all classes (default: small 300,3000; full 300,3000,30000)",
     )
-    common.add_argument(
-        "--seeds", type=int, default=d["seeds"].default, help="of each (default: %(default)s)"
+
+
+def _add_shared(parser: argparse.ArgumentParser, simulated: str, seeds: str) -> None:
+    """What every benchmark may be told: the settings of `Table`."""
+    parser.add_argument("--out", type=Path, required=True, help="folder for everything")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=Table.model_fields["seeds"].default,
+        help=f"{seeds} (default: %(default)s)",
     )
-    common.add_argument(
+    parser.add_argument(
         "--size",
         choices=get_args(Size),
         default="small",
-        help="presets: small, for CPUs; full, as published and our best (default: %(default)s)",
+        help="presets: small, for CPUs; full, one GPU (default: %(default)s)",
     )
-    common.add_argument(
-        "--n-per-class", type=int, help="simulated images (default: small 2,000, full 12,500)"
+    parser.add_argument(
+        "--n-per-class", type=int, help=f"simulated images (default: small {simulated})"
     )
-    common.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
-    common.add_argument(
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
+    parser.add_argument(
         "--configs", type=Path, help="folder of presets (default: the checkout's configs/)"
     )
-    common.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
 
 
 def run(args: argparse.Namespace) -> int:
