@@ -122,7 +122,7 @@ def _notes(cfg: CommonTable, n: int) -> list[str]:
         f"own from those for training); test n = {n:,} images, looked at once.",
         f"Presets: {presets}; the validation split chose the weights.",
         "`best without the fit`: its network and schedule on the images as they are.",
-        f"{cfg.seeds} seeds: training images, order and initial weights. Intervals are 95 %, over "
+        f"{cfg.seeds} seed(s): training images, order, initial weights. Intervals are 95 %, over "
         "seeds and test images; `gain` (in accuracy) and `errors avoided` are paired with "
         "`reference` on the same images.",
         f"Seconds are a run's last life, of {cfg.jobs} at a time on this machine.",

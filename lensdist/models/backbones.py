@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lensdist._torchvision import import_torchvision
@@ -93,7 +92,7 @@ class Backbone(nn.Module):
         own = self.state_dict()
         wanted = {t: o for t, o in self.names.items() if head or not o.startswith("sections.head.")}
         given = state
-        if not head and self.architecture != LENSNET:
+        if not head:
             place = _last_linear(_on_meta(self.architecture))[0]
             given = {k: v for k, v in state.items() if not k.startswith(f"{place}.")}
         # Files from before torch 1.0 lack the counters, which count from then on.
@@ -200,13 +199,6 @@ def _fold_first(net: nn.Module, bands: int) -> None:
     _put(net, place, new)
 
 
-class _Rectify(nn.Module):
-    """DenseNet's last activation, which torchvision has in `forward` only."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x)
-
-
 def _cut(net: nn.Module) -> dict[str, nn.Module]:
     """What comes before the head, by section; together they compute what `net` does."""
     models = import_torchvision().models
@@ -214,10 +206,13 @@ def _cut(net: nn.Module) -> dict[str, nn.Module]:
         f = net.features
         # A transition goes with the block before it: its output is ten times smaller to keep.
         blocks = {
-            f"block{i}": nn.Sequential(f.get_submodule(f"denseblock{i}"), _after(f, i))
+            f"block{i}": nn.Sequential(
+                f.get_submodule(f"denseblock{i}"), f.get_submodule(f"transition{i}")
+            )
             for i in (1, 2, 3)
         }
-        last = nn.Sequential(f.denseblock4, f.norm5, _Rectify(), *_pool())
+        # The last activation stands in torchvision's `forward` only.
+        last = nn.Sequential(f.denseblock4, f.norm5, nn.ReLU(), *_pool())
         stem = nn.Sequential(f.conv0, f.norm0, f.relu0, f.pool0)
         return {"stem": stem, **blocks, "block4": last}
     if isinstance(net, models.ResNet):
@@ -229,10 +224,6 @@ def _cut(net: nn.Module) -> dict[str, nn.Module]:
             "block4": nn.Sequential(net.layer4, *_pool()),
         }
     return {"trunk": net}
-
-
-def _after(features: nn.Module, block: int) -> nn.Module:
-    return features.get_submodule(f"transition{block}")
 
 
 def _pool() -> list[nn.Module]:

@@ -29,20 +29,11 @@ from lensdist.data.pickled import parse_axion, save_axion
 from lensdist.data.quarantine import BadFile
 from lensdist.data.readers import Reading, parse, read_bytes
 from lensdist.errors import RunError
+from tests.faults.payload import Payload
 from tests.unit import data_files
 from tests.unit.data_files import image
 
 pytestmark = pytest.mark.faults
-
-
-class Payload:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.marker),)
 
 
 def object_npy(*items: Any) -> bytes:

@@ -23,19 +23,10 @@ from lensdist.cli import main
 from lensdist.errors import UserError
 from lensdist.weights import pth
 from lensdist.weights.pth import read_pth
+from tests.faults.payload import Payload
 from tests.unit.test_weights_pth import legacy
 
 pytestmark = pytest.mark.faults
-
-
-class Payload:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.marker),)
 
 
 class Sly(nn.Module):

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from lensdist import rng
-from lensdist.config.schema import CommonRun
+from lensdist.config.schema import CommonRun, FinetuneRun
 from lensdist.data.packed import PackedSet
 from lensdist.data.preprocess import Preprocess
 from lensdist.data.source import PackedSource, View
 from lensdist.engine.feature_cache import cached
 from lensdist.models.ensemble import Ensemble
 from lensdist.tasks.common import CommonTask
+from lensdist.tasks.finetune import FinetuneTask
 from tests.unit.worlds import FakeWorld, on_all
 
 pytestmark = pytest.mark.unit
@@ -113,6 +114,24 @@ def test_a_stream_is_never_kept(tiny_set: Path) -> None:
 
     stream: Any = Stream()
     assert cached(task, split.trunk, stream, 9, cfg, FakeWorld()) == (stream, "")  # type: ignore[arg-type]
+
+
+def test_a_fine_tuned_encoder_is_kept_too(tiny_set: Path) -> None:
+    cfg = FinetuneRun(
+        task="finetune", run={"dir": "x"}, data={"path": str(tiny_set)},
+        model={"dim": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "head_norm": True},
+    )  # fmt: skip
+    task = FinetuneTask(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0]), None)
+    model = task.build().eval()
+    source = PackedSource(View(PackedSet(tiny_set), "train", cfg.data, 0, torch.device("cpu")), 0)
+    assert task.split(model, lambda name: True) is None
+    split = task.split(model, lambda name: name.startswith("head."))
+    assert split is not None
+    kept, said = cached(task, split.trunk, source, 9, cfg, FakeWorld())  # type: ignore[arg-type]
+    assert said.startswith("cached")
+    expected = task.loss(model, source.take(1, 5, 16), rng.key(cfg.seed, "draw", 1))
+    found = task.loss(split.rest, kept.take(1, 5, 16), rng.key(cfg.seed, "draw", 1))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_nothing_frozen_nothing_to_keep(tiny_set: Path) -> None:

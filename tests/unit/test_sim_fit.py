@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from lensdist import rng
 from lensdist.sim.config import SimConfig
 from lensdist.sim.families import FAMILIES
-from lensdist.sim.fit import SmoothLensFit
+from lensdist.sim.fit import SmoothLensFit, _ciotti_bertin
 from lensdist.sim.raytrace import render
 from lensdist.sim.simulator import Simulator
 
@@ -71,6 +72,17 @@ def test_leaves_noise_of_smooth_lenses_whatever_the_optics(
     binned = _binned_chi2(chi)
     assert 0.85 < float(binned.median()) < 1.1
     assert float(binned.max()) < 1.6  # not one fit that went astray
+
+
+@pytest.mark.parametrize("change", [{"source_n": 1.2}, {"source_n": 2.0}, {"source_radius": 0.4}])
+def test_leaves_noise_of_other_sources(fit: SmoothLensFit, change: dict[str, float]) -> None:
+    simulator = Simulator(SimConfig(family="common", classes=("no",)))
+    if "source_n" in change:  # b_n goes with it
+        b_n = float(_ciotti_bertin(torch.tensor(change["source_n"]))[0])
+        change = {**change, "source_b_n": b_n}
+    simulator.family = replace(simulator.family, **change)
+    images = simulator.batch(rng.key(7, "other sources"), torch.arange(32))["image"][:, 0]
+    assert 0.85 < float(_binned_chi2(fit(images).chi).median()) < 1.2
 
 
 def test_leaves_substructure(fit: SmoothLensFit) -> None:
