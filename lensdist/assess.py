@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lensdist import illustrate
 from lensdist.config.schema import TASKS, BaseRun
 from lensdist.data.config import AugmentConfig, DataConfig
 from lensdist.data.packed import PackedSet
@@ -21,17 +22,15 @@ from lensdist.data.source import Images, View
 from lensdist.engine.evaluation import outputs_of
 from lensdist.engine.world import World
 from lensdist.errors import UserError
-from lensdist.evaluate import figures, metrics
+from lensdist.evaluate import figures, metrics, super_resolution
 from lensdist.evaluate.bootstrap import paired_bootstrap
-from lensdist.export import LoadedModel, find_export, read_export
+from lensdist.export import find_export, read_export
 from lensdist.files import to_json, write_atomic
-from lensdist.models.mae import pixel_mask
+from lensdist.loaded import LoadedModel
 from lensdist.phases import COMPLETE
 from lensdist.tasks.base import Batch, Task
 from lensdist.tasks.build import build_task
 from lensdist.track.log import read
-
-_SHOWN = 4  # images of a figure
 
 TTA = {
     "rot180": AugmentConfig(rot180=True),
@@ -72,7 +71,21 @@ class Subject:
     @property
     def classifies(self) -> bool:
         """Whether the model tells classes apart."""
-        return self.model.task != "mae"
+        return self.model.task in ("finetune", "common")
+
+    @property
+    def enlarges(self) -> bool:
+        """Whether the model draws large images from small ones."""
+        return self.model.task == "sr"
+
+    def scores(self, outputs: Batch) -> dict[str, Any]:
+        """What the task makes of its outputs, with 95 % intervals where it has them."""
+        found = self.task.score(outputs)
+        if self.classifies:
+            found |= metrics.intervals(outputs["logits"], outputs["label"])
+        elif self.enlarges:
+            found |= super_resolution.intervals(outputs)
+        return found
 
     def outputs(self, images: Images, batch: int) -> Batch:
         """The task's outputs for all images, `batch` at a time from the first."""
@@ -118,7 +131,7 @@ def open_subject(model: Path, data: Path, out: Path | None = None) -> Subject:
     world = World(cfg)
     loaded = LoadedModel(description, weights, str(world.device))
     _check(loaded, packed)
-    task = build_task(cfg, loaded.labels, loaded.preprocess)
+    task = build_task(cfg, loaded.labels, loaded.preprocess, thorough=True)
     return Subject(description, loaded, packed, cfg, world, task, run, out or run)
 
 
@@ -145,9 +158,7 @@ def score_split(
         raise UserError(f"--tta is for classifiers, and {subject.run} is a {subject.model.task}")
     view = View(subject.packed, split, subject.cfg.data, subject.cfg.seed, subject.world.device)
     outputs = subject.outputs(view, batch)
-    scores = subject.task.score(outputs)
-    if subject.classifies:
-        scores |= metrics.intervals(outputs["logits"], outputs["label"])
+    scores = subject.scores(outputs)
     if tta is not None:
         scores["tta"] = _averaged(subject, view, batch, outputs, tta)
     if not subject.world.main:
@@ -155,10 +166,12 @@ def score_split(
     draw = subject.out / "figures"
     title = f"{subject.description['preset']}, {split}"
     if subject.classifies:
-        more, written = _classifier(outputs, subject.model.labels, scores, draw, title)
+        more, written = illustrate.classifier(outputs, subject.model.labels, scores, draw, title)
         scores |= more
+    elif subject.enlarges:
+        written = [illustrate.enlarged(subject.model, view, subject.packed, draw, title)]
     else:
-        written = _autoencoder(subject.model, view, subject.packed, draw, title)
+        written = illustrate.autoencoder(subject.model, view, subject.packed, draw, title)
     rows = read(subject.run / "metrics.jsonl")
     if rows:
         written.append(figures.learning_curves(draw / "learning_curves.png", rows))
@@ -169,7 +182,10 @@ def score_split(
 def _configuration(description: dict[str, Any], data: Path) -> BaseRun:
     """Just enough of a configuration for the task to score with."""
     schema = TASKS[description["task"]]
-    parts = {key: description[key] for key in ("model", "mask") if key in schema.model_fields}
+    told = ("model", "mask", "learn", "loss", "floor", "data_range")
+    parts = {
+        key: description[key] for key in told if key in schema.model_fields & description.keys()
+    }
     return schema(
         task=description["task"],
         run={"dir": "."},
@@ -180,6 +196,8 @@ def _configuration(description: dict[str, Any], data: Path) -> BaseRun:
 
 
 def _check(model: LoadedModel, packed: PackedSet) -> None:
+    if model.task == "sr":
+        packed.require_pairs(model.description["model"]["factor"])
     size, bands = (model.description["model"][k] for k in ("image_size", "in_channels"))
     if packed.manifest.image_shape != (bands, size, size):
         raise UserError(
@@ -209,48 +227,3 @@ def _averaged(subject: Subject, view: View, batch: int, outputs: Batch, tta: str
         "accuracy_gain": gain["difference"],
         "accuracy_gain_ci": gain["ci"],
     }
-
-
-def _classifier(
-    outputs: Batch,
-    labels: tuple[str, ...],
-    scores: dict[str, Any],
-    folder: Path,
-    title: str,
-) -> tuple[dict[str, Any], list[Path]]:
-    logits, truth = outputs["logits"], outputs["label"]
-    more: dict[str, Any] = {
-        "roc": metrics.roc_curves(logits, truth, labels),
-        "reliability": metrics.reliability(logits, truth),
-    }
-    if "mass" in outputs and {"cdm", "axion"} <= set(labels):
-        more["by_axion_mass"] = metrics.mass_binned(logits, truth, outputs["mass"], labels)
-    return more, [
-        figures.roc(
-            folder / "roc.png", more["roc"], scores["auc_per_class"], scores["n"], f"ROC, {title}"
-        ),
-        figures.confusion(
-            folder / "confusion.png", scores["confusion"], labels, f"Confusion, {title}"
-        ),
-        figures.reliability(
-            folder / "reliability.png", more["reliability"], scores["ece"], f"Reliability, {title}"
-        ),
-    ]
-
-
-def _autoencoder(
-    model: LoadedModel, view: View, packed: PackedSet, folder: Path, title: str
-) -> list[Path]:
-    # As the network sees them: under `scale: residual` the arc is not for it to draw.
-    seen = model.preprocess(view.gather(np.arange(min(_SHOWN, len(view))))["image"])
-    drawn, mask = model.reconstruct(seen)
-    hidden = pixel_mask(mask, model.description["model"]["patch_size"])
-    return [
-        figures.reconstructions(
-            folder / "reconstructions.png",
-            *(t[:, 0].cpu().numpy() for t in (seen, hidden, drawn)),
-            unit=f"as the network sees them: {model.preprocess.cfg.scale}",
-            pixel_scale=packed.manifest.pixel_scale_arcsec,
-            title=f"Masked autoencoder, {title}",
-        )
-    ]

@@ -15,6 +15,7 @@ COMMANDS = {
     "pack": "turn a folder of files into a packed set",
     "train": "run one training phase",
     "evaluate": "score a trained model on a split",
+    "predict": "apply a trained model to image files",
     "import": "turn published weights into an export",
     "export": "write a trained model in another format",
     "report": "put finished runs into one table",

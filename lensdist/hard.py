@@ -1,7 +1,7 @@
-"""A classifier on harder images than it was trained on: `RUN/eval/hard.json`, `figures/hard.png`.
+"""A model on harder images than it was trained on: `RUN/eval/hard.json`, `figures/hard.png`.
 
-The same lenses are simulated over and over: as the packed set's own, with less mass in
-substructure, and as a wider or narrower point-spread function shows them. So a difference in
+The same lenses are simulated over and over: as the packed set's own, for classifiers with less mass
+in substructure, and as a wider or narrower point-spread function shows them. So a difference in
 accuracy can be paired lens by lens (the noise is drawn anew: how much there is depends on the
 image).
 """
@@ -22,7 +22,7 @@ from lensdist import rng
 from lensdist.assess import Subject
 from lensdist.data.manifest import DType
 from lensdist.errors import UserError
-from lensdist.evaluate import figures, metrics
+from lensdist.evaluate import figures
 from lensdist.evaluate.bootstrap import paired_bootstrap
 from lensdist.files import to_json, write_atomic
 from lensdist.sim.config import FamilyName, SimConfig
@@ -39,6 +39,8 @@ VARIANTS: Mapping[str, Mapping[str, float]] = {
     "psf_narrow": {"psf_scale": 0.7},
 }
 """Factors on settings of the simulator, by the name under which the scores stand."""
+
+_OF_OPTICS = (PLAIN, "psf_wide", "psf_narrow")  # what makes super-resolution harder
 
 _TITLES = {
     PLAIN: "as the set itself",
@@ -76,7 +78,8 @@ class Simulated:
         cfg: what to simulate.
         n_per_class: images of each class.
         key: a key from `rng.key`.
-        labels: the classes of `cfg`, in the order of the model's labels.
+        labels: the classes of `cfg`, in the order of the model's labels; none of pairs, which have
+            no labels.
         dtype: that images are stored in, and so rounded to.
         device: where batches go.
     """
@@ -92,9 +95,10 @@ class Simulated:
     ) -> None:
         self._simulator = Simulator(cfg, "cpu", torch.float64)
         self._key = key
-        self._n = n_per_class * len(labels)
+        names = self._simulator.labels
+        self._n = n_per_class * len(names)
         # The simulator numbers classes in its family's order, the model in its own.
-        self._renumber = torch.tensor([labels.index(name) for name in self._simulator.labels])
+        self._renumber = torch.tensor([labels.index(x) if labels else -1 for x in names])
         self._dtype = getattr(torch, dtype)
         self._device = device
 
@@ -102,13 +106,13 @@ class Simulated:
         return self._n
 
     def gather(self, places: npt.NDArray[np.int64]) -> Batch:
-        """`image` (n, C, H, W) float32, `label` (n,) and `sample` (n,) int64."""
+        """`image` (n, C, H, W) float32, `label` (n,) and `sample` (n,) int64; pairs also have
+        `target` and `truth`."""
         made = self._simulator.batch(self._key, torch.from_numpy(places))
-        batch = {
-            "image": made["image"].to(self._dtype).float(),
-            "label": self._renumber[made["label"]],
-            "sample": made["sample"],
-        }
+        batch = {"label": self._renumber[made["label"]], "sample": made["sample"]}
+        for name in ("image", "target", "truth"):
+            if name in made:
+                batch[name] = made[name].to(self._dtype).float()
         return {name: value.to(self._device) for name, value in batch.items()}
 
 
@@ -121,22 +125,26 @@ def plan(subject: Subject, n_per_class: int, family: str | None = None) -> Plan:
         family: which simulator makes such images, for a set that does not say so itself.
 
     Raises:
-        UserError: the model is no classifier, nobody knows how to simulate its images, or
+        UserError: the model is a masked autoencoder, nobody knows how to simulate its images, or
             `eval/hard.json` holds the scores of other data.
     """
     subject.target("hard")
-    if not subject.classifies:
-        raise UserError(f"--hard is for classifiers, and {subject.run} is a {subject.model.task}")
+    if not (subject.classifies or subject.enlarges):
+        raise UserError(
+            f"--hard is for classifiers and super-resolution, and {subject.run} is a "
+            f"{subject.model.task}"
+        )
     if not 1 <= n_per_class <= _MOST:
         raise UserError(f"--hard takes 1 to {_MOST:,} images a class, not {n_per_class}")
     manifest, path = subject.packed.manifest, subject.packed.path
     settings, seed = _settings(manifest.source, path, family), manifest.seed
-    settings["classes"] = subject.model.labels
+    settings["classes"] = subject.model.labels or None
     try:
         plain = SimConfig(**settings)
         variants = {
             name: SimConfig(**settings | {k: getattr(plain, k) * v for k, v in factors.items()})
             for name, factors in VARIANTS.items()
+            if subject.classifies or name in _OF_OPTICS
         }
     except ValidationError as error:
         first = error.errors()[0]
@@ -164,7 +172,7 @@ def _settings(source: Mapping[str, Any], path: Path, family: str | None) -> dict
             )
         return dict(own)
     if family is None:
-        known = ", ".join(name for name in get_args(FamilyName) if name != "sr")
+        known = ", ".join(get_args(FamilyName))
         raise UserError(
             f"{path} does not say how its images were simulated; give --family with one of {known}"
         )
@@ -175,9 +183,9 @@ def score_hard(subject: Subject, plan: Plan) -> tuple[dict[str, Any], list[Path]
     """Simulate all variants, score each, and write `eval/hard.json` and `figures/hard.png`.
 
     Returns:
-        Scores by variant: what `metrics.classification` and `metrics.intervals` give and, but for
-        the plain one, `accuracy_change` with `accuracy_change_ci`: paired, lens by lens, against
-        the plain variant. And the files written.
+        Scores by variant, as `Subject.scores` gives them and, of classifiers, but for the plain
+        variant, `accuracy_change` with `accuracy_change_ci`: paired with it, lens by lens. And the
+        files written.
     """
     target = subject.target("hard")
     labels = subject.model.labels
@@ -193,9 +201,10 @@ def score_hard(subject: Subject, plan: Plan) -> tuple[dict[str, Any], list[Path]
             subject.world.device,
         )
         outputs = subject.outputs(images, BLOCK)
-        logits, truth = outputs["logits"], outputs["label"]
-        found[name] = {**subject.task.score(outputs), **metrics.intervals(logits, truth)}
-        right = logits.argmax(1) == truth
+        found[name] = subject.scores(outputs)
+        if not subject.classifies:
+            continue
+        right = outputs["logits"].argmax(1) == outputs["label"]
         if name == PLAIN:
             plain = right
         else:
@@ -212,10 +221,11 @@ def score_hard(subject: Subject, plan: Plan) -> tuple[dict[str, Any], list[Path]
         "factors": VARIANTS,
         "n_per_class": plan.n_per_class,
         "seed": plan.seed,
-        "chance": 1 / len(labels),
         "variants": found,
     }
-    written = write_atomic(target, to_json(facts))
+    if not subject.classifies:
+        return found, [write_atomic(target, to_json(facts))]
+    written = write_atomic(target, to_json(facts | {"chance": 1 / len(labels)}))
     drawn = figures.variants(
         subject.out / "figures" / "hard.png",
         {_TITLES[name]: scores for name, scores in found.items()},

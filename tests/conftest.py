@@ -37,6 +37,17 @@ def common_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def pairs_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of 75 and 150 pixels, 60 of them, with the truth, packed."""
+    from lensdist.sim.config import SimConfig
+    from lensdist.sim.write import write_packed
+
+    path = tmp_path_factory.mktemp("pairs") / "packed"
+    write_packed(path, SimConfig(family="sr"), 20, 0, truth=True)
+    return path
+
+
 def command(*args: object, processes: int = 1, port: int = 0) -> list[str]:
     """`python -m lensdist.train …`, or the README's `accelerate launch` for several processes."""
     words = [str(a) for a in args]
@@ -86,6 +97,10 @@ def settings(task: str, data: Path, run: Path, **changes: Any) -> list[str]:
         # values, or rounding grows by orders of magnitude from one step to the next.
         base |= {"model.members": "[resnet18]", "model.image_size": 64, "model.resize": "null"}
         base |= {"model.head_dims": "[]", "model.grey": "fold"}
+    elif task == "sr":  # from the encoder of a tiny `mae`, which sees LR at 64 pixels
+        shape = "image_size: 64, patch_size: 8, dim: 32, depth: 1, heads: 2, mlp_dim: 32"
+        base |= {"model.width": 8, "model.depth": 1, "optim.schedule.warmup_steps": 0}
+        base |= {"model.encoder": f"{{{shape}, dropout: 0.1}}"}
     else:
         base |= {"model.dim": 32, "model.depth": 1, "model.heads": 2, "model.mlp_dim": 32}
         base |= {"model.dropout": 0.1}

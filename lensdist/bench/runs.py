@@ -25,6 +25,7 @@ from lensdist.phases import COMPLETE, completed
 from lensdist.train import add_arguments
 
 LOGITS = Path("eval", "test-logits.npy")
+IMAGE_SCORES = Path("eval", "test-images.safetensors")
 
 _leaving = False  # in a worker process: it has been asked to stop
 
@@ -43,14 +44,14 @@ class Job:
     log: Path
     """Where its messages go."""
     test: Path | None = None
-    """A packed set whose test split it classifies afterwards, into `run / LOGITS`."""
+    """A packed set whose test split it classifies afterwards, into `run / LOGITS`, or of pairs
+    enlarges, with the scores of each image in `run / IMAGE_SCORES`."""
 
     @property
     def done(self) -> bool:
         """Whether nothing is left to do; checked again, by hash, where the run is used."""
-        return (self.run / COMPLETE).exists() and (
-            self.test is None or (self.run / LOGITS).exists()
-        )
+        tested = (self.run / LOGITS).exists() or (self.run / IMAGE_SCORES).exists()
+        return (self.run / COMPLETE).exists() and (self.test is None or tested)
 
 
 def run_all(jobs: Sequence[Job], workers: int, what: str) -> None:
@@ -134,7 +135,7 @@ def _passing_on_signals(pool: ProcessPoolExecutor) -> Iterator[None]:
 
 
 def _do(job: Job) -> int:
-    """In a worker process: train, then classify the test split."""
+    """In a worker process: train, then use the network on the test split."""
     global _leaving
     parent = parent_process()
     if _leaving or (parent is not None and not parent.is_alive()):
@@ -148,28 +149,33 @@ def _do(job: Job) -> int:
     with job.log.open("a") as log, contextlib.redirect_stderr(log):
         code = main(job.argv)
         if code == EXIT_DONE and job.test is not None:
-            _classify(job.run, job.test)
+            _test(job.run, job.test)
     _leaving = code == EXIT_REQUEUE
     return code
 
 
-def _classify(run: Path, data: Path) -> None:
+def _test(run: Path, data: Path) -> None:
     import io
 
     import numpy as np
+    import safetensors.torch
     import torch
 
+    from lensdist.assess import open_subject
     from lensdist.data.config import DataConfig
     from lensdist.data.packed import PackedSet
     from lensdist.data.source import View
-    from lensdist.export import load
     from lensdist.files import write_atomic
+    from lensdist.loaded import load
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     view = View(PackedSet(data), "test", DataConfig(path=data), 0, torch.device("cpu"))
-    images = view.gather(np.arange(len(view)))["image"].numpy()
-    file = io.BytesIO()
-    np.save(file, load(run, device).predict(images)["logits"])
+    model, file = load(run, device), io.BytesIO()
+    if model.task == "sr":
+        scores = open_subject(run, data).outputs(view, 64)
+        write_atomic(run / IMAGE_SCORES, safetensors.torch.save(scores))
+        return
+    np.save(file, model.predict(view.gather(np.arange(len(view)))["image"].numpy())["logits"])
     write_atomic(run / LOGITS, file.getvalue())
 
 

@@ -17,7 +17,9 @@ from lensdist.sim.config import SimConfig
 from lensdist.sim.write import write_packed
 
 
-def simulated_set(path: Path, sim: SimConfig, n_per_class: int, seed: int) -> PackedSet:
+def simulated_set(
+    path: Path, sim: SimConfig, n_per_class: int, seed: int, *, truth: bool = False
+) -> PackedSet:
     """The packed set of a benchmark, simulated where it is not there yet.
 
     Raises:
@@ -26,7 +28,7 @@ def simulated_set(path: Path, sim: SimConfig, n_per_class: int, seed: int) -> Pa
     if not path.exists():
         print(f"simulating {n_per_class:,} images per class into {path}", file=sys.stderr)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        write_packed(path, sim, n_per_class, seed, device)
+        write_packed(path, sim, n_per_class, seed, device, truth=truth)
     packed = PackedSet(path)
     wanted = {"simulated": sim.model_dump(mode="json"), "n_per_class": n_per_class, "seed": seed}
     if {key: packed.manifest.source.get(key) for key in wanted} != wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -20,6 +21,9 @@ STEPS = {"small": 200, "full": 2_000}
 PRETRAIN_STEPS = {"small": 2_500, "full": 30_000}
 
 TRAINED_ON = {"small": (300, 3_000), "full": (300, 3_000, 30_000)}
+PAIRS = {"small": (100, 1_000, 10_000), "full": (100, 1_000, 10_000)}
+PAIR_IMAGES = {"small": 4_200, "full": 4_200}
+PAIR_STEPS = {"small": 3_000, "full": 40_000}
 COMMON_IMAGES = {"small": 2_000, "full": 12_500}
 
 
@@ -100,3 +104,43 @@ class CommonTable(Table):
     def per_class(self) -> int:
         """Simulated images per class: 8 in 10 to train on, 1 to validate, 1 to test."""
         return self.n_per_class or COMMON_IMAGES[self.size]
+
+
+class SuperResolutionTable(Table):
+    """`lensdist bench super-resolution`."""
+
+    seeds: int = Field(5, ge=1, le=100)
+    pairs: tuple[Images, ...] | None = None
+    steps: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not self.trained_on:
+            raise ValueError("give at least one number of pairs")
+        for_training = int(0.8 * 3 * self.per_class)
+        if max(self.trained_on) > for_training:
+            raise ValueError(
+                f"{max(self.trained_on)} pairs asked for, but only {for_training} of the "
+                "simulated ones are for training; raise --n-per-class"
+            )
+        return self
+
+    @property
+    def trained_on(self) -> tuple[int, ...]:
+        """Pairs to train on, ascending."""
+        return tuple(sorted(PAIRS[self.size] if self.pairs is None else self.pairs))
+
+    @property
+    def per_class(self) -> int:
+        """Simulated pairs of each of three kinds of substructure: 8 in 10 to train on."""
+        return self.n_per_class or PAIR_IMAGES[self.size]
+
+    def steps_of(self, n: int) -> int:
+        """Steps of runs with n pairs: half as many for a tenth of the most pairs, and so on."""
+        most = self.steps or PAIR_STEPS[self.size]
+        halvings = math.log10(self.trained_on[-1] / n)
+        return max(1, round(most / math.pow(2, halvings)))
+
+    def seeds_of(self, n: int) -> int:
+        """Runs with n pairs: few pairs differ most by which they are."""
+        return self.seeds if n < self.trained_on[-1] else (self.seeds + 1) // 2

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from lensdist.bench.settings import CommonTable, FewLabels, Size, Table
+from lensdist.bench.settings import CommonTable, FewLabels, Size, SuperResolutionTable, Table
 from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 
 FEW_LABELS_EXAMPLES = """examples:
@@ -22,6 +22,14 @@ COMMON_EXAMPLES = """examples:
   lensdist bench common --out runs/common --jobs 2                # small: about an hour
   lensdist bench common --out runs/common-full --size full        # one GPU
   lensdist bench common --out runs/try --images 300 --seeds 1
+
+An interrupted benchmark goes on where it was: give the same command again.
+"""
+
+SUPER_RESOLUTION_EXAMPLES = """examples:
+  lensdist bench super-resolution --out runs/sr --jobs 2          # small: about an hour
+  lensdist bench super-resolution --out runs/sr-full --size full  # one GPU
+  lensdist bench super-resolution --out runs/try --pairs 100,300 --steps 200 --seeds 1
 
 An interrupted benchmark goes on where it was: give the same command again.
 """
@@ -64,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="detectors to simulate (default: none,euclid)",
     )
     _add_common(benchmarks)
+    _add_super_resolution(benchmarks)
 
 
 def _add_common(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -85,13 +94,45 @@ def _add_common(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser])
     )
 
 
-def _add_shared(parser: argparse.ArgumentParser, simulated: str, seeds: str) -> None:
+def _add_super_resolution(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    resolve = benchmarks.add_parser(
+        "super-resolution",
+        help="super-resolution: what the MAE adds, beside interpolation, a linear filter and EDSR",
+        description="Simulate pairs, pretrain, train with few and many pairs from the MAE and from "
+        "a random encoder, and compare them and everything else on the same test pairs.",
+        epilog=SUPER_RESOLUTION_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    resolve.set_defaults(benchmark_run=_super_resolution)
+    _add_shared(
+        resolve,
+        "4,200, full 4,200",
+        "of pairs, order and initial weights, half as many for the most pairs",
+        SuperResolutionTable,
+    )
+    resolve.add_argument(
+        "--pairs",
+        type=_numbers,
+        metavar="N,N,…",
+        help="training pairs (default: 100,1000,10000)",
+    )
+    resolve.add_argument(
+        "--steps",
+        type=int,
+        help="of runs with the most pairs; with a tenth of them half as many, and so on (default: "
+        "small 3,000, full 40,000)",
+    )
+
+
+def _add_shared(
+    parser: argparse.ArgumentParser, simulated: str, seeds: str, table: type[Table] = Table
+) -> None:
     """What every benchmark may be told: the settings of `Table`."""
     parser.add_argument("--out", type=Path, required=True, help="folder for everything")
     parser.add_argument(
         "--seeds",
         type=int,
-        default=Table.model_fields["seeds"].default,
+        default=table.model_fields["seeds"].default,
         help=f"{seeds} (default: %(default)s)",
     )
     parser.add_argument(
@@ -130,6 +171,14 @@ def _common(args: argparse.Namespace) -> int:
     from lensdist.bench.common import common_table
 
     return _table(lambda: common_table(cfg))
+
+
+def _super_resolution(args: argparse.Namespace) -> int:
+    cfg = _settings(SuperResolutionTable, args)
+
+    from lensdist.bench.super_resolution import super_resolution_table
+
+    return _table(lambda: super_resolution_table(cfg))
 
 
 def _settings(schema: type[T], args: argparse.Namespace) -> T:

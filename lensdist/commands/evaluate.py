@@ -45,13 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs="?",
         const=300,
-        help="also simulate the same lenses plain, with a third and a tenth of the mass in "
-        "substructure, and with a PSF 30 %% wider and narrower, and score each (default: 300 "
-        "images a class in each)",
+        help="also simulate the same lenses plain, for classifiers with a third and a tenth of the "
+        "mass in substructure, and with a PSF 30 %% wider and narrower, and score each (default: "
+        "300 images a class in each)",
     )
     hard.add_argument(
         "--family",
-        choices=[name for name in get_args(FamilyName) if name != "sr"],
+        choices=get_args(FamilyName),
         help="what simulates such images, for a set that `lensdist simulate` did not pack itself",
     )
 

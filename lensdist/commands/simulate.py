@@ -17,7 +17,7 @@ EXAMPLES = """examples:
   lensdist simulate --family model_ii --n-per-class 1000 data/model_ii
   lensdist simulate --family model_ii --n-per-class 30000 --noise euclid --source-mag 22 data/hard
   lensdist simulate --family common --n-per-class 500 --layout raw --params data/common
-  lensdist simulate --family sr --n-per-class 1000 --seed 7 data/pairs
+  lensdist simulate --family sr --n-per-class 1000 --seed 7 --truth data/pairs
 """
 
 # Flags named otherwise than the setting they fill, or with a value of another form.
@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--params", action="store_true", help="raw: also write every lens, into DEST.params.npz"
+    )
+    parser.add_argument(
+        "--truth",
+        action="store_true",
+        help="family sr, packed: also keep each target without its noise, to score against",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     images = parser.add_argument_group("what the images show")
@@ -83,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--seed must be 0 to 2^63 - 1, not {args.seed}")
     if args.params and args.layout != "raw":
         raise UserError("--params goes with --layout raw: a packed set holds images only")
+    if args.truth and (args.family != "sr" or args.layout != "packed"):
+        raise UserError("--truth goes with --family sr --layout packed")
     _check_device(args.device)
 
     from lensdist.sim.write import write_packed, write_raw
@@ -91,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if args.layout == "raw":
         write_raw(*common, params=args.params)
     else:
-        write_packed(*common)
+        write_packed(*common, truth=args.truth)
     print(f"simulated {args.n_per_class * len(cfg.labels):,} images into {args.dest}")
     return EXIT_DONE
 

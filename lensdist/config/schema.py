@@ -21,7 +21,13 @@ from lensdist.engine.config import (
     TrainConfig,
 )
 from lensdist.errors import UserError
-from lensdist.models.config import ClassifierConfig, EnsembleConfig, MaeConfig, MaskConfig
+from lensdist.models.config import (
+    ClassifierConfig,
+    EnsembleConfig,
+    MaeConfig,
+    MaskConfig,
+    SuperResolverConfig,
+)
 
 
 class BaseRun(Strict):
@@ -148,7 +154,55 @@ class CommonRun(ClassifierRun):
         return self
 
 
-TASKS: dict[str, type[BaseRun]] = {"mae": MaeRun, "finetune": FinetuneRun, "common": CommonRun}
+class SuperResolutionRun(BaseRun):
+    """Super-resolution of pairs from the MAE's encoder (task VI.B), or from scratch."""
+
+    task: Literal["sr"]
+    model: SuperResolverConfig = SuperResolverConfig()
+    encoder: Path | None = Field(
+        None, description="a finished MAE run, or its export; null: random weights"
+    )
+    frozen_epochs: int = Field(
+        5, ge=0, description="epochs in which the encoder stays as it is; then everything trains"
+    )
+    loss: Literal["mse", "poisson"] = Field(
+        "mse",
+        description="mse: squared error; poisson: divided by the variance that counting photons "
+        "makes, brightness plus `floor`",
+    )
+    floor: float = Field(
+        0.02,
+        gt=0,
+        description="poisson: brightness at which the sky's noise is the source's, as the network "
+        "sees it",
+    )
+    learn: Literal["hr", "truth"] = Field(
+        "hr",
+        description="truth: HR without its noise, known of simulated pairs only; take exact_means "
+        "off, for LR's own noise is in its means",
+    )
+    data_range: float = Field(
+        1.0, gt=0, description="largest minus smallest value on disk, for PSNR and SSIM"
+    )
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.preprocess.scale not in ("minmax", "standard", "none"):
+            raise ValueError(
+                f"preprocess.scale: {self.preprocess.scale} would not keep sums of light; use "
+                "minmax, standard or none"
+            )
+        if self.learn == "truth" and self.model.decoder == "residual" and self.model.exact_means:
+            raise ValueError("learn: truth goes with model.exact_means: false, or LR's noise stays")
+        return self
+
+
+TASKS: dict[str, type[BaseRun]] = {
+    "mae": MaeRun,
+    "finetune": FinetuneRun,
+    "common": CommonRun,
+    "sr": SuperResolutionRun,
+}
 
 
 def schema_of(raw: dict[str, Any]) -> type[BaseRun]:

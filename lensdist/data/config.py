@@ -31,6 +31,9 @@ class DataConfig(Strict):
     labels_per_class: int | None = Field(
         None, ge=1, description="train on this many images per class, drawn by the seed"
     )
+    train_images: int | None = Field(
+        None, ge=1, description="train on this many images of any class, drawn by the seed"
+    )
     resident: Literal["auto", "yes", "no"] = Field(
         "auto", description="keep the set in device memory; auto: on a GPU that has room for it"
     )
@@ -41,8 +44,11 @@ class DataConfig(Strict):
             raise ValueError("needs `path` (a packed set) or `sim` (what to simulate)")
         if self.source == "stream" and self.sim is None:
             raise ValueError("source: stream needs `sim` (what to simulate)")
-        if self.source == "stream" and self.labels_per_class is not None:
-            raise ValueError("labels_per_class has no meaning on a stream, which never repeats")
+        for key in ("labels_per_class", "train_images"):
+            if self.source == "stream" and getattr(self, key) is not None:
+                raise ValueError(f"{key} has no meaning on a stream, which never repeats")
+        if self.labels_per_class is not None and self.train_images is not None:
+            raise ValueError("labels_per_class and train_images: give one of them")
         return self
 
 

@@ -32,6 +32,7 @@ FileName = Literal[
     "labels.npy",
     "mass.npy",
     "targets.npy",
+    "truths.npy",
     "badpix.npy",
     "weights.npy",
     "split.npy",

@@ -26,12 +26,13 @@ _KEYS = {  # file -> key of a batch
     "images.npy": "image",
     "labels.npy": "label",
     "targets.npy": "target",
+    "truths.npy": "truth",
     "mass.npy": "mass",
     "badpix.npy": "badpix",
     "weights.npy": "weight",
 }
 _CACHED = 32  # images of 150^2 in float16 that fit a core's share of the cache: 1.4 MB
-_PIXELS = ("image", "target", "weight")  # what `dtype` of `gather` applies to
+_PIXELS = ("image", "target", "truth", "weight")  # what `dtype` of `gather` applies to
 
 
 def _gather(
@@ -124,6 +125,7 @@ class PackedSet:
         expected: dict[str, tuple[tuple[int, ...], str]] = {
             "images.npy": ((n, *about.image_shape), about.dtype),
             "targets.npy": ((n, *(about.target_shape or ())), about.dtype),
+            "truths.npy": ((n, *(about.target_shape or ())), about.dtype),
             "badpix.npy": ((n, *about.image_shape), "bool"),
             "weights.npy": ((n, *about.image_shape), "float32"),
             "labels.npy": ((n,), "int16"),
@@ -145,6 +147,32 @@ class PackedSet:
     def __len__(self) -> int:
         return self.manifest.count
 
+    def require_pairs(self, factor: int, truth: bool = False) -> None:
+        """Refuse what super-resolution by a factor cannot use.
+
+        Raises:
+            UserError: these are not pairs, or of another factor, or `truth` is not there.
+        """
+        about = self.manifest
+        if about.target_shape is None:
+            raise UserError(
+                f"{self.path} holds no pairs; pack a folder of HR/ and LR/, or simulate family sr"
+            )
+        bands, height, width = about.image_shape
+        if about.target_shape != (bands, factor * height, factor * width):
+            shapes = " -> ".join(
+                "x".join(map(str, shape)) for shape in (about.image_shape, about.target_shape)
+            )
+            raise UserError(
+                f"{self.path} holds pairs of {shapes} but the model enlarges by {factor}; set "
+                f"model.factor={about.target_shape[1] // height}"
+            )
+        if truth and "truth" not in self._tensors:
+            raise UserError(
+                f"learn: truth needs targets without noise, which {self.path} has not; simulate a "
+                "set with --truth"
+            )
+
     def indices(self, split: str) -> npt.NDArray[np.int64]:
         """The samples of `train`, `val` or `test`: (n,) int64, ascending."""
         return np.flatnonzero(self._split == SPLITS.index(split)).astype(np.int64)
@@ -165,8 +193,8 @@ class PackedSet:
 
         Returns:
             `image` (n, C, H, W), `label` (n,) int64 and, where the set has them, `target`
-            (n, C, H', W'), `mass` (n,) float64 in eV, `badpix` (n, C, H, W) bool and `weight`
-            (n, C, H, W).
+            (n, C, H', W'), `truth`, the target without its noise, `mass` (n,) float64 in eV,
+            `badpix` (n, C, H, W) bool and `weight` (n, C, H, W).
         """
         return _gather(self._tensors, torch.as_tensor(indices, dtype=torch.int64), out, dtype)
 

@@ -102,6 +102,7 @@ class PackedWriter:
         name: str,
         mass: float = math.nan,
         target: Array | None = None,
+        truth: Array | None = None,
         badpix: Array | None = None,
         weight: Array | None = None,
         split: str | None = None,
@@ -114,6 +115,7 @@ class PackedWriter:
             [name],
             masses=[mass],
             targets=None if target is None else target[None],
+            truths=None if truth is None else truth[None],
             badpix=None if badpix is None else badpix[None],
             weights=None if weight is None else weight[None],
             splits=None if split is None else [split],
@@ -128,6 +130,7 @@ class PackedWriter:
         masses: Sequence[float] | Array | None = None,
         targets: Array | None = None,
         *,
+        truths: Array | None = None,
         badpix: Array | None = None,
         weights: Array | None = None,
         splits: Sequence[str] | None = None,
@@ -141,6 +144,7 @@ class PackedWriter:
             names: N names, relative to the source.
             masses: (N,) axion masses, eV; NaN where unknown.
             targets: (N, C, H', W') high-resolution partners, of kind `pairs`.
+            truths: the targets without noise, where they are known; in all samples or in none.
             badpix: (N, C, H, W) bool, true where a pixel is bad. Bad pixels are stored as 0.
             weights: (N, C, H, W) inverse variances or any weights >= 0.
             splits: N of `train`, `val`, `test`, where they came with the data; what is left to us
@@ -154,10 +158,11 @@ class PackedWriter:
         if badpix is not None:
             images = np.where(badpix, 0, images)
         n = len(images)
-        self._check(images, labels, names, targets, weights)
+        self._check(images, labels, names, targets, truths, weights)
         stored = images.astype(self._dtype)
         optional = {
             "targets": (self._dtype, 0, targets),
+            "truths": (self._dtype, 0, truths),
             "badpix": ("bool", 0, badpix),
             "weights": ("float32", 1, weights),
         }
@@ -196,16 +201,22 @@ class PackedWriter:
         labels: Sequence[int] | Array,
         names: Sequence[str],
         targets: Array | None,
+        truths: Array | None,
         weights: Array | None,
     ) -> None:
         if images.ndim != 4 or not len(images) == len(labels) == len(names):
             raise ValueError(f"images of shape {images.shape}: not one (C, H, W) a label and name")
         if (targets is not None) != (self._kind == "pairs"):
             raise ValueError(f"targets go with kind='pairs', and this set is of {self._kind!r}")
+        if self._count and (truths is not None) != ("truths" in self._columns):
+            raise ValueError(f"{names[0]}: truths go with all samples of a set, or with none")
+        if truths is not None and (targets is None or truths.shape != targets.shape):
+            raise ValueError(f"{names[0]}: truths are not of the targets' shape")
         low, high = (-1, len(self._labels)) if self._kind == "classify" else (-1, 0)
         if not all(low <= label < high for label in labels):
             raise ValueError(f"a label lies outside {low}..{high - 1}")
-        for key, values in (("images", images), ("targets", targets), ("weights", weights)):
+        given = {"images": images, "targets": targets, "truths": truths, "weights": weights}
+        for key, values in given.items():
             if values is None:
                 continue
             if key in self._columns and values.shape[1:] != self._columns[key].row:
@@ -214,7 +225,7 @@ class PackedWriter:
             bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
             if bad.any():
                 raise ValueError(f"{names[int(bad.argmax())]}: {key} hold NaN or infinity")
-            if key != "weights":
+            if key in ("images", "targets"):
                 check_scaled(self._dtype, values.min(), values.max(), names[0])
 
     def finish(self) -> Manifest:

@@ -63,14 +63,12 @@ class Preprocess:
             return self._scale(x, x, x)
         if self.cfg.scale == "residual":  # a bad pixel must not move the image's smooth part
             x = torch.where(good, x, self._smooth.mean.to(x.device).view_as(x[0]))
-        low, high = (torch.where(good, x, limit) for limit in (math.inf, -math.inf))
-        return torch.where(good, self._scale(x, low, high), 0.0)
+        return torch.where(good, self._scale(x, *_limits(x, good)), 0.0)
 
     def _scale(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
         if self.cfg.scale == "minmax":
-            low = low.amin((1, 2, 3), keepdim=True)
-            span = high.amax((1, 2, 3), keepdim=True) - low
-            return (x - low) / span.clamp_min(torch.finfo(x.dtype).tiny)
+            low, span = _range(low, high)
+            return (x - low) / span
         if self.cfg.scale == "none":
             return x
         if self.cfg.scale == "residual":
@@ -99,11 +97,30 @@ class Preprocess:
         """Whether it is worth keeping what it makes of an image."""
         return self.cfg.scale == "lens_fit"
 
-    def inverse(self, y: Tensor, raw: Tensor) -> Tensor:
+    def alike(self, x: Tensor, raw: Tensor, good: Tensor | None = None) -> Tensor:
+        """Images `x`, of any size, by the scale of the raw images that belong to them.
+
+        For scales that move and stretch all of an image's pixels alike.
+        """
+        if self.cfg.scale == "minmax":
+            low, span = _range(*_limits(raw, good))
+            return (x - low) / span
+        assert self.cfg.scale in ("standard", "none"), self.cfg.scale
+        return self._scale(x, x, x)
+
+    def unit(self, raw: Tensor, good: Tensor | None = None) -> Tensor:
+        """Units found on disk in one unit of what `alike` gives, of each image: (B or 1, …)."""
+        if self.cfg.scale == "minmax":
+            return _range(*_limits(raw, good))[1]
+        assert self.cfg.scale in ("standard", "none"), self.cfg.scale
+        std = self._on(raw.device)[1][None]
+        return std if self.cfg.scale == "standard" else torch.ones_like(std)
+
+    def inverse(self, y: Tensor, raw: Tensor, good: Tensor | None = None) -> Tensor:
         """Network output `y` back in the units of the raw images it came from."""
         if self.cfg.scale == "minmax":
-            low = raw.amin((1, 2, 3), keepdim=True)
-            return low + y * (raw.amax((1, 2, 3), keepdim=True) - low)
+            low, span = _range(*_limits(raw, good))
+            return low + y * span
         if self.cfg.scale == "none":
             return y
         assert self.cfg.scale != "lens_fit", "nothing draws what a fit leaves"
@@ -154,6 +171,20 @@ class Preprocess:
             mean, rows = ((tensors or {})[name] for name in ("smooth_mean", "smooth_rows"))
             smooth = Smooth(mean, rows, float(state["residual_rms"]))
         return cls(cfg, list(state["mean"]), list(state["std"]), smooth)
+
+
+def _limits(raw: Tensor, good: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The images twice, for their minima and for their maxima: bad pixels are neither."""
+    if good is None:
+        return raw, raw
+    return torch.where(good, raw, math.inf), torch.where(good, raw, -math.inf)
+
+
+def _range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 1, 1, 1) minimum and range of each image."""
+    low = low.amin((1, 2, 3), keepdim=True)
+    span = high.amax((1, 2, 3), keepdim=True) - low
+    return low, span.clamp_min(torch.finfo(span.dtype).tiny)
 
 
 Turn = tuple[bool, bool, bool]

@@ -31,7 +31,8 @@ class Source(Protocol):
         """Images `offset … offset+n-1` of an epoch, as tensors on the device of the run.
 
         `image` (n, C, H, W), `label` (n,) int64, `sample` (n,) int64, a number that is the
-        sample's own for ever, and `target`, `mass`, `badpix`, `weight` where the data has them.
+        sample's own for ever, and `target`, `truth`, `mass`, `badpix`, `weight` where the data has
+        them.
         """
         ...
 
@@ -52,9 +53,9 @@ class View:
     Args:
         packed: the set.
         split: `train`, `val` or `test`.
-        cfg: `classes` and `labels_per_class` choose among the split's images (the latter in
-            `train` only, so that few-label runs are compared on the same test images).
-        seed: draws the labelled subset.
+        cfg: `classes`, `labels_per_class` and `train_images` choose among the split's images (the
+            latter two in `train` only, so that small runs are compared on the same test images).
+        seed: draws the subset to train on.
         device: where batches go.
 
     Raises:
@@ -81,9 +82,16 @@ class View:
         if cfg.classes is not None:
             rows, of_rows = rows[of_rows >= 0], of_rows[of_rows >= 0]
         if cfg.labels_per_class is not None and split == "train":
+            if not self.labels:
+                raise UserError(
+                    f"data.labels_per_class: {packed.path} has no classes; use data.train_images"
+                )
             rows = _few(rows, of_rows, self.labels, cfg.labels_per_class, seed)
         if not len(rows):
-            raise UserError(f"{packed.path} has no {split} images of {', '.join(self.labels)}")
+            of = f" of {', '.join(self.labels)}" if self.labels else ""
+            raise UserError(f"{packed.path} has no {split} images{of}")
+        if cfg.train_images is not None and split == "train":
+            rows = _some(rows, cfg.train_images, seed)
         self.rows = rows
         self._renumber = torch.from_numpy(renumber)
         self._device = device
@@ -121,6 +129,15 @@ def _few(
             )
         chosen.append(of_class[rng.permutation(rng.key(seed, "labels", number), len(of_class))[:n]])
     return np.sort(np.concatenate(chosen))
+
+
+def _some(rows: npt.NDArray[np.int64], n: int, seed: int) -> npt.NDArray[np.int64]:
+    """The first n in one seeded order, so a larger n contains a smaller one."""
+    if len(rows) < n:
+        raise UserError(
+            f"data.train_images: {n} asked for, but the train split has {len(rows)} images"
+        )
+    return np.sort(rows[rng.permutation(rng.key(seed, "images"), len(rows))[:n]])
 
 
 def _fits(packed: PackedSet, device: torch.device) -> bool:
@@ -176,9 +193,12 @@ class StreamSource:
         self.size = size
         self._device = device
         self._key = rng.key(seed, "stream")
-        self._simulator = Simulator(sim.model_copy(update={"classes": labels}), device)
-        # The simulator numbers classes in its family's order, the run in its own.
-        order = [labels.index(name) for name in self._simulator.labels]
+        if labels:
+            sim = sim.model_copy(update={"classes": labels})
+        self._simulator = Simulator(sim, device)
+        # The simulator numbers classes in its family's order, the run in its own; a run on pairs
+        # knows no classes.
+        order = [labels.index(name) if labels else -1 for name in self._simulator.labels]
         self._renumber = torch.tensor(order, device=device)
 
     def take(self, epoch: int, offset: int, n: int) -> Batch:

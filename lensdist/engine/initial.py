@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lensdist import rng
-from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun
+from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun, SuperResolutionRun
 from lensdist.data.packed import PackedSet
 from lensdist.data.preprocess import Preprocess
 from lensdist.data.smooth import fit_smooth
@@ -49,9 +49,12 @@ def starting_point(
     Raises:
         UserError: what the configuration names is not there, not finished, or of another shape.
     """
-    if isinstance(cfg, FinetuneRun) and cfg.encoder is not None:
+    if isinstance(cfg, (FinetuneRun, SuperResolutionRun)) and cfg.encoder is not None:
         _check_finished("encoder", cfg.encoder)
-        theirs, weights = encoder_of(cfg.encoder, cfg.model)
+        if isinstance(cfg, FinetuneRun):
+            theirs, weights = encoder_of(cfg.encoder, cfg.model, "model")
+        else:
+            theirs, weights = encoder_of(cfg.encoder, cfg.model.encoder, "model.encoder")
         _check_preprocess(cfg, theirs, cfg.encoder)
         return theirs, weights, sha256(find_export(cfg.encoder) / WEIGHTS)
     if isinstance(cfg, CommonRun) and cfg.members_from:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lensdist.config import save
-from lensdist.config.schema import BaseRun, ClassifierRun
+from lensdist.config.schema import BaseRun, ClassifierRun, SuperResolutionRun
 from lensdist.data.manifest import Manifest
 from lensdist.data.packed import PackedSet
 from lensdist.data.source import Images, PackedSource, Source, StreamSource, View
@@ -46,6 +46,8 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     check_start(cfg, world)
     packed = PackedSet(_data(cfg, world))
     _check_images(cfg, packed)
+    if isinstance(cfg, SuperResolutionRun):
+        packed.require_pairs(cfg.model.factor, truth=cfg.learn == "truth")
     validation = View(packed, "val", cfg.data, cfg.seed, world.device)
     preprocess, weights, digest = starting_point(cfg, packed, tuple(validation.labels), world)
     facts = {
@@ -112,7 +114,8 @@ def _data(cfg: BaseRun, world: World) -> Path:
     own = cfg.run.dir / "data"
     if world.main and not own.exists():
         say(f"simulating {cfg.data.n_per_class} images per class into {own}")
-        write_packed(own, cfg.data.sim, cfg.data.n_per_class, cfg.seed)
+        truth = isinstance(cfg, SuperResolutionRun) and cfg.learn == "truth"
+        write_packed(own, cfg.data.sim, cfg.data.n_per_class, cfg.seed, truth=truth)
     world.barrier()
     made, now = Manifest.load(own).source, cfg.data.sim.model_dump(mode="json")
     if made != {"simulated": now, "n_per_class": cfg.data.n_per_class, "seed": cfg.seed}:

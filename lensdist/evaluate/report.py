@@ -18,6 +18,8 @@ from lensdist.track import log
 Row = Mapping[str, Any]
 _NONE = "–"
 
+_ENLARGED = ("psnr", "psnr_gain", "ssim", "gap", "coverage_68", "coverage_95")
+
 HARD = (
     "On simulated images with less mass in substructure, and with a PSF 30 % wider or narrower; "
     "the lenses are the same throughout (`lensdist evaluate RUN --data PACKED --hard`)."
@@ -147,13 +149,13 @@ def _named(scores: Row) -> list[tuple[str, str]]:
 def hard_table(variants: Mapping[str, Row]) -> str:
     """One run's scores on harder images, a line a variant (see `hard.score_hard`)."""
     rows = []
+    shown = ("accuracy", "accuracy_change", "auc_macro", *_ENLARGED)
     for name, scores in variants.items():
         row = {"variant": name.replace("_", " "), "n": scores["n"]}
-        for key in ("accuracy", "accuracy_change", "auc_macro"):
+        for key in shown:
             row |= {key: scores.get(key), f"{key}_ci": scores.get(f"{key}_ci")}
-        each = zip(
-            scores["labels"], scores["auc_per_class"], scores["auc_per_class_ci"], strict=True
-        )
+        classes = (scores.get(k, ()) for k in ("labels", "auc_per_class", "auc_per_class_ci"))
+        each = zip(*classes, strict=True)
         for label, auc, ci in each:
             row |= {f"auc_{label}": auc, f"auc_{label}_ci": ci}
         rows.append(row)
@@ -170,7 +172,8 @@ def collect(runs: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def hard_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """Two rows, accuracy and macro AUC by variant, for each run that has an `eval/hard.json`."""
+    """Two rows for each run that has an `eval/hard.json`, by variant: accuracy and macro AUC, or of
+    super-resolution the gain over bicubic in dB and the gap to the oracle."""
     rows: list[dict[str, Any]] = []
     for run in runs:
         problems: list[str] = []
@@ -179,7 +182,8 @@ def hard_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
             rows.append({"run": run.name, "problem": "; ".join(problems)})
         if not isinstance(variants, dict):
             continue
-        for key in ("accuracy", "auc_macro"):
+        enlarged = any("psnr_gain" in scores for scores in variants.values())
+        for key in ("psnr_gain", "gap") if enlarged else ("accuracy", "auc_macro"):
             row: dict[str, Any] = {"run": run.name, "score": key.replace("_", " ")}
             for name, scores in variants.items():
                 row |= {name: scores.get(key), f"{name}_ci": scores.get(f"{key}_ci")}

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lensdist.data.preprocess import Preprocess
 from lensdist.errors import UserError
-from lensdist.export import LoadedModel
+from lensdist.loaded import LoadedModel
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
 from lensdist.models.masking import make_mask, masked_count
 

@@ -26,14 +26,13 @@ from lensdist.export import (
     PREPROCESS,
     WEIGHTS,
     Described,
-    LoadedModel,
-    load,
     write_export,
 )
 from lensdist.exporting.combine import combined
 from lensdist.exporting.portable import Runner, largest_difference, require, write
 from lensdist.exporting.snapshot import at_step, exported, steps_of
 from lensdist.files import fsync, sha256, to_json, write_atomic
+from lensdist.loaded import LoadedModel, load
 
 TOLERANCE = 1e-4
 """Largest difference from the original's outputs, relative to the largest of these."""

@@ -135,3 +135,39 @@ class EnsembleConfig(Strict):
         if self.grey == "repeat" and self.in_channels not in (1, 3):
             raise ValueError(f"grey: repeat takes 1 or 3 bands, not {self.in_channels}; use fold")
         return self
+
+
+class SuperResolverConfig(Strict):
+    """Super-resolution: the MAE's encoder, and what draws the large image from it."""
+
+    image_size: int = Field(75, ge=8, description="pixels a side of LR, as on disk")
+    factor: Literal[2, 3, 4] = Field(2, description="HR is so many times as large as LR")
+    in_channels: int = Field(1, ge=1, description="bands")
+    encoder: EncoderConfig = Field(
+        EncoderConfig(), description="of the MAE; where its image_size is not LR's, LR is resized"
+    )
+    decoder: Literal["upconv", "residual"] = Field(
+        "residual",
+        description="upconv: the recipe's up-convolutions from the encoder's tokens alone, and a "
+        "smoothing convolution; residual: what bicubic interpolation lacks, from the tokens and "
+        "from convolutions at LR's own resolution",
+    )
+    width: int = Field(
+        32, ge=4, description="channels: residual, at LR's resolution; upconv, at the largest size"
+    )
+    depth: int = Field(4, ge=0, description="residual: blocks of convolutions")
+    exact_means: bool = Field(
+        True,
+        description="residual: every block of factor x factor pixels has the mean of its LR pixel, "
+        "which is what LR is made of; so no flux is lost or made",
+    )
+    sigma: bool = Field(False, description="also draw each pixel's standard deviation")
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.encoder.in_channels != self.in_channels:
+            raise ValueError(
+                f"encoder.in_channels {self.encoder.in_channels} is not in_channels "
+                f"{self.in_channels}"
+            )
+        return self

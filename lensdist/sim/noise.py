@@ -21,7 +21,7 @@ def detect(
     cfg: SimConfig,
     exposure: torch.Tensor | None,
     generator: torch.Generator,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn noiseless images from `render` into what the configured detector stores.
 
     Args:
@@ -32,20 +32,23 @@ def detect(
         generator: on the images' device; one call uses it for a whole block of images.
 
     Returns:
-        (N, H, W): Model I in counts, common in 0..1, Models II and III in their stored units.
+        (N, H, W) Model I in counts, common in 0..1, Models II and III in their stored units; and
+        the noiseless images in those units, with the noisy ones' own scale.
     """
     if family.native_noise == "counts":
         if exposure is None:
             raise ValueError("Model I needs the exposure of each image")
         t = exposure.to(image.dtype)[:, None, None]
-        return t * image if cfg.noise == "none" else _model_i(image, t, generator)
+        truth = t * image
+        return truth if cfg.noise == "none" else _model_i(image, t, generator), truth
     if family.native_noise == "minmax":
+        seen = image
         if cfg.noise == "native":
             sky = COMMON_SKY
             counts = torch.poisson((image + sky) * COMMON_EXPOSURE, generator=generator)
-            image = counts / COMMON_EXPOSURE - sky
-        return minmax(image)
-    return _survey(image, family, cfg, generator) if cfg.noise == "euclid" else image
+            seen = counts / COMMON_EXPOSURE - sky
+        return minmax(seen), minmax(image, of=seen)
+    return _survey(image, family, cfg, generator) if cfg.noise == "euclid" else image, image
 
 
 def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -78,8 +81,10 @@ def _survey(
     return electrons.mul_(1 / cfg.exposure_s).sub_(sky).mul_(family.stored_as)
 
 
-def minmax(image: torch.Tensor) -> torch.Tensor:
-    """Scale each image (N, H, W) to exactly 0..1; a flat one becomes zeros."""
-    low, high = image.amin((1, 2), keepdim=True), image.amax((1, 2), keepdim=True)
+def minmax(image: torch.Tensor, of: torch.Tensor | None = None) -> torch.Tensor:
+    """Scale each image (N, H, W) by its own range, or that of another, to 0..1; a flat range
+    gives zeros."""
+    of = image if of is None else of
+    low, high = of.amin((1, 2), keepdim=True), of.amax((1, 2), keepdim=True)
     span = high - low
     return (image - low) / torch.where(span > 0, span, torch.ones_like(span))

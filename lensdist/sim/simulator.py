@@ -94,7 +94,7 @@ class Simulator:
         Returns:
             `image` (N, 1, H, W), `label` (N,) int64, `mass` (N,) float64 axion mass in eV (NaN
             where there is none), `sample` (N,) int64; `sr` adds `target` (N, 1, 2H, 2W), of
-            which `image` is the 2x2 mean.
+            which `image` is the 2x2 mean, and `truth` (N, 1, 2H, 2W), `target` without its noise.
         """
         return self.images(key, samples, self.params(key, samples))
 
@@ -104,7 +104,8 @@ class Simulator:
         """`batch` of lenses already drawn by `params`."""
         clean = render(self.family, params, self.dtype, lens_light=self.cfg.lens_light)
         generator = rng.generator(rng.key(key, "noise", int(samples[0])), self.device)
-        image = detect(clean, self.family, self.cfg, params.get("exposure"), generator)[:, None]
+        seen, truth = detect(clean, self.family, self.cfg, params.get("exposure"), generator)
+        image = seen[:, None]
         label = params["label"]
         none = torch.full(label.shape, math.nan, dtype=torch.float64, device=self.device)
         out = {
@@ -114,7 +115,7 @@ class Simulator:
             "sample": samples.to(self.device).long(),
         }
         if self._pairs:
-            out["target"] = image
+            out["target"], out["truth"] = image, truth[:, None]
             out["image"] = torch.nn.functional.avg_pool2d(image, 2)
         return out
 

@@ -19,6 +19,7 @@ from lensdist.data.manifest import Manifest
 from lensdist.data.packed_writer import PackedWriter
 from lensdist.data.pickled import save_axion
 from lensdist.data.staging import Staging, check_free
+from lensdist.errors import UserError
 from lensdist.sim.config import SimConfig
 from lensdist.sim.simulator import Simulator
 
@@ -41,6 +42,8 @@ def write_packed(
     seed: int,
     device: str = "cpu",
     progress: Progress = _quiet,
+    *,
+    truth: bool = False,
 ) -> Manifest:
     """Simulate a packed set: float32, with labels, axion masses and splits.
 
@@ -51,12 +54,15 @@ def write_packed(
         seed: of the images and of the splits.
         device: where to simulate.
         progress: told how far it is.
+        truth: of pairs, also keep the targets without their noise.
 
     Raises:
-        UserError: `dest` holds something.
+        UserError: `dest` holds something, or truth is asked of what is no pairs.
     """
     sim = Simulator(cfg, device, torch.float64)
     pairs = cfg.family == "sr"
+    if truth and not pairs:
+        raise UserError(f"truth goes with pairs (family sr), not with {cfg.family}")
     with PackedWriter(
         dest,
         labels=[] if pairs else list(sim.labels),
@@ -80,6 +86,7 @@ def write_packed(
                     name=str(path),
                     mass=float(batch["mass"][i]),
                     target=batch["target"][i] if pairs else None,
+                    truth=batch["truth"][i] if truth else None,
                     # The common task's own `val` is its test set; the rest is ours to split.
                     split="test" if path.parts[0] == "val" else None,
                 )

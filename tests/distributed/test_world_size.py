@@ -18,11 +18,13 @@ TIMES = ("images_per_s", "seconds")
 
 
 @pytest.fixture(scope="module")
-def worlds(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def worlds(
+    tiny_set: Path, pairs_set: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, Path]:
     """Folders of the runs of `worker.py` on 1, 2 and 4 processes."""
     root = tmp_path_factory.mktemp("worlds")
     for processes in (1, 2, 4):
-        words = ("tests.distributed.worker", root / str(processes), tiny_set)
+        words = ("tests.distributed.worker", root / str(processes), tiny_set, pairs_set)
         done = start(command(*words, processes=processes, port=29500 + processes))
         assert done.returncode == 0, done.stderr[-3000:]
     return {n: root / str(n) for n in (1, 2, 4)}
@@ -37,7 +39,7 @@ def _end(run: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("task", ["mae", "finetune", "batchnorm", "common"])
+@pytest.mark.parametrize("task", ["mae", "finetune", "batchnorm", "common", "sr"])
 def test_losses_agree_over_20_steps(worlds: dict[int, Path], task: str, processes: int) -> None:
     (alone, rows), (shared, others) = (_end(worlds[n] / task) for n in (1, processes))
     losses, same = ([r["loss"] for r in x if r["kind"] == "train"] for x in (rows, others))
@@ -51,7 +53,7 @@ def test_losses_agree_over_20_steps(worlds: dict[int, Path], task: str, processe
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("task", ["mae", "finetune", "batchnorm", "common"])
+@pytest.mark.parametrize("task", ["mae", "finetune", "batchnorm", "common", "sr"])
 def test_reproducible_gives_the_same_bits(
     worlds: dict[int, Path], task: str, processes: int
 ) -> None:

@@ -1,6 +1,6 @@
 """Started on every process of a test: trains several tiny runs in one process group.
 
-    worker.py OUT DATA
+    worker.py OUT DATA PAIRS
 
 Each run lands in OUT/<name>; the test compares those of different numbers of processes.
 """
@@ -80,12 +80,12 @@ def _digest(model: nn.Module) -> int:
     return int.from_bytes(digest.digest()[:7], "little")
 
 
-def main(out: Path, data: Path) -> None:
+def main(out: Path, data: Path, pairs: Path) -> None:
     torch.set_num_threads(1)
     world = None
     original = phase.build_task
     weights = _remember_weights()
-    for name in ("mae", "finetune", "batchnorm", "common"):
+    for name in ("mae", "finetune", "batchnorm", "common", "sr"):
         for reproducible in (False, True):
             task = "finetune" if name == "batchnorm" else name
             changes: dict[str, Any] = {
@@ -93,16 +93,17 @@ def main(out: Path, data: Path) -> None:
                 "train.reproducible": str(reproducible).lower(), "optim.clip_norm": 1.0,
                 "augment.rot180": "true",
             }  # fmt: skip
-            if task == "finetune":
+            if task in ("finetune", "sr"):
                 changes |= {"frozen_epochs": 1, "train.epochs": 6}
             if name == "common":  # the heads on kept features, then one section more
                 changes |= {"train.epochs": 9, "unfreeze_epochs": "[3,2,1,1,1,1]"}
-            elif name == "finetune":
+            elif name in ("finetune", "sr"):
                 changes["encoder"] = out / "mae-reproducible"
             else:
                 changes["train.epochs"] = 20
             folder = out / (name + ("-reproducible" if reproducible else ""))
-            config, *overrides = settings(task, data, folder, **changes)
+            images = pairs if task == "sr" else data
+            config, *overrides = settings(task, images, folder, **changes)
             path = Path(config.removeprefix("--config="))
             cfg = load(path, overrides, schema=schema_of)
             world = world or World(cfg)
@@ -114,4 +115,4 @@ def main(out: Path, data: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:]))

@@ -62,6 +62,34 @@ def test_a_preset_of_the_common_task(preset: str, common_set: Path, tmp_path: Pa
     assert record["config"]["model"]["image_size"] == 150
 
 
+@pytest.mark.parametrize(
+    ("mae", "preset"),
+    [
+        ("reference", "reference"),
+        ("pairs", "best"),
+        ("pairs-small", "small"),
+        ("small-reference", "small-reference"),
+    ],
+)
+def test_a_preset_of_super_resolution(
+    mae: str, preset: str, tiny_set: Path, pairs_set: Path, tmp_path: Path
+) -> None:
+    pretrained, run = tmp_path / "mae", tmp_path / "run"
+    images = pairs_set if mae.startswith("pairs") else tiny_set
+    words = [f"--config=configs/mae/{mae}.yaml", *_cut(images, pretrained, 2, 2)]
+    done = start(command("lensdist.train", *words), timeout=500)
+    assert done.returncode == 0, done.stderr
+    words = [f"--config=configs/sr/{preset}.yaml", *_cut(pairs_set, run, 20, 2)]
+    words += [f"encoder={pretrained}", "data.train_images=10"]
+    words += ["frozen_epochs=1"] if "reference" in preset else []  # both stages are run
+    done = start(command("lensdist.train", *words), timeout=500)
+    assert done.returncode == 0, done.stderr
+    record = completed(run)
+    assert record is not None
+    assert record["steps"] == 20
+    assert record["preset"] == preset
+
+
 @pytest.mark.parametrize("task", ["mae", "finetune", "common"])
 def test_debug_needs_nothing(task: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -73,5 +101,5 @@ def test_debug_needs_nothing(task: str, tmp_path: Path) -> None:
 def test_every_preset_says_its_own_name() -> None:
     for path in sorted((ROOT / "configs").glob("*/*.yaml")):
         preset = yaml.safe_load(path.read_text()).get("preset")
-        if path.parent.name in ("mae", "finetune", "common"):
+        if path.parent.name in ("mae", "finetune", "common", "sr"):
             assert preset == path.stem, path

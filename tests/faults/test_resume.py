@@ -20,6 +20,8 @@ from tests.conftest import command, settings, start
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 STEPS = 30
+TASKS = ("mae", "finetune", "common", "sr")
+FROM_MAE = ("finetune", "sr")
 TIMES = ("images_per_s", "seconds")
 
 
@@ -33,18 +35,23 @@ def _settings(task: str, data: Path, run: Path, **more: Any) -> list[str]:
         changes |= {"train.epochs": 8, "unfreeze_epochs": "[3,1,1,1,1,1]"}
     if task == "finetune":
         changes |= {"frozen_epochs": 1, "model.head_dropout": 0.2, "augment.rot180": "true"}
+    if task == "sr":
+        changes |= {"frozen_epochs": 1, "train.epochs": 10}
     return settings(task, data, run, **{**changes, **more})
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Uninterrupted runs: a pretraining, the fine-tuning that starts from it, and an unfreezing."""
+def whole(
+    tiny_set: Path, pairs_set: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Uninterrupted runs: a pretraining, what starts from it, and an unfreezing."""
     root = tmp_path_factory.mktemp("whole")
-    for task in ("mae", "finetune", "common"):
-        more = {"encoder": root / "mae"} if task == "finetune" else {}
-        done = start(command("lensdist.train", *_settings(task, tiny_set, root / task, **more)))
+    for task in TASKS:
+        data = pairs_set if task == "sr" else tiny_set
+        more = {"encoder": root / "mae"} if task in FROM_MAE else {}
+        done = start(command("lensdist.train", *_settings(task, data, root / task, **more)))
         assert done.returncode == 0, done.stderr
-    return {task: root / task for task in ("mae", "finetune", "common")}
+    return {task: root / task for task in TASKS}
 
 
 def _same(run: Path, whole: Path) -> None:
@@ -73,13 +80,13 @@ def _same(run: Path, whole: Path) -> None:
     assert ours_done["files"][weights] == theirs_done["files"][weights]
 
 
-@pytest.mark.parametrize("task", ["mae", "finetune", "common"])
+@pytest.mark.parametrize("task", TASKS)
 def test_sigkill_at_random_steps(
-    task: str, whole: dict[str, Path], tiny_set: Path, tmp_path: Path
+    task: str, whole: dict[str, Path], tiny_set: Path, pairs_set: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / task
-    more = {"encoder": whole["mae"]} if task == "finetune" else {}
-    words = _settings(task, tiny_set, run, **more)
+    more = {"encoder": whole["mae"]} if task in FROM_MAE else {}
+    words = _settings(task, pairs_set if task == "sr" else tiny_set, run, **more)
     draw = random.Random(7)
     kills = sorted(draw.sample(range(1, STEPS), 4))
     plan = [("step", n) for n in kills] + [("write", 25), ("rename", STEPS)]

@@ -13,7 +13,7 @@ from lensdist.config.schema import CommonRun
 from lensdist.data.packed import PackedSet
 from lensdist.engine.initial import starting_point
 from lensdist.errors import UserError
-from lensdist.export import load
+from lensdist.loaded import load
 from lensdist.models.ensemble import Ensemble
 from lensdist.tasks.common import CommonTask
 from tests.conftest import command, settings, start

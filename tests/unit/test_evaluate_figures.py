@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from lensdist.evaluate import figures, metrics
+from lensdist.evaluate import figures, metrics, pictures
 from lensdist.files import plain
 
 NAMES = ["no_sub", "cdm", "axion"]
@@ -87,11 +87,11 @@ def test_image_panels(tmp_path: Path, m: int) -> None:
     image = np.random.default_rng(0).random((m, 16, 16))
     hidden = np.zeros((m, 16, 16), bool)
     hidden[:, 4:8] = True
-    draw = figures.reconstructions
+    draw = pictures.reconstructions
     whole(draw(tmp_path / "a" / "r.png", image, hidden, image * 0.9, pixel_scale=0.1))
     whole(draw(tmp_path / "b" / "r.png", image, hidden, image))  # no residual at all
     classes = {"no_sub": image, "cdm": image[:1]}
-    whole(figures.sample_grid(tmp_path / "c" / "s.png", classes, pixel_scale=0.05))
+    whole(pictures.sample_grid(tmp_path / "c" / "s.png", classes, pixel_scale=0.05))
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from lensdist.data.config import PreprocessConfig
 from lensdist.data.preprocess import Preprocess
 from lensdist.data.smooth import principal
 from lensdist.errors import UserError
-from lensdist.export import PREPROCESS, LoadedModel
+from lensdist.export import PREPROCESS
+from lensdist.loaded import LoadedModel
 from lensdist.exporting import portable
 from lensdist.exporting.portable import as_module, largest_difference, samples, write
 from lensdist.models.classifier import Classifier

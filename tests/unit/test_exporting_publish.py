@@ -224,15 +224,15 @@ def test_what_computes_something_else_is_not_published(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    predict = lensdist.export.LoadedModel.predict
+    predict = lensdist.loaded.LoadedModel.predict
 
-    class Off(lensdist.export.LoadedModel):
+    class Off(lensdist.loaded.LoadedModel):
         def predict(self, x: Any, batch: int = 256) -> dict[str, Any]:
             found = predict(self, x, batch)
             scale = np.abs(found["logits"]).max()
             return {**found, "logits": found["logits"] + 3e-4 * scale}
 
-    def load(path: Path) -> lensdist.export.LoadedModel:
+    def load(path: Path) -> lensdist.loaded.LoadedModel:
         return Off(*lensdist.export.read_export(path), "cpu")
 
     monkeypatch.setattr(publish, "load", load)

@@ -170,7 +170,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_computed(
             hard.plan(subject, n)
     with pytest.raises(UserError, match="was simulated as model_ii, not model_iii"):
         hard.plan(subject, 10, "model_iii")
-    with pytest.raises(UserError, match="--hard is for classifiers"):
+    with pytest.raises(UserError, match="--hard is for classifiers and super-resolution"):
         hard.plan(open_subject(write_model(tmp_path / "b", "mae"), tiny_set), 10)
     (tmp_path / "a" / "export" / "eval").mkdir()
     other = tmp_path / "a" / "export" / "eval" / "hard.json"

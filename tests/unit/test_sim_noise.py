@@ -15,7 +15,7 @@ def draws(family, rate, exposure=None, **cfg):
     image = torch.full((N, 4, 4), rate, dtype=torch.float64)
     t = None if exposure is None else torch.full((N,), exposure, dtype=torch.float64)
     cfg = SimConfig(family=family, **cfg)
-    return detect(image, FAMILIES[family], cfg, t, rng.generator(1))
+    return detect(image, FAMILIES[family], cfg, t, rng.generator(1))[0]
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5])

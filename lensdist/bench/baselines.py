@@ -1,0 +1,193 @@
+"""Ways to enlarge lensing images that need no MAE: interpolation, the best linear filter, EDSR.
+
+Each takes LR (N, C, H, W) and gives (N, C, f H, f W) in the same units.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lensdist.data.preprocess import turn
+from lensdist.models.vit import prime_factors
+from lensdist.resample import bicubic, enlarge
+
+_RIDGE = 1e-12  # as a share of the normal equations' mean eigenvalue: rounding, and no more
+
+
+def nearest(x: Tensor, factor: int) -> Tensor:
+    """Each pixel as factor x factor alike: (N, C, H, W) -> (N, C, f H, f W)."""
+    return enlarge(x, factor)
+
+
+def bilinear(x: Tensor, factor: int) -> Tensor:
+    """(N, C, H, W) -> (N, C, f H, f W), pixels' centres where they are in the sky."""
+    return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+INTERPOLATIONS = {"nearest": nearest, "bilinear": bilinear, "bicubic": bicubic}
+
+
+class LinearFilter:
+    """The linear filter with the least squared error: of each sub-pixel a kernel on LR, no bias.
+
+    What it gains over bicubic is what any interpolation could gain; bands are treated alike.
+
+    Args:
+        kernels: (f f, 1, k, k), k odd; sub-pixels in the order of `torch.pixel_shuffle`.
+    """
+
+    def __init__(self, kernels: Tensor) -> None:
+        self.kernels = kernels
+        self.factor = math.isqrt(len(kernels))
+
+    @classmethod
+    def fit(cls, lr: Tensor, hr: Tensor, factor: int, kernel: int = 7, batch: int = 64) -> Self:
+        """Least squares over all pixels of all pairs, those at the border included.
+
+        Args:
+            lr: (N, C, H, W).
+            hr: (N, C, f H, f W).
+            factor: f.
+            kernel: pixels a side of LR that a sub-pixel is made of; odd.
+            batch: images at a time: each needs 8 k k C H W bytes.
+
+        Raises:
+            RuntimeError: torch's, where the shapes do not suit each other, or no pixel of LR is
+                anything but 0.
+        """
+        taps, subpixels = kernel**2, factor**2
+        gram = torch.zeros(taps, taps, dtype=torch.float64, device=lr.device)
+        moments = torch.zeros(taps, subpixels, dtype=torch.float64, device=lr.device)
+        for x, y in zip(lr.split(batch), hr.split(batch), strict=True):
+            seen = F.unfold(_padded(x.double(), kernel), kernel)
+            wanted = F.pixel_unshuffle(y.double().flatten(0, 1)[:, None], factor).flatten(2)
+            gram += torch.einsum("npi,nqi->pq", seen, seen)
+            moments += torch.einsum("npi,nsi->ps", seen, wanted)
+        gram.diagonal().add_(_RIDGE * gram.trace() / taps)
+        kernels = torch.linalg.solve(gram, moments).T
+        return cls(kernels.reshape(subpixels, 1, kernel, kernel))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, f H, f W)."""
+        kernels = self.kernels.to(x)
+        drawn = F.conv2d(_padded(x, kernels.shape[-1]), kernels)
+        return F.pixel_shuffle(drawn, self.factor).unflatten(0, x.shape[:2])[:, :, 0]
+
+
+def _padded(x: Tensor, kernel: int) -> Tensor:
+    """(N, C, H, W) -> (N C, 1, H + k - 1, W + k - 1): each band by itself, its borders repeated."""
+    return F.pad(x.flatten(0, 1)[:, None], [kernel // 2] * 4, mode="replicate")
+
+
+class Edsr(nn.Module):
+    """EDSR (Lim et al. 2017, arXiv:1707.02921): residual blocks without BatchNorm at LR's
+    resolution, then sub-pixel convolutions. (N, C, H, W) -> (N, C, f H, f W).
+
+    The paper takes off the mean of its data, and has pixels between 0 and 255. Those of lenses are
+    of any unit: here the network sees standard deviations of the data.
+
+    Args:
+        bands: C.
+        factor: f.
+        width: channels; the paper's baseline has 64, its largest 256.
+        blocks: residual blocks; the paper's baseline has 16, its largest 32.
+        residual_scale: of what a block adds; the paper's largest has 0.1.
+        mean, std: of the data's pixels, in their units.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        bands: int,
+        factor: int,
+        width: int = 64,
+        blocks: int = 16,
+        residual_scale: float = 1.0,
+        mean: float = 0.0,
+        std: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+        self.head = _conv(bands, width)
+        self.body = nn.Sequential(
+            *(_Block(width, residual_scale) for _ in range(blocks)), _conv(width, width)
+        )
+        up: list[nn.Module] = []
+        for f in prime_factors(factor):
+            up += [_conv(width, width * f**2), nn.PixelShuffle(f)]
+        self.tail = nn.Sequential(*up, _conv(width, bands))
+
+    def forward(self, x: Tensor) -> Tensor:
+        head = self.head((x - self.mean) / self.std)
+        return cast(Tensor, self.tail(head + self.body(head)) * self.std + self.mean)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, scale: float) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_conv(width, width), nn.ReLU(), _conv(width, width))
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, x + self.scale * self.body(x))
+
+
+def _conv(before: int, after: int) -> nn.Conv2d:
+    return nn.Conv2d(before, after, 3, padding=1)
+
+
+def train_edsr(
+    lr: Tensor,
+    hr: Tensor,
+    *,
+    steps: int,
+    batch: int,
+    seed: int,
+    width: int = 16,
+    blocks: int = 4,
+    rate: float = 1e-3,
+    device: torch.device | str = "cpu",
+) -> Edsr:
+    """An ordinary loop: Adam, L1, pairs at random, turned and mirrored, the rate a cosine to 0.
+
+    The same seed gives the same weights on a CPU.
+
+    Args:
+        lr: (N, C, H, W).
+        hr: (N, C, f H, f W) in the same units.
+        steps: of the optimizer.
+        batch: pairs a step.
+        seed: of the weights and of the pairs.
+        width, blocks: of the network.
+        rate: learning rate of the first step.
+        device: where to train.
+    """
+    factor = hr.shape[-1] // lr.shape[-1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mean, std = lr.mean().item(), lr.std().item()
+        model = Edsr(lr.shape[1], factor, width, blocks, mean=mean, std=std).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    draw = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        rows = torch.randint(len(lr), (batch,), generator=draw).tolist()
+        ways = (torch.rand(batch, 3, generator=draw) < 0.5).tolist()
+        x, y = (
+            torch.stack([turn(images[i], way) for i, way in zip(rows, ways, strict=True)])
+            for images in (lr, hr)
+        )
+        loss = F.l1_loss(model(x.to(device)), y.to(device))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    return model.eval()

@@ -1,0 +1,83 @@
+"""Figures of a scored split, and the curves they are drawn from, by task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lensdist.data.packed import PackedSet
+from lensdist.data.source import View
+from lensdist.evaluate import figures, metrics, pictures
+from lensdist.loaded import LoadedModel
+from lensdist.models.mae import pixel_mask
+from lensdist.resample import bicubic
+from lensdist.tasks.base import Batch
+
+_SHOWN = 4  # images of a figure
+
+
+def classifier(
+    outputs: Batch,
+    labels: tuple[str, ...],
+    scores: dict[str, Any],
+    folder: Path,
+    title: str,
+) -> tuple[dict[str, Any], list[Path]]:
+    logits, truth = outputs["logits"], outputs["label"]
+    more: dict[str, Any] = {
+        "roc": metrics.roc_curves(logits, truth, labels),
+        "reliability": metrics.reliability(logits, truth),
+    }
+    if "mass" in outputs and {"cdm", "axion"} <= set(labels):
+        more["by_axion_mass"] = metrics.mass_binned(logits, truth, outputs["mass"], labels)
+    return more, [
+        figures.roc(
+            folder / "roc.png", more["roc"], scores["auc_per_class"], scores["n"], f"ROC, {title}"
+        ),
+        figures.confusion(
+            folder / "confusion.png", scores["confusion"], labels, f"Confusion, {title}"
+        ),
+        figures.reliability(
+            folder / "reliability.png", more["reliability"], scores["ece"], f"Reliability, {title}"
+        ),
+    ]
+
+
+def autoencoder(
+    model: LoadedModel, view: View, packed: PackedSet, folder: Path, title: str
+) -> list[Path]:
+    # As the network sees them: under `scale: residual` the arc is not for it to draw.
+    seen = model.preprocess(view.gather(np.arange(min(_SHOWN, len(view))))["image"])
+    drawn, mask = model.reconstruct(seen)
+    hidden = pixel_mask(mask, model.description["model"]["patch_size"])
+    return [
+        pictures.reconstructions(
+            folder / "reconstructions.png",
+            *(t[:, 0].cpu().numpy() for t in (seen, hidden, drawn)),
+            unit=f"as the network sees them: {model.preprocess.cfg.scale}",
+            pixel_scale=packed.manifest.pixel_scale_arcsec,
+            title=f"Masked autoencoder, {title}",
+        )
+    ]
+
+
+def enlarged(model: LoadedModel, view: View, packed: PackedSet, folder: Path, title: str) -> Path:
+    batch = view.gather(np.arange(min(_SHOWN, len(view))))
+    found = model.predict(batch["image"].cpu().numpy())
+    shown = {
+        "LR": batch["image"],
+        "bicubic": bicubic(batch["image"], batch["target"].shape[-1] // batch["image"].shape[-1]),
+        "ours": torch.from_numpy(found["image"]),
+        "HR": batch["target"],
+        **({"truth": batch["truth"]} if "truth" in batch else {}),
+    }
+    return pictures.super_resolved(
+        folder / "super_resolution.png",
+        {name: image[:, 0].cpu().numpy() for name, image in shown.items()},
+        sigma=found["sigma"][:, 0] if "sigma" in found else None,
+        pixel_scale=packed.manifest.pixel_scale_arcsec,
+        title=f"Super-resolution, {title}",
+    )

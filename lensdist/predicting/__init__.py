@@ -1,0 +1,1 @@
+"""`lensdist predict`: a trained model applied to people's own files."""

@@ -1,0 +1,113 @@
+"""Tables of classes and probabilities, CSV or Parquet, a row a file (torch-free)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lensdist.errors import UserError
+from lensdist.files import fsync, write_atomic
+
+_TOGETHER = 8192  # rows of a Parquet row group: small ones are slow to read
+Row = Sequence[str | float]
+AddRow = Callable[[str, Mapping[str, npt.NDArray[Any]]], None]
+"""Takes a file's name, and its `probs` and `logits` (classes,)."""
+
+
+@contextmanager
+def open_table(dest: Path, labels: Sequence[str]) -> Iterator[AddRow]:
+    """A table of columns `file`, `label`, `prob_<class>`... and `logit_<class>`...
+
+    It is written beside `dest` as rows come, and named `dest` when all went well.
+
+    Raises:
+        UserError: a .parquet is wanted and pyarrow is missing.
+        OSError: it cannot be written.
+    """
+    columns = ["file", "label", *(f"{k}_{name}" for k in ("prob", "logit") for name in labels)]
+    kind = _csv
+    if dest.suffix.lower() == ".parquet":
+        _require_pyarrow()
+        kind = _parquet
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    temporary = dest.with_name(f".{dest.name}.{os.getpid()}.tmp")
+    try:
+        with kind(temporary, [_text(column) for column in columns]) as put:
+
+            def add(file: str, found: Mapping[str, npt.NDArray[Any]]) -> None:
+                label = labels[int(np.argmax(found["probs"]))]
+                numbers = [float(x) for key in ("probs", "logits") for x in found[key]]
+                put([_text(file), _text(label), *numbers])
+
+            yield add
+        fsync(temporary)
+        os.replace(temporary, dest)
+        fsync(dest.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_skipped(path: Path, skipped: Mapping[str, str]) -> None:
+    """Write which files were skipped, and why: columns `file`, `reason`."""
+    stream = io.StringIO()
+    rows = csv.writer(stream, lineterminator="\n")
+    rows.writerow(("file", "reason"))
+    rows.writerows((_text(file), _text(reason)) for file, reason in skipped.items())
+    write_atomic(path, stream.getvalue())
+
+
+def _require_pyarrow() -> None:
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "a .parquet table needs pyarrow: pip install 'lensdist[parquet]', or write a .csv"
+        ) from error
+
+
+def _text(text: str) -> str:
+    r"""A file's name need not be UTF-8, which tables are: what is not is written \udcff."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+@contextmanager
+def _csv(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Row], Any]]:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")  # floats by repr: every digit
+        rows.writerow(columns)
+        yield rows.writerow
+
+
+@contextmanager
+def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Row], Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # By number, as two classes of one name are two columns, too.
+    types = [pa.string() if i < 2 else pa.float32() for i in range(len(columns))]
+    schema = pa.schema(list(zip(columns, types, strict=True)))
+    waiting: list[Row] = []
+
+    with pq.ParquetWriter(path, schema) as writer:
+
+        def put(row: Row) -> None:
+            waiting.append(row)
+            if len(waiting) == _TOGETHER:
+                flush()
+
+        def flush() -> None:
+            values = zip(*waiting, strict=True) if waiting else [[] for _ in types]
+            arrays = [pa.array(v, t) for v, t in zip(values, types, strict=True)]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+            waiting.clear()
+
+        yield put
+        flush()

@@ -1,0 +1,78 @@
+"""The command's words, what it says and how it ends."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lensdist
+from lensdist.cli import main
+from lensdist.predicting.run import predict_files
+from tests.unit.exported import write_model
+from tests.unit.predict_samples import (
+    Classifier,
+    inputs,
+    pixels,
+    rows,
+)
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--batch", "0"], "--batch must be 1 or more"),
+        (["--format", "fits"], "--format is for models that make images"),
+        (["nothing.npy"], "nothing.npy does not exist"),
+    ],
+)
+def test_bad_words_end_with_2(
+    tmp_path: Path, words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model(tmp_path)
+    np.save(tmp_path / "1.npy", pixels(1, 64, 64))
+    dest = tmp_path / "t.csv"
+    base = ["predict", str(tmp_path), str(tmp_path / "1.npy")]
+    extra = words if words[0].startswith("--") else []
+    base += [] if extra else words
+    assert main([*base, "--out", str(dest), *extra]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not dest.exists()
+
+
+def test_the_command_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_model(tmp_path)
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        np.save(tmp_path / "in" / f"{i}.npy", pixels(i, 64, 64))
+    dest = tmp_path / "t.csv"
+    words = ["predict", str(tmp_path), str(tmp_path / "in"), "--out", str(dest), "--device", "cpu"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"predicted 3 of 3 files, 0 skipped: {dest}\n"
+    np.save(tmp_path / "in" / "2.npy", np.full((64, 64), np.nan))
+    assert main([*words, "--overwrite"]) == 1
+    said = capsys.readouterr()
+    assert said.out == f"predicted 2 of 3 files, 1 skipped: {dest}\n"
+    assert said.err == f"skipped {tmp_path}/in/2.npy: it has NaN or infinity\n"
+    expected = lensdist.load(tmp_path).predict(np.stack([pixels(i, 64, 64) for i in range(2)]))
+    found = [[float(row[f"prob_{c}"]) for c in ("no_sub", "cdm", "axion")] for row in rows(dest)]
+    np.testing.assert_allclose(found, expected["probs"], atol=1e-6)
+
+
+def test_progress_is_shown_to_people_only(tmp_path: Path, monkeypatch: Any) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    np.save(tmp_path / "1.npy", pixels(1))
+    for stream, text in ((Terminal(), "1 of 1 files\r"), (io.StringIO(), "")):
+        monkeypatch.setattr(sys, "stderr", stream)
+        dest = tmp_path / "t.csv"
+        predict_files(Classifier(), inputs(tmp_path / "1.npy", dest=dest), dest, overwrite=True)
+        assert stream.getvalue() == text
