@@ -96,23 +96,27 @@ class LoadedModel:
         Raises:
             ValueError: not such images, or not of the size that the model was trained on.
         """
+        masks = None
+        if good is not None:
+            masks = self._masks(good, np.shape(x))
+            x = np.where(good, x, 0)  # what a bad pixel holds may be no number
         images = self._checked(x)
-        masks = None if good is None else self._masks(good, np.shape(x), images)
         parts = []
         for first in range(0, len(images), batch):
             some = slice(first, first + batch)
-            mask = None if masks is None else masks[some].to(self.device)
+            mask = None if masks is None else masks[some].view(images[some].shape).to(self.device)
             parts.append(self._batch(images[some].to(self.device), mask, batch))
         return {k: torch.cat([p[k] for p in parts]).cpu().numpy() for k in parts[0]}
 
-    @staticmethod
-    def _masks(good: npt.ArrayLike, shape: tuple[int, ...], images: Tensor) -> Tensor:
+    def _masks(self, good: npt.ArrayLike, shape: tuple[int, ...]) -> Tensor:
+        if self.preprocess.slow:
+            raise ValueError("this model fits a lens to the whole image: no pixel may be bad")
         array = np.asarray(good)
         if array.dtype.kind != "b" or array.shape != shape:
             raise ValueError(
                 f"good must be bool of shape {shape}, not {array.dtype} of {array.shape}"
             )
-        return torch.from_numpy(np.ascontiguousarray(array)).view(images.shape)
+        return torch.from_numpy(np.ascontiguousarray(array))
 
     def _checked(self, x: npt.ArrayLike) -> Tensor:
         array = np.asarray(x)

@@ -17,6 +17,10 @@ _MASKS = ("MASK", "DQ")
 _WEIGHTS = ("WHT", "WEIGHT")
 _NOT_IMAGES = (*_MASKS, *_WEIGHTS, "ERR", "VAR", "VARIANCE", "IVAR", "PSF")
 _ZERO_POINTS = ("ZEROPNT", "MAGZERO", "PHOTZP", "ZP")
+# Compressed images stay tables: their tiles unpack to what the file says, without a bound.
+OPTIONS = {"memmap": False, "disable_image_compression": True}
+"""Of `astropy.io.fits.open`, for files of strangers."""
+
 _ARCSEC = {"deg": 3600.0, "arcmin": 60.0, "arcsec": 1.0}
 
 
@@ -32,18 +36,12 @@ def parse_fits(data: bytes) -> Raw:
 
     if not data.startswith(b"SIMPLE  ="):
         raise BadFile("it is not a FITS file")
-    # Compressed images stay tables: their tiles unpack to what the file says, without a bound.
-    options = {"memmap": False, "disable_image_compression": True}
     quiet = warnings.catch_warnings(action="ignore")  # astropy warns of every odd card
-    with quiet, fits.open(io.BytesIO(data), **options) as hdus:
+    with quiet, fits.open(io.BytesIO(data), **OPTIONS) as hdus:
         if any(hdu.header.get("ZIMAGE") for hdu in hdus):
             raise BadFile("it is tile-compressed: unpack it with `funpack` first")
-        images = [hdu for hdu in hdus if hdu.is_image and hdu.header.get("NAXIS", 0) > 0]
-        science = _named(images, ("SCI",)) or next(
-            (hdu for hdu in images if hdu.name not in _NOT_IMAGES), None
-        )
-        if science is None:
-            raise BadFile("it has no image")
+        images = _images(hdus)
+        science = science_hdu(hdus)
         return Raw(
             _pixels(science, len(data)),
             badpix=_pixels(_named(images, _MASKS), len(data)),
@@ -51,6 +49,25 @@ def parse_fits(data: bytes) -> Raw:
             pixel_scale_arcsec=_pixel_scale(science.header),
             zero_point_mag=_zero_point(science.header, hdus[0].header),
         )
+
+
+def science_hdu(hdus: Any) -> Any:
+    """The HDU with the image: `SCI`, or else the first that is not a mask, weight or error map.
+
+    Raises:
+        BadFile: there is none.
+    """
+    images = _images(hdus)
+    found = _named(images, ("SCI",)) or next(
+        (hdu for hdu in images if hdu.name not in _NOT_IMAGES), None
+    )
+    if found is None:
+        raise BadFile("it has no image")
+    return found
+
+
+def _images(hdus: Any) -> list[Any]:
+    return [hdu for hdu in hdus if hdu.is_image and hdu.header.get("NAXIS", 0) > 0]
 
 
 def _named(hdus: list[Any], names: tuple[str, ...]) -> Any:

@@ -151,13 +151,21 @@ def _walk(root: Path, skipped: Counter[str]) -> tuple[list[str], list[str]]:
                 skipped["__MACOSX"] += sum(len(names) for _, _, names in os.walk(root / name))
             elif entry.name.startswith("."):
                 skipped["hidden"] += 1
-            elif entry.is_dir():
+            elif is_folder(entry):
                 todo.append(name)
             elif entry.name.lower().endswith(SUFFIXES):
                 files.append(name)
             else:
                 skipped["other file type"] += 1
     return files, folders
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is one; a link to itself is not, and as a file it is refused with the reason."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _anchor(files: Iterable[str]) -> PurePosixPath:

@@ -1,7 +1,8 @@
 """Metrics of super-resolved images: of each image, then over a split, with paired intervals.
 
 Peak signal-to-noise ratio and SSIM (Wang et al. 2004, doi:10.1109/TIP.2003.819861: a Gaussian
-window of 11 pixels, sigma 1.5) are those of the images in the units found on disk.
+window of 11 pixels, sigma 1.5; the mean over all pixels, images mirrored at borders) are those
+of the images in the units found on disk.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def gap(mse: Tensor, of_bicubic: Tensor, of_oracle: Tensor) -> dict[str, Any]:
 
 
 def _ssim(a: Tensor, b: Tensor, weight: Tensor | None, data_range: float) -> Tensor:
-    """(B,) of images (B, C, H, W); the mean over bands and all windows that fit."""
+    """(B,) of images (B, C, H, W): the mean over bands and pixels."""
     if weight is not None:  # bad pixels are alike in both
         a, b = (torch.where(weight > 0, x, 0.0) for x in (a, b))
     found: Tensor = structural_similarity_index_measure(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lensdist.data.fits import _NOT_IMAGES, _named  # to take the header of the pixels that it takes
+from lensdist.data.fits import OPTIONS, science_hdu
 from lensdist.data.quarantine import BadFile
 from lensdist.data.readers import Reading, parse, read_bytes
 from lensdist.predicting.inputs import Input
@@ -87,15 +87,9 @@ def _shape_in_archive(data: bytes) -> tuple[int, ...]:
 def _fits_frame(data: bytes) -> Frame:
     from astropy.io import fits
 
-    options = {"memmap": False, "disable_image_compression": True}
-    with (
-        warnings.catch_warnings(action="ignore"),
-        fits.open(io.BytesIO(data), **options) as hdus,
-    ):
-        images = [hdu for hdu in hdus if hdu.is_image and hdu.header.get("NAXIS", 0) > 0]
-        science = _named(images, ("SCI",)) or next(
-            hdu for hdu in images if hdu.name not in _NOT_IMAGES
-        )
+    quiet = warnings.catch_warnings(action="ignore")
+    with quiet, fits.open(io.BytesIO(data), **OPTIONS) as hdus:
+        science = science_hdu(hdus)
         axes = range(science.header["NAXIS"], 2, -1)
         return Frame(
             tuple(int(science.header[f"NAXIS{i}"]) for i in axes),

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 
-from lensdist.data.layouts import natural
+from lensdist.data.layouts import is_folder, natural
 from lensdist.data.manifest import MANIFEST
 from lensdist.data.readers import SUFFIXES
 from lensdist.errors import UserError
@@ -146,17 +146,10 @@ def _entries(folder: Path) -> list[tuple[str, bool]]:
     """Names in a folder, and whether each is a folder."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry.name, _is_folder(entry)) for entry in entries)
+            return sorted((entry.name, is_folder(entry)) for entry in entries)
     except OSError as error:
         # Not one bad file: results would have a hole of unknown size.
         raise UserError(f"cannot list {shown(folder)}: {error.strerror}") from error
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself; as a file it is named, with the reason
-        return False
 
 
 def _unseen(name: str) -> bool:

@@ -19,9 +19,8 @@ from lensdist.predicting.outputs import Format
 from lensdist.predicting.sinks import IMAGE_OF, Found, ImageSink, Model, TableSink, Write
 from lensdist.predicting.tables import write_skipped
 
-_PIXELS = (
-    1 << 22
-)  # in memory at a time, unless one image has more; answers may have 16 times as many
+# In memory at a time, unless one image has more; answers may have 16 times as many.
+_PIXELS = 1 << 22
 _USED = {"probs", "logits", "sigma", *IMAGE_OF.values()}
 Skip = Callable[[Input, str], None]
 

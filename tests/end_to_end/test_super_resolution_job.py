@@ -1,4 +1,4 @@
-"""Super-resolution as a user runs it: from HR/ and LR/ folders, or a stream, to scores and files."""
+"""Super-resolution as a user runs it: from HR/ and LR/, or a stream, to scores and files."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ from lensdist.data.preprocess import Preprocess
 from lensdist.data.smooth import principal
 from lensdist.errors import UserError
 from lensdist.export import PREPROCESS
-from lensdist.loaded import LoadedModel
 from lensdist.exporting import portable
 from lensdist.exporting.portable import as_module, largest_difference, samples, write
+from lensdist.loaded import LoadedModel
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import ClassifierConfig, EnsembleConfig, MaeConfig
 from lensdist.models.ensemble import Ensemble
