@@ -31,11 +31,13 @@ from lensdist.phases import completed
 from lensdist.sim.config import SimConfig
 
 BEST, RANDOM, REFERENCE = "best", "best, random encoder", "reference"
+TRUTH = "best, learning the truth"
 PRESETS = {
     "small": {
         "mae": "pairs-small.yaml",
         BEST: "small.yaml",
         RANDOM: "small.yaml",
+        TRUTH: "small.yaml",
         "reference mae": "small-reference.yaml",
         REFERENCE: "small-reference.yaml",
     },
@@ -43,6 +45,7 @@ PRESETS = {
         "mae": "pairs.yaml",
         BEST: "best.yaml",
         RANDOM: "best.yaml",
+        TRUTH: "best.yaml",
         "reference mae": "reference.yaml",
         REFERENCE: "reference.yaml",
     },
@@ -54,6 +57,7 @@ EDSR = {  # width, blocks; small: as many parameters as `best`, full: the paper'
 EDSR_RATE = {"small": 1e-3, "full": 1e-4}
 EDSR_BATCH = {"small": 4, "full": 16}
 _DATA_SEED = 1
+_NOISELESS = ("learn=truth", "model.exact_means=false")
 _NEVER = "train.eval_every_epochs=1000000000"
 _CHUNK = 64  # images at a time
 
@@ -81,7 +85,7 @@ def super_resolution_table(cfg: SuperResolutionTable) -> Path:
     rows = [_row(name, None, [scores]) for name, scores in _untrained(cfg, packed)]
     most = cfg.trained_on[-1]
     rows.append(_row("EDSR", most, [_edsr(cfg, packed, most)]))
-    for method in (REFERENCE, RANDOM, BEST):
+    for method in (REFERENCE, RANDOM, BEST, TRUTH):
         for n in cfg.trained_on:
             runs = [job for (m, pairs, _), job in jobs.items() if (m, pairs) == (method, n)]
             if not runs:
@@ -127,23 +131,24 @@ def _pretraining(cfg: SuperResolutionTable) -> Iterator[Job]:
 
 
 def _training(cfg: SuperResolutionTable) -> Iterator[tuple[tuple[str, int, int], Job]]:
-    """Most seeds of few pairs first; the last weights count, for to choose among steps by
-    validation would take more pairs than there are to train on."""
-    data = f"data.path={cfg.out / 'data'}"
-    most = cfg.trained_on[-1]
+    """The longest run first, then all methods of as many pairs together."""
+    most, mae = cfg.trained_on[-1], str(_run(cfg, "mae"))
+
+    def job(method: str, n: int, seed: int, encoder: str, *more: str) -> Job:
+        words = (f"data.path={cfg.out / 'data'}", f"data.train_images={n}", f"seed={seed}")
+        name = f"{method} n{n} s{seed}"
+        more = (f"encoder={encoder}", *more)
+        return _job(cfg, _preset(cfg, method), name, *words, *more, test=True)
+
+    # The recipe keeps its own length, and its choice among epochs.
+    yield (REFERENCE, most, 0), job(REFERENCE, most, 0, str(_run(cfg, "reference mae")))
     for n in cfg.trained_on:
-        steps = cfg.steps_of(n)
-        last = (f"train.max_steps={steps}", f"checkpoint.every_steps={steps}")
+        # The last weights count: to choose by validation takes more pairs than there are to learn.
+        steps = (f"train.max_steps={cfg.steps_of(n)}", f"checkpoint.every_steps={cfg.steps_of(n)}")
         for seed in range(cfg.seeds_of(n)):
-            few = (f"data.train_images={n}", f"seed={seed}")
-            for method, encoder in ((BEST, str(_run(cfg, "mae"))), (RANDOM, "null")):
-                words = (data, *last, _NEVER, *few, f"encoder={encoder}")
-                name = f"{method} n{n} s{seed}"
-                yield (method, n, seed), _job(cfg, _preset(cfg, method), name, *words, test=True)
-    # The recipe needs its own length, and its own choice among epochs.
-    recipe = (data, f"data.train_images={most}", f"encoder={_run(cfg, 'reference mae')}")
-    reference = _job(cfg, _preset(cfg, REFERENCE), f"{REFERENCE} n{most} s0", *recipe, test=True)
-    yield (REFERENCE, most, 0), reference
+            yield (BEST, n, seed), job(BEST, n, seed, mae, *steps, _NEVER)
+            yield (RANDOM, n, seed), job(RANDOM, n, seed, "null", *steps, _NEVER)
+    yield (TRUTH, most, 0), job(TRUTH, most, 0, mae, *steps, _NEVER, *_NOISELESS)
 
 
 def _record(job: Job) -> dict[str, Any]:
@@ -270,6 +275,8 @@ def _notes(cfg: SuperResolutionTable, n: int) -> list[str]:
         f"`reference`: configs/sr/{presets[REFERENCE]}, from configs/mae/"
         f"{presets['reference mae']} (Model II without substructure); validation chose among its "
         "epochs.",
+        "`best, learning the truth`: its target is HR without noise, which simulations alone have, "
+        "and LR's means are not kept, for they hold noise.",
         f"EDSR: {EDSR[cfg.size][0]} channels, {EDSR[cfg.size][1]} blocks, L1, a plain loop of "
         f"{cfg.steps_of(cfg.trained_on[-1]):,} steps of {EDSR_BATCH[cfg.size]}. Linear 7x7: least "
         "squares on the same pairs.",

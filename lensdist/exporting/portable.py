@@ -4,6 +4,7 @@ Either file holds preprocessing and network as one graph, with any number of ima
 
     classifier           image (N, C, H, W) float32                       -> logits (N, classes)
     masked autoencoder   image, and mask (N, patches) bool, true = hidden -> recon (N, C, H, W)
+    super-resolution     image (N, C, H, W) of the trained size     -> enlarged (N, C, f H, f W)
 
 Images, drawn ones too, are in the units found on disk. Neither file is a pickle, but
 `torch.export.load` unpickles whatever somebody else's `.pt2` brings (torch 2.13: tensors marked
@@ -33,6 +34,9 @@ from lensdist.models.masking import make_mask, masked_count
 
 Runner = Callable[..., npt.NDArray[np.float32]]
 """Takes the file's inputs, as arrays, in their order; returns its output."""
+
+_OUTPUTS = {"mae": "recon", "sr": "enlarged"}  # of a file; of classifiers, logits
+_ANSWERS = {"mae": "recon", "sr": "image"}  # what `predict` calls the same
 
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
@@ -86,6 +90,18 @@ class PortableAutoencoder(nn.Module):
         return cast(Tensor, network.decoder(network.encoder(x, keep), keep))
 
 
+class PortableSuperResolver(nn.Module):
+    """Images as on disk (N, C, H, W) -> enlarged (N, C, f H, f W) in that unit, without sigma."""
+
+    def __init__(self, preprocess: Preprocess, network: nn.Module) -> None:
+        super().__init__()
+        self.preprocess, self.network = preprocess, network
+
+    def forward(self, image: Tensor) -> Tensor:
+        drawn = self.network(self.preprocess(image))
+        return self.preprocess.inverse(drawn[:, : image.shape[1]], image)
+
+
 def require(kind: str) -> None:
     """Make sure that a format's packages are there.
 
@@ -106,6 +122,8 @@ def as_module(model: LoadedModel) -> nn.Module:
         network = cast(MaskedAutoencoder, model.network)
         keep_shown = model.description.get("loss") == "masked"
         whole = PortableAutoencoder(model.preprocess, network, _hidden(model), keep_shown)
+    elif model.task == "sr":
+        whole = PortableSuperResolver(model.preprocess, model.network)
     else:
         whole = PortableClassifier(model.preprocess, model.network)
     return whole.eval().requires_grad_(False)
@@ -150,7 +168,7 @@ def write(model: LoadedModel, kind: str, folder: Path) -> tuple[dict[str, Any], 
     # tracing, when tensors hold no numbers.
     shape = list(whole(*inputs).shape)
     names = ["image", "mask"][: len(inputs)]
-    output = "recon" if model.task == "mae" else "logits"
+    output = _OUTPUTS.get(model.task, "logits")
     facts = {
         "inputs": {n: _spec(x.dtype, list(x.shape)) for n, x in zip(names, inputs, strict=True)},
         "outputs": {output: _spec(torch.float32, shape)},
@@ -181,7 +199,7 @@ def largest_difference(
     Returns:
         The largest absolute difference, and the largest absolute output of the model.
     """
-    output = "recon" if model.task == "mae" else "logits"
+    output = _ANSWERS.get(model.task, "logits")
     difference = scale = 0.0
     for seed, n in enumerate(sizes, start=1):
         inputs = [x.numpy() for x in samples(model, n, seed)]

@@ -21,9 +21,15 @@ from lensdist.exporting import portable
 from lensdist.exporting.portable import as_module, largest_difference, samples, write
 from lensdist.loaded import LoadedModel
 from lensdist.models.classifier import Classifier
-from lensdist.models.config import ClassifierConfig, EnsembleConfig, MaeConfig
+from lensdist.models.config import (
+    ClassifierConfig,
+    EnsembleConfig,
+    MaeConfig,
+    SuperResolverConfig,
+)
 from lensdist.models.ensemble import Ensemble
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
+from lensdist.models.super_resolution import SuperResolver
 
 pytestmark = pytest.mark.unit
 
@@ -86,6 +92,28 @@ def test_any_number_of_raw_images(name: str, kind: str, tmp_path: Path) -> None:
         assert names == list(facts["inputs"])
     assert np.ptp(wanted, 0).max() > 1e-3  # what does not depend on the image proves nothing
     assert largest_difference(original, run)[0] < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("decoder", ["residual", "upconv"])
+def test_super_resolution(decoder: str, kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    cfg = SuperResolverConfig(
+        image_size=15, factor=2, encoder=SIZE, decoder=decoder, width=4, depth=1, sigma=True
+    )  # type: ignore[arg-type]
+    net = SuperResolver(cfg)
+    for parameter in net.decoder.out.parameters():  # which start at zero
+        torch.nn.init.normal_(parameter, std=0.3)
+    preprocess = Preprocess(PreprocessConfig(scale="minmax"), [5.0], [2.0])
+    description = {
+        "task": "sr", "labels": [], "preprocessing": preprocess.state(),
+        "model": cfg.model_dump(mode="json"),
+    }  # fmt: skip
+    original = LoadedModel(description, net.state_dict(), "cpu")
+    facts, run = write(original, kind, tmp_path)
+    assert facts["outputs"]["enlarged"]["shape"][1:] == [1, 30, 30]
+    difference, scale = largest_difference(original, run)
+    assert 0 <= difference < 1e-4 < scale
 
 
 def small_ensemble(combine: str) -> LoadedModel:

@@ -1,0 +1,74 @@
+"""Super-resolution's table: its settings, and the whole command at a tiny size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lensdist.bench import super_resolution as table
+from lensdist.bench.settings import SuperResolutionTable
+from lensdist.cli import main
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.unit
+
+ALWAYS = ["nearest", "bilinear", "bicubic", "linear 7x7", "oracle", "EDSR", table.REFERENCE]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--pairs", "20000"], "only 10080 of the"),
+        (["--pairs", "3"], "--pairs"),
+        (["--seeds", "0"], "--seeds"),
+        (["--configs", "nowhere"], "give --configs"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(
+    tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "super-resolution", "--out", str(tmp_path / "out"), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_both_sizes_compare_presets_that_are_there() -> None:
+    for size, presets in table.PRESETS.items():
+        cfg = SuperResolutionTable(out=Path("x"), size=size)
+        assert cfg.trained_on == (100, 1_000, 10_000)
+        assert [cfg.seeds_of(n) for n in cfg.trained_on] == [5, 5, 3]
+        steps = [cfg.steps_of(n) for n in cfg.trained_on]
+        assert [s / steps[-1] for s in steps] == [0.25, 0.5, 1.0]
+        for name, preset in presets.items():
+            task = "mae" if name.endswith("mae") else "sr"
+            assert (ROOT / "configs" / task / preset).is_file()
+
+
+@pytest.mark.timeout(600)
+def test_whole_command_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    words = ["bench", "super-resolution", "--out", str(out), "--pairs", "6,20", "--seeds", "2"]
+    words += ["--n-per-class", "20", "--steps", "3", "train.global_batch=2", "train.epochs=1"]
+    assert main([*words, "data.n_per_class=10"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    rows = {(row["method"], row["pairs"]): row for row in results["rows"]}
+    assert [row["method"] for row in results["rows"]][: len(ALWAYS)] == ALWAYS
+    assert rows["bicubic", None]["gap"] == pytest.approx(1)
+    assert rows["bicubic", None]["over_bicubic"] == 0
+    assert rows["oracle", None]["gap"] == pytest.approx(0)
+    assert rows["nearest", None]["gap"] > rows["bilinear", None]["gap"] > 1
+    for n, runs in ((6, 2), (20, 1)):
+        ours, random = rows[table.BEST, n], rows[table.RANDOM, n]
+        assert ours["runs"] == random["runs"] == runs
+        assert ours["mae_adds"] == pytest.approx(ours["psnr"] - random["psnr"])
+        low, high = ours["mae_adds_ci"]
+        assert low <= ours["mae_adds"] <= high
+        assert 0 < ours["coverage_68"] < ours["coverage_95"] <= 1
+    assert (table.TRUTH, 20) in rows
+    capsys.readouterr()
+    assert main([*words, "data.n_per_class=10"]) == 0  # nothing is left to do
+    assert json.loads((out / "results.json").read_text()) == results
+    assert main([*words, "data.n_per_class=10", "optim.lr=0.5"]) == 2
+    assert "give another --out" in capsys.readouterr().err
