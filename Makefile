@@ -7,6 +7,8 @@ DEMO := runs/demo
 # One thread a process: the tests run several beside each other, and networks as small as the demo's
 # are slower on two threads whenever something else wants a core.
 export OMP_NUM_THREADS ?= 1
+# Processes that tests run in, a file's tests in the same one.
+JOBS ?= 2
 
 .PHONY: demo test lint bench results-gpu slurm-deps clean-demo
 
@@ -26,7 +28,7 @@ test: $(VENV)/.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.done
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy

@@ -2,7 +2,8 @@
 # The full-size table: `reference` and `best` on 30,000 simulated images per class, a GPU's job.
 # `make results-gpu` calls this. It stops by itself after LIMIT seconds (for machines that are lent
 # for minutes), saves, and leaves with 75: the same command goes on. The common task's `reference`
-# starts from ImageNet's weights; INIT=random where they cannot be had. COMMON: flags of its benchmark.
+# starts from ImageNet's weights; INIT=random where they cannot be had. COMMON, SR: flags of the
+# benchmarks of the common task and of super-resolution.
 #   run.sh OUT [key=value …]     settings for all runs; N images per class, DEVICE to simulate on
 set -euo pipefail
 out=${1:-runs/results}
@@ -39,6 +40,8 @@ for noise in native euclid; do
 done
 # shellcheck disable=SC2086  # COMMON holds words
 bounded lensdist bench common --size full --out "$out/common" ${COMMON:-} "$@" ${INIT:+init="$INIT"}
+# shellcheck disable=SC2086
+bounded lensdist bench super-resolution --size full --out "$out/super-resolution" ${SR:-} "$@"
 lensdist report "$out"/{native,euclid}-finetune-{reference,best} "$out"/{native,euclid}-mae-{reference,best} \
   --out "$out" --title "Full labels" \
   --note "Simulated DeepLenseSim Model II, $n images per class; one seed." \
