@@ -137,8 +137,9 @@ def plan(subject: Subject, n_per_class: int, family: str | None = None) -> Plan:
     if not 1 <= n_per_class <= _MOST:
         raise UserError(f"--hard takes 1 to {_MOST:,} images a class, not {n_per_class}")
     manifest, path = subject.packed.manifest, subject.packed.path
-    settings, seed = _settings(manifest.source, path, family), manifest.seed
-    settings["classes"] = subject.model.labels or None
+    settings, seed = _settings(subject, family), manifest.seed
+    if subject.classifies:
+        settings["classes"] = subject.model.labels
     try:
         plain = SimConfig(**settings)
         variants = {
@@ -153,18 +154,26 @@ def plan(subject: Subject, n_per_class: int, family: str | None = None) -> Plan:
         raise UserError(
             f"--hard cannot simulate images like those of {path}: {where}{': ' * bool(where)}{what}"
         ) from error
-    shape = Simulator(plain).image_shape
-    if shape != manifest.image_shape:
+    simulator = Simulator(plain)
+    shapes = (simulator.image_shape, simulator.target_shape if subject.enlarges else None)
+    theirs = (manifest.image_shape, manifest.target_shape if subject.enlarges else None)
+    if shapes != theirs:
+        ours, wanted = (
+            " -> ".join("x".join(map(str, shape)) for shape in each if shape)
+            for each in (shapes, theirs)
+        )
+        remedy = "nothing simulates such pairs" if subject.enlarges else "give another --family"
         raise UserError(
-            f"--hard would make images of {'x'.join(map(str, shape))} with {plain.family}, but "
-            f"{path} holds {'x'.join(map(str, manifest.image_shape))}; give another --family"
+            f"--hard would make images of {ours} with {plain.family}, but {path} holds {wanted}; "
+            f"{remedy}"
         )
     return Plan(variants, n_per_class, seed)
 
 
-def _settings(source: Mapping[str, Any], path: Path, family: str | None) -> dict[str, Any]:
+def _settings(subject: Subject, family: str | None) -> dict[str, Any]:
     """The simulator's settings of a packed set, or of a family."""
-    own = source.get("simulated")
+    path = subject.packed.path
+    own = subject.packed.manifest.source.get("simulated")
     if isinstance(own, dict):
         if family not in (None, own.get("family")):
             raise UserError(
@@ -172,7 +181,9 @@ def _settings(source: Mapping[str, Any], path: Path, family: str | None) -> dict
             )
         return dict(own)
     if family is None:
-        known = ", ".join(get_args(FamilyName))
+        known = ", ".join(
+            name for name in get_args(FamilyName) if (name == "sr") == subject.enlarges
+        )
         raise UserError(
             f"{path} does not say how its images were simulated; give --family with one of {known}"
         )
@@ -180,7 +191,8 @@ def _settings(source: Mapping[str, Any], path: Path, family: str | None) -> dict
 
 
 def score_hard(subject: Subject, plan: Plan) -> tuple[dict[str, Any], list[Path]]:
-    """Simulate all variants, score each, and write `eval/hard.json` and `figures/hard.png`.
+    """Simulate all variants, score each, and write `eval/hard.json` and, of classifiers,
+    `figures/hard.png`.
 
     Returns:
         Scores by variant, as `Subject.scores` gives them and, of classifiers, but for the plain
@@ -218,7 +230,7 @@ def score_hard(subject: Subject, plan: Plan) -> tuple[dict[str, Any], list[Path]
     facts = {
         **subject.facts(),
         "simulated": plan.variants[PLAIN].model_dump(mode="json"),
-        "factors": VARIANTS,
+        "factors": {name: VARIANTS[name] for name in found},
         "n_per_class": plan.n_per_class,
         "seed": plan.seed,
         "variants": found,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from lensdist.data.source import View
 from lensdist.evaluate import figures, metrics, pictures
 from lensdist.loaded import LoadedModel
 from lensdist.models.mae import pixel_mask
-from lensdist.resample import bicubic
+from lensdist.resample import bicubic, enlarge
 from lensdist.tasks.base import Batch
+from lensdist.tasks.mae import good_pixels
 
 _SHOWN = 4  # images of a figure
 
@@ -50,7 +52,8 @@ def autoencoder(
     model: LoadedModel, view: View, packed: PackedSet, folder: Path, title: str
 ) -> list[Path]:
     # As the network sees them: under `scale: residual` the arc is not for it to draw.
-    seen = model.preprocess(view.gather(np.arange(min(_SHOWN, len(view))))["image"])
+    batch = view.gather(np.arange(min(_SHOWN, len(view))))
+    seen = model.preprocess(batch["image"], good_pixels(batch))
     drawn, mask = model.reconstruct(seen)
     hidden = pixel_mask(mask, model.description["model"]["patch_size"])
     return [
@@ -66,12 +69,17 @@ def autoencoder(
 
 def enlarged(model: LoadedModel, view: View, packed: PackedSet, folder: Path, title: str) -> Path:
     batch = view.gather(np.arange(min(_SHOWN, len(view))))
-    found = model.predict(batch["image"].cpu().numpy())
+    lr, good = batch["image"].cpu(), good_pixels(batch)
+    factor = batch["target"].shape[-1] // lr.shape[-1]
+    given = None if good is None else good.expand_as(batch["image"]).cpu()
+    found = model.predict(lr.numpy(), good=None if given is None else given.numpy())
+    if given is not None:  # blank in all pictures
+        lr = torch.where(given, lr, math.nan)
     shown = {
-        "LR": batch["image"],
-        "bicubic": bicubic(batch["image"], batch["target"].shape[-1] // batch["image"].shape[-1]),
+        "LR": lr,
+        "bicubic": bicubic(lr, factor),
         "ours": torch.from_numpy(found["image"]),
-        "HR": batch["target"],
+        "HR": batch["target"].cpu() + 0 * enlarge(lr, factor),
         **({"truth": batch["truth"]} if "truth" in batch else {}),
     }
     return pictures.super_resolved(

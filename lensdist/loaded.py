@@ -159,7 +159,7 @@ class LoadedModel:
             logits = self.network(x)
             return {"logits": logits, "probs": logits.softmax(1)}
         drawn, mask = self.reconstruct(x)
-        return {"recon": self.preprocess.inverse(drawn, raw), "mask": mask}
+        return {"recon": self.preprocess.inverse(drawn, raw, good), "mask": mask}
 
     def _enlarged(
         self, x: Tensor, raw: Tensor, good: Tensor | None, batch: int

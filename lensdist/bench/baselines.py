@@ -46,7 +46,7 @@ class LinearFilter:
         self.factor = math.isqrt(len(kernels))
 
     @classmethod
-    def fit(cls, lr: Tensor, hr: Tensor, factor: int, kernel: int = 7, batch: int = 64) -> Self:
+    def fit(cls, lr: Tensor, hr: Tensor, factor: int, kernel: int = 7, batch: int = 16) -> Self:
         """Least squares over all pixels of all pairs, those at the border included.
 
         Args:
@@ -63,11 +63,11 @@ class LinearFilter:
         taps, subpixels = kernel**2, factor**2
         gram = torch.zeros(taps, taps, dtype=torch.float64, device=lr.device)
         moments = torch.zeros(taps, subpixels, dtype=torch.float64, device=lr.device)
-        for x, y in zip(lr.split(batch), hr.split(batch), strict=True):
+        for x, y in zip(torch.split(lr, batch), torch.split(hr, batch), strict=True):
             seen = F.unfold(_padded(x.double(), kernel), kernel)
             wanted = F.pixel_unshuffle(y.double().flatten(0, 1)[:, None], factor).flatten(2)
-            gram += torch.einsum("npi,nqi->pq", seen, seen)
-            moments += torch.einsum("npi,nsi->ps", seen, wanted)
+            gram += (seen @ seen.mT).sum(0)
+            moments += (seen @ wanted.mT).sum(0)
         gram.diagonal().add_(_RIDGE * gram.trace() / taps)
         kernels = torch.linalg.solve(gram, moments).T
         return cls(kernels.reshape(subpixels, 1, kernel, kernel))
@@ -76,7 +76,8 @@ class LinearFilter:
         """(N, C, H, W) -> (N, C, f H, f W)."""
         kernels = self.kernels.to(x)
         drawn = F.conv2d(_padded(x, kernels.shape[-1]), kernels)
-        return F.pixel_shuffle(drawn, self.factor).unflatten(0, x.shape[:2])[:, :, 0]
+        drawn = F.pixel_shuffle(drawn, self.factor)
+        return drawn.view(*x.shape[:2], *drawn.shape[-2:])
 
 
 def _padded(x: Tensor, kernel: int) -> Tensor:
@@ -153,7 +154,7 @@ def train_edsr(
     seed: int,
     width: int = 16,
     blocks: int = 4,
-    rate: float = 1e-3,
+    rate: float = 4e-3,
     device: torch.device | str = "cpu",
 ) -> Edsr:
     """An ordinary loop: Adam, L1, pairs at random, turned and mirrored, the rate a cosine to 0.
@@ -165,9 +166,10 @@ def train_edsr(
         hr: (N, C, f H, f W) in the same units.
         steps: of the optimizer.
         batch: pairs a step.
-        seed: of the weights and of the pairs.
+        seed: of the weights, and of which pairs and turns are drawn.
         width, blocks: of the network.
-        rate: learning rate of the first step.
+        rate: learning rate of the first step. The default was the best of 1e-3, 2e-3 and 4e-3 for
+            2,500 steps of 4 pairs at the default size; the paper's, for its sizes, is 1e-4.
         device: where to train.
     """
     factor = hr.shape[-1] // lr.shape[-1]

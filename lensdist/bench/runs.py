@@ -149,6 +149,7 @@ def _do(job: Job) -> int:
     with job.log.open("a") as log, contextlib.redirect_stderr(log):
         code = main(job.argv)
         if code == EXIT_DONE and job.test is not None:
+            AcceleratorState._reset_state()  # the test's precision is not training's
             _test(job.run, job.test)
     _leaving = code == EXIT_REQUEUE
     return code
@@ -163,19 +164,17 @@ def _test(run: Path, data: Path) -> None:
 
     from lensdist.assess import open_subject
     from lensdist.data.config import DataConfig
-    from lensdist.data.packed import PackedSet
     from lensdist.data.source import View
     from lensdist.files import write_atomic
-    from lensdist.loaded import load
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    view = View(PackedSet(data), "test", DataConfig(path=data), 0, torch.device("cpu"))
-    model, file = load(run, device), io.BytesIO()
-    if model.task == "sr":
-        scores = open_subject(run, data).outputs(view, 64)
-        write_atomic(run / IMAGE_SCORES, safetensors.torch.save(scores))
+    subject = open_subject(run, data)
+    if subject.enlarges:
+        view = View(subject.packed, "test", subject.cfg.data, 0, subject.world.device)
+        write_atomic(run / IMAGE_SCORES, safetensors.torch.save(subject.outputs(view, 64)))
         return
-    np.save(file, model.predict(view.gather(np.arange(len(view)))["image"].numpy())["logits"])
+    view = View(subject.packed, "test", DataConfig(path=data), 0, torch.device("cpu"))
+    images, file = view.gather(np.arange(len(view)))["image"].numpy(), io.BytesIO()
+    np.save(file, subject.model.predict(images)["logits"])
     write_atomic(run / LOGITS, file.getvalue())
 
 

@@ -143,4 +143,4 @@ class SuperResolutionTable(Table):
 
     def seeds_of(self, n: int) -> int:
         """Runs with n pairs: few pairs differ most by which they are."""
-        return self.seeds if n < self.trained_on[-1] else (self.seeds + 1) // 2
+        return self.seeds if n < self.trained_on[-1] else max(1, self.seeds // 2)

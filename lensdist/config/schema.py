@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from lensdist.config.base import Strict
-from lensdist.data.config import AugmentConfig, DataConfig, PreprocessConfig
+from lensdist.data.config import LIGHT_KEEPING, AugmentConfig, DataConfig, PreprocessConfig
 from lensdist.engine.config import (
     CacheConfig,
     CheckpointConfig,
@@ -187,10 +187,17 @@ class SuperResolutionRun(BaseRun):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        if self.preprocess.scale not in ("minmax", "standard", "none"):
+        if self.preprocess.scale not in LIGHT_KEEPING:
             raise ValueError(
                 f"preprocess.scale: {self.preprocess.scale} would not keep sums of light; use "
                 "minmax, standard or none"
+            )
+        if self.preprocess.scale == "standard" and (
+            self.model.decoder == "residual" or self.loss == "poisson"
+        ):
+            raise ValueError(
+                "preprocess.scale: standard goes with decoder: upconv and loss: mse; noise grows "
+                "with brightness, which minmax and none keep"
             )
         if self.learn == "truth" and self.model.decoder == "residual" and self.model.exact_means:
             raise ValueError("learn: truth goes with model.exact_means: false, or LR's noise stays")

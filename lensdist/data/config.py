@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 from lensdist.config.base import Strict
 from lensdist.sim.config import SimConfig
 
+LIGHT_KEEPING = ("minmax", "standard", "none")
+"""Values of `preprocess.scale` that move and stretch all pixels of an image alike."""
+
 
 class DataConfig(Strict):
     """Where images come from."""

@@ -16,8 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
 
 from lensdist.data import layouts
 from lensdist.data.layouts import Entry, Layout
@@ -189,7 +192,7 @@ def _load(root: Path, entries: list[Entry]) -> list[tuple[str, list[Reading]]]:
 
 
 def _add(writer: PackedWriter, entry: Entry, sha256: str, readings: list[Reading]) -> None:
-    first = readings[0]
+    first = readings[0] if len(readings) == 1 else _with_partner_s_pixels(*readings)
     writer.add(
         first.image,
         label=entry.label,
@@ -201,3 +204,19 @@ def _add(writer: PackedWriter, entry: Entry, sha256: str, readings: list[Reading
         split=entry.split,
         file_sha256=sha256,
     )
+
+
+def _with_partner_s_pixels(lr: Reading, hr: Reading) -> Reading:
+    """LR's reading, whose pixels are bad where any of HR's is, and weigh what HR's do on average.
+
+    Where LR has weights of its own, those count.
+    """
+    bands, height, width = lr.image.shape
+    blocks = (bands, height, hr.image.shape[1] // height, width, hr.image.shape[2] // width)
+    badpix, weight = lr.badpix, lr.weight
+    if hr.badpix is not None:
+        bad = np.asarray(hr.badpix.reshape(blocks).any(axis=(2, 4)))
+        badpix = bad if badpix is None else badpix | bad
+    if hr.weight is not None and weight is None:
+        weight = hr.weight.reshape(blocks).mean(axis=(2, 4))
+    return replace(lr, badpix=badpix, weight=weight)

@@ -164,8 +164,8 @@ class PackedSet:
                 "x".join(map(str, shape)) for shape in (about.image_shape, about.target_shape)
             )
             raise UserError(
-                f"{self.path} holds pairs of {shapes} but the model enlarges by {factor}; set "
-                f"model.factor={about.target_shape[1] // height}"
+                f"{self.path} holds pairs of {shapes} but the model enlarges by {factor}; train "
+                f"one with model.factor={about.target_shape[1] // height}, if that is 2, 3 or 4"
             )
         if truth and "truth" not in self._tensors:
             raise UserError(

@@ -117,7 +117,7 @@ class Preprocess:
         return std if self.cfg.scale == "standard" else torch.ones_like(std)
 
     def inverse(self, y: Tensor, raw: Tensor, good: Tensor | None = None) -> Tensor:
-        """Network output `y` back in the units of the raw images it came from."""
+        """Network output `y` back in the units of the raw images it came from; `good` as then."""
         if self.cfg.scale == "minmax":
             low, span = _range(*_limits(raw, good))
             return low + y * span
@@ -184,7 +184,7 @@ def _range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """(B, 1, 1, 1) minimum and range of each image."""
     low = low.amin((1, 2, 3), keepdim=True)
     span = high.amax((1, 2, 3), keepdim=True) - low
-    return low, span.clamp_min(torch.finfo(span.dtype).tiny)
+    return low, torch.where(span > 0, span, 1)  # a blank image becomes zeros
 
 
 Turn = tuple[bool, bool, bool]

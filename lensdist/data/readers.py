@@ -204,7 +204,7 @@ def _checked(raw: Raw) -> Reading:
     if badpix is not None:
         image = np.where(badpix, 0, image)
     if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise BadFile("it has NaN or infinity")
+        raise BadFile("it has NaN or infinity where no mask says so")
     with np.errstate(over="ignore"):
         image = np.ascontiguousarray(image, np.float32)
     if not np.isfinite(image).all():

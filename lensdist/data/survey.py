@@ -76,9 +76,19 @@ def same_shape(surveys: dict[Entry, Survey], report: Report) -> dict[Entry, Surv
             report.refuse(
                 entry.name, f"its shape {_text(survey.shapes)} is not the set's {_text(common)}"
             )
-    if len(common) > 1 and any(big % small for small, big in zip(*common, strict=True)):
-        raise UserError(f"HR is not a whole multiple of LR: {_text(common)}")
+    if len(common) > 1:
+        _check_factor(common)
     return {entry: s for entry, s in surveys.items() if s.shapes == common}
+
+
+def _check_factor(shapes: tuple[tuple[int, ...], ...]) -> None:
+    (bands, height, width), (of_hr, high, wide) = shapes
+    if high % height or wide % width:
+        raise UserError(f"HR is not a whole multiple of LR: {_text(shapes)}")
+    if bands != of_hr:
+        raise UserError(f"LR and HR have not the same bands: {_text(shapes)}")
+    if high // height != wide // width or high <= height:
+        raise UserError(f"HR is not LR enlarged by 2 or more, alike both ways: {_text(shapes)}")
 
 
 def _text(shapes: tuple[tuple[int, ...], ...]) -> str:

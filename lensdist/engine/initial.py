@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lensdist import rng
 from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun, SuperResolutionRun
+from lensdist.data.config import LIGHT_KEEPING
 from lensdist.data.packed import PackedSet
 from lensdist.data.preprocess import Preprocess
 from lensdist.data.smooth import fit_smooth
@@ -55,6 +56,11 @@ def starting_point(
             theirs, weights = encoder_of(cfg.encoder, cfg.model, "model")
         else:
             theirs, weights = encoder_of(cfg.encoder, cfg.model.encoder, "model.encoder")
+            if theirs.cfg.scale not in LIGHT_KEEPING:
+                raise UserError(
+                    f"encoder: {cfg.encoder} sees preprocess.scale {theirs.cfg.scale}, which does "
+                    "not keep sums of light; pretrain one with configs/mae/pairs.yaml"
+                )
         _check_preprocess(cfg, theirs, cfg.encoder)
         return theirs, weights, sha256(find_export(cfg.encoder) / WEIGHTS)
     if isinstance(cfg, CommonRun) and cfg.members_from:

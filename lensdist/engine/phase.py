@@ -23,6 +23,7 @@ from lensdist.engine.initial import check_start, starting_point
 from lensdist.engine.journal import Journal
 from lensdist.engine.lock import held
 from lensdist.engine.loop import train
+from lensdist.engine.pairs import check_pairs
 from lensdist.engine.prepared import PreparedView
 from lensdist.engine.saver import Saver
 from lensdist.engine.stages import Phase
@@ -47,7 +48,7 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     packed = PackedSet(_data(cfg, world))
     _check_images(cfg, packed)
     if isinstance(cfg, SuperResolutionRun):
-        packed.require_pairs(cfg.model.factor, truth=cfg.learn == "truth")
+        check_pairs(cfg, packed)
     validation = View(packed, "val", cfg.data, cfg.seed, world.device)
     preprocess, weights, digest = starting_point(cfg, packed, tuple(validation.labels), world)
     facts = {
@@ -114,7 +115,7 @@ def _data(cfg: BaseRun, world: World) -> Path:
     own = cfg.run.dir / "data"
     if world.main and not own.exists():
         say(f"simulating {cfg.data.n_per_class} images per class into {own}")
-        truth = isinstance(cfg, SuperResolutionRun) and cfg.learn == "truth"
+        truth = isinstance(cfg, SuperResolutionRun) and cfg.data.sim.family == "sr"
         write_packed(own, cfg.data.sim, cfg.data.n_per_class, cfg.seed, truth=truth)
     world.barrier()
     made, now = Manifest.load(own).source, cfg.data.sim.model_dump(mode="json")

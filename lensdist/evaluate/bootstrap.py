@@ -76,17 +76,40 @@ def error_reduction(
         RunError, ValueError: as `paired_bootstrap`.
     """
     a, b = _paired(a_correct, b_correct)
-    wrong_a, wrong_b = 1 - a, 1 - b
-    draws_a, draws_b = _resampled([wrong_a, wrong_b], seed, resamples)
-    some = draws_b > 0
-    error_a, error_b = wrong_a.mean().item(), wrong_b.mean().item()
+    found = paired_ratio(1 - a, 1 - b, seed=seed, resamples=resamples)
+    low, high = found["ci"]
     return {
-        "reduction": 1 - error_a / error_b if error_b > 0 else math.nan,
-        "ci": _percentiles(1 - draws_a[some] / draws_b[some]),
-        "error_a": error_a,
-        "error_b": error_b,
+        "reduction": 1 - found["ratio"],
+        "ci": [1 - high, 1 - low],
+        "error_a": (1 - a).mean().item(),
+        "error_b": (1 - b).mean().item(),
         "n": a.shape[1],
         "seeds": len(a),
+    }
+
+
+def paired_ratio(a: Tensor, b: Tensor, *, seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
+    """mean(a) / mean(b) of two models on the same samples, with its interval.
+
+    Paired as `paired_bootstrap`, with the same resamples. Of a resample whose mean of b is not
+    above 0 the ratio means nothing, and it is left out.
+
+    Args:
+        a, b: (N,) or (S, N) of each sample, of S seeds, in any unit.
+
+    Returns:
+        `ratio` (NaN where the mean of b is not above 0) and `ci` [low, high].
+
+    Raises:
+        RunError, ValueError: as `paired_bootstrap`.
+    """
+    a, b = _paired(a, b)
+    draws_a, draws_b = _resampled([a, b], seed, resamples)
+    some = draws_b > 0
+    below = b.mean().item()
+    return {
+        "ratio": a.mean().item() / below if below > 0 else math.nan,
+        "ci": _percentiles(draws_a[some] / draws_b[some]),
     }
 
 

@@ -82,11 +82,11 @@ def super_resolved(
     fig.suptitle(f"{title} (n = {m}; second rows: difference from {against})", fontsize=10)
     axes = fig.subplots(2 * m, len(names), squeeze=False)
     for k in range(m):
-        span = {"vmin": float(wanted[k].min()), "vmax": float(wanted[k].max())}
+        span = {"vmin": float(np.nanmin(wanted[k])), "vmax": float(np.nanmax(wanted[k]))}
         off = {n: images[n][k] - wanted[k] for n in names if n not in ("LR", against)}
         # The noise of HR would hide all else; what lies beyond is shown as the largest.
         drawn = [each for name, each in off.items() if name != "HR"]
-        reach = float(np.quantile(np.abs(drawn), 0.999)) or 1.0
+        reach = float(np.nanquantile(np.abs(drawn), 0.999)) or 1.0
         for column, name in enumerate(names):
             above, below = axes[2 * k][column], axes[2 * k + 1][column]
             shown = _picture(above, images[name][k], "inferno", **span)

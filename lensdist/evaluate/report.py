@@ -109,7 +109,8 @@ def number(value: float, interval: Sequence[float | None] | None = None) -> str:
     low, high = interval if interval and len(interval) == 2 else (None, None)
     if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
         half = (high - low) / 2
-        digits = min(max(1 - math.floor(math.log10(half)), 0), 6) if half > 0 else 4
+        most = 6 if high > 1e-2 else 9  # squared errors of images are small, and differ by less
+        digits = min(max(1 - math.floor(math.log10(half)), 0), most) if half > 0 else 4
         return f"{value:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
     if abs(value) >= 1000:
         return f"{value:,.0f}"

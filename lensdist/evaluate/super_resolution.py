@@ -2,7 +2,7 @@
 
 Peak signal-to-noise ratio and SSIM (Wang et al. 2004, doi:10.1109/TIP.2003.819861: a Gaussian
 window of 11 pixels, sigma 1.5; the mean over all pixels, images mirrored at borders) are those
-of the images in the units found on disk.
+of the images in the units found on disk, SSIM counted from where HR is darkest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lensdist._torchvision import import_torchvision
 from lensdist.errors import RunError
-from lensdist.evaluate.bootstrap import error_reduction, paired_bootstrap
+from lensdist.evaluate.bootstrap import paired_bootstrap, paired_ratio
 from lensdist.resample import bicubic, with_means
 
 import_torchvision()  # torchmetrics imports it, and fails where its operators do not load
@@ -43,7 +43,7 @@ def of_images(
 
     Args:
         image: (B, C, f H, f W) what was made of `lr`, in the units found on disk.
-        lr: (B, C, H, W).
+        lr: (B, C, H, W); bad pixels as the model saw them, for bicubic sees them too.
         hr: (B, C, f H, f W) what it should be.
         truth: `hr` without its noise, where it is known.
         weight: (B, C, f H, f W) how much each pixel counts; 0: not at all. Without, all alike.
@@ -122,7 +122,8 @@ def summary(scores: Scores) -> dict[str, Any]:
     found["psnr_gain"] = found["psnr"] - found["psnr_bicubic"]
     found["no_psnr"] = n - int(finite.sum())
     if "mse_oracle" in each:
-        found["gap"] = _gap(found["mse"], found["mse_bicubic"], found["mse_oracle"])
+        below = found["mse_bicubic"] - found["mse_oracle"]
+        found["gap"] = (found["mse"] - found["mse_oracle"]) / below if below > 0 else math.nan
     return found
 
 
@@ -154,27 +155,27 @@ def gap(mse: Tensor, of_bicubic: Tensor, of_oracle: Tensor) -> dict[str, Any]:
         of_bicubic, of_oracle: (N,) of the same images.
 
     Returns:
-        `gap` and `ci` [low, high].
+        `gap` (NaN where bicubic is no worse than the oracle) and `ci` [low, high].
     """
     of_bicubic, of_oracle = (x.expand_as(mse) for x in (of_bicubic, of_oracle))
-    # 1 - (1 - a)/(1 - b), with errors 1 - a and 1 - b: what that function was made for.
-    found = error_reduction(1 - (mse - of_oracle), 1 - (of_bicubic - of_oracle))
-    low, high = found["ci"]
-    return {"gap": 1 - found["reduction"], "ci": [1 - high, 1 - low]}
+    found = paired_ratio(mse - of_oracle, of_bicubic - of_oracle)
+    return {"gap": found["ratio"], "ci": found["ci"]}
 
 
 def _ssim(a: Tensor, b: Tensor, weight: Tensor | None, data_range: float) -> Tensor:
-    """(B,) of images (B, C, H, W): the mean over bands and pixels."""
+    """(B,) of images (B, C, H, W): the mean over bands and pixels.
+
+    Both are taken to begin at 0, where `b` is darkest: a sky of thousands would leave nothing of
+    float32, which squares of brightness are taken from each other in.
+    """
+    good = b if weight is None else torch.where(weight > 0, b, math.inf)
+    dark = good.amin((1, 2, 3), keepdim=True)
     if weight is not None:  # bad pixels are alike in both
-        a, b = (torch.where(weight > 0, x, 0.0) for x in (a, b))
+        a, b = (torch.where(weight > 0, x, dark) for x in (a, b))
     found: Tensor = structural_similarity_index_measure(
-        a.float(), b.float(), reduction="none", data_range=data_range
+        (a - dark).float(), (b - dark).float(), reduction="none", data_range=data_range
     )
     return found.reshape(len(a))
-
-
-def _gap(mse: float, of_bicubic: float, of_oracle: float) -> float:
-    return (mse - of_oracle) / (of_bicubic - of_oracle) if of_bicubic != of_oracle else math.nan
 
 
 def _mean_square(error: Tensor, weight: Tensor | None) -> Tensor:

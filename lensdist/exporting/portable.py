@@ -36,7 +36,6 @@ Runner = Callable[..., npt.NDArray[np.float32]]
 """Takes the file's inputs, as arrays, in their order; returns its output."""
 
 _OUTPUTS = {"mae": "recon", "sr": "enlarged"}  # of a file; of classifiers, logits
-_ANSWERS = {"mae": "recon", "sr": "image"}  # what `predict` calls the same
 
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
@@ -100,6 +99,11 @@ class PortableSuperResolver(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         drawn = self.network(self.preprocess(image))
         return self.preprocess.inverse(drawn[:, : image.shape[1]], image)
+
+
+def answer_of(model: LoadedModel) -> str:
+    """What `predict` calls the answer that a file in another format gives too."""
+    return {"mae": "recon", "sr": "image"}.get(model.task, "logits")
 
 
 def require(kind: str) -> None:
@@ -199,7 +203,7 @@ def largest_difference(
     Returns:
         The largest absolute difference, and the largest absolute output of the model.
     """
-    output = _ANSWERS.get(model.task, "logits")
+    output = answer_of(model)
     difference = scale = 0.0
     for seed, n in enumerate(sizes, start=1):
         inputs = [x.numpy() for x in samples(model, n, seed)]

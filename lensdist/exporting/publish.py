@@ -29,7 +29,7 @@ from lensdist.export import (
     write_export,
 )
 from lensdist.exporting.combine import combined
-from lensdist.exporting.portable import Runner, largest_difference, require, write
+from lensdist.exporting.portable import Runner, answer_of, largest_difference, require, write
 from lensdist.exporting.snapshot import at_step, exported, steps_of
 from lensdist.files import fsync, sha256, to_json, write_atomic
 from lensdist.loaded import LoadedModel, load
@@ -134,7 +134,7 @@ def _write_one(
     if kind == "safetensors":
         own = {k[len(PREPROCESS) :]: v for k, v in weights.items() if k.startswith(PREPROCESS)}
         write_export(folder, model.network, description, own)
-        copy, output = load(folder), "recon" if model.task == "mae" else "logits"
+        copy, output = load(folder), answer_of(model)
 
         def run(image: Any, *_: Any) -> Any:
             return copy.predict(image)[output]

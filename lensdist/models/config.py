@@ -150,7 +150,8 @@ class SuperResolverConfig(Strict):
         "residual",
         description="upconv: the recipe's up-convolutions from the encoder's tokens alone, and a "
         "smoothing convolution; residual: what bicubic interpolation lacks, from the tokens and "
-        "from convolutions at LR's own resolution",
+        "from convolutions at LR's own resolution; it expects brightness from 0 to about 1 "
+        "(preprocess.scale: minmax)",
     )
     width: int = Field(
         32, ge=4, description="channels: residual, at LR's resolution; upconv, at the largest size"

@@ -51,6 +51,11 @@ class Simulator:
         return (1, n, n)
 
     @property
+    def target_shape(self) -> tuple[int, int, int] | None:
+        """(channels, H, W) of `target`; None: no pairs."""
+        return (1, self.family.n_pix, self.family.n_pix) if self._pairs else None
+
+    @property
     def pixel_scale(self) -> float:
         """Arcsec per pixel of `image`."""
         return self.family.pixel_scale * (2 if self._pairs else 1)

@@ -13,7 +13,7 @@ from lensdist.config.schema import ClassifierRun
 from lensdist.data.preprocess import Preprocess, augment, draw_views
 from lensdist.evaluate import metrics
 from lensdist.tasks.base import Batch, Split
-from lensdist.tasks.mae import pixel_weight
+from lensdist.tasks.mae import good_pixels
 
 _SELECT: dict[str, tuple[str, Literal["min", "max"]]] = {
     "accuracy": ("accuracy", "max"),
@@ -61,8 +61,7 @@ class ClassificationTask:
         """What the network sees: (B, C, H, W)."""
         if "seen" in batch:  # prepared once, for every epoch
             return batch["seen"]
-        weight = pixel_weight(batch)
-        return self.preprocess(batch["image"], None if weight is None else weight > 0)
+        return self.preprocess(batch["image"], good_pixels(batch))
 
     def split(self, model: nn.Module, trains: Callable[[str], bool]) -> Split | None:
         return None

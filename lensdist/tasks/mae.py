@@ -82,7 +82,7 @@ class MaeTask:
     def _masked(self, batch: Batch, key: int) -> tuple[Tensor, Tensor, Tensor | None]:
         weight = pixel_weight(batch)
         # What a bad pixel holds must reach neither the network nor the loss.
-        image = self.preprocess(batch["image"], None if weight is None else weight > 0)
+        image = self.preprocess(batch["image"], good_pixels(batch))
         mask = make_mask(image, self.cfg.model.patch_size, self.cfg.mask, key, batch["sample"])
         return image, mask, weight
 
@@ -97,6 +97,12 @@ def pixel_weight(batch: Batch) -> Tensor | None:
         good = (~(bad[:, None] if bad.dim() == 3 else bad)).float()
         weight = good if weight is None else weight * good
     return weight
+
+
+def good_pixels(batch: Batch) -> Tensor | None:
+    """Which pixels count at all, (B, 1 or C, H, W) bool; None when all do."""
+    weight = pixel_weight(batch)
+    return None if weight is None else weight > 0
 
 
 def _mean(error: Tensor, weight: Tensor) -> Tensor:

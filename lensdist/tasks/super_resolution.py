@@ -16,7 +16,7 @@ from lensdist.evaluate import super_resolution
 from lensdist.models.super_resolution import SuperResolver
 from lensdist.resample import enlarge
 from lensdist.tasks.base import Batch, Stage
-from lensdist.tasks.mae import pixel_weight
+from lensdist.tasks.mae import good_pixels, pixel_weight
 
 
 class SuperResolutionTask:
@@ -71,18 +71,20 @@ class SuperResolutionTask:
         return loss.mean()
 
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
-        raw, bands = batch["image"], batch["image"].shape[1]
+        raw, good, bands = batch["image"], good_pixels(batch), batch["image"].shape[1]
         drawn, wanted, seen, weight = self._drawn(model, batch)
-        scores = {"error": _mean(self._error(drawn, wanted, seen), weight)}
-        scores |= super_resolution.of_images(
-            self.preprocess.inverse(drawn[:, :bands], raw, _good(batch)),
-            raw,
+        scores = super_resolution.of_images(
+            self.preprocess.inverse(drawn[:, :bands], raw, good),
+            self.preprocess.inverse(seen, raw, good),
             batch["target"],
             truth=batch.get("truth"),
             weight=weight,
             data_range=self.cfg.data_range,
             ssim=self._thorough,
         )
+        if self.cfg.learn == "truth" and "truth" not in batch:
+            return scores  # what follows is of what was learned, which is not there
+        scores["error"] = _mean(self._error(drawn, wanted, seen), weight)
         if self.cfg.model.sigma:
             pull = (drawn[:, :bands] - wanted).abs() * (-drawn[:, bands:]).exp()
             scores |= super_resolution.coverage(pull, weight)
@@ -107,7 +109,7 @@ class SuperResolutionTask:
         self, model: nn.Module, batch: Batch
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """What the network draws, what it should, what it saw, and how much each pixel counts."""
-        raw, weight, good = batch["image"], pixel_weight(batch), _good(batch)
+        raw, weight, good = batch["image"], pixel_weight(batch), good_pixels(batch)
         seen = self.preprocess(raw, good)
         # To be scored, what learned the truth does without it; a run has made sure of it.
         wanted = batch["target"] if self.cfg.learn == "hr" else batch.get("truth", batch["target"])
@@ -133,11 +135,6 @@ def _surprise(drawn: Tensor, wanted: Tensor) -> Tensor:
     ln_sigma = drawn[:, bands:]
     error = (drawn[:, :bands].detach() - wanted).square()
     return 0.5 * (error * (-2 * ln_sigma).exp() + math.log(2 * math.pi)) + ln_sigma
-
-
-def _good(batch: Batch) -> Tensor | None:
-    weight = pixel_weight(batch)
-    return None if weight is None else weight > 0
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:

@@ -90,7 +90,7 @@ def test_a_preset_of_super_resolution(
     assert record["preset"] == preset
 
 
-@pytest.mark.parametrize("task", ["mae", "finetune", "common"])
+@pytest.mark.parametrize("task", ["mae", "finetune", "common", "sr"])
 def test_debug_needs_nothing(task: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = start(command("lensdist.train", f"--config=configs/{task}/debug.yaml", f"run.dir={run}"))

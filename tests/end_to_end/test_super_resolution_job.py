@@ -89,6 +89,13 @@ def test_predicting_keeps_the_light_of_every_file(job: Path, raw: Path) -> None:
         assert np.abs(means - lr).max() < 1e-5
 
 
+def test_it_is_exported_again_and_reported(job: Path, tmp_path: Path) -> None:
+    _run("export", job / "sr", "--out", tmp_path / "copy")
+    assert lensdist.load(tmp_path / "copy").task == "sr"
+    _run("report", job / "sr", "--out", tmp_path / "table")
+    assert "psnr gain" in (tmp_path / "table" / "results.md").read_text()
+
+
 def test_from_the_stream(job: Path, tmp_path: Path) -> None:
     words = {"data.source": "stream", "data.n_per_class": 10, "train.max_steps": 3}
     _run("train", *settings("sr", Path("null"), tmp_path / "run", **words))
@@ -107,6 +114,7 @@ def test_from_the_stream(job: Path, tmp_path: Path) -> None:
         ({"learn": "truth", "model.exact_means": "false"}, "--truth"),
         ({"learn": "truth"}, "exact_means: false"),
         ({"preprocess.scale": "asinh"}, "use minmax, standard or none"),
+        ({"preprocess.scale": "standard"}, "goes with decoder: upconv"),
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_is_written(
@@ -139,3 +147,6 @@ def test_pairs_that_do_not_belong_together_are_named(raw: Path, tmp_path: Path) 
         for i in range(4):
             np.save(uneven / side / f"{i}.npy", np.random.default_rng(i).random((size, size)))
     assert "not a whole multiple" in _run("pack", uneven, tmp_path / "c", code=2).stderr
+    for i in range(4):
+        np.save(uneven / "HR" / f"{i}.npy", np.random.default_rng(i).random((150, 225)))
+    assert "alike both ways" in _run("pack", uneven, tmp_path / "d", code=2).stderr

@@ -24,10 +24,10 @@ def _environment() -> dict[str, str]:
     return {**kept, "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
 
 
-@pytest.mark.parametrize("task", ["mae", "common"])  # the latter with kept features, then unfrozen
+@pytest.mark.parametrize("task", ["mae", "common", "sr"])  # common: kept features, then unfrozen
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_a_run_stops_and_resumes_in_the_same_bits(
-    tiny_set: Path, tmp_path: Path, precision: str, task: str
+    tiny_set: Path, pairs_set: Path, tmp_path: Path, precision: str, task: str
 ) -> None:
     more = {"train.max_steps": 12, "train.ema": 0.9, "optim.clip_norm": 1.0}
     if task == "common":
@@ -35,7 +35,8 @@ def test_a_run_stops_and_resumes_in_the_same_bits(
     ends = []
     for name in ("whole", "halves"):
         run = tmp_path / name
-        words = [*settings(task, tiny_set, run, **more), f"precision={precision}"]
+        data = pairs_set if task == "sr" else tiny_set
+        words = [*settings(task, data, run, **more), f"precision={precision}"]
         if name == "halves":
             killer = command("tests.faults.killer", "term", 5, "--", *words)
             assert start(killer, env=_environment()).returncode == 75

@@ -114,7 +114,7 @@ def mixed(root: Path) -> Path:
 
 
 BAD = {
-    "bad_nan": "it has NaN or infinity",
+    "bad_nan": "it has NaN or infinity where no mask says so",
     "bad_objects": "builtins.print",
     "bad_stack": "a stack of images",
     "bad_constant": "it is constant",

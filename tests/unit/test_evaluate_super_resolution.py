@@ -75,7 +75,7 @@ def test_the_gap_is_1_for_bicubic_and_0_for_the_oracle(pairs: dict[str, Tensor])
     assert sr.gap(scores["mse"], scores["mse_bicubic"], scores["mse_oracle"])["ci"] == [low, high]
 
 
-def test_nothing_linear_in_lr_beats_the_oracle(pairs: dict[str, Tensor]) -> None:
+def test_the_oracle_has_lr_s_means_and_the_truth_s_shape(pairs: dict[str, Tensor]) -> None:
     made = sr.oracle(pairs["truth"], pairs["image"])
     assert torch.allclose(block_means(made, 2), pairs["image"], atol=1e-6)
     scores = scored(pairs, made)

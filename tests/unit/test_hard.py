@@ -12,15 +12,36 @@ import torch
 
 from lensdist import hard, rng
 from lensdist.assess import open_subject
+from lensdist.data.config import PreprocessConfig
 from lensdist.data.packed import PackedSet
 from lensdist.data.packed_writer import PackedWriter
+from lensdist.data.preprocess import Preprocess
 from lensdist.errors import UserError
 from lensdist.evaluate import metrics
+from lensdist.export import write_export
+from lensdist.models.config import SuperResolverConfig
+from lensdist.models.super_resolution import SuperResolver
 from lensdist.sim.config import SimConfig
 from lensdist.sim.write import BLOCK, write_packed
-from tests.unit.exported import LABELS, write_model
+from tests.unit.exported import LABELS, SHAPE, write_model
 
 pytestmark = pytest.mark.unit
+
+
+def write_packed_pairs(folder: Path) -> Path:
+    write_packed(folder / "pairs", SimConfig(family="sr", classes=("no",)), 10, 0)
+    return folder / "pairs"
+
+
+def write_super_resolver(folder: Path, image_size: int = 75) -> Path:
+    cfg = SuperResolverConfig(image_size=image_size, width=4, depth=0, encoder=SHAPE)
+    preprocess = Preprocess(PreprocessConfig(), [0.0], [1.0])
+    description = {
+        "task": "sr", "preset": "test", "labels": [], "metrics": {},
+        "model": cfg.model_dump(mode="json"), "preprocessing": preprocess.state(),
+    }  # fmt: skip
+    write_export(folder / "export", SuperResolver(cfg), description)
+    return folder
 
 
 def everything(images: hard.Simulated) -> dict[str, torch.Tensor]:
@@ -172,8 +193,26 @@ def test_what_makes_no_sense_is_refused_before_anything_is_computed(
         hard.plan(subject, 10, "model_iii")
     with pytest.raises(UserError, match="--hard is for classifiers and super-resolution"):
         hard.plan(open_subject(write_model(tmp_path / "b", "mae"), tiny_set), 10)
+    pairs = write_packed_pairs(tmp_path)
+    sr = open_subject(write_super_resolver(tmp_path / "c"), pairs)
+    assert hard.plan(sr, 4).variants.keys() == {"plain", "psf_wide", "psf_narrow"}
+    assert hard.plan(sr, 4).variants["plain"].classes == ("no",)  # the set's own
     (tmp_path / "a" / "export" / "eval").mkdir()
     other = tmp_path / "a" / "export" / "eval" / "hard.json"
     other.write_text('{"data": {"fingerprint": "another"}}')
     with pytest.raises(UserError, match="holds the scores of other data"):
         hard.plan(subject, 10)
+
+
+def test_pairs_that_nothing_simulates(tmp_path: Path) -> None:
+    with PackedWriter(tmp_path / "set", labels=[], seed=0, source={}, kind="pairs") as writer:
+        draw = np.random.default_rng(0)
+        lr, hr = draw.random((10, 1, 64, 64)), draw.random((10, 1, 128, 128))
+        writer.add_batch(lr, [-1] * 10, [f"{i}" for i in range(10)], targets=hr)
+        writer.finish()
+    subject = open_subject(write_super_resolver(tmp_path, 64), tmp_path / "set")
+    with pytest.raises(UserError, match=r"give --family with one of sr$"):
+        hard.plan(subject, 4)
+    for family in ("sr", "model_ii"):
+        with pytest.raises(UserError, match="nothing simulates such pairs"):
+            hard.plan(subject, 4, family)

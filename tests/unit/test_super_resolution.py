@@ -12,7 +12,12 @@ from PIL import Image
 
 from lensdist.config.schema import SuperResolutionRun
 from lensdist.data.config import PreprocessConfig
+from lensdist.data.pack import pack
+from lensdist.data.packed import PackedSet
+from lensdist.data.packed_writer import PackedWriter
 from lensdist.data.preprocess import Preprocess
+from lensdist.engine.pairs import check_pairs
+from lensdist.errors import UserError
 from lensdist.export import write_export
 from lensdist.loaded import LoadedModel, load
 from lensdist.models.config import SuperResolverConfig
@@ -22,6 +27,7 @@ from lensdist.sim.config import SimConfig
 from lensdist.sim.simulator import Simulator
 from lensdist.tasks.super_resolution import SuperResolutionTask
 from lensdist.tiles import tiled
+from tests.unit.exported import write_model
 
 pytestmark = pytest.mark.unit
 
@@ -209,8 +215,7 @@ def test_what_bad_pixels_hold_changes_nothing() -> None:
     assert of.loss(model, dirty, 0).item() == pytest.approx(of.loss(model, clean, 0).item())
     for name, value in of.outputs(model, clean).items():
         assert torch.isfinite(value).all()
-        if "bicubic" not in name:  # which knows nothing of bad pixels
-            assert torch.allclose(of.outputs(model, dirty)[name], value), name
+        assert torch.allclose(of.outputs(model, dirty)[name], value), name
 
 
 def test_learning_the_truth_needs_free_means() -> None:
@@ -266,7 +271,7 @@ def test_tiles_leave_no_seam_and_keep_means() -> None:
 # ---- in use
 
 
-@pytest.mark.parametrize("scale", ["minmax", "standard", "none"])
+@pytest.mark.parametrize("scale", ["minmax", "none"])
 def test_predict_keeps_units_and_means_of_any_frame(tmp_path: Path, scale: str) -> None:
     model = saved(tmp_path, scale, sigma=True)
     for shape in ((25, 25), (70, 31), (12, 9)):
@@ -316,3 +321,99 @@ def test_simulated_truth_is_hr_without_its_noise() -> None:
     assert (noise[bright].square() / predicted).mean().item() == pytest.approx(1, abs=0.25)
     assert abs(noise.mean().item()) < 2e-4
     assert torch.allclose(block_means(batch["target"], 2), batch["image"])
+
+
+# ---- pairs as they come
+
+
+def write_pairs(folder: Path, lr: Any, hr: Any, **more: Any) -> PackedSet:
+    with PackedWriter(folder, labels=[], seed=0, source={}, kind="pairs") as writer:
+        n = len(lr)
+        writer.add_batch(lr, [-1] * n, [f"{i}" for i in range(n)], targets=hr, **more)
+        writer.finish()
+    return PackedSet(folder)
+
+
+def checked(packed: PackedSet, **changes: Any) -> None:
+    model = config(**changes.pop("model", {}))
+    raw = {"task": "sr", "run": {"dir": "x"}, "data": {"path": packed.path}, "model": model}
+    check_pairs(SuperResolutionRun(**{**raw, **changes}), packed)
+
+
+def test_lr_must_be_what_the_network_takes_it_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = pairs(30)
+    lr, hr = batch["image"].numpy(), batch["target"].numpy()
+    good = write_pairs(tmp_path / "good", lr, hr)
+    checked(good)
+    noisy = lr + 0.02 * np.random.default_rng(0).standard_normal(lr.shape)
+    checked(write_pairs(tmp_path / "noisy", noisy, hr))  # an exposure of its own
+    sums = write_pairs(tmp_path / "sums", 4 * lr, hr)
+    with pytest.raises(UserError, match="it is 4 times that"):
+        checked(sums)
+    checked(sums, model={"exact_means": False})
+    capsys.readouterr()
+    checked(good)
+    assert "warning" not in capsys.readouterr().err
+    checked(write_pairs(tmp_path / "counts", 100 * lr, 100 * hr))
+    assert "PSNR and SSIM are of data_range 1" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"model\.factor=2"):
+        checked(good, model={"factor": 3})
+    with pytest.raises(UserError, match="does not simulate pairs like those"):
+        checked(good, data={"path": good.path, "source": "stream", "sim": {"family": "model_ii"}})
+
+
+def test_a_bad_pixel_of_hr_makes_its_block_bad(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for side in ("HR", "LR"):
+        (tmp_path / "raw" / side).mkdir(parents=True)
+    for i in range(4):
+        hr = draw.random((20, 20)) + 1000
+        mask = np.zeros((20, 20), bool)
+        mask[2 * i, 5] = True
+        np.savez(tmp_path / "raw" / "HR" / f"{i}.npz", image=hr, mask=mask)
+        np.save(tmp_path / "raw" / "LR" / f"{i}.npy", hr.reshape(10, 2, 10, 2).mean((1, 3)))
+    pack(tmp_path / "raw", tmp_path / "packed")
+    batch = PackedSet(tmp_path / "packed").gather(np.arange(4))
+    assert batch["badpix"].sum() == 4
+    for i in range(4):
+        assert batch["badpix"][i, 0, i, 2]
+        assert batch["target"][i, 0, 2 * i, 5] == 0
+
+
+def test_bad_pixels_and_offsets_do_not_flatter() -> None:
+    """What is gained over bicubic does not hang on what stands in a bad pixel, or on the sky."""
+    batch, model, of = pairs(), network(), task(data_range=1.0)
+    bad = torch.zeros(4, 1, 25, 25, dtype=torch.bool)
+    bad[:, :, 10, 12] = True
+    found = []
+    for sky in (0.0, 1000.0):
+        raised = {k: batch[k] + sky for k in ("image", "target")}
+        raised["image"][bad] = 0.0
+        raised["target"][enlarge(bad, 2)] = 0.0
+        scores = of.outputs(model, {**batch, **raised, "badpix": bad})
+        found.append(scores)
+        assert (scores["mse_bicubic"] < 0.3).all()
+    for name in ("psnr", "psnr_bicubic", "ssim", "ssim_bicubic"):
+        assert torch.allclose(found[0][name], found[1][name], atol=2e-2), name
+
+
+def test_scores_of_the_truth_are_left_out_where_there_is_none() -> None:
+    of = task(learn="truth", model={"exact_means": False, "sigma": True})
+    model, batch = network(exact_means=False, sigma=True), pairs()
+    assert {"coverage_68", "error"} <= of.outputs(model, {**batch, "truth": batch["target"]}).keys()
+    assert not {"coverage_68", "error", "nll"} & of.outputs(model, batch).keys()
+
+
+def test_a_masked_autoencoder_s_answer_is_in_the_file_s_units_beside_bad_pixels(
+    tmp_path: Path,
+) -> None:
+    model = load(write_model(tmp_path, "mae"))
+    x = 1000 + torch.rand(2, 1, 64, 64).numpy()
+    good = np.ones(x.shape, bool)
+    good[:, :, 5, 6] = False
+    x[~good] = 0
+    recon = model.predict(x, good=good)["recon"]
+    plain = model.predict(np.where(good, x, 1000.5))["recon"]
+    assert np.abs(recon - plain).max() < 1
