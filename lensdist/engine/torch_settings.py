@@ -19,6 +19,7 @@ def settle(cfg: BaseRun, device: torch.device) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
     else:
+        torch.use_deterministic_algorithms(False)  # an earlier run of this process may have wished
         torch.backends.cudnn.benchmark = True
     if cfg.precision != "no":  # `no` means float32, all of it
         torch.set_float32_matmul_precision("high")

@@ -14,7 +14,8 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
 
-ALWAYS = ["nearest", "bilinear", "bicubic", "linear 7x7", "oracle", "EDSR", table.REFERENCE]
+MOVED = "bicubic moved to LR's means"
+ALWAYS = ["nearest", "bilinear", "bicubic", MOVED, "linear 7x7", "oracle", "EDSR", table.REFERENCE]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,7 @@ def test_whole_command_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [row["method"] for row in results["rows"]][: len(ALWAYS)] == ALWAYS
     assert rows["bicubic", None]["gap"] == pytest.approx(1)
     assert rows["bicubic", None]["over_bicubic"] == 0
+    assert 0 < rows[MOVED, None]["gap"] < 1
     assert rows["oracle", None]["gap"] == pytest.approx(0)
     assert rows["nearest", None]["gap"] > rows["bilinear", None]["gap"] > 1
     for n, runs in ((6, 2), (20, 1)):
