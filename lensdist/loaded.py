@@ -84,7 +84,8 @@ class LoadedModel:
 
         Args:
             x: (N, H, W) or (N, C, H, W), in the units found on disk.
-            batch: images at a time; the result does not depend on it beyond rounding.
+            batch: images, or tiles of frames, at a time; the result does not depend on it beyond
+                rounding.
             good: bool, of the shape of `x`: false where a pixel is bad, and counts as in training.
 
         Returns:

@@ -54,10 +54,8 @@ PRESETS = {
         REFERENCE: "reference.yaml",
     },
 }
-EDSR = {  # channels, blocks; small: about the seconds of `best`, full: the paper's baseline
-    "small": (16, 4),
-    "full": (64, 16),
-}
+# Channels, blocks; small: about the seconds of `best`, full: the paper's baseline.
+EDSR = {"small": (16, 4), "full": (64, 16)}
 EDSR_RATE = {"small": 4e-3, "full": 1e-4}  # small: the best of 1, 2 and 4e-3; full: the paper's
 EDSR_BATCH = {"small": 4, "full": 16}
 _DATA_SEED = 1

@@ -75,7 +75,7 @@ class SuperResolutionTask:
         drawn, wanted, seen, weight = self._drawn(model, batch)
         scores = super_resolution.of_images(
             self.preprocess.inverse(drawn[:, :bands], raw, good),
-            self.preprocess.inverse(seen, raw, good),
+            raw if good is None else self.preprocess.inverse(seen, raw, good),
             batch["target"],
             truth=batch.get("truth"),
             weight=weight,
