@@ -14,11 +14,12 @@ from lensdist.data.source import View
 from lensdist.evaluate import figures, metrics, pictures
 from lensdist.loaded import LoadedModel
 from lensdist.models.mae import pixel_mask
-from lensdist.resample import bicubic, enlarge
+from lensdist.resample import bicubic, enlarge, with_means
 from lensdist.tasks.base import Batch
 from lensdist.tasks.mae import good_pixels
 
 _SHOWN = 4  # images of a figure
+_PAIRS = 2  # in two rows each
 
 
 def classifier(
@@ -68,7 +69,7 @@ def autoencoder(
 
 
 def enlarged(model: LoadedModel, view: View, packed: PackedSet, folder: Path, title: str) -> Path:
-    batch = view.gather(np.arange(min(_SHOWN, len(view))))
+    batch = view.gather(np.arange(min(_PAIRS, len(view))))
     lr, good = batch["image"].cpu(), good_pixels(batch)
     factor = batch["target"].shape[-1] // lr.shape[-1]
     given = None if good is None else good.expand_as(batch["image"]).cpu()
@@ -85,6 +86,7 @@ def enlarged(model: LoadedModel, view: View, packed: PackedSet, folder: Path, ti
     return pictures.super_resolved(
         folder / "super_resolution.png",
         {name: image[:, 0].cpu().numpy() for name, image in shown.items()},
+        with_means(shown["truth"].cpu(), lr)[:, 0].numpy() if "truth" in shown else None,
         sigma=found["sigma"][:, 0] if "sigma" in found else None,
         pixel_scale=packed.manifest.pixel_scale_arcsec,
         title=f"Super-resolution, {title}",

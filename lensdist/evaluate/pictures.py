@@ -59,6 +59,7 @@ def reconstructions(
 def super_resolved(
     path: Path,
     images: Mapping[str, Array],
+    best: Array | None = None,
     *,
     sigma: Array | None = None,
     pixel_scale: float | None = None,
@@ -69,21 +70,21 @@ def super_resolved(
     Args:
         path: of the PNG.
         images: (M, H, W) each, two rows an image in this order: `LR`; enlargements by name; `HR`;
-            `truth`, HR without its noise, where it is known. Residuals are against the truth, or
-            else HR, on one scale an image; HR's own is its noise.
+            `truth`, HR without its noise, where it is known. Residuals are on one scale an image.
+        best: (M, H, W) what residuals are from: the truth moved to LR's means, so that they show
+            what could be better, and of HR the noise within blocks; by default HR.
         sigma: (M, H, W) standard deviations that the model draws; shown below LR.
         pixel_scale: of LR, arcsec; draws a bar of 1″.
         title: of the figure.
     """
-    against = "truth" if "truth" in images else "HR"
-    wanted, names = images[against], list(images)
-    m = len(wanted)
+    names, m = list(images), len(images["HR"])
+    wanted, against = (images["HR"], "HR") if best is None else (best, "the truth at LR's means")
     fig = Figure(figsize=(0.6 + 1.6 * len(names), 0.7 + 3.2 * m), layout="constrained")
     fig.suptitle(f"{title} (n = {m}; second rows: difference from {against})", fontsize=10)
     axes = fig.subplots(2 * m, len(names), squeeze=False)
     for k in range(m):
         span = {"vmin": float(np.nanmin(wanted[k])), "vmax": float(np.nanmax(wanted[k]))}
-        off = {n: images[n][k] - wanted[k] for n in names if n not in ("LR", against)}
+        off = {n: images[n][k] - wanted[k] for n in names if n not in ("LR", "truth", against)}
         # The noise of HR would hide all else; what lies beyond is shown as the largest.
         drawn = [each for name, each in off.items() if name != "HR"]
         reach = float(np.nanquantile(np.abs(drawn), 0.999)) or 1.0
@@ -93,9 +94,9 @@ def super_resolved(
             if name in off:
                 residual = _picture(below, off[name], "RdBu_r", vmin=-reach, vmax=reach)
             elif name == "LR" and sigma is not None:
-                spread = _picture(below, sigma[k], "viridis")
-                below.set_xlabel("sigma", fontsize=8)
-                fig.colorbar(spread, ax=below, shrink=0.7).ax.tick_params(labelsize=6)
+                _picture(below, sigma[k], "viridis")
+                least, most = float(np.nanmin(sigma[k])), float(np.nanmax(sigma[k]))
+                below.set_xlabel(f"sigma, {least:.2g} to {most:.2g}", fontsize=8)
             else:
                 below.set_axis_off()
         fig.colorbar(shown, ax=axes[2 * k], shrink=0.9, pad=0.01).ax.tick_params(labelsize=7)
