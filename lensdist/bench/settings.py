@@ -23,7 +23,7 @@ PRETRAIN_STEPS = {"small": 2_500, "full": 30_000}
 TRAINED_ON = {"small": (300, 3_000), "full": (300, 3_000, 30_000)}
 PAIRS = {"small": (100, 1_000, 10_000), "full": (100, 1_000, 10_000)}
 PAIR_IMAGES = {"small": 4_200, "full": 4_200}
-PAIR_STEPS = {"small": 3_000, "full": 40_000}
+PAIR_STEPS = {"small": 2_000, "full": 40_000}
 COMMON_IMAGES = {"small": 2_000, "full": 12_500}
 
 

@@ -120,7 +120,7 @@ def _add_super_resolution(benchmarks: argparse._SubParsersAction[argparse.Argume
         "--steps",
         type=int,
         help="of runs with the most pairs; with a tenth of them half as many, and so on (default: "
-        "small 3,000, full 40,000)",
+        "small 2,000, full 40,000)",
     )
 
 
