@@ -118,10 +118,11 @@ def test_enlarged_images_and_what_they_are_off_by(tmp_path: Path) -> None:
     lr, hr = draw.random((2, 8, 8)), draw.random((2, 16, 16))
     lr[0, 2, 3] = hr[0, 4:6, 6:8] = np.nan  # a bad pixel is blank
     images = {"LR": lr, "bicubic": hr + 0.1, "ours": hr + 0.01, "HR": hr}
-    whole(pictures.super_resolved(tmp_path / "plain.png", images))
+    plain = pictures.super_resolved(tmp_path / "a" / "plain.png", images)
+    whole(plain)
     known = {**images, "truth": hr - 0.02}
     made = pictures.super_resolved(
-        tmp_path / "known.png", known, hr - 0.01, sigma=np.abs(hr), pixel_scale=0.1
+        tmp_path / "b" / "known.png", known, hr - 0.01, sigma=np.abs(hr), pixel_scale=0.1
     )
     whole(made)
-    assert made.read_bytes() != (tmp_path / "plain.png").read_bytes()
+    assert made.read_bytes() != plain.read_bytes()
