@@ -159,10 +159,10 @@ def _test(run: Path, data: Path) -> None:
     import io
 
     import numpy as np
-    import safetensors.torch
     import torch
 
     from lensdist.assess import open_subject
+    from lensdist.bench.scores import keep
     from lensdist.data.config import DataConfig
     from lensdist.data.source import View
     from lensdist.files import write_atomic
@@ -170,7 +170,7 @@ def _test(run: Path, data: Path) -> None:
     subject = open_subject(run, data)
     if subject.enlarges:
         view = View(subject.packed, "test", subject.cfg.data, 0, subject.world.device)
-        write_atomic(run / IMAGE_SCORES, safetensors.torch.save(subject.outputs(view, 64)))
+        keep(run / IMAGE_SCORES, subject.outputs(view, 64))
         return
     view = View(subject.packed, "test", DataConfig(path=data), 0, torch.device("cpu"))
     images, file = view.gather(np.arange(len(view)))["image"].numpy(), io.BytesIO()

@@ -1,12 +1,15 @@
-"""What benchmarks share: the simulated set, and scores over several seeds."""
+"""What benchmarks share: the simulated set, scores of images in files, and over several seeds."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lensdist.data.packed import PackedSet
@@ -15,6 +18,7 @@ from lensdist.evaluate import metrics
 from lensdist.evaluate.bootstrap import auc_interval, paired_bootstrap
 from lensdist.sim.config import SimConfig
 from lensdist.sim.write import write_packed
+from lensdist.tensors import write_safetensors
 
 
 def simulated_set(
@@ -36,6 +40,19 @@ def simulated_set(
             f"{path} holds other images than these settings ask for; give another --out"
         )
     return packed
+
+
+def keep(path: Path, scores: Mapping[str, Tensor]) -> None:
+    """Write scores of single images, (N,) each by name; they appear whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_safetensors(temporary, scores)
+    temporary.replace(path)
+
+
+def kept(path: Path) -> dict[str, Tensor]:
+    """What `keep` has written."""
+    return dict(load_file(path))
 
 
 def correct(logits: Tensor, truth: Tensor) -> Tensor:

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from lensdist import resample
 from lensdist.bench import baselines
 from lensdist.bench.runs import IMAGE_SCORES, Job, run_all
-from lensdist.bench.scores import simulated_set
+from lensdist.bench.scores import keep, kept, simulated_set
 from lensdist.bench.settings import SuperResolutionTable
 from lensdist.data.config import DataConfig
 from lensdist.data.packed import PackedSet
@@ -30,7 +29,6 @@ from lensdist.errors import UserError
 from lensdist.evaluate import super_resolution
 from lensdist.evaluate.bootstrap import paired_bootstrap
 from lensdist.evaluate.report import write_results
-from lensdist.files import write_atomic
 from lensdist.phases import completed
 from lensdist.sim.config import SimConfig
 
@@ -160,7 +158,7 @@ def _record(job: Job) -> dict[str, Any]:
 
 
 def _scores(job: Job) -> Scores:
-    return dict(safetensors.torch.load_file(job.run / IMAGE_SCORES))
+    return kept(job.run / IMAGE_SCORES)
 
 
 # ---- what lensdist does not train
@@ -230,7 +228,7 @@ def _kept(
     """Scores of each test image, kept in a file; without `make` those of the oracle."""
     path = cfg.out / "baselines" / f"{name}-{packed.manifest.fingerprint[:8]}.safetensors"
     if path.exists():
-        return dict(safetensors.torch.load_file(path))
+        return kept(path)
     with torch.enable_grad():  # an EDSR is trained here
         enlarge = None if make is None else make()
     parts: list[Scores] = []
@@ -240,8 +238,7 @@ def _kept(
         drawn = super_resolution.oracle(truth, lr) if enlarge is None else enlarge(lr)
         parts.append(super_resolution.of_images(drawn, lr, batch["target"], truth=truth))
     scores = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, safetensors.torch.save(scores))
+    keep(path, scores)
     return scores
 
 

@@ -35,8 +35,7 @@ def check_pairs(cfg: SuperResolutionRun, packed: PackedSet) -> None:
                 f"{packed.path}; use family sr, and a set of 75 and 150 pixels to validate on"
             )
     _check_means(cfg, packed)
-    low, high = (fn(v) for fn, v in ((min, packed.manifest.statistics.min),
-                                     (max, packed.manifest.statistics.max)))  # fmt: skip
+    low, high = min(packed.manifest.statistics.min), max(packed.manifest.statistics.max)
     if high - low > 2 * cfg.data_range:
         say(
             f"warning: {packed.path} runs from {low:g} to {high:g}; PSNR and SSIM are of "

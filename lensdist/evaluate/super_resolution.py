@@ -16,15 +16,14 @@ from torch import Tensor
 
 from lensdist._torchvision import import_torchvision
 from lensdist.errors import RunError
-from lensdist.evaluate.bootstrap import paired_bootstrap, paired_ratio
+from lensdist.evaluate.bootstrap import Z95, paired_bootstrap, paired_ratio
 from lensdist.resample import bicubic, with_means
 
 import_torchvision()  # torchmetrics imports it, and fails where its operators do not load
 
 from torchmetrics.functional.image import structural_similarity_index_measure  # noqa: E402
 
-Z68 = 0.994457883209753  # half-widths of a normal distribution's central 68 and 95 %
-Z95 = 1.959963984540054
+Z68 = 0.994457883209753  # the normal distribution's 84 % point, as Z95 its 97.5 %
 
 Scores = Mapping[str, Tensor]
 

@@ -63,8 +63,8 @@ class MaeTask:
         hidden = pixel_mask(mask, self.cfg.model.patch_size).expand_as(error).float()
         weight = torch.ones_like(error) if weight is None else weight.expand_as(error)
         return {
-            "mse": _mean(error, weight),
-            "mse_masked": _mean(error, weight * hidden),
+            "mse": image_means(error, weight),
+            "mse_masked": image_means(error, weight * hidden),
             "range": image.amax((1, 2, 3)) - image.amin((1, 2, 3)),
         }
 
@@ -105,6 +105,10 @@ def good_pixels(batch: Batch) -> Tensor | None:
     return None if weight is None else weight > 0
 
 
-def _mean(error: Tensor, weight: Tensor) -> Tensor:
+def image_means(values: Tensor, weight: Tensor | None) -> Tensor:
+    """(B, C, H, W) -> (B,): over the pixels that count, whatever the others hold."""
     axes = (1, 2, 3)
-    return (error * weight).sum(axes) / weight.sum(axes).clamp_min(1e-12)
+    if weight is None:
+        return values.mean(axes)
+    counted = torch.where(weight > 0, values, 0.0) * weight
+    return counted.sum(axes) / weight.sum(axes).clamp_min(1e-12)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from lensdist.evaluate import super_resolution
 from lensdist.models.super_resolution import SuperResolver
 from lensdist.resample import enlarge
 from lensdist.tasks.base import Batch, Stage
-from lensdist.tasks.mae import good_pixels, pixel_weight
+from lensdist.tasks.mae import good_pixels, image_means, pixel_weight
 
 
 class SuperResolutionTask:
@@ -65,9 +64,9 @@ class SuperResolutionTask:
     def loss(self, model: nn.Module, batch: Batch, key: int) -> Tensor:
         batch = augment(self.cfg.augment, rng.key(key, "augment"), batch)
         drawn, wanted, seen, weight = self._drawn(model, batch)
-        loss = _mean(self._error(drawn, wanted, seen), weight)
+        loss = image_means(self._error(drawn, wanted, seen), weight)
         if self.cfg.model.sigma:
-            loss = loss + _mean(_surprise(drawn, wanted), weight)
+            loss = loss + image_means(_surprise(drawn, wanted), weight)
         return loss.mean()
 
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
@@ -84,11 +83,11 @@ class SuperResolutionTask:
         )
         if self.cfg.learn == "truth" and "truth" not in batch:
             return scores  # what follows is of what was learned, which is not there
-        scores["error"] = _mean(self._error(drawn, wanted, seen), weight)
+        scores["error"] = image_means(self._error(drawn, wanted, seen), weight)
         if self.cfg.model.sigma:
             pull = (drawn[:, :bands] - wanted).abs() * (-drawn[:, bands:]).exp()
             scores |= super_resolution.coverage(pull, weight)
-            scores["nll"] = _mean(_surprise(drawn, wanted), weight)
+            scores["nll"] = image_means(_surprise(drawn, wanted), weight)
         return scores
 
     def score(self, outputs: Batch) -> dict[str, Any]:
@@ -135,12 +134,3 @@ def _surprise(drawn: Tensor, wanted: Tensor) -> Tensor:
     ln_sigma = drawn[:, bands:]
     error = (drawn[:, :bands].detach() - wanted).square()
     return 0.5 * (error * (-2 * ln_sigma).exp() + math.log(2 * math.pi)) + ln_sigma
-
-
-def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """(B, C, H, W) -> (B,)."""
-    axes = (1, 2, 3)
-    if weight is None:
-        return values.mean(axes)
-    counted = torch.where(weight > 0, values, 0.0) * weight
-    return counted.sum(axes) / weight.sum(axes).clamp_min(1e-12)

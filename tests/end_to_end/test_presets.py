@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,23 +24,30 @@ def _cut(data: Path, run: Path, steps: int, batch: int) -> list[str]:
     ]  # fmt: skip
 
 
+def _train(config: str, *words: str) -> None:
+    done = start(command("lensdist.train", f"--config=configs/{config}.yaml", *words), timeout=500)
+    assert done.returncode == 0, done.stderr
+
+
+def _check(run: Path, preset: str) -> dict[str, Any]:
+    """The run's record: it took all its steps, and says whose they were."""
+    record = completed(run)
+    assert record is not None
+    assert record["steps"] == 20
+    assert record["preset"] == preset
+    return record
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_pretrains_and_fine_tunes(preset: str, tiny_set: Path, tmp_path: Path) -> None:
     mae, finetune = tmp_path / "mae", tmp_path / "finetune"
-    words = [f"--config=configs/mae/{preset}.yaml", *_cut(tiny_set, mae, 20, 4)]
-    done = start(command("lensdist.train", *words), timeout=500)
-    assert done.returncode == 0, done.stderr
+    _train(f"mae/{preset}", *_cut(tiny_set, mae, 20, 4))
     # The recipe freezes the encoder first: an epoch of that, so that both stages are run.
     batch, frozen = (8, 1) if preset == "reference" else (4, 0)
-    words = [f"--config=configs/finetune/{preset}.yaml", *_cut(tiny_set, finetune, 20, batch)]
-    words += [f"encoder={mae}", f"frozen_epochs={frozen}"]
-    done = start(command("lensdist.train", *words), timeout=500)
-    assert done.returncode == 0, done.stderr
+    words = [*_cut(tiny_set, finetune, 20, batch), f"encoder={mae}", f"frozen_epochs={frozen}"]
+    _train(f"finetune/{preset}", *words)
     for run in (mae, finetune):
-        record = completed(run)
-        assert record is not None
-        assert record["steps"] == 20
-        assert record["preset"] == preset
+        _check(run, preset)
 
 
 COMMON = sorted(p.stem for p in (ROOT / "configs" / "common").glob("*.yaml") if p.stem != "debug")
@@ -52,13 +60,8 @@ def test_a_preset_of_the_common_task(preset: str, common_set: Path, tmp_path: Pa
     words = [*_cut(common_set, run, 20, 2), "data.labels_per_class=2", "init=random"]
     if preset.startswith("unfreeze"):
         words += ["unfreeze_epochs=[1,1,1,1,1,25]"]
-    words = [f"--config=configs/common/{preset}.yaml", *words]
-    done = start(command("lensdist.train", *words), timeout=500)
-    assert done.returncode == 0, done.stderr
-    record = completed(run)
-    assert record is not None
-    assert record["steps"] == 20
-    assert record["preset"] == preset
+    _train(f"common/{preset}", *words)
+    record = _check(run, preset)
     assert record["config"]["model"]["image_size"] == 150
 
 
@@ -76,18 +79,11 @@ def test_a_preset_of_super_resolution(
 ) -> None:
     pretrained, run = tmp_path / "mae", tmp_path / "run"
     images = pairs_set if mae.startswith("pairs") else tiny_set
-    words = [f"--config=configs/mae/{mae}.yaml", *_cut(images, pretrained, 2, 2)]
-    done = start(command("lensdist.train", *words), timeout=500)
-    assert done.returncode == 0, done.stderr
-    words = [f"--config=configs/sr/{preset}.yaml", *_cut(pairs_set, run, 20, 2)]
-    words += [f"encoder={pretrained}", "data.train_images=10"]
+    _train(f"mae/{mae}", *_cut(images, pretrained, 2, 2))
+    words = [*_cut(pairs_set, run, 20, 2), f"encoder={pretrained}", "data.train_images=10"]
     words += ["frozen_epochs=1"] if "reference" in preset else []  # both stages are run
-    done = start(command("lensdist.train", *words), timeout=500)
-    assert done.returncode == 0, done.stderr
-    record = completed(run)
-    assert record is not None
-    assert record["steps"] == 20
-    assert record["preset"] == preset
+    _train(f"sr/{preset}", *words)
+    _check(run, preset)
 
 
 @pytest.mark.parametrize("task", ["mae", "finetune", "common", "sr"])
