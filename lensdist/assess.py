@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lensdist import illustrate
+from lensdist import illustrate, provenance
 from lensdist.config.schema import TASKS, BaseRun
 from lensdist.data.config import AugmentConfig, DataConfig
 from lensdist.data.packed import PackedSet
@@ -94,7 +94,11 @@ class Subject:
     def facts(self) -> dict[str, Any]:
         """What scores must name to be worth anything: the data, and the weights."""
         data = {"path": str(self.packed.path), "fingerprint": self.packed.manifest.fingerprint}
-        return {"data": data, "weights": self.description["sha256"]}
+        return {
+            "data": data,
+            "weights": self.description["sha256"],
+            "code": provenance.code(),
+        }
 
     def target(self, name: str) -> Path:
         """`eval/<name>.json`.

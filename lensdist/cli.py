@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from lensdist import __version__
-from lensdist.errors import EXIT_BAD_INPUT, EXIT_FAILED, RunError, UserError
+from lensdist.outcome import conclude
 
 COMMANDS = {
     "simulate": "make images of strong lenses",
@@ -25,6 +25,10 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns its exit code."""
+    return conclude(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="lensdist",
         description="Train models on strong-gravitational-lensing images.",
@@ -38,17 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     args = parser.parse_args(argv)
-    try:
-        return int(args.run(args))
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except RunError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_FAILED
+    return int(args.run(args))
 
 
 if __name__ == "__main__":

@@ -12,22 +12,15 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
 from lensdist.engine.differences import differences
-from lensdist.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_DONE,
-    EXIT_FAILED,
-    RunError,
-    UserError,
-    complain,
-    say,
-)
+from lensdist.errors import EXIT_DONE, EXIT_FAILED, UserError, say
+from lensdist.outcome import conclude
 from lensdist.phases import completed
 
 if TYPE_CHECKING:
@@ -44,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python -m lensdist.train`; returns its exit code."""
     parser = argparse.ArgumentParser(prog="lensdist train")
     add_arguments(parser)
-    return launch(parser.parse_args(argv))
+    return conclude(lambda: launch(parser.parse_args(argv)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,34 +56,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def launch(args: argparse.Namespace) -> int:
-    """Train as asked; returns the exit code (several processes leave by themselves)."""
-    world: World | None = None
-    try:
-        cfg = load(args.config, args.overrides, schema=schema_of)
-        done = _already_done(cfg, args.resume)
-        if done:
-            say(done)
-            return EXIT_DONE
-        from lensdist.engine.phase import run
-        from lensdist.engine.world import World
+    """Train as asked; returns the exit code. Several processes leave by themselves.
 
-        world = World(cfg)
-        code = run(cfg, args.resume, world)
-    except UserError as e:
-        complain(e)
-        code = EXIT_BAD_INPUT
-    except RunError as e:
-        complain(e)
-        code = EXIT_FAILED
-    except Exception:
-        if world is None or world.size == 1:
-            raise
+    Raises:
+        UserError: nothing was started.
+        RunError: training had begun and could not go on.
+        DeviceError: this node is not fit for the run.
+    """
+    cfg = load(args.config, args.overrides, schema=schema_of)
+    done = _already_done(cfg, args.resume)
+    if done:
+        say(done)
+        return EXIT_DONE
+    from lensdist.engine.phase import run
+    from lensdist.engine.preflight import build_world
+
+    world = build_world(cfg)
+    if world.size > 1:
+        _leave_with_the_others(world, lambda: run(cfg, args.resume, world))
+    return run(cfg, args.resume, world)
+
+
+def _leave_with_the_others(world: World, work: Callable[[], int]) -> NoReturn:
+    """The word is left before the process group is taken down: whoever hears of that may kill."""
+    try:
+        code = conclude(work)
+    except BaseException:
         # The interpreter's teardown under a live process group may abort, or wait for the others.
         traceback.print_exc()
         code = EXIT_FAILED
-    if world is not None and world.size > 1:
-        world.close(code)
-    return code
+    world.close(code)
 
 
 def _already_done(cfg: BaseRun, resume: str) -> str | None:

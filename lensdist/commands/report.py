@@ -18,6 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="finished runs")
     parser.add_argument("--out", type=Path, required=True, help="folder for results.md and .json")
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="runs that are not there yet are named in the table, not refused",
+    )
     parser.add_argument("--title", default="Results", help="heading (default: %(default)s)")
     parser.add_argument(
         "--note", action="append", default=[], help="a sentence below the table; may be repeated"
@@ -29,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from lensdist.evaluate.report import collect, hard_rows, table, write_results
 
     for folder in args.runs:
-        if not (folder / "config.yaml").is_file():
+        if not (args.partial or (folder / "config.yaml").is_file()):
             raise UserError(f"{folder} is not a run: it has no config.yaml")
     rows = collect(args.runs)
     figures = [p for folder in args.runs for p in sorted((folder / "figures").glob("*.png"))]

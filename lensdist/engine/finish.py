@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from lensdist import provenance
 from lensdist.config.schema import BaseRun
 from lensdist.data.packed import PackedSet
 from lensdist.engine import checkpoint
@@ -18,8 +19,24 @@ from lensdist.phases import COMPLETE
 from lensdist.tasks.base import Task
 
 
-def finish(cfg: BaseRun, task: Task, outcome: Outcome, packed: PackedSet, seconds: float) -> None:
-    """Export the best checkpoint's model and write `COMPLETE.json`, last of all."""
+def finish(
+    cfg: BaseRun,
+    task: Task,
+    outcome: Outcome,
+    packed: PackedSet,
+    seconds: float,
+    encoder: str | None = None,
+) -> None:
+    """Export the best checkpoint's model and write `COMPLETE.json`, last of all.
+
+    Args:
+        cfg: the run's configuration.
+        task: what it learnt.
+        outcome: how training ended.
+        packed: the data.
+        seconds: that this life of the run took.
+        encoder: SHA-256 of the weights that it started from; None where they were random.
+    """
     folder, state = cfg.run.dir, outcome.state
     model, step = best_model(folder / "checkpoints", outcome, cfg.train.ema is not None)
     name, _ = task.select
@@ -40,6 +57,8 @@ def finish(cfg: BaseRun, task: Task, outcome: Outcome, packed: PackedSet, second
         "metrics": metrics,
         "seconds": round(seconds, 1),
         "data": packed.manifest.fingerprint,
+        "encoder": encoder,
+        "code": provenance.code(),
         "config": cfg.model_dump(mode="json"),
         "files": files,
     }

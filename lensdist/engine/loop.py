@@ -92,6 +92,7 @@ def train(
                 journal.event(state.step, "frozen layers", now.kept)
             restore_optimizer(optimizer_tensors, bare, now.optimizer)
             entered = state.step
+            stopper.begin_stage()
             optimizer_tensors.clear()  # a whole state, which the checkpoint read would hold too
 
         first, last = 0, total

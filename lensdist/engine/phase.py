@@ -5,6 +5,7 @@ All that a user can get wrong is checked before the run writes anything of its o
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +25,11 @@ from lensdist.engine.journal import Journal
 from lensdist.engine.lock import held
 from lensdist.engine.loop import train
 from lensdist.engine.pairs import check_pairs
+from lensdist.engine.preflight import check_devices
 from lensdist.engine.prepared import PreparedView
 from lensdist.engine.saver import Saver
 from lensdist.engine.stages import Phase
-from lensdist.engine.stopping import STOP, Stopper
+from lensdist.engine.stopping import STOP, Deadline, Stopper, job_ends
 from lensdist.engine.torch_settings import settle
 from lensdist.engine.world import World
 from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, UserError, say
@@ -42,8 +44,11 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
         UserError: the data, the pretrained encoder or what the folder holds do not suit the
             configuration; nothing was written but a set that the run simulated for itself.
         RunError: training had begun and could not go on.
+        DeviceError: see `preflight`; nothing was written.
     """
+    ends = job_ends(os.environ)
     settle(cfg, world.device)
+    check_devices(world)
     check_start(cfg, world)
     packed = PackedSet(_data(cfg, world))
     _check_images(cfg, packed)
@@ -72,14 +77,20 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
 
     # ---- all that a user can get wrong has been checked; from here on the run writes
     if not world.main:
-        return _train(phase, world, resumed, packed)
+        return _train(phase, world, resumed, packed, ends)
     cfg.run.dir.mkdir(parents=True, exist_ok=True)
     with held(cfg.run.dir):
         save(cfg, cfg.run.dir / "config.yaml")
-        return _train(phase, world, resumed, packed)
+        return _train(phase, world, resumed, packed, ends)
 
 
-def _train(phase: Phase, world: World, resumed: Checkpoint | None, packed: PackedSet) -> int:
+def _train(
+    phase: Phase,
+    world: World,
+    resumed: Checkpoint | None,
+    packed: PackedSet,
+    ends: float | None,
+) -> int:
     """What `run` does once all has been checked."""
     started = time.time()
     cfg, folder = phase.cfg, phase.cfg.run.dir
@@ -92,12 +103,15 @@ def _train(phase: Phase, world: World, resumed: Checkpoint | None, packed: Packe
         cfg.checkpoint.background,
         lambda step, sentence: journal.event(step, "not saved", sentence),
     )
+    if ends is not None:
+        stopper.deadline = Deadline(ends, saver.needs_s)
     try:
         outcome = train(phase, world, journal, saver, stopper, resumed)
         if outcome.status == "stopped":
             return EXIT_REQUEUE
         if world.main:
-            finish(cfg, phase.task, outcome, packed, time.time() - started)
+            seconds = time.time() - started
+            finish(cfg, phase.task, outcome, packed, seconds, phase.facts["encoder"])
             journal.event(outcome.state.step, "finished", str(folder))
     finally:
         try:

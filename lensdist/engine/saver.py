@@ -32,6 +32,8 @@ class Saver:
     ) -> None:
         self.stalled_s = 0.0
         """Seconds that the last save kept the training thread."""
+        self.slowest_s = 0.0
+        """Seconds from copying a state to its lying on the disk, at worst so far."""
         self._root = root
         self._keep = keep
         self._background = background
@@ -41,7 +43,16 @@ class Saver:
         self._defect: BaseException | None = None
         self._reported = True
         self._step = 0
+        self._began = 0.0
         self._staged: dict[str, Tensor] = {}
+
+    def needs_s(self) -> float:
+        """Seconds that a save asked for now may take, judging by those before it.
+
+        One that is under way must end first.
+        """
+        under_way = self._thread is not None and self._thread.is_alive()
+        return self.slowest_s * (2 if under_way else 1)
 
     def prepare(self, tensors: Mapping[str, Tensor]) -> None:
         """Make room for states like this one in a thread, so that the first save need not.
@@ -62,6 +73,7 @@ class Saver:
         start = time.perf_counter()
         self.wait()
         self._step, self._failure, self._reported = step, None, False
+        self._began = time.perf_counter()
         staged = self._stage(tensors)
         if self._background:
             # Not a daemon: a run that ends must not cut its last checkpoint short.
@@ -127,3 +139,5 @@ class Saver:
             self._failure = e
         except BaseException as e:  # raised on the training thread, which would not hear of it
             self._defect = e
+        finally:
+            self.slowest_s = max(self.slowest_s, time.perf_counter() - self._began)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from lensdist.config.schema import BaseRun
+from lensdist.engine.launcher import conflicts, from_environment
 from lensdist.errors import UserError
 
 T = TypeVar("T")
@@ -32,7 +33,9 @@ class World:
     """
 
     def __init__(self, cfg: BaseRun) -> None:
-        _check_launcher(cfg)
+        found = conflicts(cfg, from_environment(os.environ))
+        if found:
+            raise UserError("\n".join(found))
         buckets = DistributedDataParallelKwargs(
             broadcast_buffers=False,  # running statistics are ours: engine/batchnorm.py
             gradient_as_bucket_view=True,
@@ -149,26 +152,3 @@ class World:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def _check_launcher(cfg: BaseRun) -> None:
-    launcher: dict[str, Any] = {"precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no")}
-    if launcher["precision"] not in ("no", cfg.precision):
-        raise UserError(
-            f"precision: the run's configuration says {cfg.precision!r} but accelerate's launcher "
-            f"says {launcher['precision']!r}; change one of them (the run's is enough)"
-        )
-    # Each would change what a step computes without a word in the run's own files.
-    for name, neutral in (("GRADIENT_ACCUMULATION_STEPS", "1"), ("DYNAMO_BACKEND", "NO")):
-        asked = os.environ.get(f"ACCELERATE_{name}", neutral)
-        if asked.upper() != neutral:
-            raise UserError(
-                f"accelerate's launcher sets {name.lower()} to {asked}; leave it at "
-                f"{neutral.lower()} (accumulation is train.global_batch over train.micro_batch)"
-            )
-    for engine in ("DEEPSPEED", "FSDP"):
-        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
-            raise UserError(
-                f"accelerate's launcher asks for {engine} but the run's engine is {cfg.engine}; "
-                "launch without it"
-            )

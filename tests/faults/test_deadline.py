@@ -1,0 +1,180 @@
+"""A run leaves, saved, before its job's time limit; whoever started it can read how it ended.
+
+    python -m tests.faults.test_deadline WHEN N -- arguments of lensdist.train
+
+WHEN is `limit` (at step N, no time is left but the reserve) or `crash` (of process 1, there).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lensdist import outcome, train
+from lensdist.engine import checkpoint, loop, phase, stages, stopping
+from lensdist.engine.batches import StepPlan
+from lensdist.engine.preflight import ASKED
+from lensdist.engine.stopping import DEADLINE, Deadline
+from lensdist.phases import completed
+from lensdist.tasks.base import Stage
+from lensdist.tasks.mae import MaeTask
+from lensdist.track.log import read
+from tests.conftest import command, environment, settings, start
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+STEPS = 30
+SOON = 240.0  # s: no machine is so slow that a run of a second would not end before
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def words(data: Path, run: Path, **more: Any) -> list[str]:
+    few: dict[str, Any] = {
+        "train.max_steps": STEPS,
+        "train.epochs": 6,
+        "train.ema": 0.9,
+        "train.log_every": 4,
+    }
+    few |= {"checkpoint.every_steps": 50, "optim.schedule": "{kind: cosine, warmup_steps: 3}"}
+    return settings("mae", data, run, **{**few, **more})
+
+
+def newest(run: Path) -> checkpoint.Checkpoint:
+    found, _ = checkpoint.newest(run / "checkpoints")
+    assert found is not None
+    return found
+
+
+def test_a_run_leaves_before_its_limit_and_goes_on_in_the_same_bits(
+    tiny_set: Path, tmp_path: Path
+) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    limit = time.time() + SOON
+    killer = command("tests.faults.test_deadline", "limit", 13, "--", *words(tiny_set, run))
+    done = start(killer, env=environment(**{DEADLINE: f"{limit:.0f}"}))
+    assert done.returncode == 75, done.stderr
+    assert time.time() < limit
+    assert "step 14: stopped and saved: the job's time limit" in done.stderr
+    assert newest(run).step == 14
+    both = [words(tiny_set, run), words(tiny_set, whole)]
+    code = f"import sys; from lensdist.train import main; sys.exit(max(map(main, {both})))"
+    done = start([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
+    assert "resumed: step-00000014" in done.stderr
+    ours, theirs = newest(run), newest(whole)
+    assert ours.step == theirs.step == STEPS
+    assert ours.meta["state"] == theirs.meta["state"]
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    for name, tensor in theirs.tensors.items():
+        assert torch.equal(tensor, ours.tensors[name]), name
+    exports = [(completed(r) or {})["files"]["export/model.safetensors"] for r in (run, whole)]
+    assert exports[0] == exports[1]
+
+
+def test_with_no_time_left_a_step_is_done_and_saved_all_the_same(
+    tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DEADLINE, f"{time.time():.0f}")
+    for step in (1, 2):  # or a chain of short jobs would never get anywhere
+        assert train.main(words(tiny_set, tmp_path / "run")) == 75
+        assert newest(tmp_path / "run").step == step
+
+
+def test_what_a_stage_begins_with_does_not_count_as_a_step(
+    tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def slowly(*args: Any) -> Any:
+        nonlocal now
+        now += 1000  # features are kept, say
+        return stages.enter(*args)
+
+    monkeypatch.setattr(loop, "enter", slowly)
+    monkeypatch.setattr(MaeTask, "stages", lambda *_: [Stage(1, ("",)), Stage(1, ("",))])
+    monkeypatch.setattr(phase, "job_ends", lambda _: 2500.0)
+    monkeypatch.setattr(phase, "Deadline", partial(Deadline, clock=lambda: now))
+    assert train.main(words(tiny_set, tmp_path / "run", **{"train.max_steps": 9})) == 0
+    assert now == 2000  # of 2500; one such gap more would not fit in
+
+
+def test_a_limit_that_is_no_time_is_refused_before_anything_is_written(
+    tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DEADLINE, "tomorrow")
+    monkeypatch.setenv(outcome.FOLDER, str(tmp_path / "words"))
+    assert train.main(words(tiny_set, tmp_path / "run")) == 2
+    assert not (tmp_path / "run").exists()
+    (word,) = outcome.read(tmp_path / "words")
+    assert word.kind == "input"
+    assert "give seconds since 1970" in word.error
+
+
+def test_two_processes_get_ready_leave_together_and_say_so(
+    tiny_set: Path, tmp_path: Path, port: int
+) -> None:
+    run, said = tmp_path / "run", tmp_path / "words"
+    env = environment(**{DEADLINE: f"{time.time() + SOON:.0f}", ASKED: "1"})
+    env |= {outcome.FOLDER: str(said)}
+    helper = ("tests.faults.test_deadline", "limit", 13, "--", *words(tiny_set, run))
+    start(command(*helper, processes=2, port=port), env=env)
+    assert [w.rank for w in outcome.devices(said)] == [0, 1]
+    assert [w.rank for w in outcome.ready(said)] == [0, 1]
+    assert sorted((w.rank, w.kind) for w in outcome.read(said)) == [(0, "saved"), (1, "saved")]
+    assert newest(run).step == 14
+    events = [r for r in read(run / "metrics.jsonl") if r["kind"] == "event"]
+    assert (events[-1]["what"], events[-1]["detail"]) == (
+        "stopped and saved",
+        "the job's time limit",
+    )
+
+
+def test_the_process_that_fell_first_is_known(tiny_set: Path, tmp_path: Path, port: int) -> None:
+    said = tmp_path / "words"
+    helper = ("tests.faults.test_deadline", "crash", 5, "--", *words(tiny_set, tmp_path / "run"))
+    done = start(
+        command(*helper, processes=2, port=port), env=environment(**{outcome.FOLDER: str(said)})
+    )
+    assert done.returncode not in (0, 75)
+    first, *others = outcome.read(said)
+    assert (first.rank, first.kind, first.echo) == (1, "crashed", False)
+    assert first.error == "ZeroDivisionError: at step 5"
+    assert "in train" in first.traceback
+    assert all(word.echo for word in others)  # the launcher may kill it before it has a word
+
+
+def _arm(when: str, number: int) -> None:
+    original = StepPlan.place
+
+    def place(plan: StepPlan, step: int, micro: int) -> tuple[int, int]:
+        if step == number and micro == plan.mine[0]:
+            if when == "crash" and os.environ.get("RANK") == "1":
+                raise ZeroDivisionError(f"at step {step}")
+            if when == "limit":
+                stopping.RESERVE = float(os.environ[DEADLINE]) - time.time()
+        return original(plan, step, micro)
+
+    StepPlan.place = place  # type: ignore[method-assign,assignment]
+
+
+if __name__ == "__main__":
+    split = sys.argv.index("--")
+    _arm(sys.argv[1], int(sys.argv[2]))
+    sys.exit(train.main(sys.argv[split + 1 :]))

@@ -1,0 +1,176 @@
+"""Operations of a network, from its configuration, against torch's own counter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lensdist.config import load
+from lensdist.config.schema import (
+    BaseRun,
+    CommonRun,
+    FinetuneRun,
+    MaeRun,
+    SuperResolutionRun,
+    schema_of,
+)
+from lensdist.data.preprocess import Preprocess
+from lensdist.flops import forward_flops, train_flops
+from lensdist.models.ensemble import Ensemble
+from lensdist.models.masking import masked_count
+from lensdist.tasks.build import build_task
+from tests.conftest import ROOT, settings
+
+pytestmark = pytest.mark.unit
+BATCH = 2
+
+
+def _config(preset: str, *changes: str) -> BaseRun:
+    return load(ROOT / "configs" / f"{preset}.yaml", changes, schema=schema_of)
+
+
+def _network(cfg: BaseRun) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """What the task builds, and what a step gives it, without memory or work."""
+    model: Any = cfg.model  # type: ignore[attr-defined]
+    bands, size = cfg.preprocess.seen(model.in_channels, model.image_size)
+    with torch.device("meta"):
+        inputs: tuple[Any, ...] = (torch.empty(BATCH, bands, size, size),)
+        if isinstance(cfg, CommonRun):  # which the task would build and try twice
+            return Ensemble(cfg.model, 3, cfg.seen_bands), inputs
+        if isinstance(cfg, MaeRun):
+            mask = torch.empty(BATCH, cfg.model.grid**2, dtype=torch.bool)
+            inputs += (mask, masked_count(cfg.mask, cfg.model.grid**2))
+        task = build_task(cfg, ("a", "b", "c"), Preprocess(cfg.preprocess, [0.0], [1.0]))
+        return task.build(), inputs
+
+
+def _counted(cfg: BaseRun) -> float:
+    network, inputs = _network(cfg)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network(*inputs)
+    return counter.get_total_flops() / BATCH
+
+
+def _tiny(task: str) -> BaseRun:
+    config, *words = settings(task, Path("x"), Path("y"))
+    return load(ROOT / config.removeprefix("--config="), words, schema=schema_of)
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [
+        *("mae/debug", "mae/small", "mae/best", "mae/pairs-small", "mae/reference"),
+        *("finetune/debug", "finetune/small", "finetune/reference"),
+        *("sr/debug", "sr/best", "sr/reference"),
+    ],
+)
+def test_presets_of_transformers(preset: str) -> None:
+    cfg = _config(preset)
+    assert forward_flops(cfg) == pytest.approx(_counted(cfg), rel=1e-3)
+
+
+@pytest.mark.parametrize("task", ["mae", "finetune", "sr"])
+def test_tiny_transformers(task: str) -> None:
+    cfg = _tiny(task)
+    assert forward_flops(cfg) == pytest.approx(_counted(cfg), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("model.stem=conv",),
+        ("model.image_size=60", "model.patch_size=10", "model.in_channels=2", "model.stem=conv"),
+        ("model.image_size=60", "model.patch_size=10"),
+        ("model.decoder=tokens", "model.decoder_depth=3", "mask.ratio=0.9"),
+    ],
+)
+def test_other_shapes_of_an_autoencoder(changes: tuple[str, ...]) -> None:
+    cfg = _config("mae/debug", *changes)
+    assert forward_flops(cfg) == pytest.approx(_counted(cfg), rel=1e-3)
+
+
+@pytest.mark.parametrize("decoder", ["residual", "upconv"])
+def test_other_shapes_of_a_super_resolver(decoder: str) -> None:
+    cfg = _config("sr/debug", f"model.decoder={decoder}", "model.factor=4", "model.sigma=true")
+    assert forward_flops(cfg) == pytest.approx(_counted(cfg), rel=1e-3)
+
+
+@pytest.mark.parametrize("preset", ["common/debug", "common/small", "common/small-reference"])
+def test_presets_of_convolutional_networks(preset: str) -> None:
+    cfg = _config(preset)
+    assert forward_flops(cfg) == pytest.approx(_counted(cfg), rel=0.1)
+
+
+@pytest.mark.parametrize("grey", ["repeat", "fold"])
+@pytest.mark.parametrize("member", ["densenet161", "resnet18", "resnet50", "shufflenet_v2_x0_5"])
+def test_each_published_network(member: str, grey: str) -> None:
+    words = [f"model.members=[{member}]", f"model.grey={grey}", "model.resize=64"]
+    cfg = _config("common/reference", *words)
+    assert forward_flops(cfg) == pytest.approx(_counted(cfg), rel=0.02)
+
+
+def test_a_size_that_halving_does_not_divide() -> None:
+    cfg = _config("common/reference", "model.members=[resnet50]", "model.resize=null")
+    assert forward_flops(cfg) == pytest.approx(_counted(cfg), rel=0.1)
+
+
+def test_the_recipe_s_size_is_met_almost_exactly() -> None:
+    cfg = _config("common/reference")
+    assert forward_flops(cfg) == pytest.approx(_counted(cfg), rel=0.001)
+
+
+def test_a_member_that_no_table_has_is_unknown() -> None:
+    cfg = _config("common/debug", "model.members=[resnet18,vgg11]")
+    assert forward_flops(cfg) is None
+    assert train_flops(cfg) is None
+
+
+@pytest.mark.parametrize("preset", ["mae/debug", "finetune/small", "sr/reference", "common/debug"])
+def test_training_takes_three_times_as_much(preset: str) -> None:
+    cfg = _config(preset, *([] if preset.startswith(("mae", "common")) else ["encoder=null"]))
+    network, inputs = _network(cfg)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        network(*inputs).sum().backward()
+    counted = counter.get_total_flops() / BATCH
+    found = train_flops(cfg)
+    assert found is not None
+    assert counted <= found * 1.05
+    assert found == pytest.approx(counted, rel=0.2)
+
+
+def test_a_frozen_encoder_is_only_run_forward() -> None:
+    def cost(preset: str, *changes: str) -> float:
+        found = train_flops(_config(preset, *changes))
+        assert found is not None
+        return found
+
+    for preset in ("finetune/reference", "sr/reference"):
+        alone = cost(preset, "frozen_epochs=0")
+        assert cost(preset, "encoder=null") == alone  # from scratch nothing is frozen
+        half = cost(preset, "frozen_epochs=15")
+        whole = cost(preset, "frozen_epochs=30")
+        assert cost(preset, "frozen_epochs=99") == whole
+        assert alone - half == pytest.approx(half - whole)
+        assert whole < alone
+    forward = forward_flops(_config("finetune/reference"))
+    probe = cost("finetune/reference", "linear_probe=true", "encoder=null")
+    assert probe == pytest.approx(forward, rel=0.01)  # the head is small
+
+
+def test_each_task_is_known() -> None:
+    for preset, kind in {
+        "mae/best": MaeRun,
+        "finetune/best": FinetuneRun,
+        "sr/best": SuperResolutionRun,
+        "common/best": CommonRun,
+    }.items():
+        cfg = _config(preset)
+        assert isinstance(cfg, kind)
+        assert (train_flops(cfg) or 0) > 0

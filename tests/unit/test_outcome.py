@@ -1,0 +1,215 @@
+"""The word that a process leaves at its end, and what it says before it begins."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from lensdist import cli, outcome, train
+from lensdist.errors import RunError, UserError
+from lensdist.outcome import DeviceError, Outcome, conclude, leave, leave_for, read
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(outcome.FOLDER, str(tmp_path / "words"))
+    monkeypatch.delenv("RANK", raising=False)
+    return tmp_path / "words"
+
+
+def raising(error: BaseException) -> Callable[[], NoReturn]:
+    def work() -> NoReturn:
+        raise error
+
+    return work
+
+
+def only(folder: Path) -> Outcome:
+    (word,) = read(folder)
+    return word
+
+
+# ---- the end
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(0, "done"), (75, "saved"), (2, "input"), (1, "failed"), (3, "failed")]
+)
+def test_an_exit_code_is_a_word(code: int, kind: str, folder: Path) -> None:
+    assert conclude(lambda: code) == code
+    word = only(folder)
+    assert word.kind == kind
+    assert word.bad == bool(word.error) == (code not in (0, 75))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [
+        (UserError("a: mend it"), "input", 2),
+        (RunError("no number"), "failed", 1),
+        (DeviceError("cuda:0 errs"), "device", 1),
+        (KeyboardInterrupt(), "failed", 1),
+    ],
+)
+def test_a_foreseen_end_is_told_and_its_sentence_kept(
+    error: BaseException, kind: str, code: int, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert conclude(raising(error)) == code
+    word = only(folder)
+    assert (word.kind, word.traceback) == (kind, "")
+    assert word.error == (str(error) or "interrupted")
+    assert word.error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ValueError("one\n  two"), "ValueError: one"),
+        (MemoryError(), "MemoryError"),
+        (KeyError("name"), "KeyError: 'name'"),
+    ],
+)
+def test_what_nobody_foresaw_goes_on_and_leaves_its_traceback(
+    error: BaseException, sentence: str, folder: Path
+) -> None:
+    with pytest.raises(type(error)):
+        conclude(raising(error))
+    word = only(folder)
+    assert (word.kind, word.error, word.echo) == ("crashed", sentence, False)
+    assert "in work" in word.traceback
+    assert str(error) in word.traceback
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "sentence"),
+    [(None, "done", ""), (0, "done", ""), (2, "input", "code 2"), ("no disk", "failed", "no disk")],
+)
+def test_an_exit_from_anywhere_is_a_word_too(
+    code: Any, kind: str, sentence: str, folder: Path
+) -> None:
+    with pytest.raises(SystemExit):
+        conclude(lambda: sys.exit(code))
+    word = only(folder)
+    assert word.kind == kind
+    assert sentence in word.error
+
+
+def test_nobody_asked_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(outcome.FOLDER, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert conclude(lambda: 0) == 0
+    outcome.announce("ready", "cpu", None, 0.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_word_that_cannot_be_left_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(outcome.FOLDER, str(tmp_path / "file"))
+    assert conclude(lambda: 75) == 75
+    monkeypatch.setenv("RANK", "nobody")
+    leave("done")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:4711",
+        "NCCL error in: ProcessGroupNCCL.cpp:3699, remote process exited",
+    ],
+)
+def test_who_fell_first_is_found_though_clocks_differ(
+    message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank, time, error in [
+        ("3", 200.0, ValueError("mine")),
+        ("0", 100.0, RuntimeError(message)),  # a node whose clock is slow
+        ("7", 201.0, ValueError("mine, later")),
+    ]:
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr("time.time", lambda time=time: time)
+        leave("crashed", error)
+    monkeypatch.setenv("RANK", "1")
+    leave("saved")
+    assert [word.rank for word in read(folder)] == [3, 7, 0, 1]
+    assert [word.echo for word in read(folder)] == [False, False, True, False]
+
+
+def test_torn_words_are_passed_over(folder: Path) -> None:
+    leave("done")
+    whole = (folder / "rank-00000.json").read_text()
+    (folder / "rank-00001.json").write_text(whole[:20])
+    (folder / "rank-00002.json").write_bytes(b"\xff\xfe")
+    (folder / "rank-00003.json").write_text(json.dumps({**json.loads(whole), "later": 1}))
+    assert [word.rank for word in read(folder)] == [0]
+    assert read(folder / "nowhere") == []
+
+
+def test_a_launcher_speaks_only_for_who_has_not_spoken(folder: Path) -> None:
+    leave("saved")
+    leave_for(folder, 0, "crashed", "lost")
+    leave_for(folder, 4, "device", "no GPU")
+    assert [(w.rank, w.kind, w.error) for w in read(folder)] == [
+        (4, "device", "no GPU"),
+        (0, "saved", ""),
+    ]
+    assert read(folder)[0].host == outcome.node_name()
+
+
+# ---- the beginning
+
+
+def test_devices_and_readiness_are_told_apart(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome.announce("device", "cpu", None, 0.5)
+    monkeypatch.setenv("RANK", "12")
+    outcome.announce("device", "cuda:4 X", 312.5, 1.5)
+    outcome.announce("ready", "cuda:4 X", 312.5, 2.5)
+    assert sorted(word.rank for word in outcome.devices(folder)) == [0, 12]
+    (word,) = outcome.ready(folder)
+    assert (word.rank, word.device, word.tflops, word.seconds) == (12, "cuda:4 X", 312.5, 2.5)
+    assert read(folder) == []  # none of this is an end
+
+
+def test_readiness_that_cannot_be_told_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(outcome.FOLDER, str(tmp_path / "file"))
+    with pytest.raises(OSError):
+        outcome.announce("ready", "cpu", None, 0.0)
+
+
+# ---- the commands
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["pack", "nowhere", "x"], 2, "nowhere"),
+        (["train", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),
+    ],
+)
+def test_a_command_leaves_its_word(
+    words: list[str], code: int, sentence: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert cli.main(words) == code
+    word = only(folder)
+    assert word.kind == "input"
+    assert sentence in word.error
+
+
+def test_a_bad_command_line_is_the_users(folder: Path) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["--no-such-flag"])
+    assert only(folder).kind == "input"
