@@ -1,11 +1,12 @@
 """The launcher: sends a chain of phases to SLURM, or runs it here. Never imports torch.
 
-submit.py    the command line
-chain.py     what is run, in which order          configs/chains/
-cluster.py   on what, for how long                configs/clusters/
-plan.py      both, checked and worked out: the one thing that every command starts from
-jobs.py      one phase as a file, and what a node does with it
-sending.py   plan to submitit
-showing.py   plans and tables as text
-watching.py  what became of it
+submit.py commands.py   the command line
+spec/                   what is asked for: chains, clusters, settings, sweeps
+planning/               checked and worked out, with what is there already and how long it takes
+sending/                to submitit: a copy of the code, batch scripts, jobs; sending again
+node/                   what a job does: begin an attempt, check and run on every node, settle
+watching/               what became of it: status, logs, why
+job.py                  one phase as a file: all that passes from here to a node
+ledger.py               all that was done for a phase, attempt after attempt
+scheduler.py            SLURM's commands
 """

@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Plan a chain of phases, send it to SLURM or run it here, and see how it stands.
+"""Send a chain of phases to SLURM, or run it here, and look after it.
 
     python slurm/submit.py plan
     python slurm/submit.py submit --cluster configs/clusters/slurm-gpu.yaml data.path=packed seed=1
     python slurm/submit.py status
+    python slurm/submit.py logs -f pretrain
+    python slurm/submit.py why
+    python slurm/submit.py resume finetune
 
 Exit codes: 0 done; 1 failure; 2 bad configuration or input, nothing was sent.
 """
@@ -19,20 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `slurm` is not installed: it is used from a clone, from anywhere
 
 from lensdist.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, RunError, UserError  # noqa: E402
-from slurm.plan import make_plan  # noqa: E402
-
-COMMANDS = {
-    "plan": "show what would run where; sends nothing",
-    "submit": "send the chain, or run it here (executor local, debug)",
-    "status": "show how far each phase is",
-}
+from slurm import commands  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     args = _parser().parse_args(argv)
     try:
-        _ACTIONS[args.command](args)
+        commands.ACTIONS[args.command](args)
     except UserError as e:
         for line in str(e).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -41,8 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it was", file=sys.stderr)
-        return EXIT_FAILED
+        if args.command in ("submit", "resume"):
+            print("interrupted; the same command goes on where it was", file=sys.stderr)
+            return EXIT_FAILED
+        return EXIT_DONE  # the end of `logs -f`
+    except BrokenPipeError:  # `status | head`
+        sys.stderr.close()
+        return EXIT_DONE
     return EXIT_DONE
 
 
@@ -51,49 +53,66 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python slurm/submit.py", description=__doc__, formatter_class=raw
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, summary in COMMANDS.items():
-        one = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
-        one.add_argument(
-            "words",
-            nargs="*",
-            metavar="phase|key=value",
-            help="phases (default: all); settings: key=value for every training phase, "
-            "PHASE.key=value for one, cluster.key=value, runs=FOLDER",
-        )
-        configs = ROOT / "configs"
-        for what, default in (("chain", "vi_a"), ("cluster", "local")):
+    found = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in commands.SUMMARIES.items():
+        one = found.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        one.add_argument("words", nargs="*", metavar="phase|key=value", help=_words(name))
+        _add_file(one, "chain", commands.CHAIN)
+        _add_file(one, "cluster", commands.CLUSTER)
+        if name in ("plan", "submit"):
+            _add_plan(one)
+        if name == "plan":
             one.add_argument(
-                f"--{what}",
-                type=Path,
-                metavar="FILE",
-                default=configs / f"{what}s" / f"{default}.yaml",
-                help=f"default: configs/{what}s/{default}.yaml",
+                "--test-only", action="store_true", help="ask SLURM when each job would start"
+            )
+        elif name == "status":
+            one.add_argument("--json", action="store_true", help="for programs")
+        elif name == "logs":
+            one.add_argument("-f", "--follow", action="store_true", help="until the phases end")
+            one.add_argument("-n", "--lines", type=int, default=50, help="of each (default: 50)")
+            one.add_argument("--all-nodes", action="store_true", help="not only the first node")
+        elif name == "resume":
+            one.add_argument(
+                "--nodes", metavar="N|MIN-MAX", help="on so many nodes; the same samples in order"
             )
     return parser
 
 
-def _plan(args: argparse.Namespace) -> None:
-    from slurm.showing import shown
-
-    print(shown(make_plan(args.chain, args.cluster, args.words)))
-
-
-def _submit(args: argparse.Namespace) -> None:
-    from slurm.sending import send
-
-    plan = make_plan(args.chain, args.cluster, args.words)
-    send(plan, lambda sentence: print(sentence, flush=True))
+def _words(command: str) -> str:
+    phases = "phases (default: all)"
+    if command in ("plan", "submit"):
+        return (
+            f"{phases}; settings: key=value for every training phase, PHASE.key=value for one, "
+            "cluster.key=value, runs=FOLDER"
+        )
+    return f"{phases}; runs=FOLDER; other settings, and --cluster, need not be said again"
 
 
-def _status(args: argparse.Namespace) -> None:
-    from slurm.showing import table
-    from slurm.watching import status
+def _add_file(parser: argparse.ArgumentParser, what: str, default: Path) -> None:
+    parser.add_argument(
+        f"--{what}",
+        type=Path,
+        metavar="FILE",
+        default=default,
+        help=f"default: configs/{what}s/{default.name}",
+    )
 
-    print(table(status(args.chain, args.words)))
 
-
-_ACTIONS = {"plan": _plan, "submit": _submit, "status": _status}
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="key=v1,v2",
+        help="a job array over these values, and a table; may be repeated, for all combinations",
+    )
+    parser.add_argument(
+        "--rerun-on",
+        default="config,data,code",
+        metavar="WHAT",
+        help="what makes a finished phase run again when it has changed: any of config, data and "
+        "code, or none (default: %(default)s)",
+    )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def write_chain(folder: Path, data: Path, steps: int = 6, **more: Any) -> Path:
 def write_cluster(folder: Path, **settings: Any) -> Path:
     """`cluster.yaml`."""
     file = folder / "cluster.yaml"
-    file.write_text(json.dumps({"executor": "local", "walltime": 20} | settings))
+    usual = {"executor": "local", "walltime": 20, "requeue": {"backoff": 0}}
+    file.write_text(json.dumps(usual | settings))
     return file
 
 
@@ -53,11 +54,10 @@ def submit(
     env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """`python slurm/submit.py …`, from the chain's folder."""
-    kept = {k: v for k, v in environment(**(env or {})).items() if k != "ACCELERATE_USE_CPU"}
     done = subprocess.run(
         [*SUBMIT, command, "--chain", str(chain), "--cluster", str(cluster), *words],
         cwd=chain.parent,
-        env={k: v for k, v in kept.items() if k != "PYTHONPATH"},
+        env=_environment(env),
         capture_output=True,
         text=True,
         check=False,
@@ -65,6 +65,23 @@ def submit(
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done
+
+
+def start_submit(chain: Path, cluster: Path, *words: str) -> subprocess.Popen[str]:
+    """The same of `submit`, without waiting."""
+    return subprocess.Popen(
+        [*SUBMIT, "submit", "--chain", str(chain), "--cluster", str(cluster), *words],
+        cwd=chain.parent,
+        env=_environment(None),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _environment(more: dict[str, str] | None) -> dict[str, str]:
+    kept = environment(**(more or {}))
+    return {k: v for k, v in kept.items() if k not in ("ACCELERATE_USE_CPU", "PYTHONPATH")}
 
 
 def jobs_of(runs: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from tests.slurm.minislurm import MiniSlurm, missing
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[MiniSlurm]:
-    """Two nodes of four cores."""
+    """Four nodes of four cores; of each process of pytest-xdist its own."""
     lacking = missing()
     if lacking or os.geteuid():
         what = f"no {', '.join(lacking)} here" if lacking else "only root can run a SLURM"
@@ -25,6 +25,13 @@ def cluster() -> Iterator[MiniSlurm]:
         pytest.skip(why)
     # Not under pytest's own folder, which other users cannot enter: munged refuses that.
     base = Path(tempfile.mkdtemp(prefix="minislurm-"))
-    with MiniSlurm(base, nodes=2, cpus=4) as running:
+    with MiniSlurm(base, nodes=4, cpus=4) as running:
         yield running
     shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(cluster: MiniSlurm) -> Iterator[None]:
+    """A test that leaves jobs, or nodes that are down, does so to itself alone."""
+    yield
+    cluster.clear()

@@ -1,7 +1,7 @@
 """A real SLURM of one controller and a few nodes in a folder, for tests (Linux, root).
 
-All nodes are this machine. They are named 127.0.0.1, 127.0.0.2, …: names that resolve without
-touching /etc/hosts. Debian's packages: `make slurm-deps`.
+All nodes are this machine, and their processes are plain processes of it. They are named 127.0.0.1,
+127.0.0.2, …: names that resolve without touching /etc/hosts. Debian's packages: `make slurm-deps`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 
 _CONF = """\
 ClusterName=lensdist
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
 SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-CredType=cred/munge
 # cred_expire is also the delay before a requeued job starts again (default 120 s); below 5 refused
 AuthInfo=socket={base}/munge.sock,cred_expire=5
 StateSaveLocation={base}/state
@@ -35,11 +33,9 @@ SlurmctldPidFile={base}/slurmctld.pid
 SlurmdPidFile={base}/slurmd.%n.pid
 SlurmctldLogFile={base}/log/slurmctld.log
 SlurmdLogFile={base}/log/slurmd.%n.log
-# no cgroups, no systemd, no pmix, no mail. As with cgroups, and unlike linuxproc, signals reach a
-# step's direct tasks only: what they start in sessions of their own hears of none
+# no cgroups: as with them, signals reach a step's tasks only, not what those start in sessions of
+# their own; unlike with them, all of a batch script's process group and not the script alone
 ProctrackType=proctrack/pgid
-TaskPlugin=task/none
-SwitchType=switch/none
 MpiDefault=none
 MailProg=/bin/true
 PropagateResourceLimits=NONE
@@ -49,20 +45,26 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
+# a node is DOWN 10-14 s after its death, and its jobs are queued again
+SlurmdTimeout=5
+MessageTimeout=3
 SlurmctldTimeout=10
-SlurmdTimeout=30
-MessageTimeout=10
-BatchStartTimeout=20
+BatchStartTimeout=10
 KillWait=5
 MinJobAge=86400
 # a new cluster must not hand out the ids of the last one
 FirstJobId={first}
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=10000,bf_interval=1
 PriorityType=priority/basic
-AccountingStorageType=accounting_storage/none
-JobAcctGatherType=jobacct_gather/none
+JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+# --signal is sent at preemption too, when GraceTime begins
+SlurmctldParameters=preempt_send_user_signal
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 State=UP
+PartitionName=DEFAULT Nodes=ALL MaxTime=INFINITE DefaultTime=10 State=UP
+PartitionName=main Default=YES PriorityTier=10 PreemptMode=REQUEUE GraceTime=10
+PartitionName=high PriorityTier=20 PreemptMode=OFF
 """
 
 
@@ -72,7 +74,7 @@ def missing() -> list[str]:
 
 
 class MiniSlurm:
-    """A cluster; use it as a context.
+    """A cluster; use it as a context. Several may be up at once.
 
     Args:
         base: an empty folder for its state and logs.
@@ -80,11 +82,12 @@ class MiniSlurm:
         cpus: cores that each node declares.
     """
 
-    def __init__(self, base: Path, nodes: int = 2, cpus: int = 4) -> None:
+    def __init__(self, base: Path, nodes: int = 4, cpus: int = 4) -> None:
         self.base = base
         self.names = [f"127.0.0.{i}" for i in range(1, nodes + 1)]
         self._cpus = cpus
-        self._daemons: list[subprocess.Popen[bytes]] = []
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._claim = socket.socket(socket.AF_UNIX)
         self.environment = {"SLURM_CONF": str(base / "slurm.conf")}
 
     def __enter__(self) -> MiniSlurm:
@@ -97,20 +100,19 @@ class MiniSlurm:
 
     def __exit__(self, *_: object) -> None:
         if self._daemons:
-            self.run("scancel", "--user=root", check=False)
-            _wait(self._no_jobs, 20, "the last jobs", fail=False)
-        for daemon in reversed(self._daemons):
+            with contextlib.suppress(TimeoutError):
+                self._cancel_all()
+        for daemon in reversed(self._daemons.values()):
             daemon.terminate()
-        for daemon in reversed(self._daemons):
+        for daemon in reversed(self._daemons.values()):
             try:
                 daemon.wait(10)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
         self._daemons.clear()
-        for pid in self._left():  # pgid loses what a killed launcher leaves; a real node would not
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _kill(self._processes())  # pgid loses what a killed launcher leaves; a real node would not
+        self._claim.close()
 
     def run(self, *words: str, check: bool = True) -> str:
         """A client command's output."""
@@ -121,15 +123,67 @@ class MiniSlurm:
         return done.stdout
 
     def job(self, number: str) -> dict[str, str]:
-        """What SLURM knows of a job: JobState, NodeList, ExitCode, …"""
+        """What SLURM knows of a job: JobState, NodeList, ExitCode, Restarts, …"""
         words = self.run("scontrol", "-o", "show", "job", number).split()
         return dict(w.split("=", 1) for w in words if "=" in w)
 
+    def wait_state(self, number: str, states: Collection[str], timeout: float) -> str:
+        """Wait until a job is in one of some states; the one that it is in."""
+        what = f"job {number} to be {' or '.join(states)}"
+        try:
+            _wait(lambda: self.job(number)["JobState"] in states, timeout, what)
+        except TimeoutError as e:
+            e.add_note(self.run("scontrol", "show", "job", number))
+            raise
+        return self.job(number)["JobState"]
+
     def finished(self, number: str, timeout: float) -> str:
         """Wait for a job's end; the state that it ended in."""
-        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
-        _wait(lambda: self.job(number)["JobState"] in over, timeout, f"job {number}")
-        return self.job(number)["JobState"]
+        return self.wait_state(number, OVER, timeout)
+
+    def tasks(self, number: str, node: str) -> list[int]:
+        """Processes of a job's steps on a node: srun's tasks and what they started.
+
+        The batch script and its srun are not among them.
+        """
+        return self._processes(f"SLURM_JOB_ID={number}", f"SLURMD_NODENAME={node}", "SLURM_STEP_ID")
+
+    def node(self, name: str) -> str:
+        """A node's state: IDLE, MIXED, ALLOCATED, DOWN+NOT_RESPONDING, IDLE+DRAIN, …"""
+        return self.run("scontrol", "-o", "show", "node", name).split("State=")[1].split()[0]
+
+    def node_crash(self, name: str) -> None:
+        """A machine dies: its slurmd and its jobs' processes, at once. SLURM is not told."""
+        daemon = self._daemons.pop(name)
+        victims = self._processes(f"SLURMD_NODENAME={name}")
+        # slurmstepd lacks that mark; it goes first, or it would report how its tasks ended.
+        _kill([*{step for pid in victims for step in _stepd(pid)}, daemon.pid, *victims])
+        daemon.wait()
+
+    def node_start(self, name: str) -> None:
+        """Boot a crashed node, and wait until it takes jobs."""
+        # No machine is back before SLURM has missed it; a plain process would be.
+        _wait(lambda: self.node(name).startswith("DOWN"), 60, f"{name} to be missed")
+        self._spawn(name, "slurmd", "-D", "-N", name)
+        self._ready(name)
+
+    def drain(self, name: str) -> None:
+        """No more jobs on a node; those that run go on."""
+        self.run("scontrol", "update", f"NodeName={name}", "State=DRAIN", "Reason=test")
+
+    def undrain(self, name: str) -> None:
+        """Jobs may use it again."""
+        self.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
+        self._ready(name)
+
+    def clear(self) -> None:
+        """Cancel all jobs, boot and undrain all nodes: as it was when it was new."""
+        self._cancel_all()
+        for name in self.names:
+            if name not in self._daemons:
+                self.node_start(name)
+            if "DRAIN" in self.node(name):
+                self.undrain(name)
 
     def _start(self) -> None:
         for folder in ("state", "log", *(f"spool/{name}" for name in self.names)):
@@ -138,78 +192,79 @@ class MiniSlurm:
         key = self.base / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        controller, *ports = _free_ports(1 + len(self.names))
+        controller, *ports = _ports(1 + len(self.names), self._claim)
         host = socket.gethostname().split(".")[0]
         nodes = "\n".join(
             f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} "
             f"CPUs={self._cpus} RealMemory=64000 State=UNKNOWN"
             for name, port in zip(self.names, ports, strict=True)
         )
-        conf = _CONF.format(
-            host=host,
-            base=self.base,
-            controller=controller,
-            nodes=nodes,
-            first=int(time.time()) % 500_000 * 100 + 1,
-        )
-        (self.base / "slurm.conf").write_text(conf)
+        first = int(time.time()) % 500_000 * 100 + 1
+        values = {"host": host, "base": self.base, "controller": controller, "first": first}
+        (self.base / "slurm.conf").write_text(_CONF.format(nodes=nodes, **values))
         files = {"key-file": "munge.key", "socket": "munge.sock", "pid-file": "munged.pid"}
         files |= {"seed-file": "munge.seed", "log-file": "log/munged.log"}
-        self._spawn("munged", "-F", *(f"--{k}={self.base / v}" for k, v in files.items()))
+        flags = (f"--{k}={self.base / v}" for k, v in files.items())
+        self._spawn("munged", "munged", "-F", *flags)
         _wait((self.base / "munge.sock").exists, 10, "munged")
-        self._spawn("slurmctld", "-D", "-i")
+        self._spawn("slurmctld", "slurmctld", "-D", "-i")
         # A slurmd that finds no controller tries again only after seconds.
         _wait(lambda: _answers(controller), 20, "slurmctld")
         for name in self.names:
-            self._spawn("slurmd", "-D", "-N", name)
-        _wait(self._idle, 30, f"idle nodes; see {self.base / 'log'}")
+            self._spawn(name, "slurmd", "-D", "-N", name)
+        for name in self.names:
+            self._ready(name)
 
-    def _left(self) -> list[int]:
-        """Processes of this cluster's jobs: their environment names its own slurm.conf."""
-        mark = f"SLURM_CONF={self.base}/slurm.conf".encode()
+    def _processes(self, *marks: str) -> list[int]:
+        """What the cluster's daemons and jobs run: their environment names its slurm.conf.
+
+        Args:
+            marks: more that must be in the environment: NAME, or NAME=VALUE.
+        """
+        wanted = {m.encode() for m in (f"SLURM_CONF={self.base}/slurm.conf", *marks)}
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                words = (folder / "environ").read_bytes().split(b"\0")
+                if wanted <= {*words, *(word.split(b"=")[0] for word in words)}:
                     found.append(int(folder.name))
         return found
 
-    def _no_jobs(self) -> bool:
-        return not self.run("squeue", "-h", check=False).strip()
+    def _cancel_all(self) -> None:
+        self.run("scancel", "--user=root", check=False)
+        _wait(lambda: not self.run("squeue", "-h", check=False).strip(), 40, "the last jobs")
 
-    def _idle(self) -> bool:
-        states = self.run("sinfo", "-h", "-N", "-o", "%T", check=False).split()
-        return states == ["idle"] * len(self.names)
+    def _ready(self, name: str) -> None:
+        bad = {"DOWN", "UNKNOWN", "NOT_RESPONDING"}
+        what = f"node {name}; see {self.base / 'log'}"
+        _wait(lambda: bad.isdisjoint(self.node(name).split("+")), 30, what)
 
-    def _spawn(self, *words: str) -> None:
+    def _spawn(self, name: str, *words: str) -> None:
         with (self.base / "log" / "daemons.log").open("ab") as log:
-            self._daemons.append(
-                subprocess.Popen(
-                    words,
-                    cwd=self.base,
-                    env={**os.environ, **self.environment},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,  # Ctrl-C in the tests is not for the daemons
-                    preexec_fn=_no_core_files,
-                )
+            self._daemons[name] = subprocess.Popen(
+                words,
+                cwd=self.base,
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C in the tests is not for the daemons
+                # slurmd's jobs inherit its hard limit: 180 MB a crash of torch.
+                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
             )
 
 
-def _no_core_files() -> None:
-    # slurmd raises its soft limit to the hard one, and jobs inherit that: 180 MB a crash of torch.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+def _ports(count: int, claim: socket.socket) -> list[int]:
+    """Free ports that no other cluster takes while the claim is open."""
+    for first in range(20_000, 30_000, 32):  # below those that the kernel gives to connections
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in range(first, first + count):
+                s = stack.enter_context(socket.socket())
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                s.bind(("127.0.0.1", port))
+            claim.bind(f"\0minislurm-{first}")  # an abstract name: it goes when its process does
+            return list(range(first, first + count))
+    raise RuntimeError("no free ports")
 
 
 def _answers(port: int) -> bool:
@@ -220,11 +275,24 @@ def _answers(port: int) -> bool:
     return True
 
 
-def _wait(ready: Callable[[], bool], seconds: float, what: str, *, fail: bool = True) -> None:
+def _stepd(pid: int) -> list[int]:
+    """The slurmstepd that started a process, if one did."""
+    with contextlib.suppress(OSError):
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        if Path(f"/proc/{parent}/comm").read_text() == "slurmstepd\n":
+            return [parent]
+    return []
+
+
+def _kill(pids: Collection[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _wait(ready: Callable[[], bool], seconds: float, what: str) -> None:
     end = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > end:
-            if fail:
-                raise TimeoutError(f"waited {seconds} s for {what}")
-            return
+            raise TimeoutError(f"waited {seconds} s for {what}")
         time.sleep(0.1)

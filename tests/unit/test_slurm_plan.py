@@ -14,10 +14,10 @@ import pytest
 
 from lensdist.config import load
 from lensdist.errors import UserError
-from slurm.chain import TAKEN, Chain
-from slurm.cluster import Cluster
-from slurm.plan import Plan, make_plan
-from slurm.showing import shown
+from slurm.planning.plan import Plan, make_plan
+from slurm.planning.showing import shown
+from slurm.spec.chain import TAKEN, Chain
+from slurm.spec.cluster import Cluster
 from tests.chains import SUBMIT, submit, write_chain, write_cluster
 from tests.conftest import ROOT, start
 
@@ -116,7 +116,11 @@ def test_a_typo_in_a_cluster_file_has_its_line(tmp_path: Path) -> None:
     ("settings", "sentence"),
     [
         ({"nodes": 2}, "executor local has one node"),
-        ({"setup": ["module load x"]}, "writes no batch script"),
+        ({"setup": ["module load x"]}, "asks SLURM for nothing"),
+        ({"executor": "slurm", "nodes": "4-2"}, "no number of nodes"),
+        ({"executor": "slurm", "sbatch": {"nodes": "2"}}, "is said by the cluster's nodes"),
+        ({"executor": "slurm", "sbatch": {"gres": "gpu:2"}}, "gpus_per_node; set that"),
+        ({"executor": "slurm", "sbatch": {"array": "0-2"}}, "launcher's own"),
         ({"gpus_per_node": 4, "processes_per_node": 2}, "is not gpus_per_node"),
         ({"walltime": 2, "save_before_end": 120}, "is the whole walltime"),
         ({"env": {"A": 1}}, "env.A"),
@@ -134,8 +138,14 @@ def test_a_cluster_that_contradicts_itself(
     [
         ({"a": {"train": "x.yaml", "after": ["b"]}, "b": {"train": "x.yaml"}}, "phase before it"),
         ({"a": {"train": "x.yaml"}, "b": {"train": "x.yaml", "set": ["encoder={a}"]}}, "after"),
-        ({"a": {"train": "x.yaml", "evaluate": "b"}}, "needs either"),
-        ({"a": {}}, "needs either"),
+        ({"a": {"train": "x.yaml", "evaluate": "b"}}, "exactly one of"),
+        ({"a": {}}, "exactly one of"),
+        ({"a": {"simulate": {"n_per_class": 9}, "set": ["seed=1"]}}, "settings of its own"),
+        ({"a": {"pack": {"src": "x"}}, "b": {"report": ["a"]}}, "trains nothing"),
+        (
+            {"a": {"simulate": {"n_per_class": 9, "lens_light": {"magnitude": 18, "n": 1}}}},
+            "magnitude",
+        ),
         ({"optim": {"train": "x.yaml"}}, "rename it"),
         ({"a": {"train": "x.yaml"}, "b": {"evaluate": "a"}, "c": {"evaluate": "b"}}, "nothing"),
     ],
@@ -170,16 +180,37 @@ def test_settings_reach_the_phases_they_name(tmp_path: Path) -> None:
     assert (pretrain.config.optim.lr, finetune.config.optim.lr) == (0.5, 1e-3)
     assert finetune.config.encoder == tmp_path / "else" / "pretrain"  # type: ignore[attr-defined]
     assert evaluate.goal.run == finetune.config.run.dir == tmp_path / "else" / "finetune"
-    assert evaluate.data == tmp_path / "packed"
+    assert evaluate.words is not None
+    assert evaluate.words[5] == str(tmp_path / "packed")
 
 
 def test_a_run_without_a_set_is_scored_on_its_own(tmp_path: Path) -> None:
-    assert _planned(tmp_path, "data.path=null").steps[2].data == tmp_path / "runs/finetune/data"
+    words = _planned(tmp_path, "data.path=null").steps[2].words
+    assert words is not None
+    assert words[5] == str(tmp_path / "runs/finetune/data")
 
 
 def test_an_evaluation_is_one_process(tmp_path: Path) -> None:
     plan = _planned(tmp_path, executor="slurm", nodes=2, processes_per_node=2)
-    assert [step.cluster.world for step in plan.steps] == [4, 4, 1]
+    shapes = [(step.cluster.nodes, step.cluster.per_node) for step in plan.steps]
+    assert shapes == [(2, 2), (2, 2), (1, 1)]
+
+
+def test_a_phase_may_have_fewer_processes(tmp_path: Path) -> None:
+    gpus = Cluster(executor="slurm", nodes="2-4", gpus_per_node=4)
+    shapes = {n: gpus.at_most(n) for n in (1, 3, 8, 12, 99)}
+    assert {n: (c.nodes, c.gpus_per_node) for n, c in shapes.items()} == {
+        1: (1, 1), 3: (1, 3), 8: (2, 4), 12: ("2-3", 4), 99: ("2-4", 4)
+    }  # fmt: skip
+    cpus = Cluster(executor="slurm", nodes=2, processes_per_node=2).at_most(1)
+    assert (cpus.nodes, cpus.per_node, cpus.on_cpu) == (1, 1, True)
+
+
+def test_a_range_of_nodes_is_those_that_share_evenly(tmp_path: Path) -> None:
+    plan = _planned(tmp_path, executor="slurm", nodes="1-4")  # 16 images = 4 micro-batches
+    assert plan.steps[0].counts == (1, 2, 4)
+    assert "#SBATCH --nodes=1-4" in shown(plan)
+    assert "1 or 2 or 4 node(s)" in shown(plan)
 
 
 def test_a_phase_may_have_its_own_walltime(tmp_path: Path) -> None:
@@ -197,6 +228,52 @@ def test_a_phase_may_have_its_own_walltime(tmp_path: Path) -> None:
 def test_the_run_folder_is_the_chains(tmp_path: Path) -> None:
     chain = write_chain(tmp_path, tmp_path / "packed")
     assert "set runs=FOLDER" in _refused(chain, write_cluster(tmp_path), "run.dir=x")[0]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "words", "sentence"),
+    [
+        ({"env": {"ACCELERATE_MIXED_PRECISION": "bf16"}}, [], "precision: "),
+        ({"env": {"ACCELERATE_USE_FSDP": "true"}}, [], "FSDP"),
+        ({"executor": "slurm"}, ["precision=fp16"], "fp16 needs a GPU"),
+    ],
+)
+def test_two_truths_are_told_before_the_queue(
+    tmp_path: Path, cluster: dict[str, Any], words: list[str], sentence: str
+) -> None:
+    chain = write_chain(tmp_path, tmp_path / "packed")
+    told = _refused(chain, write_cluster(tmp_path, **cluster), *words)
+    assert len(told) == 2  # once a training phase
+    assert sentence in told[0]
+
+
+def test_sets_are_simulated_and_packed_with_the_chains_settings(tmp_path: Path) -> None:
+    text = json.loads(write_chain(tmp_path, tmp_path / "packed").read_text())
+    first = {"images": {"simulate": {"family": "model_ii", "n_per_class": 40, "noise": "euclid"}}}
+    first |= {"files": {"pack": {"src": "raw", "labels": ["a", "b"]}}}
+    text["phases"] = first | text["phases"] | {"table": {"report": ["finetune"]}}
+    text["phases"]["pretrain"] |= {"after": ["images"]}
+    text["phases"]["pretrain"]["set"] += ["data.path={images}"]
+    chain = tmp_path / "chain.yaml"
+    chain.write_text(json.dumps(text))
+    steps = {
+        step.name: step
+        for step in make_plan(chain, write_cluster(tmp_path), ["images.n_per_class=50"]).steps
+    }
+    words = " ".join(steps["images"].words or ())
+    assert words.endswith(
+        f"--n-per-class 50 --seed 0 --family model_ii --noise euclid {tmp_path}/runs/images"
+    )
+    words = " ".join(steps["files"].words or ())
+    assert "--labels a,b" in words
+    assert words.endswith(f"{Path.cwd()}/raw {tmp_path}/runs/files")
+    pretrain = steps["pretrain"]
+    assert pretrain.config is not None
+    assert pretrain.config.data.path == tmp_path / "runs" / "images"
+    assert [need.phase for need in pretrain.needs] == ["images"]
+    assert [need.phase for need in steps["table"].needs] == ["finetune", "evaluate"]
+    told = _refused(chain, write_cluster(tmp_path), "images.n_per_clas=50")
+    assert "did you mean 'n_per_class'" in told[0]
 
 
 def test_a_phase_alone_needs_what_comes_before(tmp_path: Path) -> None:
@@ -221,5 +298,5 @@ def test_names_of_settings_are_no_names_of_phases() -> None:
 def test_help_says_what_there_is() -> None:
     done = start([*SUBMIT, "--help"])
     assert done.returncode == 0
-    for word in ("plan", "submit", "status", "python slurm/submit.py"):
+    for word in ("plan", "submit", "status", "logs", "cancel", "resume", "why"):
         assert word in done.stdout

@@ -1,0 +1,153 @@
+"""After an attempt, once in a job, on its head node: is the phase complete, and what now.
+
+The batch script runs this when all tasks have ended, so nothing still saves, and one process alone
+decides: a job is queued again exactly once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from lensdist import outcome
+from lensdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, RunError, UserError
+from slurm import scheduler
+from slurm.job import Job, load_job
+from slurm.ledger import Event, Ledger, attempts
+from slurm.node.command import ATTEMPT
+from slurm.node.preflight import bad_nodes
+from slurm.node.verdict import Decision, End, judge
+
+
+def settle(job: Job, job_id: str, attempt: int, code: int, state: str, *, again: bool) -> Decision:
+    """Decide what follows, and write it down. Queueing again is the caller's.
+
+    Args:
+        job: the phase.
+        job_id: SLURM's, or the local process's.
+        attempt: its number.
+        code: exit code of its steps.
+        state: what SLURM calls the job now; RUNNING where there is no SLURM.
+        again: whether SLURM has queued the job again already.
+    """
+    ledger, folder = Ledger(job.ledger), job.words_of(attempt)
+    events = ledger.events()
+    past = [a for a in attempts(events) if a.started.attempt < attempt]
+    start = next(e for e in events if e.what == "started" and e.attempt == attempt)
+    try:
+        reached, damage = job.goal.reached(), None
+    except UserError as e:
+        reached, damage = False, e
+    words = outcome.read(folder)
+    end = End(
+        reached,
+        code,
+        words,
+        bad_nodes(folder),
+        start.step,
+        job.step(),
+        len(start.nodes),
+        _missing(job, start, {word.rank for word in words}),
+        state,
+        again,
+        _cancelled(events, attempt),
+    )
+    decision = judge(end, past, job.cluster.requeue)
+    if damage is not None and decision.verdict == "requeue":
+        decision = Decision("stop", str(damage), "failed")
+    ledger.append(
+        "ended",
+        job_id,
+        job.folder.name,
+        attempt=attempt,
+        step=end.now,
+        verdict=decision.verdict,
+        reason=decision.reason,
+        excluded=decision.exclude,
+        kind=decision.kind,
+    )
+    return decision
+
+
+def excluded(job: Job) -> list[str]:
+    """All nodes that this submission of the phase is to keep away from; another tries them anew."""
+    found = {*job.cluster.exclude}
+    for event in Ledger(job.ledger).events():
+        if event.submission == job.folder.name:
+            found |= {*event.excluded}
+    return sorted(found)
+
+
+def sentence(phase: str, decision: Decision) -> str:
+    """For the log: what happened, and what will."""
+    follows = {
+        "done": "",
+        "leave": "",
+        "requeue": f"; queued again{f' in {decision.delay:.0f} s' if decision.delay else ''}"
+        + (f", without {', '.join(decision.exclude)}" if decision.exclude else ""),
+        "stop": f"; given up: `python slurm/submit.py why {phase}` says more",
+    }
+    return f"{phase}: {decision.reason}{follows[decision.verdict]}"
+
+
+def _missing(job: Job, start: Event, there: set[int]) -> list[tuple[int, str]]:
+    """Processes of a training that left no word, though others of it did."""
+    if not there or job.goal.kind != "run":
+        return []
+    each = job.cluster.per_node
+    places = [(n * each + i, host) for n, host in enumerate(start.nodes) for i in range(each)]
+    return [(rank, host) for rank, host in places if rank not in there]
+
+
+def _state(known: dict[str, str]) -> str:
+    """What SLURM calls the job, which is COMPLETING until this script ends, whatever ends it."""
+    state = known.get("JobState", "RUNNING")
+    if state == "COMPLETING":
+        return "TIMEOUT" if known.get("Reason") == "TimeLimit" else "CANCELLED"
+    return "RUNNING" if state == "SIGNALING" else state
+
+
+def _cancelled(events: list[Event], attempt: int) -> bool:
+    cancelled = False
+    for event in events:
+        if event.what == "started" and event.attempt == attempt:
+            cancelled = False
+        elif event.what == "cancelled":
+            cancelled = True
+    return cancelled
+
+
+def main(path: str, code: int) -> int:
+    """In a batch script, with the exit code of its steps; returns the job's own."""
+    try:
+        job, attempt = load_job(Path(path)), int(os.environ[ATTEMPT])
+        raw, job_id = os.environ["SLURM_JOB_ID"], scheduler.own_id(os.environ)
+        known = scheduler.details(raw)
+        before = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        again = int(known.get("Restarts", before)) != before
+        decision = settle(job, job_id, attempt, code, _state(known), again=again)
+        print(sentence(job.goal.phase, decision), file=sys.stderr, flush=True)
+        if decision.verdict == "requeue":
+            _requeue(job, raw, job_id, attempt, decision)
+    except (UserError, RunError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_FAILED
+    if decision.verdict == "done":
+        return EXIT_DONE
+    return EXIT_FAILED if decision.verdict == "stop" else EXIT_REQUEUE
+
+
+def _requeue(job: Job, raw: str, job_id: str, attempt: int, decision: Decision) -> None:
+    try:
+        scheduler.requeue(raw, excluded(job), decision.delay)
+    except RunError as e:
+        ended = {"verdict": "stop", "reason": f"{decision.reason}; SLURM refused to queue it: {e}"}
+        Ledger(job.ledger).append(
+            "ended", job_id, job.folder.name, attempt=attempt, step=job.step(), **ended
+        )
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

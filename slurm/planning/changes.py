@@ -1,0 +1,169 @@
+"""What is there of a phase already, and whether it still is what is asked for."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from lensdist import provenance
+from lensdist.config.schema import BaseRun
+from lensdist.data.manifest import Manifest
+from lensdist.engine.differences import differences
+from lensdist.errors import UserError
+from lensdist.phases import completed
+from slurm.job import Goal, load_job
+from slurm.ledger import Ledger
+
+Trigger = Literal["config", "data", "code"]
+TRIGGERS: tuple[Trigger, ...] = ("config", "data", "code")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a phase stands before it is sent.
+
+    Attributes:
+        state: new; begun (goes on from its checkpoint); done; again (done or begun, but outdated).
+        reasons: what has changed since, whether or not it makes the phase run again.
+    """
+
+    state: Literal["new", "begun", "done", "again"]
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        why = "; ".join(self.reasons)
+        return {
+            "new": "to do",
+            "begun": "begun, goes on from its newest checkpoint",
+            "done": f"complete already, skipped{f' (though {why})' if why else ''}",
+            "again": f"runs again, for {why}; what is there is kept aside",
+        }[self.state]
+
+
+def of_run(
+    goal: Goal, config: BaseRun, state: Path, package: Path, triggers: Sequence[Trigger]
+) -> Standing:
+    """Of a training phase.
+
+    Args:
+        goal: its run.
+        config: what is asked for.
+        state: the launcher's folder.
+        package: the toolkit as it is now.
+        triggers: what makes a finished phase run again when it has changed.
+
+    Raises:
+        UserError: the run says that it is finished, but its files are damaged.
+    """
+    record = completed(goal.run)
+    wanted = config.model_dump(mode="json")
+    if record is None:
+        return _of_begun(goal.run, config, wanted)
+    found: dict[Trigger, list[str]] = {"config": differences(record["config"], wanted)}
+    found["data"] = _other_data(config, record.get("data"), record.get("encoder"))
+    recorded = record.get("code")
+    edited = provenance.changed(recorded, package, _made_with(goal, state)) if recorded else []
+    found["code"] = [f"changed code ({_few(edited)})"] if edited else []
+    return _judged("done", found, triggers)
+
+
+def of_scores(
+    goal: Goal, trained: Standing, state: Path, package: Path, triggers: Sequence[Trigger]
+) -> Standing:
+    """Of an evaluation, whose training stands as `trained`."""
+    if trained.state != "done" or not goal.reached():
+        return Standing("new")
+    recorded = json.loads(goal.marker().read_text()).get("code")
+    edited = provenance.changed(recorded, package, _made_with(goal, state)) if recorded else []
+    code = [f"changed code ({_few(edited)})"] if edited else []
+    return _judged("done", {"code": code}, triggers)
+
+
+def of_set(goal: Goal, source: dict[str, object] | None, triggers: Sequence[Trigger]) -> Standing:
+    """Of a packed set.
+
+    Args:
+        goal: the set.
+        source: what its manifest must say of where it came from; None where it cannot be told.
+        triggers: as in `of_run`.
+    """
+    if not goal.reached():
+        return Standing("new")
+    there = Manifest.load(goal.run).source
+    different = source is not None and there != source
+    return _judged("done", {"config": ["other settings"] if different else []}, triggers)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename what is outdated: nothing is ever deleted. Returns where it is now."""
+    kept = folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder.rename(kept)
+    return kept
+
+
+def _of_begun(run: Path, config: BaseRun, wanted: dict[str, Any]) -> Standing:
+    checkpoints = sorted((run / "checkpoints").glob("step-*/checkpoint.json"))
+    if not checkpoints:
+        return Standing("new")
+    try:
+        before = yaml.safe_load((run / "config.yaml").read_text())
+        meta = json.loads(checkpoints[-1].read_text())["meta"]
+    except (OSError, ValueError, KeyError, yaml.YAMLError):
+        return Standing("begun")  # the run itself reads them again, and names what is damaged
+    found: dict[Trigger, list[str]] = {
+        "config": differences(before, wanted),
+        "data": _other_data(config, meta.get("data"), meta.get("encoder")),
+    }
+    # Not a matter of choice: a run never goes on with other settings or data.
+    return _judged("begun", found, TRIGGERS)
+
+
+def _judged(
+    state: Literal["done", "begun"], found: dict[Trigger, list[str]], triggers: Sequence[Trigger]
+) -> Standing:
+    counted = [one for what, those in found.items() if what in triggers for one in those]
+    if counted:
+        return Standing("again", tuple(counted))
+    return Standing(state, tuple(one for those in found.values() for one in those))
+
+
+def _other_data(config: BaseRun, data: str | None, encoder: str | None) -> list[str]:
+    changed = []
+    if config.data.path is not None and data is not None:
+        try:
+            if Manifest.load(config.data.path).fingerprint != data:
+                changed.append(f"other data in {config.data.path}")
+        except UserError:
+            pass  # not there (yet): the run will say so, or an earlier phase makes it
+    start = getattr(config, "encoder", None)
+    if start is not None and encoder is not None:
+        try:
+            now = completed(start)
+        except UserError:
+            now = None
+        if now is not None and now["files"].get("export/model.safetensors") != encoder:
+            changed.append(f"another encoder in {start}")
+    return changed
+
+
+def _made_with(goal: Goal, state: Path) -> Path | None:
+    """The toolkit that a phase was completed with, if the launcher kept it."""
+    for event in reversed(Ledger(state / "ledger" / f"{goal.phase}.jsonl").events()):
+        if event.what == "ended" and event.verdict == "done":
+            try:
+                return load_job(state / event.submission / f"{goal.phase}.json").code / "lensdist"
+            except UserError:
+                return None
+    return None
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

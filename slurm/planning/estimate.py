@@ -1,0 +1,300 @@
+"""How long a phase will take, for `plan` (torch-free).
+
+What is counted is training: not evaluations, saves, or the wait for a job to start.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from lensdist.config.base import Strict
+from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun, SuperResolutionRun, schema_of
+from lensdist.data.config import DataConfig
+from lensdist.data.manifest import MANIFEST, UNLABELLED, Manifest
+from lensdist.errors import UserError
+from lensdist.flops import train_flops
+from lensdist.phases import COMPLETE
+from lensdist.track.log import read
+from slurm.spec.cluster import Cluster
+
+_LAST = 20  # rows that a rate is the median of
+
+
+class Estimate(Strict):
+    """What is left of a phase."""
+
+    images: int = Field(description="to train on, over all epochs; what is done is taken off")
+    images_per_s: float = Field(gt=0, description="of the whole job")
+    processes: int
+    seconds: float
+    gpu_hours: float = Field(description="0 on CPUs")
+    cpu_hours: float = Field(description="of cores; 0 on GPUs")
+    jobs: int = Field(ge=1, description="attempts of the walltime's length")
+    source: str = Field(description="where the rate comes from: measured in runs/vi_a/pretrain")
+    besides: tuple[str, ...] = Field((), description="what takes time and is not known")
+
+
+@dataclass(frozen=True)
+class _Rate:
+    """Images a second of one process."""
+
+    value: float
+    gpu: bool
+    source: str
+
+
+def estimate(
+    config: BaseRun, run: Path, samples: int | None, cluster: Cluster, like: Sequence[Path]
+) -> Estimate | None:
+    """How long a training phase will take, at the fewest nodes that the cluster may give it.
+
+    The rate is, best first: measured in this run; measured in a finished run of the same preset
+    and settings that matter for speed; the network's arithmetic over `cluster.tflops`, which knows
+    no overhead and flatters small networks. It goes with the number of processes. What a CPU does
+    says nothing of a GPU, nor the other way round; a GPU that was measured on is named, since
+    nobody knows here which one the cluster has.
+
+    More than it takes where `train.early_stop` ends the run sooner, or where it has stages: the
+    rate is the last one's, in which everything trains.
+
+    Args:
+        config: of the run.
+        run: its folder; it need not exist.
+        samples: training images of an epoch; None: unknown.
+        cluster: where it will run.
+        like: folders of other runs.
+
+    Returns:
+        None where the images or the rate are unknown, or an epoch is shorter than a step.
+    """
+    batch = config.train.global_batch
+    if samples is None or samples < batch:
+        return None
+    total = config.train.max_steps or config.train.epochs * (samples // batch)
+    done = next((step for step, _ in _checkpoints(run)), 0)
+    images = max(total - done, 0) * batch
+    nodes = _nodes(config, cluster)
+    processes = nodes * cluster.per_node
+    rate = _rate(config, run, cluster, processes, like)
+    if rate is None:
+        return None
+    seconds = images / (rate.value * processes)
+    cores = nodes * (cluster.cpus_per_task or cluster.per_node)
+    return Estimate(
+        images=images,
+        images_per_s=rate.value * processes,
+        processes=processes,
+        seconds=seconds,
+        gpu_hours=seconds * processes / 3600 if rate.gpu else 0,
+        cpu_hours=0 if rate.gpu else seconds * cores / 3600,
+        jobs=max(1, math.ceil(seconds / (60 * cluster.walltime - cluster.save_before_end))),
+        source=rate.source,
+        besides=_besides(config),
+    )
+
+
+def line(estimate: Estimate, cluster: Cluster) -> str:
+    """An estimate in a line, such as `about 3:20 h on 8 GPUs, 27 GPU-hours in 1 job (…)`."""
+    if not estimate.images:
+        return "all steps are done; what is left is to finish"
+    where = _counted(estimate.processes, "process" if estimate.cpu_hours else "GPU")
+    more = " or more" if cluster.fewest < cluster.most else ""
+    without = f"; not counted: {' and '.join(estimate.besides)}" if estimate.besides else ""
+    return (
+        f"about {_duration(estimate.seconds)} on {where}{more}, "
+        f"{_hours([estimate])} in {_counted(estimate.jobs, 'job')} "
+        f"({estimate.source}: {_amount(estimate.images_per_s)} images/s{without})"
+    )
+
+
+def total(estimates: Mapping[str, Estimate | None]) -> str:
+    """The hours of all phases, and the names of those that are unknown."""
+    known = [e for e in estimates.values() if e is not None]
+    unknown = [name for name, e in estimates.items() if e is None]
+    parts = [f"{_hours(known)} in all"] if known else []
+    return "; ".join([*parts, f"unknown: {', '.join(unknown)}"] if unknown else parts)
+
+
+def samples_of(config: BaseRun) -> int | None:
+    """Images of an epoch: the train split as `data` narrows it, or the stream's.
+
+    Of a set that the run has yet to simulate for itself, what the split will be if no two images
+    are alike.
+
+    Returns:
+        None where the packed set is not there, or lacks a class.
+
+    Raises:
+        UserError: what is there is no packed set.
+    """
+    data = config.data
+    if data.source == "stream":
+        return data.stream_epoch
+    folder = data.path or config.run.dir / "data"
+    if (folder / MANIFEST).exists():
+        manifest = Manifest.load(folder)
+        return _narrowed(manifest.counts.get("train", {}), manifest.labels, data)
+    return None if data.path is not None else _own(data)
+
+
+def _narrowed(counts: Mapping[str, int], labels: Sequence[str], data: DataConfig) -> int | None:
+    """As `lensdist.data.source.View` does it: by class names, then by numbers."""
+    classes = data.classes or labels
+    if not set(classes) <= set(labels):
+        return None
+    if data.labels_per_class is not None:
+        return data.labels_per_class * len(classes)
+    here = sum(counts.values()) if data.classes is None else sum(counts.get(c, 0) for c in classes)
+    return here if data.train_images is None else min(here, data.train_images)
+
+
+def _own(data: DataConfig) -> int | None:
+    """Of a set that is to be simulated: `lensdist.sim.write` and `lensdist.data.splits`."""
+    assert data.sim is not None  # the configuration has checked
+    n, labels = data.n_per_class, data.sim.labels
+    if data.sim.family == "sr":  # pairs have no classes: tenths are of all of them
+        n, labels = n * len(labels), ()
+    if data.sim.family == "common":  # whose test split is a fifth of its own
+        n -= n // 5
+        train = n - (n + 5) // 10
+    else:
+        train = n - 2 * ((n + 5) // 10)
+    return _narrowed(dict.fromkeys(labels or (UNLABELLED,), train), labels, data)
+
+
+def _nodes(config: BaseRun, cluster: Cluster) -> int:
+    """The fewest that can share a step evenly."""
+    micros = config.train.global_batch // config.train.micro
+    numbers = range(cluster.fewest, cluster.most + 1)
+    return next((n for n in numbers if micros % (n * cluster.per_node) == 0), cluster.fewest)
+
+
+def _rate(
+    config: BaseRun, run: Path, cluster: Cluster, processes: int, like: Sequence[Path]
+) -> _Rate | None:
+    found = _measured(run, config, cluster, processes)
+    for other in like:
+        theirs = _finished(other) if found is None and other != run else None
+        if theirs is not None and _alike(theirs, config):
+            found = _measured(other, theirs, cluster, processes)
+    flops = train_flops(config)
+    if found is not None or flops is None or cluster.tflops is None:
+        return found
+    source = f"from {flops / 1e9:.2g} GFLOP an image at {cluster.tflops:g} TFLOP/s"
+    return _Rate(cluster.tflops * 1e12 / flops, cluster.gpus_per_node is not None, source)
+
+
+def _measured(run: Path, config: BaseRun, cluster: Cluster, processes: int) -> _Rate | None:
+    """What the rows of the last stage say, if the newest checkpoint says who wrote them."""
+    step, machine = next(((s, m) for s, m in _checkpoints(run) if m), (0, {}))
+    device, theirs = machine.get("device"), machine.get("processes")
+    if not isinstance(device, str) or not isinstance(theirs, int) or theirs < 1:
+        return None
+    gpu = device != "cpu"
+    if (gpu and cluster.on_cpu) or (not gpu and cluster.gpus_per_node is not None):
+        return None
+    rates = _rates(run / "metrics.jsonl", step, _last_stage_from(config))
+    if not rates:
+        return None
+    verb = "measured" if theirs == processes else f"scaled from {_counted(theirs, 'process')}"
+    place = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
+    named = f" on {device}" if gpu else ""
+    return _Rate(statistics.median(rates[-_LAST:]) / theirs, gpu, f"{verb} in {place}{named}")
+
+
+def _rates(file: Path, step: int, epoch: int) -> list[float]:
+    """Images a second of the life that saved `step`, after `epoch`, oldest first."""
+    rates: list[float] = []
+    with suppress(OSError):
+        for row in read(file):
+            if row["step"] > step:
+                break  # a later life's, perhaps on other processes
+            if row.get("what") == "resumed" and row["step"] < step:
+                rates = []
+            value = row.get("images_per_s")
+            if row.get("kind") == "train" and value and row.get("epoch", 0) > epoch:
+                rates.append(float(value))
+    return rates
+
+
+def _last_stage_from(config: BaseRun) -> int:
+    """The epoch from which everything trains that ever does."""
+    epochs, frozen = config.train.epochs, 0
+    if isinstance(config, FinetuneRun | SuperResolutionRun) and config.encoder is not None:
+        probe = isinstance(config, FinetuneRun) and config.linear_probe
+        frozen = 0 if probe else config.frozen_epochs
+    if isinstance(config, CommonRun) and config.unfreeze == "progressive":
+        frozen = sum((config.unfreeze_epochs or (epochs,))[:-1]) or epochs - 1
+    return frozen if frozen < epochs else 0
+
+
+def _checkpoints(run: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Step and machine (empty where it cannot be read) of each, newest first."""
+    folders = {p.name[5:]: p for p in (run / "checkpoints").glob("step-*")}
+    for name in sorted((n for n in folders if n.isdigit()), key=int, reverse=True):
+        machine: dict[str, Any] = {}
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            text = (folders[name] / "checkpoint.json").read_text()
+            machine = dict(json.loads(text)["meta"]["machine"])
+        yield int(name), machine
+
+
+def _finished(run: Path) -> BaseRun | None:
+    """The configuration of a finished run; its files are not looked through for an estimate."""
+    with suppress(OSError, ValueError, KeyError, TypeError, UserError):
+        raw = json.loads((run / COMPLETE).read_text())["config"]
+        return schema_of(raw).model_validate(raw)
+    return None
+
+
+def _alike(one: BaseRun, other: BaseRun) -> bool:
+    """Whether a step of both takes equally long on equal machines."""
+
+    def matters(config: BaseRun) -> list[Any]:
+        own = config.model_dump(mode="json")
+        keys = ["task", "preset", "model", "mask", "precision", "linear_probe", "preprocess"]
+        found = [own.get(key) for key in keys] + [own["data"]["source"]]
+        return found + [own["train"][key] for key in ("global_batch", "reproducible")]
+
+    return matters(one) == matters(other)
+
+
+def _besides(config: BaseRun) -> tuple[str, ...]:
+    found = []
+    if config.data.path is None and not (config.run.dir / "data" / MANIFEST).exists():
+        found.append("simulating the images")
+    if config.preprocess.scale == "lens_fit":
+        found.append("fitting a lens to each, once")
+    return tuple(found)
+
+
+def _counted(n: int, what: str) -> str:
+    ending = "es" if what.endswith("s") else "s"
+    return f"{n:,} {what}{'' if n == 1 else ending}"
+
+
+def _hours(estimates: Sequence[Estimate]) -> str:
+    gpus, cpus = sum(e.gpu_hours for e in estimates), sum(e.cpu_hours for e in estimates)
+    parts = [f"{_amount(gpus)} GPU-hours"] if gpus else []
+    parts += [f"{_amount(cpus)} core-hours"] if cpus or not gpus else []
+    return " and ".join(parts)
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"

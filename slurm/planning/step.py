@@ -1,0 +1,93 @@
+"""A phase of a chain on its cluster, worked out and ready to become a job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lensdist.config.schema import BaseRun
+from lensdist.engine.batches import plan_steps
+from lensdist.errors import UserError
+from slurm.job import Goal, Job
+from slurm.planning.changes import Standing
+from slurm.spec.cluster import Cluster
+from slurm.spec.sweep import Point
+
+
+@dataclass(frozen=True)
+class Step:
+    """A phase of the chain (of a sweep: at one point), ready to become a job.
+
+    Attributes:
+        phase: its name in the chain.
+        goal: what it leaves behind; `goal.phase` is its own name, with the point where it has one.
+        needs: what must be complete before it.
+        follows: what must have ended before it, however.
+        source: what it does, to show: `train configs/mae/debug.yaml`.
+        config: the run's whole configuration; None where nothing is trained.
+        words: what `python` is given; None for a training phase, whose configuration is a file of
+            the submission.
+        cluster: where it runs.
+        counts: numbers of nodes on which its step can be shared evenly.
+        standing: what is there already.
+        point: of a sweep.
+    """
+
+    phase: str
+    goal: Goal
+    needs: tuple[Goal, ...]
+    follows: tuple[Goal, ...]
+    source: str
+    config: BaseRun | None
+    words: tuple[str, ...] | None
+    cluster: Cluster
+    counts: tuple[int, ...]
+    standing: Standing
+    point: Point | None = None
+
+    @property
+    def name(self) -> str:
+        return self.goal.phase
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.standing.state == "done"
+
+    def job(
+        self, chain: str, state: Path, folder: Path, code: Path, versions: dict[str, str]
+    ) -> Job:
+        """The job, whose files lie in `folder`; see `Job` for the others."""
+        # The resolved configuration: what is edited while the job waits does not change it.
+        train = ("-m", "lensdist.train", "--config", str(folder / f"{self.name}.yaml"))
+        return Job(
+            chain=chain,
+            goal=self.goal,
+            needs=self.needs,
+            words=train if self.words is None else self.words,
+            cluster=self.cluster,
+            counts=self.counts,
+            cwd=Path.cwd(),
+            code=code,
+            state=state,
+            folder=folder,
+            versions=versions,
+        )
+
+
+def shared_evenly(config: BaseRun, cluster: Cluster) -> tuple[int, ...]:
+    """Numbers of nodes that can share a step.
+
+    Raises:
+        UserError: the fewest that the cluster may give cannot.
+    """
+    batch, found = config.train.global_batch, []
+    for nodes in range(cluster.fewest, cluster.most + 1):
+        try:
+            # The size of the data is the run's business; here only who shares what is looked at.
+            plan_steps(batch, config.train.micro, batch, 0, nodes * cluster.per_node)
+            found.append(nodes)
+        except UserError:
+            if nodes == cluster.fewest:
+                raise
+    return tuple(found)

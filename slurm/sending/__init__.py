@@ -1,0 +1,1 @@
+"""A plan to its jobs, and jobs to another try."""

@@ -1,0 +1,138 @@
+"""Sending again what stopped, as it was sent, and stopping what runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from lensdist.config import load
+from lensdist.config.schema import schema_of
+from lensdist.errors import UserError
+from slurm import scheduler
+from slurm.job import Goal, Job
+from slurm.ledger import Ledger
+from slurm.planning.step import shared_evenly
+from slurm.sending.send import dispatch, new_submission
+from slurm.spec.cluster import Cluster
+from slurm.watching.status import Seen, look
+
+Say = Callable[[str], None]
+
+
+def resume(
+    goals: Sequence[Goal], state: Path, names: Sequence[str], nodes: str | None, say: Say
+) -> None:
+    """Send phases again that are neither complete nor in the queue, and what waits for them.
+
+    With the code and the configuration that they were sent with: a run goes on from its newest
+    checkpoint. A dependent that can never start is cancelled and sent anew.
+
+    Args:
+        goals: the chain's phases, in order.
+        state: the launcher's folder.
+        names: phases to resume; none: all that were sent.
+        nodes: on so many nodes instead; None: as before.
+        say: told what happens.
+
+    Raises:
+        UserError: a phase was never sent, or is in the queue; nothing was sent then.
+        RunError: SLURM refused, or a phase here failed.
+    """
+    seen = {one.goal.phase: one for one in look(goals, state)}
+    again: dict[str, Job] = {}
+    for name, one in seen.items():
+        job = _to_send(one, again, name in names, not names, say)
+        if job is not None:
+            again[name] = job
+    queued = _in_queue(again, seen)
+    if not again:
+        return
+    folder = new_submission(state)
+    jobs = {name: _anew(job, folder, nodes, name in names) for name, job in again.items()}
+    stuck = [one for name, one in seen.items() if name in again and one.live]
+    scheduler.cancel([one.sent.job for one in stuck if one.sent is not None])
+    for one in stuck:
+        assert one.sent is not None
+        say(f"{one.goal.phase}: job {one.sent.job} could not have started; cancelled, sent anew")
+    dispatch(jobs, {}, {}, queued, folder, say)
+
+
+def cancel(goals: Sequence[Goal], state: Path, say: Say) -> None:
+    """Cancel jobs: a run saves if the grace that SLURM gives allows it, and is not queued again.
+
+    Raises:
+        RunError: SLURM refused.
+    """
+    ids = []
+    live = [one for one in look(goals, state) if one.live and one.sent is not None]
+    for one in live:
+        assert one.sent is not None
+        job, phase = one.sent.job, one.goal.phase
+        # First the word, then the deed: whoever settles the attempt must find it.
+        Ledger(state / "ledger" / f"{phase}.jsonl").append("cancelled", job, one.sent.submission)
+        if one.by_slurm:
+            ids.append(job)
+            say(f"{phase}: job {job} cancelled")
+        else:
+            os.kill(int(job), signal.SIGTERM)
+            say(f"{phase}: process {job} told to save and leave")
+    scheduler.cancel(ids)
+    if not live:
+        say("none of these phases is in the queue or runs")
+
+
+def _to_send(
+    one: Seen, again: Mapping[str, Job], named: bool, everything: bool, say: Say
+) -> Job | None:
+    """The job of a phase that is to be sent again; None where it is not.
+
+    Raises:
+        UserError: it was asked for, and cannot be.
+    """
+    phase = one.goal.phase
+    if one.sent is None or one.job is None:
+        if named:
+            raise UserError(f"{phase} was never sent: use `submit`")
+        return None
+    waits = any(need.phase in again for need in one.job.needs)
+    if one.complete or not (named or everything or waits):
+        if named:
+            say(f"{phase}: complete already, skipped")
+        return None
+    stuck = one.slurm is not None and one.slurm.stuck
+    if one.live and not stuck and not waits:
+        word, reason = one.state
+        where = f"job {one.sent.job}, {word}{f' ({reason})' if reason else ''}"
+        if named:
+            raise UserError(f"{phase} is in the queue or runs: {where}; cancel it first")
+        say(f"{phase}: {where}; left as it is")
+        return None
+    return one.job
+
+
+def _in_queue(again: Mapping[str, Job], seen: Mapping[str, Seen]) -> dict[str, str]:
+    """Ids of jobs in the queue that those which are sent again need.
+
+    Raises:
+        UserError: one needs what is neither complete, nor sent again, nor in the queue.
+    """
+    queued: dict[str, str] = {}
+    for name, job in again.items():
+        for need in job.needs:
+            if need.phase in again or need.reached():
+                continue
+            before = seen.get(need.phase)
+            if before is None or before.sent is None or not before.live:
+                raise UserError(f"{name} needs {need.phase}, which is not complete; resume it too")
+            queued[need.phase] = before.sent.job
+    return queued
+
+
+def _anew(job: Job, folder: Path, nodes: str | None, named: bool) -> Job:
+    cluster, counts = job.cluster, job.counts
+    if nodes is not None and job.goal.kind == "run" and named:
+        cluster = Cluster.model_validate({**cluster.model_dump(), "nodes": nodes})
+        counts = shared_evenly(load(Path(job.words[-1]), [], schema=schema_of), cluster)
+    return job.model_copy(update={"folder": folder, "cluster": cluster, "counts": counts})

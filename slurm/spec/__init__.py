@@ -1,0 +1,1 @@
+"""What is asked for: chains, clusters, the command line, sweeps."""

@@ -1,0 +1,184 @@
+"""A run on a real SLURM that is stopped, by every means, goes on by itself to the same bits.
+
+Every run here computes the same: what it logs is compared with a run that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from lensdist.phases import completed
+from tests.chains import jobs_of, submit, write_chain, write_cluster
+from tests.conftest import command, settings, start
+from tests.slurm.minislurm import MiniSlurm
+from tests.slurm.watch import attempts_of, log_of, losses, wait_step
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
+
+STEPS = 300
+RUN = {
+    "train.max_steps": STEPS,
+    "train.epochs": 1000,
+    "train.log_every": 2,
+    "train.eval_every_epochs": 100,
+    "checkpoint.every_steps": 20,
+    # The same bits on any number of nodes.
+    "train.reproducible": "true",
+    "train.micro_batch": 8,
+}
+ONE = {"executor": "slurm", "cpus_per_task": 1}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """Losses by step."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = start(command("lensdist.train", *settings("mae", tiny_set, run, **RUN)))
+    assert done.returncode == 0, done.stderr
+    return losses(run)
+
+
+class Sent:
+    """A pretraining on the cluster."""
+
+    def __init__(
+        self, cluster: MiniSlurm, data: Path, folder: Path, *words: str, **where: object
+    ) -> None:
+        self.slurm = cluster
+        self.env = cluster.environment
+        self.chain = write_chain(folder, data)
+        self.runs = folder / "runs"
+        self.run = self.runs / "pretrain"
+        self.where = write_cluster(folder, **{**ONE, **where})
+        given = [f"{key}={value}" for key, value in RUN.items()]
+        submit("submit", self.chain, self.where, "pretrain", *given, *words, env=self.env)
+        self.job = jobs_of(self.runs)["pretrain"]
+
+    def text(self) -> str:
+        return log_of(self.runs, self.job)
+
+    def completes(self, losses_of: dict[int, float], timeout: float = 200) -> None:
+        """Wait for the end: complete, with the losses of the run that nobody disturbed."""
+        state = self.slurm.finished(self.job, timeout)
+        assert state == "COMPLETED", self.text()
+        record = completed(self.run)
+        assert record is not None
+        assert record["steps"] == STEPS
+        assert losses(self.run) == losses_of
+
+    def ends(self) -> list[str | None]:
+        """The verdict on each attempt; None on those that SLURM took away."""
+        return [a.ended and a.ended.verdict for a in attempts_of(self.runs, "pretrain")]
+
+
+def test_a_run_outlives_its_time_limit(
+    cluster: MiniSlurm, tiny_set: Path, tmp_path: Path, undisturbed: dict[int, float]
+) -> None:
+    # Evaluated after each step, so that it takes longer than the limit leaves it.
+    sent = Sent(
+        cluster,
+        tiny_set,
+        tmp_path,
+        "train.eval_every_epochs=0.1",
+        walltime=1,
+        save_before_end=40,
+    )
+    sent.completes(undisturbed)
+    ends = sent.ends()
+    assert len(ends) > 1
+    assert ends == ["requeue"] * (len(ends) - 1) + ["done"]
+    # Once for each: by us, not by SLURM and us.
+    assert int(cluster.job(sent.job)["Restarts"]) == len(ends) - 1
+    assert "asked to stop, and saved at step" in sent.text()
+
+
+def test_a_preempted_run_comes_back_and_keeps_off_drained_nodes(
+    cluster: MiniSlurm, tiny_set: Path, tmp_path: Path, undisturbed: dict[int, float]
+) -> None:
+    sent = Sent(cluster, tiny_set, tmp_path, nodes=2)
+    wait_step(sent.run, 4)
+    cluster.drain("127.0.0.1")
+    drained_at = wait_step(sent.run, 8)  # and the run goes on
+    cluster.run(
+        "sbatch", "--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null",
+        "--wrap=sleep 1",
+    )  # fmt: skip
+    sent.completes(undisturbed)
+    first, second = attempts_of(sent.runs, "pretrain")
+    assert first.started.nodes == ("127.0.0.1", "127.0.0.2")
+    assert first.ended is not None
+    assert (first.ended.verdict, first.ended.kind) == ("requeue", "saved")
+    assert first.ended.step >= drained_at
+    assert second.started.step == first.ended.step
+    assert len(second.started.nodes) == 2
+    assert "127.0.0.1" not in second.started.nodes
+
+
+def test_a_cancelled_run_saves_and_stays_cancelled_until_it_is_resumed(
+    cluster: MiniSlurm, tiny_set: Path, tmp_path: Path, undisturbed: dict[int, float]
+) -> None:
+    sent = Sent(cluster, tiny_set, tmp_path, nodes=2)
+    wait_step(sent.run, 4)
+    told = submit("cancel", sent.chain, sent.where, env=sent.env).stdout
+    assert f"pretrain: job {sent.job} cancelled" in told
+    assert cluster.finished(sent.job, 60) == "CANCELLED"
+    (attempt,) = attempts_of(sent.runs, "pretrain")
+    assert attempt.ended is not None
+    assert attempt.ended.verdict == "leave"
+    assert "cancelled; saved at step" in attempt.ended.reason
+    assert attempt.ended.step >= 4
+    assert int(cluster.job(sent.job)["Restarts"]) == 0
+
+    # The same samples in the same order, on another number of nodes.
+    submit("resume", sent.chain, sent.where, "pretrain", "--nodes", "1", env=sent.env)
+    sent.job = jobs_of(sent.runs)["pretrain"]
+    sent.completes(undisturbed)
+    assert attempts_of(sent.runs, "pretrain")[1].started.nodes == ("127.0.0.1",)
+    assert attempts_of(sent.runs, "pretrain")[1].started.step == attempt.ended.step
+
+
+def test_killed_tasks_of_a_node_are_a_crash_that_is_tried_again(
+    cluster: MiniSlurm, tiny_set: Path, tmp_path: Path, undisturbed: dict[int, float]
+) -> None:
+    sent = Sent(cluster, tiny_set, tmp_path, nodes=2, requeue={"backoff": 1})
+    wait_step(sent.run, 30)
+    for process in cluster.tasks(sent.job, "127.0.0.2"):
+        os.kill(process, signal.SIGKILL)
+    sent.completes(undisturbed)
+    first, second = attempts_of(sent.runs, "pretrain")
+    assert first.ended is not None
+    assert (first.ended.verdict, first.ended.kind) == ("requeue", "silent")
+    assert "process 1 on 127.0.0.2 ended without a word" in first.ended.reason
+    assert second.started.step >= 20
+
+
+def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
+    cluster: MiniSlurm, tiny_set: Path, tmp_path: Path, undisturbed: dict[int, float]
+) -> None:
+    sent = Sent(cluster, tiny_set, tmp_path)
+    wait_step(sent.run, 30)
+    cluster.node_crash("127.0.0.1")
+    sent.completes(undisturbed)
+    assert sent.ends() == [None, "done"]  # it could not say good-bye; SLURM queued it again
+    second = attempts_of(sent.runs, "pretrain")[1]
+    assert second.started.nodes != ("127.0.0.1",)
+    assert second.started.step >= 20
+
+
+def test_a_node_that_fails_its_check_is_left_out(
+    cluster: MiniSlurm, tiny_set: Path, tmp_path: Path, undisturbed: dict[int, float]
+) -> None:
+    check = 'test "$SLURMD_NODENAME" != 127.0.0.1 || { echo the fan is broken; false; }'
+    sent = Sent(cluster, tiny_set, tmp_path, preflight={"command": check})
+    sent.completes(undisturbed)
+    first, second = attempts_of(sent.runs, "pretrain")
+    assert first.started.nodes == ("127.0.0.1",)
+    assert first.ended is not None
+    assert first.ended.excluded == ("127.0.0.1",)
+    assert "the fan is broken" in first.ended.reason
+    assert second.started.nodes == ("127.0.0.2",)
+    assert cluster.job(sent.job)["ExcNodeList"] == "127.0.0.1"

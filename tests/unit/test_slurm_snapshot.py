@@ -1,0 +1,73 @@
+"""The copy of the code that jobs run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lensdist.errors import UserError
+from slurm.sending.snapshot import code_hash, take
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    root = tmp_path / "clone"
+    for name in ("lensdist/a.py", "lensdist/sub/b.py", "slurm/c.py", "docs/d.md"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"# {name}\n")
+    (root / "accelerate_config.yaml").write_text("debug: false\n")
+    (root / "lensdist" / "__pycache__").mkdir()
+    (root / "lensdist" / "__pycache__" / "a.pyc").write_bytes(b"x")
+    return root
+
+
+def _git(root: Path, *words: str) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *who, *words], cwd=root, check=True, capture_output=True)
+
+
+def test_it_holds_what_runs_and_no_more(clone: Path, tmp_path: Path) -> None:
+    copy = take(clone, tmp_path / "state")
+    files = {p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()}
+    code = {"lensdist/a.py", "lensdist/sub/b.py", "slurm/c.py", "accelerate_config.yaml"}
+    assert files == code | {"code.json", "code.patch"}
+    assert json.loads((copy / "code.json").read_text())["commit"] is None
+    assert [p.name for p in copy.parent.iterdir()] == [copy.name]  # nothing half-made
+
+
+def test_the_same_code_is_copied_once_and_an_edit_is_another_copy(
+    clone: Path, tmp_path: Path
+) -> None:
+    first = take(clone, tmp_path / "state")
+    (clone / "docs" / "d.md").write_text("other\n")
+    assert take(clone, tmp_path / "state") == first
+    (clone / "lensdist" / "a.py").write_text("x = 1\n")
+    second = take(clone, tmp_path / "state")
+    assert second != first
+    assert (first / "lensdist" / "a.py").read_text() == "# lensdist/a.py\n"
+    assert code_hash(second) == code_hash(clone)
+
+
+def test_an_altered_copy_is_refused(clone: Path, tmp_path: Path) -> None:
+    copy = take(clone, tmp_path / "state")
+    (copy / "lensdist" / "a.py").write_text("x = 1\n")
+    with pytest.raises(UserError, match="was altered since it was made"):
+        take(clone, tmp_path / "state")
+
+
+def test_git_says_what_was_not_committed(clone: Path, tmp_path: Path) -> None:
+    _git(clone, "init", "-q")
+    _git(clone, "add", "lensdist/a.py", "slurm", "accelerate_config.yaml")
+    _git(clone, "commit", "-qm", "first")
+    (clone / "lensdist" / "a.py").write_text("x = 1\n")
+    copy = take(clone, tmp_path / "state")
+    facts = json.loads((copy / "code.json").read_text())
+    assert len(facts["commit"]) == 40
+    assert facts["changed"]
+    assert "lensdist/sub/b.py" in facts["untracked"]
+    assert "+x = 1" in (copy / "code.patch").read_text()
