@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 
 from lensdist.phases import completed
-from lensdist.track.log import read
 from tests.chains import jobs_of, submit, write_chain, write_cluster
 from tests.slurm.minislurm import MiniSlurm
+from tests.slurm.watch import attempts_of, log_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 TWO_BY_TWO = {"executor": "slurm", "nodes": 2, "processes_per_node": 2, "cpus_per_task": 2}
-
-
-def _log(runs: Path, job: str, task: int = 0) -> str:
-    return next(runs.glob(f".submit/*/{job}_{task}_log.out")).read_text()
 
 
 def test_a_chain_runs_phase_after_phase_on_two_nodes(
@@ -33,7 +28,7 @@ def test_a_chain_runs_phase_after_phase_on_two_nodes(
     jobs = jobs_of(runs)
     assert list(jobs) == ["pretrain", "finetune", "evaluate"]
     states = {phase: cluster.finished(job, 280) for phase, job in jobs.items()}
-    logs = {phase: _log(runs, job) for phase, job in jobs.items()}
+    logs = {phase: log_of(runs, job) for phase, job in jobs.items()}
     assert states == dict.fromkeys(jobs, "COMPLETED"), logs
 
     for phase in ("pretrain", "finetune"):
@@ -45,7 +40,7 @@ def test_a_chain_runs_phase_after_phase_on_two_nodes(
         # Four processes that found each other, on the two nodes that SLURM gave.
         assert "on 4 process(es)" in logs[phase]
         assert cluster.job(jobs[phase])["NodeList"] == "127.0.0.[1-2]"
-        assert _log(runs, jobs[phase], task=1) is not None
+        assert log_of(runs, jobs[phase], task=1) is not None
     assert (
         "accuracy" in json.loads((runs / "finetune" / "eval" / "test.json").read_text())["metrics"]
     )
@@ -57,38 +52,78 @@ def test_a_chain_runs_phase_after_phase_on_two_nodes(
     assert began >= ended
 
     # What the plan showed is what sbatch was given.
-    folder = next(runs.glob(".submit/*"))
+    (file,) = runs.glob(".submit/*/jobs.json")
+    folder = file.parent
     assert folder.stat().st_mode & 0o777 == 0o700
+    (code,) = (runs / ".submit" / "code").iterdir()
     for phase, job in jobs.items():
         text = planned.split(f"---- batch script of {phase}\n")[1].split("\n\n----")[0].strip()
-        text = text.replace("/NEW", f"/{folder.name}")
+        text = text.replace("/NEW", f"/{folder.name}").replace("/CODE", f"/{code.name}")
         for other, number in jobs.items():
             text = text.replace(f"JOB_OF_{other}", number)
         assert (folder / f"{job}_submission.sh").read_text().strip() == text
 
     rows = submit("status", chain, where, env=cluster.environment).stdout.splitlines()
-    assert rows[1].split()[:4] == ["pretrain", jobs["pretrain"], "COMPLETED", "6/6"]
+    assert rows[1].split()[:5] == ["pretrain", jobs["pretrain"], "COMPLETED", "1", "6/6"]
     assert [row.split()[-1] for row in rows[1:]] == ["yes"] * 3
     again = submit("submit", chain, where, env=cluster.environment).stdout
     assert again.count("complete already, skipped") == 3
     assert jobs_of(runs) == jobs
 
 
-def test_what_needs_a_failed_phase_is_cancelled(
+def test_what_needs_a_failed_phase_is_cancelled_and_healed_by_resume(
     cluster: MiniSlurm, tiny_set: Path, tmp_path: Path
 ) -> None:
     chain = write_chain(tmp_path, tiny_set)
-    where = write_cluster(tmp_path, executor="slurm")
-    wrong = f"pretrain.data.path={tmp_path / 'nothing'}"
-    submit("submit", chain, where, wrong, env=cluster.environment)
-    jobs = jobs_of(tmp_path / "runs")
+    where = write_cluster(tmp_path, executor="slurm", cpus_per_task=1)
+    runs, there = tmp_path / "runs", tmp_path / "later"
+    submit("submit", chain, where, f"data.path={there}", env=cluster.environment)
+    jobs = jobs_of(runs)
     assert cluster.finished(jobs["pretrain"], 100) == "FAILED"
     assert cluster.finished(jobs["finetune"], 60) == "CANCELLED"
     assert cluster.finished(jobs["evaluate"], 60) == "CANCELLED"
-    log = _log(tmp_path / "runs", jobs["pretrain"])
-    assert "is not a packed set" in log
-    assert "pretrain ended with code 2 and is not complete" in log
-    assert "Traceback" not in log
+    (attempt,) = attempts_of(runs, "pretrain")  # bad input is not tried twice
+    assert attempt.ended is not None
+    assert (attempt.ended.verdict, attempt.ended.kind) == ("stop", "input")
+    assert "Traceback" not in log_of(runs, jobs["pretrain"])
+    page = submit("why", chain, where, env=cluster.environment).stdout
+    assert "is not a packed set" in page
+    assert "resume pretrain" in page
+
+    there.symlink_to(tiny_set)
+    told = submit("resume", chain, where, "pretrain", env=cluster.environment).stdout
+    again = jobs_of(runs)
+    assert [*again] == ["pretrain", "finetune", "evaluate"]
+    assert f"finetune: job {again['finetune']}, after {again['pretrain']}" in told
+    states = {phase: cluster.finished(job, 100) for phase, job in again.items()}
+    assert states == dict.fromkeys(again, "COMPLETED"), told
+
+
+def test_a_sweep_is_an_array_with_a_table(
+    cluster: MiniSlurm, tiny_set: Path, tmp_path: Path
+) -> None:
+    chain = write_chain(tmp_path, tiny_set)
+    where = write_cluster(tmp_path, executor="slurm", cpus_per_task=1)
+    sweep = ["--sweep", "finetune.optim.lr=1e-3,-1e-3,2e-3"]
+    told = submit("submit", chain, where, *sweep, code=2, env=cluster.environment).stderr
+    assert "optim.lr (command line): must be greater than 0, got -0.001" in told
+    # One point fails on the node: it costs itself, not the others or the table.
+    sweep = ["--sweep", f"finetune.data.path={tiny_set},{tmp_path / 'nothing'}"]
+    submit("submit", chain, where, *sweep, env=cluster.environment)
+    jobs = jobs_of(tmp_path / "runs")
+    array = jobs[next(name for name in jobs if name.startswith("finetune@"))].split("_")[0]
+    table = next(name for name in jobs if name.startswith("sweep-"))
+    assert cluster.finished(jobs[table], 150) == "COMPLETED"
+    states = {job: cluster.job(job)["JobState"] for job in jobs.values()}
+    assert [states[f"{array}_{i}"] for i in (0, 1)] == ["COMPLETED", "FAILED"]
+    assert sorted(s for n, j in jobs.items() if "evaluate@" in n for s in [states[j]]) == [
+        "CANCELLED",
+        "COMPLETED",
+    ]
+    rows = json.loads((tmp_path / "runs" / table / "results.json").read_text())["rows"]
+    assert len(rows) == 2
+    assert "accuracy" in rows[0]
+    assert rows[1]["complete"] is False
 
 
 def test_what_sbatch_refuses_is_told_in_its_words(
@@ -100,32 +135,3 @@ def test_what_sbatch_refuses_is_told_in_its_words(
     assert "error: pretrain was refused, so nothing is queued" in told
     assert "invalid partition" in told
     assert "Traceback" not in told
-
-
-def test_a_run_told_to_stop_saves_and_goes_on_when_submitted_again(
-    cluster: MiniSlurm, tiny_set: Path, tmp_path: Path
-) -> None:
-    chain = write_chain(tmp_path, tiny_set, steps=100_000)
-    where = write_cluster(tmp_path, **TWO_BY_TWO)
-    run = tmp_path / "runs" / "pretrain"
-    many = ["pretrain", "train.epochs=100000", "train.eval_every_epochs=1000"]
-    submit("submit", chain, where, *many, env=cluster.environment)
-    job = jobs_of(tmp_path / "runs")["pretrain"]
-    end = time.monotonic() + 120
-    while not read(run / "metrics.jsonl"):
-        assert time.monotonic() < end, _log(tmp_path / "runs", job)
-        time.sleep(0.5)
-    cluster.run("scancel", "--signal=USR2", job)
-    # Saved, but not complete: whatever waits for it with afterok must not start.
-    assert cluster.finished(job, 60) == "FAILED"
-    saved = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
-    assert saved, _log(tmp_path / "runs", job)
-    assert completed(run) is None
-
-    stop = int(saved[-1].removeprefix("step-"))
-    submit("submit", chain, where, *many, f"train.max_steps={stop + 2}", env=cluster.environment)
-    job = jobs_of(tmp_path / "runs")["pretrain"]
-    assert cluster.finished(job, 200) == "COMPLETED", _log(tmp_path / "runs", job)
-    record = completed(run)
-    assert record is not None
-    assert record["steps"] == stop + 2
