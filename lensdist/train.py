@@ -10,16 +10,18 @@ asked to stop and has saved: run the same command again.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
 from lensdist.engine.differences import differences
-from lensdist.errors import EXIT_DONE, EXIT_FAILED, UserError, say
+from lensdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError, say
 from lensdist.outcome import conclude
 from lensdist.phases import completed
 
@@ -63,6 +65,8 @@ def launch(args: argparse.Namespace) -> int:
         RunError: training had begun and could not go on.
         DeviceError: this node is not fit for the run.
     """
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, _too_early)
     cfg = load(args.config, args.overrides, schema=schema_of)
     done = _already_done(cfg, args.resume)
     if done:
@@ -77,15 +81,25 @@ def launch(args: argparse.Namespace) -> int:
     return run(cfg, args.resume, world)
 
 
+def _too_early(number: int, frame: FrameType | None) -> NoReturn:
+    """Until the run itself listens there is nothing to save, and the same command goes on."""
+    say(f"told to stop ({signal.Signals(number).name}) before training began; run it again")
+    raise SystemExit(EXIT_REQUEUE)
+
+
 def _leave_with_the_others(world: World, work: Callable[[], int]) -> NoReturn:
     """The word is left before the process group is taken down: whoever hears of that may kill."""
+    together = False
     try:
         code = conclude(work)
+        together = code in (EXIT_DONE, EXIT_REQUEUE)
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else EXIT_FAILED
     except BaseException:
         # The interpreter's teardown under a live process group may abort, or wait for the others.
         traceback.print_exc()
         code = EXIT_FAILED
-    world.close(code)
+    world.close(code, together=together)
 
 
 def _already_done(cfg: BaseRun, resume: str) -> str | None:

@@ -140,13 +140,17 @@ class World:
         for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
             vars(bare).pop(name, None)
 
-    def close(self, code: int) -> NoReturn:
+    def close(self, code: int, *, together: bool) -> NoReturn:
         """Leave with an exit code.
+
+        Args:
+            code: for whoever started this process.
+            together: whether all processes come here now; after a failure they may never.
 
         gloo's worker threads sometimes abort at interpreter exit after all work is done; to leave
         in step, take the process group down, flush and skip the interpreter's teardown prevents it.
         """
-        if self.size > 1 and code in (0, 75):  # after a failure the others may never come
+        if self.size > 1 and together:
             self.barrier()
             torch.distributed.destroy_process_group()
         sys.stdout.flush()

@@ -111,7 +111,7 @@ def main(out: Path, data: Path, pairs: Path) -> None:
             phase.run(cfg, "auto", world)
             world.agree("weights", weights.pop())
     assert world is not None
-    world.close(0)
+    world.close(0, together=True)
 
 
 if __name__ == "__main__":

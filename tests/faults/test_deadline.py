@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from lensdist.phases import completed
 from lensdist.tasks.base import Stage
 from lensdist.tasks.mae import MaeTask
 from lensdist.track.log import read
-from tests.conftest import command, environment, settings, start
+from tests.conftest import ROOT, command, environment, settings, start
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -178,3 +179,28 @@ if __name__ == "__main__":
     split = sys.argv.index("--")
     _arm(sys.argv[1], int(sys.argv[2]))
     sys.exit(train.main(sys.argv[split + 1 :]))
+
+
+def test_a_signal_before_training_is_no_crash(tiny_set: Path, tmp_path: Path) -> None:
+    """Imports take seconds, and reading data may take minutes: SLURM's signal does not wait."""
+    words = command("lensdist.train", *settings("mae", tiny_set, tmp_path / "run"))
+    env = environment(LENSDIST_OUTCOME=str(tmp_path / "words"))
+    # `import torch` comes after the handlers, and is what takes the time here.
+    slow = (
+        f"import pathlib, time\npathlib.Path({str(tmp_path / 'there')!r}).touch()\ntime.sleep(60)"
+    )
+    (tmp_path / "torch.py").write_text(slow)
+    env["PYTHONPATH"] = str(tmp_path)
+    (tmp_path / "words").mkdir()
+    with subprocess.Popen(words, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as run:
+        end = time.monotonic() + 60
+        while not (tmp_path / "there").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        run.send_signal(signal.SIGUSR2)
+        told = run.communicate(timeout=30)[1]
+    assert run.returncode == 75, told
+    assert "before training began; run it again" in told
+    (word,) = outcome.read(tmp_path / "words")
+    assert word.kind == "saved"
+    assert not (tmp_path / "run").exists()
