@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Collect the runs' scores and figures into `results.md` and `results.json`."""
-    from lensdist.evaluate.report import collect, hard_rows, table, write_results
+    from lensdist.evaluate.report import collect, hard_rows, table, tables, write_results
 
     for folder in args.runs:
         if not (args.partial or (folder / "config.yaml").is_file()):
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     figures = [p for folder in args.runs for p in sorted((folder / "figures").glob("*.png"))]
     hard = hard_rows(args.runs)
     path = write_results(args.out, rows, args.title, args.note, figures, hard)
-    print(table(rows))
+    print(tables(rows))
     if hard:
         print(f"\nHarder images:\n\n{table(hard)}")
     print(f"\nwrote {path}")

@@ -55,7 +55,7 @@ def write_results(
     links = [_relative(figure, folder) for figure in figures]
     everything = {"title": title, "notes": list(notes), "rows": list(rows), "figures": links}
     everything |= {"hard": list(hard)} if hard else {}
-    parts = [f"# {title}", table(rows)]
+    parts = [f"# {title}", tables(rows)]
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
     if hard:
@@ -96,6 +96,12 @@ def table(rows: Sequence[Row]) -> str:
         for width, right in zip(widths, numeric, strict=True)
     )
     return "\n".join([line(heads), f"|{'|'.join(rules)}|", *map(line, cells)])
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """A table for each task, in order of appearance: their scores have no column in common."""
+    tasks = dict.fromkeys(row.get("task") for row in rows) or [None]
+    return "\n\n".join(table([row for row in rows if row.get("task") == one]) for one in tasks)
 
 
 def number(value: float, interval: Sequence[float | None] | None = None) -> str:

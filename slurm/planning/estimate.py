@@ -18,8 +18,7 @@ from pydantic import Field
 
 from lensdist.config.base import Strict
 from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun, SuperResolutionRun, schema_of
-from lensdist.data.config import DataConfig
-from lensdist.data.manifest import MANIFEST, UNLABELLED, Manifest
+from lensdist.data.manifest import MANIFEST
 from lensdist.errors import UserError
 from lensdist.flops import train_flops
 from lensdist.phases import COMPLETE
@@ -27,6 +26,7 @@ from lensdist.track.log import read
 from slurm.spec.cluster import Cluster
 
 _LAST = 20  # rows that a rate is the median of
+_STEP = 0.01  # s; a step of 2,500 kernels takes no less, however small its images and batch
 
 
 class Estimate(Strict):
@@ -121,54 +121,7 @@ def total(estimates: Mapping[str, Estimate | None]) -> str:
     known = [e for e in estimates.values() if e is not None]
     unknown = [name for name, e in estimates.items() if e is None]
     parts = [f"{_hours(known)} in all"] if known else []
-    return "; ".join([*parts, f"unknown: {', '.join(unknown)}"] if unknown else parts)
-
-
-def samples_of(config: BaseRun) -> int | None:
-    """Images of an epoch: the train split as `data` narrows it, or the stream's.
-
-    Of a set that the run has yet to simulate for itself, what the split will be if no two images
-    are alike.
-
-    Returns:
-        None where the packed set is not there, or lacks a class.
-
-    Raises:
-        UserError: what is there is no packed set.
-    """
-    data = config.data
-    if data.source == "stream":
-        return data.stream_epoch
-    folder = data.path or config.run.dir / "data"
-    if (folder / MANIFEST).exists():
-        manifest = Manifest.load(folder)
-        return _narrowed(manifest.counts.get("train", {}), manifest.labels, data)
-    return None if data.path is not None else _own(data)
-
-
-def _narrowed(counts: Mapping[str, int], labels: Sequence[str], data: DataConfig) -> int | None:
-    """As `lensdist.data.source.View` does it: by class names, then by numbers."""
-    classes = data.classes or labels
-    if not set(classes) <= set(labels):
-        return None
-    if data.labels_per_class is not None:
-        return data.labels_per_class * len(classes)
-    here = sum(counts.values()) if data.classes is None else sum(counts.get(c, 0) for c in classes)
-    return here if data.train_images is None else min(here, data.train_images)
-
-
-def _own(data: DataConfig) -> int | None:
-    """Of a set that is to be simulated: `lensdist.sim.write` and `lensdist.data.splits`."""
-    assert data.sim is not None  # the configuration has checked
-    n, labels = data.n_per_class, data.sim.labels
-    if data.sim.family == "sr":  # pairs have no classes: tenths are of all of them
-        n, labels = n * len(labels), ()
-    if data.sim.family == "common":  # whose test split is a fifth of its own
-        n -= n // 5
-        train = n - (n + 5) // 10
-    else:
-        train = n - 2 * ((n + 5) // 10)
-    return _narrowed(dict.fromkeys(labels or (UNLABELLED,), train), labels, data)
+    return "; ".join([*parts, f"no estimate for {', '.join(unknown)}"] if unknown else parts)
 
 
 def _nodes(config: BaseRun, cluster: Cluster) -> int:
@@ -190,7 +143,11 @@ def _rate(
     if found is not None or flops is None or cluster.tflops is None:
         return found
     source = f"from {flops / 1e9:.2g} GFLOP an image at {cluster.tflops:g} TFLOP/s"
-    return _Rate(cluster.tflops * 1e12 / flops, cluster.gpus_per_node is not None, source)
+    rate, gpu = cluster.tflops * 1e12 / flops, cluster.gpus_per_node is not None
+    most = config.train.global_batch / (_STEP * processes)
+    if gpu and rate > most:
+        rate, source = most, f"at {1000 * _STEP:.0f} ms a step, that the host takes to launch it"
+    return _Rate(rate, gpu, source)
 
 
 def _measured(run: Path, config: BaseRun, cluster: Cluster, processes: int) -> _Rate | None:

@@ -9,9 +9,10 @@ from lensdist.config.schema import BaseRun
 from lensdist.sim.config import SimConfig
 from slurm.job import Job
 from slurm.node.command import Place, line
-from slurm.planning.estimate import Estimate, estimate, samples_of, total
+from slurm.planning.estimate import Estimate, estimate, total
 from slurm.planning.estimate import line as time_line
 from slurm.planning.plan import Plan
+from slurm.planning.samples import samples_of
 from slurm.planning.step import Step
 from slurm.sending.batch import batch_script
 from slurm.spec.cluster import Cluster

@@ -228,3 +228,18 @@ def test_harder_images_have_a_table_of_their_own(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r" / "results.json").read_text())["hard"][0]["psf_wide"] == 0.5
     without = report.write_results(tmp_path / "s", report.collect([easy]), "T").read_text()
     assert "Harder" not in without
+
+
+def test_each_task_has_a_table_of_its_own(tmp_path: Path) -> None:
+    rows = [
+        {"run": "a", "task": "common", "accuracy": 0.9},
+        {"run": "b", "task": "sr", "psnr": 40.0},
+        {"run": "c", "task": "common", "accuracy": 0.8},
+        {"run": "never begun", "complete": False},
+    ]
+    text = report.write_results(tmp_path, rows, "Two").read_text()
+    first, second, third = text.split("\n\n")[1:4]
+    assert ["psnr" in one for one in (first, second, third)] == [False, True, False]
+    assert ["accuracy" in one for one in (first, second, third)] == [True, False, False]
+    assert (first.count("\n"), second.count("\n"), third.count("\n")) == (3, 2, 2)
+    assert "never begun" in third

@@ -17,7 +17,8 @@ from lensdist.errors import UserError
 from lensdist.files import to_json, write_atomic
 from lensdist.flops import train_flops
 from lensdist.track.log import MetricsLog
-from slurm.planning.estimate import Estimate, estimate, line, samples_of, total
+from slurm.planning.estimate import Estimate, estimate, line, total
+from slurm.planning.samples import samples_of
 from slurm.spec.cluster import Cluster
 from tests.conftest import ROOT
 
@@ -174,7 +175,7 @@ def test_a_finished_run_of_the_same_settings_says_how_fast(tmp_path: Path) -> No
 
 def test_without_a_measurement_arithmetic_says_it(tmp_path: Path) -> None:
     cluster = GPUS.model_copy(update={"tflops": 100.0, "walltime": 2})
-    config = _config("mae/reference", "train.epochs=10000")
+    config = _config("mae/reference", "train.epochs=10000", "train.global_batch=2000")
     found = _found(config, tmp_path, 24_000, cluster)
     flops = train_flops(config)
     assert flops is not None
@@ -186,6 +187,10 @@ def test_without_a_measurement_arithmetic_says_it(tmp_path: Path) -> None:
         "about 37 min on 8 GPUs, 5 GPU-hours in 38 jobs "
         "(from 7.4 GFLOP an image at 100 TFLOP/s: 107,737 images/s)"
     )
+    # The recipe's 16 images are too few for a GPU: launching its kernels takes longer.
+    small = _found(_config("mae/reference"), tmp_path, 24_000, cluster)
+    assert small.images_per_s == pytest.approx(16 / 0.01)
+    assert "at 10 ms a step" in small.source
     assert estimate(config, tmp_path, 24_000, GPUS, []) is None
     unknown = _config("common/debug", "model.members=[vgg11,resnet18]")
     assert estimate(unknown, tmp_path, 24_000, cluster, []) is None
@@ -216,8 +221,8 @@ def test_totals_name_what_is_unknown(tmp_path: Path) -> None:
     one = _found(_config("mae/reference"), tmp_path, 24_000, cluster)
     assert one.gpu_hours == pytest.approx(0.495, rel=0.01)
     assert total({"a": one, "b": one}) == "0.99 GPU-hours in all"
-    assert total({"a": one, "b": None, "c": None}) == "0.5 GPU-hours in all; unknown: b, c"
-    assert total({"b": None}) == "unknown: b"
+    assert total({"a": one, "b": None, "c": None}) == "0.5 GPU-hours in all; no estimate for b, c"
+    assert total({"b": None}) == "no estimate for b"
     cpu = one.model_copy(update={"gpu_hours": 0.0, "cpu_hours": 1234.5})
     assert total({"a": one, "b": cpu}) == "0.5 GPU-hours and 1,234 core-hours in all"
 
