@@ -63,7 +63,7 @@ def _plan(args: argparse.Namespace) -> None:
 def _submit(args: argparse.Namespace) -> None:
     from slurm.sending.send import send
 
-    send(_planned(args), _say)
+    send(_planned(args), _say, args.line)
 
 
 def _status(args: argparse.Namespace) -> None:

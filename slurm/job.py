@@ -83,6 +83,7 @@ class Job(Strict):
     folder: Path
     """The submission: this file, logs, what processes said at their end."""
     versions: dict[str, str] = Field({}, description="of what was installed where it was sent from")
+    submitted: str = Field("", description="the line that it was submitted with")
 
     @property
     def ledger(self) -> Path:

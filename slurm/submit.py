@@ -14,6 +14,7 @@ Exit codes: 0 done; 1 failure; 2 bad configuration or input, nothing was sent.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ from slurm import commands  # noqa: E402
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args.line = shlex.join(["python", "slurm/submit.py", *words])
     try:
         commands.ACTIONS[args.command](args)
     except UserError as e:

@@ -55,7 +55,13 @@ class Step:
         return self.standing.state == "done"
 
     def job(
-        self, chain: str, state: Path, folder: Path, code: Path, versions: dict[str, str]
+        self,
+        chain: str,
+        state: Path,
+        folder: Path,
+        code: Path,
+        versions: dict[str, str],
+        submitted: str = "",
     ) -> Job:
         """The job, whose files lie in `folder`; see `Job` for the others."""
         # The resolved configuration: what is edited while the job waits does not change it.
@@ -72,6 +78,7 @@ class Step:
             state=state,
             folder=folder,
             versions=versions,
+            submitted=submitted,
         )
 
 

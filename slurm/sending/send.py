@@ -30,8 +30,13 @@ JOBS = "jobs.json"  # in a submission: the id of each phase's job
 Say = Callable[[str], None]
 
 
-def send(plan: Plan, say: Say) -> None:
+def send(plan: Plan, say: Say, line: str = "") -> None:
     """Send what is not finished yet.
+
+    Args:
+        plan: what is asked for.
+        say: told what happens, a sentence at a time.
+        line: the command line, for `why` to say it again.
 
     Raises:
         UserError: a phase is needed that is neither finished nor asked for, or is in the queue
@@ -53,7 +58,8 @@ def send(plan: Plan, say: Say) -> None:
     code, installed = take(ROOT, plan.state), versions()
     folder = new_submission(plan.state)
     jobs = {
-        step.name: step.job(plan.chain.name, plan.state, folder, code, installed) for step in steps
+        step.name: step.job(plan.chain.name, plan.state, folder, code, installed, line)
+        for step in steps
     }
     for step in steps:
         if step.config is not None:

@@ -57,8 +57,9 @@ def next_lines(case: Case, cause: Cause, options: str) -> list[str]:
     if seen.live:  # what waits with the old settings would be in the way
         lines.append(f"Next: {_LAUNCHER} cancel {case.phase} {options}".rstrip())
     first = "Then" if lines else "Next"
-    lines.append(f"{first}: the line that you submitted with, and at its end:")
-    return [*lines, f"  {_LAUNCHER} submit … {settings}"]
+    line = (seen.job.submitted if seen.job else "") or f"{_LAUNCHER} submit …"
+    lines.append(f"{first}, as it was submitted and with one setting more:")
+    return [*lines, f"  {line} {settings}"]
 
 
 def _pace(case: Case) -> str:

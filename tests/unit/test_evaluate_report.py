@@ -238,7 +238,7 @@ def test_each_task_has_a_table_of_its_own(tmp_path: Path) -> None:
         {"run": "never begun", "complete": False},
     ]
     text = report.write_results(tmp_path, rows, "Two").read_text()
-    first, second, third = text.split("\n\n")[1:4]
+    first, second, third = text.strip().split("\n\n")[1:4]
     assert ["psnr" in one for one in (first, second, third)] == [False, True, False]
     assert ["accuracy" in one for one in (first, second, third)] == [True, False, False]
     assert (first.count("\n"), second.count("\n"), third.count("\n")) == (3, 2, 2)

@@ -118,7 +118,7 @@ Log: runs/.submit/first/17_0_log.out
 
 A GPU's memory is full. A smaller train.micro_batch computes the same step in smaller parts. That
 begins the run anew, with the old one kept aside.
-Next: the line that you submitted with, and at its end:
+Next, as it was submitted and with one setting more:
   python slurm/submit.py submit … pretrain.train.micro_batch=4"""
 
 
