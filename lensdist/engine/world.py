@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import NoReturn, TypeVar
 
 import torch
@@ -127,9 +128,12 @@ class World:
     def wrap(self, model: nn.Module, *, ddp: bool) -> nn.Module:
         """A model, already on its device, under autocast and, if asked for, DDP."""
         self.accelerator.free_memory()  # forget what an earlier stage wrapped
-        return self.accelerator.prepare_model(  # type: ignore[no-any-return]
-            model, device_placement=False, evaluation_mode=not ddp
-        )
+        with warnings.catch_warnings():
+            # accelerate does not know the new name yet, and this is said once a process and stage.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return self.accelerator.prepare_model(  # type: ignore[no-any-return]
+                model, device_placement=False, evaluation_mode=not ddp
+            )
 
     @staticmethod
     def unwrap(bare: nn.Module) -> None:

@@ -44,6 +44,8 @@ def slurm_executor(job: Job, after: Sequence[str], array: str | None = None) -> 
     if cluster.most > cluster.fewest:
         flags["nodes"] = cluster.nodes
     optional = {
+        # With a number of tasks SLURM gives the fewest nodes of a range, and never more.
+        "ntasks_per_node": 1 if cluster.most == cluster.fewest else None,
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
@@ -57,7 +59,6 @@ def slurm_executor(job: Job, after: Sequence[str], array: str | None = None) -> 
     executor.update_parameters(
         job_name=f"{job.chain}-{array or job.goal.phase}",
         nodes=cluster.fewest,
-        ntasks_per_node=1,
         time=cluster.walltime,
         signal_delay_s=cluster.save_before_end,
         stderr_to_stdout=True,
@@ -104,6 +105,8 @@ def _around(job: Job, array: str | None) -> tuple[list[str], list[str]]:
 def _srun(job: Job) -> list[str]:
     cluster = job.cluster
     flags = {"wait": str(TASKS_WAIT)}
+    if cluster.most > cluster.fewest:
+        flags["ntasks-per-node"] = "1"
     if cluster.cpus_per_task:
         # Since SLURM 22.05 srun does not take it over from sbatch: a task would get one core.
         flags["cpus-per-task"] = str(cluster.cpus_per_task)

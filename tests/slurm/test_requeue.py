@@ -173,12 +173,16 @@ def test_a_node_that_fails_its_check_is_left_out(
     cluster: MiniSlurm, tiny_set: Path, tmp_path: Path, undisturbed: dict[int, float]
 ) -> None:
     check = 'test "$SLURMD_NODENAME" != 127.0.0.1 || { echo the fan is broken; false; }'
-    sent = Sent(cluster, tiny_set, tmp_path, preflight={"command": check})
+    # As many nodes as are free, of which two can share two micro-batches evenly.
+    sent = Sent(cluster, tiny_set, tmp_path, nodes="1-3", preflight={"command": check})
     sent.completes(undisturbed)
     first, second = attempts_of(sent.runs, "pretrain")
-    assert first.started.nodes == ("127.0.0.1",)
+    assert first.started.nodes == ("127.0.0.1", "127.0.0.2")
     assert first.ended is not None
     assert first.ended.excluded == ("127.0.0.1",)
     assert "the fan is broken" in first.ended.reason
-    assert second.started.nodes == ("127.0.0.2",)
     assert cluster.job(sent.job)["ExcNodeList"] == "127.0.0.1"
+    assert cluster.job(sent.job)["NodeList"] == "127.0.0.[2-4]"
+    assert second.started.nodes == ("127.0.0.2", "127.0.0.3")
+    assert "2 of 3 nodes share the step evenly" in sent.text()
+    assert "on 2 process(es)" in sent.text()
