@@ -13,8 +13,9 @@ six phases into a new folder of runs, so that it copies the code too; nothing st
 the nodes are drained. A job's way is timed from the first line of its batch script to the first
 step in `metrics.jsonl`, which is looked at every 20 ms; all run the same configuration, and a gate
 asks for the same loss. The way back is timed from the launcher's word that a run, told to save and
-leave, is queued again, to the first step after that; beside it a script that queues itself again,
-from then until it runs: SLURM's own delay (some seconds here, two minutes by its defaults).
+leave, is queued again, to the first step after that; beside it a script that queues itself again
+after a step of `srun`, from then until it runs: SLURM's own delay (some seconds here, two minutes
+by its defaults).
 
 The first round is listed by itself: its job compiles the copied code. `later` is the median of the
 other rounds; differences are taken within a round.

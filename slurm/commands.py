@@ -13,7 +13,7 @@ from lensdist.errors import UserError
 from slurm.job import Goal, load_job
 from slurm.planning.changes import TRIGGERS, Trigger
 from slurm.planning.plan import ROOT, STATE, Plan, make_plan
-from slurm.spec.request import Request, read_request
+from slurm.spec.request import Request, phase_names, read_request
 from slurm.watching.status import glance
 
 CHAIN = ROOT / "configs" / "chains" / "vi_a.yaml"
@@ -81,7 +81,7 @@ def _logs(args: argparse.Namespace) -> None:
     from slurm.watching.logs import logs
 
     _, goals, state = _known(args)
-    named = any("=" not in word for word in args.words)
+    named = bool(phase_names(args.words))
     phases = [goal.phase for goal in goals] if named else []
     more = {"all_nodes": args.all_nodes, "options": _options(args)}
     logs(goals, state, phases, args.follow, args.lines, _say, **more)
@@ -98,7 +98,7 @@ def _resume(args: argparse.Namespace) -> None:
     from slurm.sending.resume import resume
 
     everything = _known(args, narrow=False)
-    names = [word for word in args.words if "=" not in word]
+    names = phase_names(args.words)
     resume(everything[1], everything[2], names, args.nodes, _say)
 
 
@@ -107,7 +107,7 @@ def _why(args: argparse.Namespace) -> None:
 
     _, goals, state = _known(args)
     _, everything, _ = _known(args, narrow=False)
-    named = [word for word in args.words if "=" not in word]
+    named = phase_names(args.words)
     asked = goals if named else list(filter(None, [first_failed(goals, state)]))
     if not asked:
         print("no phase has failed; `status` shows how far each is")
@@ -125,7 +125,7 @@ def _known(args: argparse.Namespace, *, narrow: bool = True) -> tuple[Request, l
     """The phases that are asked about (all of the chain, unless narrowed), points included."""
     request = read_request(args.chain, args.words)
     state = request.runs / STATE
-    names = [word for word in args.words if "=" not in word] if narrow else []
+    names = phase_names(args.words) if narrow else []
     sent = sorted(file.stem for file in (state / "ledger").glob("*.jsonl"))
     goals = []
     for name in request.chain.phases:

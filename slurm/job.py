@@ -69,6 +69,8 @@ class Job(Strict):
     chain: str
     goal: Goal
     needs: tuple[Goal, ...]
+    follows: tuple[str, ...] = ()
+    """Names of those that must have ended before it, however."""
     words: tuple[str, ...]
     """What `python` is given: `-m lensdist.train --config …`."""
     cluster: Cluster

@@ -77,7 +77,7 @@ class Jobs:
 
     def first_step(self, job: str, run: Path, after: int = 0) -> float:
         """Wait for a run's first step after one; when, in seconds since 1970."""
-        return self.wait(lambda: max(losses(run), default=0) > after, job, f"a step of {run}")
+        return self.wait(lambda: max(losses(run), default=0) > after, job, f"step of {run}")
 
     def wait(self, done: Callable[[], bool], job: str, what: str) -> float:
         """Wait for something of a job; when it was there, in seconds since 1970.
@@ -88,8 +88,11 @@ class Jobs:
         end = time.monotonic() + PATIENCE
         while not done():
             if time.monotonic() > end:
-                log = Path(self.slurm.job(job)["StdOut"]).read_text(errors="replace")
-                raise SystemExit(f"no {what} within {PATIENCE} s:\n{log[-2000:]}")
+                known = self.slurm.job(job)
+                log = Path(known["StdOut"])
+                said = log.read_text(errors="replace") if log.exists() else "nothing"
+                state = known["JobState"]
+                raise SystemExit(f"no {what} within {PATIENCE} s; {state}, {log}:\n{said[-2000:]}")
             time.sleep(LOOK)
         return time.time()
 
@@ -165,8 +168,9 @@ class Again(Jobs):
 
     def bare(self) -> float:
         """SLURM's own delay."""
-        again = "scontrol requeue $SLURM_JOB_ID"
-        body = f'[ -n "$SLURM_RESTART_COUNT" ] || {{ {self._stamp.strip()}; {again}; }}\n'
+        # With a step before: SLURM takes longer to clear up after a job that had one.
+        again = f"srun true; {self._stamp.strip()}; scontrol requeue $SLURM_JOB_ID"
+        body = f'[ -n "$SLURM_RESTART_COUNT" ] || {{ {again}; }}\n'
         job = self.send_bare("#SBATCH --requeue\n", body)
         path = self.folder / f"{job}.times"
         self.wait(lambda: path.exists() and len(self.times(job)) == 3, job, f"restart of {job}")

@@ -12,7 +12,7 @@ from slurm.planning.maker import Maker
 from slurm.planning.step import Step
 from slurm.spec.chain import Chain
 from slurm.spec.cluster import Cluster
-from slurm.spec.request import Request, read_cluster, read_request
+from slurm.spec.request import Request, phase_names, read_cluster, read_request
 from slurm.spec.sweep import Point, points
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +64,8 @@ def make_plan(
     combined: list[Point] = []
     try:
         request = read_request(chain_file, words)
+        for word in (one for one in phase_names(words) if "@" in one):
+            errors.append(f"{word} is a point of a sweep: name the phase, and give --sweep")
     except UserError as e:
         errors.append(str(e))
     try:

@@ -70,6 +70,7 @@ class Step:
             chain=chain,
             goal=self.goal,
             needs=self.needs,
+            follows=tuple(goal.phase for goal in self.follows),
             words=train if self.words is None else self.words,
             cluster=self.cluster,
             counts=self.counts,

@@ -7,15 +7,19 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.errors import UserError
 from slurm import scheduler
 from slurm.job import Goal, Job
 from slurm.ledger import Ledger
+from slurm.planning.changes import set_aside
 from slurm.planning.step import shared_evenly
 from slurm.sending.send import dispatch, new_submission
 from slurm.spec.cluster import Cluster
+from slurm.watching import status
 from slurm.watching.status import Seen, look
 
 Say = Callable[[str], None]
@@ -42,21 +46,32 @@ def resume(
     """
     seen = {one.goal.phase: one for one in look(goals, state)}
     again: dict[str, Job] = {}
+    # Of a sweep, `finetune` means all its points.
+    asked = {name for name in seen if not names or {name, name.partition("@")[0]} & {*names}}
     for name, one in seen.items():
-        job = _to_send(one, again, name in names, not names, say)
+        job = _to_send(one, again, name in names, name in asked, say)
         if job is not None:
             again[name] = job
     queued = _in_queue(again, seen)
     if not again:
+        if not names and not any(one.live for one in seen.values()):
+            say("nothing has stopped; `status` shows how far each phase is")
         return
+    by_slurm = any(job.cluster.executor == "slurm" for job in again.values())
+    if by_slurm and not scheduler.available():
+        raise UserError("no sbatch here: resume from a login node of the cluster")
+    other = {name: _anew(job, nodes if name in asked else None) for name, job in again.items()}
     folder = new_submission(state)
-    jobs = {name: _anew(job, folder, nodes, name in names) for name, job in again.items()}
+    jobs = {name: job.model_copy(update={"folder": folder}) for name, job in other.items()}
+    for name, job in jobs.items():
+        if seen[name].complete:  # a table, of which there will be a newer one
+            say(f"{name}: the old one is kept aside: {set_aside(job.goal.marker())}")
     stuck = [one for name, one in seen.items() if name in again and one.live]
     scheduler.cancel([one.sent.job for one in stuck if one.sent is not None])
     for one in stuck:
         assert one.sent is not None
         say(f"{one.goal.phase}: job {one.sent.job} could not have started; cancelled, sent anew")
-    dispatch(jobs, {}, {}, queued, folder, say)
+    dispatch(jobs, {}, queued, folder, say)
 
 
 def cancel(goals: Sequence[Goal], state: Path, say: Say) -> None:
@@ -76,16 +91,16 @@ def cancel(goals: Sequence[Goal], state: Path, say: Say) -> None:
             ids.append(job)
             say(f"{phase}: job {job} cancelled")
         else:
-            os.kill(int(job), signal.SIGTERM)
-            say(f"{phase}: process {job} told to save and leave")
+            # Between two attempts only the launcher is there, which waits for the next.
+            alive = next(e.job for e in (one.sent, *reversed(one.mine)) if status.is_ours(e.job))
+            os.kill(int(alive), signal.SIGTERM)
+            say(f"{phase}: process {alive} told to save and leave")
     scheduler.cancel(ids)
     if not live:
         say("none of these phases is in the queue or runs")
 
 
-def _to_send(
-    one: Seen, again: Mapping[str, Job], named: bool, everything: bool, say: Say
-) -> Job | None:
+def _to_send(one: Seen, again: Mapping[str, Job], named: bool, asked: bool, say: Say) -> Job | None:
     """The job of a phase that is to be sent again; None where it is not.
 
     Raises:
@@ -97,12 +112,13 @@ def _to_send(
             raise UserError(f"{phase} was never sent: use `submit`")
         return None
     waits = any(need.phase in again for need in one.job.needs)
-    if one.complete or not (named or everything or waits):
+    follows = any(name in again for name in one.job.follows)
+    if (one.complete and not follows) or not (asked or waits or follows):
         if named:
             say(f"{phase}: complete already, skipped")
         return None
     stuck = one.slurm is not None and one.slurm.stuck
-    if one.live and not stuck and not waits:
+    if one.live and not stuck and not (one.by_slurm and (waits or follows)):
         word, reason = one.state
         where = f"job {one.sent.job}, {word}{f' ({reason})' if reason else ''}"
         if named:
@@ -130,9 +146,12 @@ def _in_queue(again: Mapping[str, Job], seen: Mapping[str, Seen]) -> dict[str, s
     return queued
 
 
-def _anew(job: Job, folder: Path, nodes: str | None, named: bool) -> Job:
-    cluster, counts = job.cluster, job.counts
-    if nodes is not None and job.goal.kind == "run" and named:
-        cluster = Cluster.model_validate({**cluster.model_dump(), "nodes": nodes})
-        counts = shared_evenly(load(Path(job.words[-1]), [], schema=schema_of), cluster)
-    return job.model_copy(update={"folder": folder, "cluster": cluster, "counts": counts})
+def _anew(job: Job, nodes: str | None) -> Job:
+    if nodes is None or job.goal.kind != "run":
+        return job
+    try:
+        cluster = Cluster.model_validate({**job.cluster.model_dump(), "nodes": nodes})
+    except ValidationError as e:
+        raise UserError(f"--nodes {nodes}: {e.errors()[0]['msg']}") from e
+    counts = shared_evenly(load(Path(job.words[-1]), [], schema=schema_of), cluster)
+    return job.model_copy(update={"cluster": cluster, "counts": counts})

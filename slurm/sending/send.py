@@ -14,12 +14,13 @@ from lensdist.config import save
 from lensdist.errors import RunError, UserError
 from lensdist.files import to_json, write_atomic
 from slurm import scheduler
-from slurm.job import Job
+from slurm.job import Goal, Job
 from slurm.ledger import Ledger
 from slurm.node.preflight import versions
 from slurm.node.run import run_phase
 from slurm.planning.changes import set_aside
 from slurm.planning.plan import ROOT, Plan
+from slurm.planning.step import Step
 from slurm.sending.batch import array_file, slurm_executor
 from slurm.sending.here import run_here
 from slurm.sending.snapshot import take
@@ -52,9 +53,7 @@ def send(plan: Plan, say: Say, line: str = "") -> None:
     queued = _check_needs(plan)
     if plan.cluster.executor == "slurm" and not scheduler.available():
         raise UserError("no sbatch here: submit from a login node of the cluster")
-    for step in steps:
-        if step.standing.state == "again" and step.goal.kind in ("run", "set"):
-            say(f"{step.name}: {step.standing.sentence}: {set_aside(step.goal.run)}")
+    aside = _set_aside(steps, say)
     code, installed = take(ROOT, plan.state), versions()
     folder = new_submission(plan.state)
     jobs = {
@@ -65,14 +64,17 @@ def send(plan: Plan, say: Say, line: str = "") -> None:
         if step.config is not None:
             save(step.config, folder / f"{step.name}.yaml")
     arrays = {step.name: step.phase for step in steps if step.point is not None}
-    follows = {step.name: tuple(goal.phase for goal in step.follows) for step in steps}
-    dispatch(jobs, arrays, follows, queued, folder, say)
+    try:
+        dispatch(jobs, arrays, queued, folder, say)
+    except RunError:
+        if plan.cluster.executor == "slurm":  # nothing is queued, so nothing is outdated
+            _put_back(aside)
+        raise
 
 
 def dispatch(
     jobs: Mapping[str, Job],
     arrays: Mapping[str, str],
-    follows: Mapping[str, Sequence[str]],
     queued: Mapping[str, str],
     folder: Path,
     say: Say,
@@ -82,7 +84,6 @@ def dispatch(
     Args:
         jobs: by name, each after those it needs.
         arrays: of the points of a sweep, the phase whose array they belong to.
-        follows: of a job, those that must have ended before it, however.
         queued: ids of jobs that are needed and in the queue already.
         folder: the submission.
         say: told what happens, a sentence at a time.
@@ -94,7 +95,7 @@ def dispatch(
     for name, job in jobs.items():
         write_atomic(folder / f"{name}.json", job.model_dump_json(indent=2))
     if next(iter(jobs.values())).cluster.executor == "slurm":
-        _queue(jobs, arrays, follows, queued, folder, say)
+        _queue(jobs, arrays, queued, folder, say)
     else:
         run_here(jobs, folder / JOBS, say)
 
@@ -130,13 +131,50 @@ def _check_needs(plan: Plan) -> dict[str, str]:
                 raise UserError(
                     f"{step.name} needs {need.phase}, which is not complete; submit it too"
                 )
+    _check_readers(plan)
     return {name: job for name, job in live.items() if name not in sent}
+
+
+def _check_readers(plan: Plan) -> None:
+    """Make sure that no job in the queue uses what would be set aside.
+
+    Raises:
+        UserError: one does.
+    """
+    aside = {step.goal.run for step in plan.todo if step.standing.state == "again"}
+    names = sorted(file.stem for file in (plan.state / "ledger").glob("*.jsonl")) if aside else []
+    for one in look([Goal(phase=name, run=plan.runs / name) for name in names], plan.state):
+        if not one.live or one.job is None or one.sent is None:
+            continue
+        for run in aside & {one.job.goal.run, *(need.run for need in one.job.needs)}:
+            raise UserError(
+                f"{one.goal.phase} is in the queue or runs, and uses {run}, which is outdated: job "
+                f"{one.sent.job}; cancel it first (`cancel {one.goal.phase}`), or let it run"
+            )
+
+
+def _set_aside(steps: Sequence[Step], say: Say) -> dict[Path, Path]:
+    """Rename what is outdated; where it was, and where it is now."""
+    aside = {}
+    for step in steps:
+        # Scores and tables lie among what counts: only the file that says that they are done.
+        old = step.goal.run if step.goal.kind in ("run", "set") else step.goal.marker()
+        outdated = step.standing.state == "again" or step.goal.kind in ("scores", "table")
+        if outdated and old.exists():
+            aside[old] = set_aside(old)
+            say(f"{step.name}: {step.standing.sentence}: {aside[old]}")
+    return aside
+
+
+def _put_back(aside: Mapping[Path, Path]) -> None:
+    for old, kept in aside.items():
+        if not old.exists():
+            kept.rename(old)
 
 
 def _queue(
     jobs: Mapping[str, Job],
     arrays: Mapping[str, str],
-    follows: Mapping[str, Sequence[str]],
     queued: Mapping[str, str],
     folder: Path,
     say: Say,
@@ -146,13 +184,13 @@ def _queue(
     sent = {**queued}
     for phase, group in groupby(jobs, key=lambda name: arrays.get(name, name)):
         names = [*group]
-        after = _after(names, jobs, arrays, follows, sent)
+        after = _after(names, jobs, sent)
         try:
             if len(names) > 1 and after is not None:
                 sent |= _send_array(phase, {name: jobs[name] for name in names}, after)
             else:
                 for name in names:
-                    alone = _after([name], jobs, {}, follows, sent) or []
+                    alone = _after([name], jobs, sent) or []
                     task = slurm_executor(jobs[name], alone).submit(
                         run_phase, str(folder / f"{name}.json")
                     )
@@ -172,8 +210,6 @@ def _queue(
 def _after(
     names: Sequence[str],
     jobs: Mapping[str, Job],
-    arrays: Mapping[str, str],
-    follows: Mapping[str, Sequence[str]],
     sent: Mapping[str, str],
 ) -> list[str] | None:
     """Conditions that a group of jobs waits for; None where each needs conditions of its own."""
@@ -185,13 +221,11 @@ def _after(
         if len({*column}) == 1:
             conditions.append(f"afterok:{column[0]}")
             continue
-        ids, indices = zip(*(job.split("_") for job in column), strict=True)
+        ids, _, indices = zip(*(job.partition("_") for job in column), strict=True)
         if len({*ids}) > 1 or [*indices] != [str(i) for i in range(len(names))]:
             return None
         conditions.append(f"aftercorr:{ids[0]}")  # each task after its like
-    ends = sorted(
-        {sent[o].partition("_")[0] for n in names for o in follows.get(n, ()) if o in sent}
-    )
+    ends = sorted({sent[o].partition("_")[0] for n in names for o in jobs[n].follows if o in sent})
     return conditions + [f"afterany:{job}" for job in ends]
 
 

@@ -38,6 +38,7 @@ def take(root: Path, state: Path) -> Path:
         if code_hash(final) != digest:
             raise UserError(f"{final} was altered since it was made; delete it, and send again")
         return final
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
         for file in _files(root):

@@ -42,8 +42,8 @@ def read_request(chain_file: Path, words: Sequence[str]) -> Request:
     Raises:
         UserError: the chain is wrong, or has no phase of a name.
     """
-    names = [w for w in words if "=" not in w]
-    settings = [w for w in words if "=" in w]
+    names = phase_names(words)
+    settings = [w for w in words if w not in names]
     runs = [s for s in settings if s.startswith("runs=")]
     cluster = [s for s in settings if s.startswith("cluster.")]
     kinds = _kinds(chain_file)
@@ -64,6 +64,11 @@ def read_request(chain_file: Path, words: Sequence[str]) -> Request:
         tuple(s.removeprefix("cluster.") for s in cluster),
         tuple(s for s in settings if s not in used),
     )
+
+
+def phase_names(words: Sequence[str]) -> list[str]:
+    """Those of the words that name a phase, or a point of a sweep: `finetune@seed=1`."""
+    return [w for w in words if "=" not in w.partition("@")[0]]
 
 
 def read_cluster(file: Path, words: Sequence[str], *more: str) -> Cluster:

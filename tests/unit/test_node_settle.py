@@ -1,0 +1,300 @@
+"""What a batch script does before its steps and after them, with a fake SLURM."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lensdist.files import to_json, write_atomic
+from lensdist.outcome import leave_for
+from slurm.job import Goal, Job
+from slurm.ledger import Event, Ledger
+from slurm.node import begin, settle
+from slurm.node.command import ATTEMPT, DEADLINE
+from slurm.sending.batch import batch_script
+from slurm.spec.cluster import Cluster
+from tests.conftest import ROOT
+from tests.fakes.slurm import FakeSlurm
+from tests.unit.queued import fake, mark_complete
+
+pytestmark = pytest.mark.unit
+__all__ = ["fake"]
+
+Said = Callable[[], str]
+
+
+class Script:
+    """The batch script of one job, which runs on two nodes: its variables, and what it calls."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, fake: FakeSlurm) -> None:
+        self.fake, self._patch, self._folder = fake, patch, folder
+        self.run = folder / "finetune"
+        self.need = Goal(phase="pretrain", run=folder / "pretrain")
+        self.id = fake.add(state="RUNNING", nodes="gpu[7-8]", left="1:00:00")
+        self.allot("gpu[7-8]")
+
+    def allot(self, nodes: str, **more: str) -> None:
+        """SLURM's variables."""
+        for name, value in {"JOB_ID": self.id, "JOB_NODELIST": nodes, **more}.items():
+            self._patch.setenv(f"SLURM_{name}", value)
+
+    def write(self, submission: str = "now", **changes: Any) -> Job:
+        """The job's file, of a submission."""
+        folder = self._folder / ".submit" / submission
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        cluster = {"executor": "slurm", "nodes": 2} | changes.pop("cluster", {})
+        self.job = Job(
+            chain="tiny",
+            goal=Goal(phase="finetune", run=self.run),
+            needs=changes.pop("needs", ()),
+            words=("-m", "lensdist.train"),
+            cluster=Cluster.model_validate(cluster),
+            counts=changes.pop("counts", (1, 2)),
+            cwd=self._folder,
+            code=ROOT,
+            state=self._folder / ".submit",
+            folder=folder,
+        )
+        self.file = write_atomic(folder / "finetune.json", self.job.model_dump_json())
+        return self.job
+
+    def begin(self) -> dict[str, str]:
+        """What `begin` has the script export; the script does so."""
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert begin.main(str(self.file)) == 0
+        lines = out.getvalue().splitlines()
+        found = dict(line.removeprefix("export ").split("=") for line in lines)
+        for name, value in found.items():
+            self._patch.setenv(name, value)
+        return found
+
+    def settle(self, code: int = 1) -> int:
+        return settle.main(str(self.file), code)
+
+    def step(self, number: int) -> None:
+        """A checkpoint."""
+        (self.run / "checkpoints" / f"step-{number:08d}").mkdir(parents=True)
+
+    @property
+    def words(self) -> Path:
+        return self.job.words_of(int(os.environ[ATTEMPT]))
+
+    @property
+    def last(self) -> Event:
+        return Ledger(self.job.ledger).events()[-1]
+
+    @property
+    def told(self) -> list[list[str]]:
+        """What SLURM was told to do."""
+        return [call for call in self.fake.calls if call[1] in ("requeue", "update")]
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeSlurm) -> Script:
+    found = Script(tmp_path, monkeypatch, fake)
+    found.write()
+    return found
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """What was said on stderr since last asked."""
+    return lambda: capsys.readouterr().err
+
+
+def test_an_attempt_knows_its_number_and_its_end(script: Script) -> None:
+    now = time.time()
+    found = script.begin()
+    assert {*found} == {ATTEMPT, DEADLINE}
+    assert found[ATTEMPT] == "1"
+    assert now - 1 <= float(found[DEADLINE]) - 3600 <= time.time() + 1
+    assert script.words.is_dir()
+    started = script.last
+    assert (started.what, started.job, started.nodes) == ("started", script.id, ("gpu7", "gpu8"))
+    script.fake.set(script.id, left="UNLIMITED")
+    script.write("later")  # attempts are the phase's, whatever it was sent with
+    assert script.begin() == {ATTEMPT: "2"}
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [("gpu[1-4]", "gpu1 gpu2 gpu3 gpu4"), ("gpu[1,3],x", "gpu1 gpu3"), ("x", "x")],
+)
+def test_as_many_nodes_are_used_as_share_the_step_evenly(
+    script: Script, given: str, used: str
+) -> None:
+    script.write(counts=(1, 2, 4), cluster={"nodes": "1-4"})
+    script.allot(given)
+    found = script.begin()
+    # What srun takes its numbers of nodes and tasks from.
+    names = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES", "SLURM_NTASKS")
+    fewer = "2" if given == "gpu[1,3],x" else None
+    assert [found.get(name) for name in names] == [fewer] * 3
+    assert script.last.nodes == tuple(used.split())
+
+
+def test_what_needs_an_incomplete_phase_does_not_begin(script: Script, said: Said) -> None:
+    job = script.write(needs=(script.need,))
+    assert begin.main(str(script.file)) == 1
+    event = script.last
+    assert (event.what, event.verdict, event.kind) == ("ended", "stop", "input")
+    assert event.reason.startswith("finetune not started: pretrain is not complete")
+    assert f"error: {event.reason}\n" == said()
+    mark_complete(job.needs[0].run)
+    assert script.begin()[ATTEMPT] == "2"
+
+
+def test_without_its_nodes_or_with_an_open_folder_nothing_begins(
+    script: Script, said: Said
+) -> None:
+    script.allot("gpu[8-7]")
+    assert begin.main(str(script.file)) == 1
+    assert "Invalid hostlist" in said()
+    script.file.parent.chmod(0o777)
+    assert begin.main(str(script.file)) == settle.main(str(script.file), 0) == 1
+    assert "closed to others" in said()
+    assert not script.job.ledger.exists()
+
+
+def test_what_is_complete_is_done_whatever_the_exit_code(script: Script, said: Said) -> None:
+    script.begin()
+    mark_complete(script.run)
+    script.fake.set(script.id, state="COMPLETING", reason="TimeLimit")
+    assert script.settle(1) == 0
+    assert (script.last.verdict, script.last.job) == ("done", script.id)
+    assert said() == "finetune: complete\n"
+    assert script.told == []
+
+
+def test_a_run_that_saved_is_queued_again_once(script: Script, said: Said) -> None:
+    script.begin()
+    script.step(40)
+    for rank in (0, 1):
+        leave_for(script.words, rank, "saved", "")
+    assert script.settle() == 75
+    assert script.told == [["scontrol", "requeue", script.id]]
+    assert (script.last.verdict, script.last.step, script.last.kind) == ("requeue", 40, "saved")
+    assert said() == "finetune: asked to stop, and saved at step 40; queued again\n"
+
+
+def test_what_the_same_input_will_do_again_is_not_tried_again(script: Script, said: Said) -> None:
+    script.begin()
+    leave_for(script.words, 0, "input", "/data/packed is not a packed set")
+    assert script.settle() == 1
+    assert script.last.verdict == "stop"
+    assert "not a packed set" in said()
+    assert script.told == []
+
+
+@pytest.mark.parametrize(
+    ("job", "verdict", "reason"),
+    [
+        ({"state": "RUNNING"}, "requeue", "ended with code 9"),
+        ({"state": "COMPLETING", "reason": "TimeLimit"}, "requeue", "ended with code 9"),
+        ({"state": "COMPLETING", "reason": "None"}, "leave", "cancelled"),
+        ({"state": "CANCELLED"}, "leave", "cancelled"),
+        ({"state": "PREEMPTED"}, "leave", "ended by SLURM (PREEMPTED)"),
+        ({"state": "PENDING", "restarts": 2}, "leave", "SLURM has queued it again itself"),
+    ],
+)
+def test_what_slurm_says_decides_who_queues_it_again(
+    script: Script, job: dict[str, Any], verdict: str, reason: str
+) -> None:
+    script.allot("gpu[7-8]", RESTART_COUNT="1")
+    script.begin()
+    script.fake.set(script.id, **{"restarts": 1, **job})
+    assert script.settle(9) == 75
+    assert script.last.verdict == verdict
+    assert reason in script.last.reason
+    assert [call[1] for call in script.told] == ["requeue", "update"] * (verdict == "requeue")
+
+
+def test_nodes_that_are_not_fit_are_left_out_and_a_crash_waits(script: Script, said: Said) -> None:
+    # What an earlier submission left out may have been mended since.
+    old = {"attempt": 1, "verdict": "stop", "excluded": ("gpu1",)}
+    Ledger(script.job.ledger).append("ended", "99", "older", **old)
+    script.write(cluster={"exclude": ("gpu5",), "requeue": {"backoff": 30}})
+    script.begin()
+    script.step(8)
+    write_atomic(
+        script.words / "node-00001.json",
+        to_json({"host": "gpu8", "node": 1, "time": 1, "versions": {}, "problem": "gpu8 is hot"}),
+    )
+    assert script.settle() == 75
+    assert script.last.excluded == ("gpu8",)
+    script.fake.set(script.id, state="RUNNING", nodes="gpu[7,9]")
+    script.allot("gpu[7,9]", RESTART_COUNT="1")
+    script.begin()
+    leave_for(script.words, 0, "crashed", "RuntimeError: it fell")
+    assert script.settle() == 75
+    job, update = script.id, ["scontrol", "update", f"JobId={script.id}"]
+    assert script.told == [
+        ["scontrol", "requeue", job],
+        [*update, "ExcNodeList=gpu5,gpu8"],
+        ["scontrol", "requeue", job],
+        [*update, "ExcNodeList=gpu5,gpu8", "StartTime=now+30"],
+    ]
+    assert said().endswith("; queued again in 30 s\n")
+    assert script.fake.jobs[job]["restarts"] == 2
+
+
+def test_what_slurm_does_not_queue_again_is_written_down(script: Script, said: Said) -> None:
+    script.begin()
+    script.fake.down()
+    assert script.settle(9) == 1
+    assert script.last.verdict == "stop"
+    assert "ended with code 9" in script.last.reason
+    assert "SLURM refused to queue it: scontrol requeue" in script.last.reason
+    assert "error: scontrol requeue" in said()
+
+
+def test_what_was_cancelled_is_not_queued_again(script: Script) -> None:
+    script.begin()
+    script.step(8)
+    Ledger(script.job.ledger).append("cancelled", script.id, "now")
+    leave_for(script.words, 0, "saved", "")
+    assert script.settle() == 75
+    assert (script.last.verdict, script.last.reason) == ("leave", "cancelled; saved at step 8")
+    assert script.told == []
+
+
+def test_a_task_of_an_array_has_its_own_name_and_slurm_s_number(script: Script) -> None:
+    script.allot("gpu7", ARRAY_JOB_ID="90", ARRAY_TASK_ID="3")
+    script.begin()
+    assert script.last.job == "90_3"
+    script.settle()
+    assert script.last.job == "90_3"
+    assert script.told[0] == ["scontrol", "requeue", script.id]
+
+
+def test_the_script_as_it_is_sent(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.write(counts=(1,), cluster={"requeue": {"backoff": 0}})
+    seen = '"$SLURM_NNODES $LENSDIST_ATTEMPT $PYTHONSAFEPATH"'
+    # SLURM tells the script, too, when it ends a job: it must live to settle.
+    write_atomic(tmp_path / "bin" / "srun", f"#!/bin/sh\nkill -TERM $PPID\necho {seen}\nexit 3\n")
+    (tmp_path / "bin" / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    text = batch_script(script.job, [])
+    done = subprocess.run(["bash", "-s"], input=text, capture_output=True, text=True, check=False)
+    assert done.stdout == "1 1 1\n"
+    assert done.returncode == 75
+    assert "1 of 2 nodes share the step evenly" in done.stderr
+    assert "finetune: ended with code 3, without a word of why; queued again" in done.stderr
+    assert script.told == [["scontrol", "requeue", script.id]]
+    # What could not begin does not run, and is not settled twice.
+    script.write(needs=(script.need,))
+    script.fake.set(script.id, state="RUNNING")
+    done = subprocess.run(["bash", "-s"], input=text, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "pretrain is not complete" in done.stderr
+    assert [e.what for e in Ledger(script.job.ledger).events()] == ["started", "ended"] * 2

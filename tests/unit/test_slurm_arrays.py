@@ -1,0 +1,116 @@
+"""Sweeps on a fake SLURM: arrays, and what their tasks wait for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lensdist.errors import RunError
+from slurm.job import load_job
+from slurm.ledger import Ledger
+from slurm.planning.plan import Plan, make_plan
+from slurm.sending.batch import array_file
+from slurm.sending.resume import resume
+from slurm.sending.send import send
+from tests.chains import write_chain, write_cluster
+from tests.fakes.slurm import FakeSlurm
+from tests.unit.queued import fake, finish, sendings, waits
+
+pytestmark = pytest.mark.unit
+__all__ = ["fake"]
+
+THREE = "optim.lr=1e-3,2e-3,3e-3"
+
+
+def _plan(tmp_path: Path, *words: str, sweep: str) -> Plan:
+    chain = write_chain(tmp_path, tmp_path / "packed")
+    return make_plan(chain, write_cluster(tmp_path, executor="slurm"), words, [sweep])
+
+
+def _send(tmp_path: Path, *words: str, sweep: str) -> list[str]:
+    """What is said."""
+    said: list[str] = []
+    send(_plan(tmp_path, *words, sweep=sweep), said.append)
+    return said
+
+
+def test_a_sweep_is_an_array_a_phase_and_a_table_when_all_have_ended(
+    tmp_path: Path, fake: FakeSlurm
+) -> None:
+    said = _send(tmp_path, sweep="finetune.seed=1,2,3")
+    conditions = {"102": "afterok:101", "103": "aftercorr:102"}
+    tasks = {f"{array}_{i}": what for array, what in conditions.items() for i in range(3)}
+    assert waits(fake) == {"101": "", **tasks, "104": "afterany:102,afterany:103"}
+    assert fake.jobs["102_0"]["flags"]["array"] == "0-2%3"
+    assert "evaluate@finetune.seed=2: job 103_1, after 102_1" in said
+    # The script knows its task's number only.
+    state = tmp_path / "runs" / ".submit"
+    (folder,) = sendings(state)
+    job = load_job(array_file(folder, "finetune", 1))
+    assert job.goal.phase == "finetune@finetune.seed=2"
+    script = fake.jobs["102_0"]["script"]
+    assert f'{folder}/finetune.array/"$SLURM_ARRAY_TASK_ID".json' in script
+    ledger = Ledger(state / "ledger" / "finetune@finetune.seed=2.jsonl")
+    assert [event.job for event in ledger.events()] == ["102_1"]
+
+
+def test_points_of_which_one_need_not_wait_are_sent_one_by_one(
+    tmp_path: Path, fake: FakeSlurm
+) -> None:
+    words = ("pretrain", "finetune")
+    finish(_plan(tmp_path, sweep=THREE).steps[0])
+    _send(tmp_path, *words, sweep=THREE)
+    assert waits(fake) == {
+        "101_0": "",
+        "101_1": "",
+        "102": "",
+        "103": "afterok:101_0",
+        "104": "afterok:101_1",
+        "105": "afterany:101,afterany:102,afterany:103,afterany:104",
+    }
+
+
+def test_points_wait_for_their_own_tasks_where_their_numbers_differ(
+    tmp_path: Path, fake: FakeSlurm
+) -> None:
+    _send(tmp_path, "pretrain", sweep=THREE)
+    first = _plan(tmp_path, sweep=THREE)
+    for step in (first.steps[0], first.steps[3]):
+        finish(step)
+    fake.set("101_0", state="COMPLETED")
+    _send(tmp_path, "finetune", sweep=THREE)
+    # aftercorr would let the first wait for what it needs nothing of, and start too early.
+    assert {job: waits(fake)[job] for job in ("103", "104")} == {
+        "103": "afterok:101_1",
+        "104": "afterok:101_2",
+    }
+
+
+def test_what_follows_points_that_were_sent_one_by_one(tmp_path: Path, fake: FakeSlurm) -> None:
+    finish(_plan(tmp_path, sweep=THREE).steps[0])
+    _send(tmp_path, sweep=THREE)
+    found = waits(fake)
+    assert [found[job] for job in ("105", "106", "107")] == [
+        f"afterok:{n}" for n in (102, 103, 104)
+    ]
+    assert found["108"] == ",".join(f"afterany:{n}" for n in range(101, 108))
+
+
+def test_a_refusal_cancels_arrays_too(tmp_path: Path, fake: FakeSlurm) -> None:
+    fake.refuse("Invalid account", after=2)
+    with pytest.raises(RunError, match="evaluate was refused"):
+        _send(tmp_path, sweep="finetune.seed=1,2")
+    assert waits(fake) == {}
+    assert {job["state"] for job in fake.jobs.values()} == {"CANCELLED"}
+
+
+def test_the_table_of_a_sweep_waits_for_points_that_are_resumed(
+    tmp_path: Path, fake: FakeSlurm
+) -> None:
+    plan = _plan(tmp_path, "pretrain", sweep="pretrain.seed=1,2")
+    send(plan, lambda sentence: None)
+    for job in fake.jobs:
+        fake.set(job, state="CANCELLED")
+    resume([step.goal for step in plan.steps], plan.state, (), None, lambda sentence: None)
+    assert waits(fake) == {"103": "", "104": "", "105": "afterany:103,afterany:104"}

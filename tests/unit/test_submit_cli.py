@@ -1,0 +1,233 @@
+"""The command line: its exit codes, and one sentence in place of a traceback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lensdist.errors import RunError
+from slurm import commands
+from slurm.submit import main
+from tests.chains import write_chain, write_cluster
+from tests.fakes.slurm import FakeSlurm
+from tests.unit.queued import fake, mark_complete, sendings, waits
+
+pytestmark = pytest.mark.unit
+__all__ = ["fake"]
+
+Run = Callable[..., tuple[int, str, str]]
+ON_ONE_CHAIN = ["status", "logs", "cancel", "resume", "why"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A command on a tiny chain: its exit code, and what it says on stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    chain = write_chain(tmp_path, tmp_path / "packed")
+    here, there = tmp_path / "here.yaml", tmp_path / "there.yaml"
+    write_cluster(tmp_path).rename(here)
+    write_cluster(tmp_path, executor="slurm").rename(there)
+
+    def command(*words: str, on: Path = here) -> tuple[int, str, str]:
+        first, *rest = words
+        on = there if "slurm" in rest else on
+        rest = [word for word in rest if word != "slurm"]
+        capsys.readouterr()
+        try:
+            code = main([first, "--chain", str(chain), "--cluster", str(on), *rest])
+        except SystemExit as e:  # argparse's own
+            code = e.code if isinstance(e.code, int) else -1
+        return code, *capsys.readouterr()
+
+    return command
+
+
+def _one_sentence(told: str) -> bool:
+    return told.startswith("error: ") and told.count("\n") == 1 and "Traceback" not in told
+
+
+@pytest.mark.parametrize("command", [*commands.ACTIONS])
+def test_every_command_has_its_help(run: Run, command: str) -> None:
+    code, said, told = run(command, "--help")
+    assert (code, told) == (0, "")
+    assert commands.SUMMARIES[command].capitalize() in " ".join(said.split())
+    for word in ("--chain", "--cluster", "phase|key=value"):
+        assert word in said
+
+
+def test_help_names_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as e:
+        main(["--help"])
+    assert e.value.code == 0
+    said = capsys.readouterr().out
+    assert all(f"\n    {command} " in said for command in commands.ACTIONS)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["send"], ["plan", "--dry"], ["logs", "-n", "many"], ["resume", "--nodes"],
+     ["status", "--sweep", "seed=1"], ["cancel", "--chain"]],
+)  # fmt: skip
+def test_what_is_no_command_is_bad_input(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as e:
+        main(words)
+    assert e.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["plan", "--rerun-on", "nonsense"], "'nonsense' is none of config, data, code, none"),
+        (["submit", "--rerun-on", "config,none"], "'none' is none of config, data, code, none"),
+        (["plan", "--test-only"], "asks SLURM, and the cluster's executor is none"),
+        (["plan", "--sweep", "seed"], "give key=value,value"),
+        (["plan", "optim.lr=fast", "pretrain"], ": optim.lr (command line): "),
+        (["plan", "cluster.nodse=2"], "did you mean 'nodes'?"),
+        (["submit", "evaluate"], "evaluate needs finetune, which is not complete; submit it too"),
+        (["status", "pretrian"], "did you mean 'pretrain'?"),
+        (["status", "--chain", "nowhere.yaml"], "nowhere.yaml"),
+        (["plan", "--cluster", "nowhere.yaml"], "nowhere.yaml"),
+        (["logs"], "no phase was ever sent"),
+        (["logs", "-f", "finetune"], "finetune was never sent, so it has no log; send it with: "),
+        (["resume", "pretrain"], "pretrain was never sent: use `submit`"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_nothing_is_written(
+    run: Run, tmp_path: Path, words: list[str], sentence: str
+) -> None:
+    code, said, told = run(*words)
+    assert (code, said) == (2, "")
+    assert sentence in told
+    assert all(map(_one_sentence, told.splitlines(keepends=True)))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ON_ONE_CHAIN)
+def test_every_command_knows_the_chains_phases(run: Run, command: str) -> None:
+    code, said, told = run(command, "pretrian")
+    assert (code, said) == (2, "")
+    assert _one_sentence(told)
+    assert "has no phase 'pretrian'; did you mean 'pretrain'?" in told
+
+
+def test_nothing_has_happened_yet(run: Run) -> None:
+    assert run("cancel") == (0, "none of these phases is in the queue or runs\n", "")
+    assert run("why") == (0, "no phase has failed; `status` shows how far each is\n", "")
+    code, said, _ = run("why", "finetune")
+    assert code == 0
+    assert "finetune was never sent." in said
+    assert "Next: python slurm/submit.py submit" in said
+
+
+def test_status_for_programs(run: Run, tmp_path: Path, fake: FakeSlurm) -> None:
+    assert run("submit", "slurm")[0] == 0
+    fake.set("101", state="RUNNING", nodes="gpu7")
+    code, said, told = run("status", "--json")
+    assert (code, told) == (0, "")
+    rows = {row["phase"]: row for row in json.loads(said)}
+    assert [*rows] == ["pretrain", "finetune", "evaluate"]
+    assert [row["job"] for row in rows.values()] == ["101", "102", "103"]
+    states = [(row["state"], row["reason"], row["complete"]) for row in rows.values()]
+    assert states == [("RUNNING", "", False)] + [("PENDING", "Dependency", False)] * 2
+    assert rows["evaluate"]["kind"] == "scores"
+    assert rows["finetune"]["run"] == str(tmp_path / "runs" / "finetune")
+    assert len(json.loads(run("status", "finetune", "--json")[1])) == 1
+
+
+def test_when_jobs_would_start(run: Run, tmp_path: Path, fake: FakeSlurm) -> None:
+    code, said, _ = run("plan", "--test-only", "slurm")
+    assert code == 0
+    assert [line.partition(":")[0] for line in said.splitlines()] == [
+        "pretrain",
+        "finetune",
+        "evaluate",
+    ]
+    assert "on 1 core of node1" in said
+    assert not fake.jobs
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_chain_is_sent_cancelled_and_resumed(run: Run, tmp_path: Path, fake: FakeSlurm) -> None:
+    assert run("submit", "slurm")[0] == 0
+    code, said, told = run("submit", "slurm")
+    assert (code, said) == (2, "")
+    assert _one_sentence(told)
+    assert "is in the queue or runs already" in told
+    assert run("cancel", "finetune", "evaluate")[1].splitlines() == [
+        "finetune: job 102 cancelled",
+        "evaluate: job 103 cancelled",
+    ]
+    assert waits(fake) == {"101": ""}
+    # How it was sent need not be said again: the cluster here is another.
+    assert run("resume", "finetune")[0] == 0
+    assert waits(fake) == {"101": "", "104": "afterok:101", "105": "afterok:104"}
+    assert len(sendings(tmp_path / "runs" / ".submit")) == 2
+
+
+def test_what_is_complete_is_left(run: Run, tmp_path: Path, fake: FakeSlurm) -> None:
+    assert run("submit", "pretrain", "slurm")[0] == 0
+    fake.set("101", state="COMPLETED")
+    mark_complete(tmp_path / "runs" / "pretrain", {})
+    code, said, _ = run("submit", "pretrain", "--rerun-on", "none", "slurm")
+    assert code == 0
+    assert said.startswith("pretrain: complete already, skipped (though ")
+    assert run("resume", "pretrain") == (0, "pretrain: complete already, skipped\n", "")
+    assert [*fake.jobs] == ["101"]
+
+
+def test_failures_after_the_start_leave_with_1(
+    run: Run, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("submit", "slurm")[0] == 0
+    fake.down()
+    for command in ("status", "cancel", "resume", "why", "logs"):
+        code, said, told = run(command)
+        assert (code, said) == (1, "")
+        assert _one_sentence(told)
+        assert "Unable to contact slurm controller" in told
+    fake.down(False)
+    fake.refuse("Invalid account")
+    fake.set("101", state="FAILED")
+    code, _, told = run("resume")
+    assert code == 1
+    assert "error: pretrain was refused, so nothing is queued" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("command", "error", "code", "sentence"),
+    [
+        ("submit", KeyboardInterrupt(), 1, "interrupted; the same command goes on where it was\n"),
+        ("resume", KeyboardInterrupt(), 1, "interrupted; the same command goes on where it was\n"),
+        ("logs", KeyboardInterrupt(), 0, ""),
+        ("cancel", RunError("scancel: no"), 1, "error: scancel: no\n"),
+    ],
+)
+def test_how_a_command_is_left(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, error: BaseException, code: int,
+    sentence: str,
+) -> None:  # fmt: skip
+    def fall(_: object) -> None:
+        raise error
+
+    monkeypatch.setitem(commands.ACTIONS, command, fall)
+    assert run(command) == (code, "", sentence)
+
+
+def test_resuming_nothing_is_said(run: Run) -> None:
+    code, said, told = run("resume")
+    assert (code, told) == (0, "")
+    assert said.count("\n") == 1
+
+
+def test_one_point_of_a_sweep_is_cancelled_alone(run: Run, fake: FakeSlurm) -> None:
+    assert run("submit", "pretrain", "--sweep", "pretrain.seed=1,2", "slurm")[0] == 0
+    run("cancel", "pretrain@pretrain.seed=2")
+    states = {job: found["state"] for job, found in fake.jobs.items()}
+    assert states == {"101_0": "PENDING", "101_1": "CANCELLED", "102": "PENDING"}
