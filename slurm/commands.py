@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lensdist.errors import UserError
+from slurm.config.request import Request, phase_names, read_request
 from slurm.job import Goal, load_job
 from slurm.planning.changes import TRIGGERS, Trigger
 from slurm.planning.plan import ROOT, STATE, Plan, make_plan
-from slurm.spec.request import Request, phase_names, read_request
 from slurm.watching.status import glance
 
 CHAIN = ROOT / "configs" / "chains" / "vi_a.yaml"

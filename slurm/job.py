@@ -18,7 +18,7 @@ from lensdist.config.base import Strict
 from lensdist.data.manifest import MANIFEST, Manifest
 from lensdist.errors import UserError
 from lensdist.phases import COMPLETE, completed
-from slurm.spec.cluster import Cluster
+from slurm.config.cluster import Cluster
 
 RESULTS = "results.json"
 

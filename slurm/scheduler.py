@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 
 from pydantic import Field
@@ -16,6 +17,8 @@ from lensdist.config.base import Strict
 from lensdist.errors import RunError
 
 PATIENCE = 60  # s, of one command; a controller under load takes its time
+_AWAY = (5, 10, 30, 60, 120)  # s between looks whether a controller that was away is back
+_NO_ANSWER = re.compile(r"unable to contact|no answer within|timed out", re.IGNORECASE)
 
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD")
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED")
@@ -134,19 +137,34 @@ def details(job: str) -> dict[str, str]:
     return dict(re.findall(r"(\S+?)=(\S*)", answer[0])) if answer else {}
 
 
-def requeue(job: str, exclude: Sequence[str] = (), delay: float = 0) -> None:
-    """Queue a job again, at the earliest after `delay` seconds, away from some nodes.
+def requeue(job: str) -> None:
+    """Queue a job again; a controller that is away for some minutes is waited for.
 
     Raises:
         RunError: SLURM refused.
     """
-    tell("scontrol", "requeue", job)
+    for pause in (*_AWAY, None):
+        try:
+            tell("scontrol", "requeue", job)
+            return
+        except RunError as e:
+            if pause is None or not _NO_ANSWER.search(str(e)):
+                raise
+            time.sleep(pause)
+
+
+def change(job: str, exclude: Sequence[str] = (), delay: float = 0) -> None:
+    """Keep a job that waits away from some nodes, and from starting within `delay` seconds.
+
+    Raises:
+        RunError: SLURM refused.
+    """
     changes = []
     if exclude:
         changes.append(f"ExcNodeList={','.join(exclude)}")
     if delay:
         changes.append(f"StartTime=now+{round(delay)}")
-    if changes:  # a job that waits may be changed, and it waits some seconds at least
+    if changes:
         tell("scontrol", "update", f"JobId={job}", *changes)
 
 

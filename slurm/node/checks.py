@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from slurm.config.cluster import Preflight
 from slurm.job import Job
 from slurm.node.command import USERS_GPUS
-from slurm.spec.cluster import Preflight
 
 ELSEWHERE = "tell the centre, or leave the node out with the cluster's `exclude`"
 

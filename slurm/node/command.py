@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lensdist import outcome
+from slurm.config.cluster import Cluster
 from slurm.job import Job
 from slurm.scheduler import hostnames
-from slurm.spec.cluster import Cluster
 
 # torchrun's agent dies of SIGUSR2 unless told to pass it on, and SLURM's signals reach only the
 # agent, never its workers, where processes are tracked by cgroups.

@@ -140,13 +140,17 @@ def main(path: str, code: int) -> int:
 
 def _requeue(job: Job, raw: str, job_id: str, attempt: int, decision: Decision) -> None:
     try:
-        scheduler.requeue(raw, excluded(job), decision.delay)
+        scheduler.requeue(raw)
     except RunError as e:
         ended = {"verdict": "stop", "reason": f"{decision.reason}; SLURM refused to queue it: {e}"}
         Ledger(job.ledger).append(
             "ended", job_id, job.folder.name, attempt=attempt, step=job.step(), **ended
         )
         raise
+    try:
+        scheduler.change(raw, excluded(job), decision.delay)
+    except RunError as e:  # it is queued: only where and when are left to SLURM
+        print(f"warning: {e}", file=sys.stderr)
 
 
 if __name__ == "__main__":

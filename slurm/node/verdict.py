@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lensdist.outcome import Outcome
+from slurm.config.cluster import Requeue
 from slurm.ledger import Attempt, Verdict
-from slurm.spec.cluster import Requeue
 
 _LONGEST = 3600  # s between two attempts
 # What the same images on the same device will do again.

@@ -23,7 +23,7 @@ from lensdist.errors import UserError
 from lensdist.flops import train_flops
 from lensdist.phases import COMPLETE
 from lensdist.track.log import read
-from slurm.spec.cluster import Cluster
+from slurm.config.cluster import Cluster
 
 _LAST = 20  # rows that a rate is the median of
 _STEP = 0.01  # s; a step of 2,500 kernels takes no less, however small its images and batch

@@ -11,13 +11,13 @@ from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
 from lensdist.engine.launcher import conflicts, from_environment, from_file
 from lensdist.errors import UserError
+from slurm.config.chain import filled
+from slurm.config.cluster import Cluster
+from slurm.config.request import Request, read_cluster
+from slurm.config.sweep import Point
 from slurm.job import Goal
 from slurm.planning.changes import Standing, Trigger, of_run, of_scores, of_set
 from slurm.planning.step import Step, shared_evenly
-from slurm.spec.chain import filled
-from slurm.spec.cluster import Cluster
-from slurm.spec.request import Request, read_cluster
-from slurm.spec.sweep import Point
 
 SWEEP = "sweep"
 

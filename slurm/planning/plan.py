@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lensdist.errors import UserError
+from slurm.config.chain import Chain
+from slurm.config.cluster import Cluster
+from slurm.config.request import Request, phase_names, read_cluster, read_request
+from slurm.config.sweep import Point, points
 from slurm.planning.changes import TRIGGERS, Trigger
 from slurm.planning.maker import Maker
 from slurm.planning.step import Step
-from slurm.spec.chain import Chain
-from slurm.spec.cluster import Cluster
-from slurm.spec.request import Request, phase_names, read_cluster, read_request
-from slurm.spec.sweep import Point, points
 
 ROOT = Path(__file__).resolve().parents[2]
 STATE = ".submit"

@@ -7,15 +7,15 @@ from itertools import groupby
 
 from lensdist.config.schema import BaseRun
 from lensdist.sim.config import SimConfig
+from slurm.config.cluster import Cluster
 from slurm.job import Job
 from slurm.node.command import Place, line
+from slurm.planning.batch import batch_script
 from slurm.planning.estimate import Estimate, estimate, total
 from slurm.planning.estimate import line as time_line
 from slurm.planning.plan import Plan
 from slurm.planning.samples import samples_of
 from slurm.planning.step import Step
-from slurm.sending.batch import batch_script
-from slurm.spec.cluster import Cluster
 
 
 def shown(plan: Plan) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 from lensdist.config.schema import BaseRun
 from lensdist.engine.batches import plan_steps
 from lensdist.errors import UserError
+from slurm.config.cluster import Cluster
+from slurm.config.sweep import Point
 from slurm.job import Goal, Job
 from slurm.planning.changes import Standing
-from slurm.spec.cluster import Cluster
-from slurm.spec.sweep import Point
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.errors import UserError
 from slurm import scheduler
+from slurm.config.cluster import Cluster
 from slurm.job import Goal, Job
 from slurm.ledger import Ledger
 from slurm.planning.changes import set_aside
 from slurm.planning.step import shared_evenly
 from slurm.sending.send import dispatch, new_submission
-from slurm.spec.cluster import Cluster
 from slurm.watching import status
 from slurm.watching.status import Seen, look
 

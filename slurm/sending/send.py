@@ -18,10 +18,10 @@ from slurm.job import Goal, Job
 from slurm.ledger import Ledger
 from slurm.node.preflight import versions
 from slurm.node.run import run_phase
+from slurm.planning.batch import array_file, slurm_executor
 from slurm.planning.changes import set_aside
 from slurm.planning.plan import ROOT, Plan
 from slurm.planning.step import Step
-from slurm.sending.batch import array_file, slurm_executor
 from slurm.sending.here import run_here
 from slurm.sending.snapshot import take
 from slurm.watching.status import look

@@ -153,7 +153,8 @@ def test_a_requeued_job_runs_elsewhere(
     assert scheduler.details(job)["BatchHost"] == first[0]
     assert scheduler.details("1") == {}
 
-    scheduler.requeue(job, exclude=first, delay=2)
+    scheduler.requeue(job)
+    scheduler.change(job, exclude=first, delay=2)
     assert scheduler.details(job)["ExcNodeList"] == first[0]
     cluster.wait_state(job, ["PENDING"], 20)
     cluster.wait_state(job, ["RUNNING"], 30)

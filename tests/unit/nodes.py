@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from slurm.config.cluster import Cluster
 from slurm.job import Goal, Job
-from slurm.spec.cluster import Cluster
 
 H100 = "NVIDIA H100 80GB HBM3, GPU-{0}, {1}, 34\n"
 GOOD = H100.format("aa", 0) + H100.format("bb", 0)

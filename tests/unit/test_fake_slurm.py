@@ -112,7 +112,8 @@ def test_seconds_left(fake: FakeSlurm, left: str, seconds: float | None) -> None
 
 def test_requeue_elsewhere_and_later(fake: FakeSlurm) -> None:
     job = fake.add(state="RUNNING", nodes="node[1-2]", exit_code="1:0")
-    scheduler.requeue(job, exclude=["node1", "node7"], delay=59.6)
+    scheduler.requeue(job)
+    scheduler.change(job, exclude=["node1", "node7"], delay=59.6)
     now = fake.jobs[job]
     assert (now["state"], now["reason"], now["restarts"]) == ("PENDING", "BeginTime", 1)
     assert (now["nodes"], now["excluded"], now["delay"]) == ("", "node1,node7", 60)

@@ -13,6 +13,7 @@ import pytest
 
 from lensdist.errors import UserError
 from lensdist.files import sha256, to_json, write_atomic
+from slurm.config.cluster import Cluster
 from slurm.job import Goal, Job, load_job
 from slurm.ledger import Ledger, attempts
 from slurm.node.begin import begin
@@ -20,7 +21,6 @@ from slurm.node.command import ATTEMPT, USERS_GPUS, Place, command, environment,
 from slurm.node.run import run_phase
 from slurm.node.settle import settle
 from slurm.node.verdict import Decision
-from slurm.spec.cluster import Cluster
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit

@@ -15,12 +15,12 @@ import pytest
 
 from lensdist.files import to_json, write_atomic
 from lensdist.outcome import leave_for
+from slurm.config.cluster import Cluster
 from slurm.job import Goal, Job
 from slurm.ledger import Event, Ledger
 from slurm.node import begin, settle
 from slurm.node.command import ATTEMPT, DEADLINE
-from slurm.sending.batch import batch_script
-from slurm.spec.cluster import Cluster
+from slurm.planning.batch import batch_script
 from tests.conftest import ROOT
 from tests.fakes.slurm import FakeSlurm
 from tests.unit.queued import fake, mark_complete

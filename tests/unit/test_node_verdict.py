@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from lensdist.outcome import Kind, Outcome
+from slurm.config.cluster import Requeue
 from slurm.ledger import Attempt, Event, Verdict
 from slurm.node.verdict import Decision, End, judge
-from slurm.spec.cluster import Requeue
 
 pytestmark = pytest.mark.unit
 

@@ -9,8 +9,8 @@ import pytest
 from lensdist.errors import RunError
 from slurm.job import load_job
 from slurm.ledger import Ledger
+from slurm.planning.batch import array_file
 from slurm.planning.plan import Plan, make_plan
-from slurm.sending.batch import array_file
 from slurm.sending.resume import resume
 from slurm.sending.send import send
 from tests.chains import write_chain, write_cluster

@@ -17,9 +17,9 @@ from lensdist.errors import UserError
 from lensdist.files import to_json, write_atomic
 from lensdist.flops import train_flops
 from lensdist.track.log import MetricsLog
+from slurm.config.cluster import Cluster
 from slurm.planning.estimate import Estimate, estimate, line, total
 from slurm.planning.samples import samples_of
-from slurm.spec.cluster import Cluster
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit

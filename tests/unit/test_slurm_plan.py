@@ -14,10 +14,10 @@ import pytest
 
 from lensdist.config import load
 from lensdist.errors import UserError
+from slurm.config.chain import TAKEN, Chain
+from slurm.config.cluster import Cluster
 from slurm.planning.plan import Plan, make_plan
 from slurm.planning.showing import shown
-from slurm.spec.chain import TAKEN, Chain
-from slurm.spec.cluster import Cluster
 from tests.chains import SUBMIT, submit, write_chain, write_cluster
 from tests.conftest import ROOT, start
 

@@ -11,8 +11,8 @@ import yaml
 
 from lensdist.config import load
 from lensdist.errors import UserError
-from slurm.spec.chain import Chain
-from slurm.spec.cluster import Cluster
+from slurm.config.chain import Chain
+from slurm.config.cluster import Cluster
 
 
 @dataclass(frozen=True)
