@@ -20,6 +20,10 @@ class UserError(Exception):
     """
 
 
+class Busy(UserError):
+    """Another process writes where this one would; it may soon be gone."""
+
+
 class RunError(Exception):
     """A run that had started could not go on; commands exit with 1."""
 

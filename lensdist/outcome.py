@@ -24,6 +24,7 @@ from lensdist.errors import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_REQUEUE,
+    Busy,
     RunError,
     UserError,
     complain,
@@ -33,7 +34,7 @@ from lensdist.files import write_atomic
 FOLDER = "LENSDIST_OUTCOME"
 """Environment variable: where to leave the word; nothing is left without it."""
 
-Kind = Literal["done", "saved", "input", "failed", "crashed", "device"]
+Kind = Literal["done", "saved", "input", "failed", "crashed", "device", "busy"]
 
 W = TypeVar("W", bound=Strict)
 _OF_CODE: dict[int, Kind] = {EXIT_DONE: "done", EXIT_REQUEUE: "saved", EXIT_BAD_INPUT: "input"}
@@ -105,6 +106,8 @@ def conclude(work: Callable[[], int]) -> int:
     """
     try:
         code = work()
+    except Busy as e:
+        return _complained("busy", e, EXIT_BAD_INPUT)
     except UserError as e:
         return _complained("input", e, EXIT_BAD_INPUT)
     except RunError as e:

@@ -108,17 +108,24 @@ def load_job(path: Path) -> Job:
     Raises:
         UserError: the folder is another user's, or open to others; or the file is no job.
     """
+    _check_closed(path.parent)
     try:
-        folder = path.parent.stat()
-    except OSError as e:
-        raise UserError(f"{path.parent}: {e.strerror}; do all nodes see it?") from e
-    if folder.st_uid != os.getuid() or stat.S_IMODE(folder.st_mode) & 0o077:
-        raise UserError(
-            f"{path.parent} must be yours and closed to others (chmod 700): what lies there is run"
-        )
-    try:
-        return Job.model_validate_json(path.read_text())
+        job = Job.model_validate_json(path.read_text())
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from e
     except ValidationError as e:
         raise UserError(f"{path} is no job of this version: {e.errors()[0]['msg']}") from e
+    if job.code.is_relative_to(job.state):
+        _check_closed(job.state)
+    return job
+
+
+def _check_closed(folder: Path) -> None:
+    try:
+        found = folder.stat()
+    except OSError as e:
+        raise UserError(f"{folder}: {e.strerror}; do all nodes see it?") from e
+    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise UserError(
+            f"{folder} must be yours and closed to others (chmod 700): what lies there is run"
+        )

@@ -42,9 +42,9 @@ class JobState(Strict):
 
     @property
     def stuck(self) -> bool:
-        """Whether it waits for what never comes: a failed job, or somebody to release it."""
+        """Whether it waits for what never comes: a failed job, a release, nodes that are none."""
         return self.state in WAITING and (
-            self.reason in ("DependencyNeverSatisfied", "JobHeldUser", "JobHeldAdmin")
+            self.reason in ("DependencyNeverSatisfied", "BadConstraints")
             or "held" in self.reason.lower()
         )
 

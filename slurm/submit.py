@@ -28,7 +28,13 @@ from slurm import commands  # noqa: E402
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    # Options may stand between the words, which argparse cannot do with sub-commands.
+    args, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    args.words += rest
     words = sys.argv[1:] if argv is None else argv
     args.line = shlex.join(["python", "slurm/submit.py", *words])
     try:
@@ -37,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(e).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except RunError as e:
+    except BrokenPipeError:  # `status | head`
+        sys.stderr.close()
+        return EXIT_DONE
+    except (RunError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
@@ -45,9 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("interrupted; the same command goes on where it was", file=sys.stderr)
             return EXIT_FAILED
         return EXIT_DONE  # the end of `logs -f`
-    except BrokenPipeError:  # `status | head`
-        sys.stderr.close()
-        return EXIT_DONE
     return EXIT_DONE
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lensdist.errors import UserError
+from lensdist.errors import Busy
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def held(folder: Path) -> Iterator[None]:
     Two runs in one folder would delete each other's checkpoints as leavings of a lost life.
 
     Raises:
-        UserError: another process holds it.
+        Busy: another process holds it.
     """
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -27,7 +27,7 @@ def held(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise UserError(
+                raise Busy(
                     f"another run is writing to {folder}; wait for it, or give another run.dir"
                 ) from e
             # Some cluster file systems know no locks: better to run without one than not at all.

@@ -71,6 +71,11 @@ class Pack(Strict):
     psf_fwhm: float | None = Field(None, gt=0, description="arcsec")
     zero_point: float | None = Field(None, description="magnitude of one image unit")
 
+    def facts(self) -> dict[str, object]:
+        """What the set's manifest says, as far as these settings decide it."""
+        labels = {} if self.labels is None else {"labels": [*self.labels]}
+        return {"seed": self.seed, "dtype": self.dtype, **labels}
+
     def words(self) -> Iterator[str]:
         """The flags of `lensdist pack`, without source and destination."""
         for name in type(self).model_fields:

@@ -49,7 +49,9 @@ def read_request(chain_file: Path, words: Sequence[str]) -> Request:
     kinds = _kinds(chain_file)
     inner = {s: _inner(s, kinds) for s in settings if _inner(s, kinds)}
     chain = load(chain_file, [*runs, *filter(None, inner.values())], schema=Chain)
-    errors = []
+    errors = settings_of_nothing(chain, settings)
+    if "%" in str(chain.runs):
+        errors.append(f"runs={chain.runs}: SLURM gives % in names of files a meaning; rename it")
     for name in names:
         if name.partition("@")[0] not in chain.phases:
             near = get_close_matches(name, chain.phases, n=1)
@@ -64,6 +66,16 @@ def read_request(chain_file: Path, words: Sequence[str]) -> Request:
         tuple(s.removeprefix("cluster.") for s in cluster),
         tuple(s for s in settings if s not in used),
     )
+
+
+def settings_of_nothing(chain: Chain, settings: Sequence[str]) -> list[str]:
+    """Mistakes: settings of phases that have none on the command line."""
+    return [
+        f"{setting}: {name} {chain.phases[name].kind}s, and takes no settings; change the chain"
+        for setting in settings
+        if (name := setting.partition("=")[0].partition(".")[0]) in chain.phases
+        and chain.phases[name].kind in ("evaluate", "report")
+    ]
 
 
 def phase_names(words: Sequence[str]) -> list[str]:
@@ -99,5 +111,5 @@ def _kinds(chain_file: Path) -> dict[str, str]:
             for kind in ("simulate", "pack")
             if isinstance(phase, dict) and kind in phase
         }
-    except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError):
         return {}

@@ -19,6 +19,7 @@ from slurm.job import Job
 from slurm.node.command import USERS_GPUS
 
 ELSEWHERE = "tell the centre, or leave the node out with the cluster's `exclude`"
+_ANOTHER = "set `runs` to another file system"
 
 _MB = 10**6
 _WRITTEN = 16  # MB
@@ -46,7 +47,10 @@ def see(job: Job) -> Path:
     """
     for path, what in ((job.cwd, "where the chain was sent from"), (job.code, "the code to run")):
         if not os.path.isdir(path):
-            raise Unfit(f"does not see {path} ({what}): is it mounted there? If not, {ELSEWHERE}")
+            raise Unfit(
+                f"does not see {path} ({what}): send the chain from where all nodes see it, or "
+                "leave the node out with the cluster's `exclude`"
+            )
     run = job.cwd / job.goal.run
     place = next(path for path in (run, *run.parents) if os.path.lexists(path))
     if not os.path.isdir(place):
@@ -83,16 +87,16 @@ def compare(job: Job, here: Mapping[str, str]) -> None:
 def write(
     limits: Preflight, place: Path, clock: Callable[[], float], found: dict[str, Any]
 ) -> None:
-    """Free space, write rate and clock where the run is written; they are added to `found`.
+    """Free space and write rate where the run is written; added to `found`, as is the clock's skew.
 
     Raises:
-        Unfit: one of them is beyond its limit, or nothing can be written.
+        Unfit: one of the two is beyond its limit, or nothing can be written.
     """
     free = found["free_gb"] = shutil.disk_usage(place).free / 1e9
     if free < limits.min_free_gb:
         raise Unfit(
             f"has {free:.3g} GB free in {place}, and preflight.min_free_gb is "
-            f"{limits.min_free_gb:g}; make room, or set `runs` to another file system"
+            f"{limits.min_free_gb:g}; make room, or {_ANOTHER}"
         )
     try:
         rate, skew = _try_disk(place, clock)
@@ -102,8 +106,21 @@ def write(
     if rate < limits.min_write_mb_s:
         raise Unfit(
             f"writes {rate:.3g} MB/s in {place}, and preflight.min_write_mb_s is "
-            f"{limits.min_write_mb_s:g}; set `runs` to a faster file system, or {ELSEWHERE}"
+            f"{limits.min_write_mb_s:g}; set `runs` to a faster file system"
         )
+
+
+def clock(limits: Preflight, place: Path, skew: float) -> None:
+    """The node's clock.
+
+    Args:
+        limits: of the cluster.
+        place: the folder whose file system's clock it was compared with.
+        skew: seconds that it is ahead.
+
+    Raises:
+        Unfit: it is too far off.
+    """
     if abs(skew) > limits.max_clock_skew:
         raise Unfit(
             f"has a clock {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} that of {place} "
@@ -130,14 +147,11 @@ def _try_disk(place: Path, clock: Callable[[], float]) -> tuple[float, float]:
 
 def _unwritable(place: Path, number: int | None) -> Unfit:
     if number in _FULL:
-        return Unfit(
-            f"finds the disk, or your quota, full in {place}; make room, or set `runs` to another "
-            "file system"
-        )
+        return Unfit(f"finds the disk, or your quota, full in {place}; make room, or {_ANOTHER}")
     if number == errno.EROFS:
-        return Unfit(f"sees {place}, where the run goes, read-only; {ELSEWHERE}")
+        return Unfit(f"sees {place}, where the run goes, read-only; {_ANOTHER}")
     why = os.strerror(number) if number else "no reason given"
-    return Unfit(f"cannot write in {place}, where the run goes ({why}); {ELSEWHERE}")
+    return Unfit(f"cannot write in {place}, where the run goes ({why}); mend that, or {_ANOTHER}")
 
 
 def gpus(job: Job, end: float, found: dict[str, Any]) -> None:

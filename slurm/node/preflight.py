@@ -43,6 +43,7 @@ class Report(Strict):
     write_mb_s: float | None = Field(None, description="there, until it is on the disk")
     clock_skew: float | None = Field(None, description="seconds ahead of the file system's clock")
     problem: str = Field("", description="one sentence that names the node; empty: fit")
+    shared: bool = Field(False, description="the problem would ail other nodes too, perhaps")
 
 
 def versions() -> dict[str, str]:
@@ -67,17 +68,21 @@ def examine(job: Job, node: int, clock: Callable[[], float] = time.time) -> Repo
     end = time.monotonic() + _OWN_PART * job.cluster.preflight.seconds
     host, problem = node_name(), ""
     found: dict[str, Any] = {"versions": versions()}
+    shared = True  # folders and an environment that all nodes see
     try:
         place = checks.see(job)
         checks.compare(job, found["versions"])
         checks.write(job.cluster.preflight, place, clock, found)
+        shared = False
+        checks.clock(job.cluster.preflight, place, found["clock_skew"])
         checks.gpus(job, end, found)
         checks.centre(job, end)
     except checks.Unfit as e:
         problem = f"{host} {e}"
     except OSError as e:
         problem = f"{host} cannot be checked ({e}); {checks.ELSEWHERE}"
-    return Report(host=host, node=node, time=clock(), problem=problem, **found)
+    shared = shared and bool(problem)
+    return Report(host=host, node=node, time=clock(), problem=problem, shared=shared, **found)
 
 
 def check(job: Job, folder: Path, node: int, count: int) -> str:
@@ -115,13 +120,14 @@ def check(job: Job, folder: Path, node: int, count: int) -> str:
     return ""
 
 
-def bad_nodes(folder: Path) -> dict[str, str]:
-    """Host and problem of the nodes that an attempt's reports call unfit.
+def bad_nodes(folder: Path) -> list[Report]:
+    """Reports of the nodes that are unfit, by their number: with a problem of their own or not.
 
     Args:
         folder: of the attempt; it need not exist.
     """
-    return {r.host: r.problem for r in _reports(folder, {}).values() if r.problem}
+    found = _reports(folder, {})
+    return [found[number] for number in sorted(found) if found[number].problem]
 
 
 def _gather(folder: Path, found: dict[int, Report], count: int, end: float) -> dict[int, Report]:

@@ -5,6 +5,7 @@ What submitit pickles is `run_phase` by name and a path.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from slurm.node.command import ATTEMPT, Place, command, environment, place
 from slurm.node.preflight import check
 
 _POLL = 0.5  # s; a look lists a folder that all nodes share
+_PR_SET_PDEATHSIG = 1
 _KILL_AFTER = 30  # s that a run which is told to leave before it began may take
 
 
@@ -55,13 +57,17 @@ def _run(job: Job, here: Place, folder: Path) -> int:
         child.send_signal(number)
 
     # In place of submitit's own handler, which would requeue the job while the run still saves.
-    before = {s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGUSR2)}
+    # Where the launcher's own process runs the phase, SIGTERM is for the launcher: it cancels.
+    debug = job.cluster.executor == "debug"
+    numbers = (signal.SIGUSR2,) if debug else (signal.SIGTERM, signal.SIGUSR2)
+    before = {number: signal.signal(number, forward) for number in numbers}
     try:
         problem = check(job, folder, int(here.rank), here.count)
         if problem:
             sys.exit(f"{job.goal.phase}: {problem}")
         env = environment(job, here, folder, os.environ)
-        child = subprocess.Popen(command(job, here), env=env, cwd=job.cwd)
+        ask = _with_its_parent()
+        child = subprocess.Popen(command(job, here), env=env, cwd=job.cwd, preexec_fn=ask)
         return _wait(job, here, folder, child)
     finally:
         if child is not None and child.poll() is None:  # Ctrl-C, or the executor's own time limit
@@ -69,6 +75,23 @@ def _run(job: Job, here: Place, folder: Path) -> int:
             child.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _with_its_parent() -> Callable[[], None] | None:
+    """For a child to call before its command: SIGTERM, so that it saves, if this process is killed.
+
+    Linux only; None elsewhere.
+    """
+    if sys.platform != "linux":
+        return None
+    libc, parent = ctypes.CDLL(None), os.getpid()  # before the fork, after which no lock is safe
+
+    def ask() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:  # killed before it could be asked
+            os._exit(128 + signal.SIGTERM)
+
+    return ask
 
 
 def _wait(job: Job, here: Place, folder: Path, child: subprocess.Popen[bytes]) -> int:

@@ -1,17 +1,20 @@
 """After an attempt, once in a job, on its head node: is the phase complete, and what now.
 
-The batch script runs this when all tasks have ended, so nothing still saves, and one process alone
-decides: a job is queued again exactly once.
+The batch script runs this once srun has ended, and one process alone decides: a job is queued again
+exactly once. All tasks have ended then, unless srun itself was killed: such tasks may still save,
+and the next attempt, if it comes before they end, finds the run's folder busy and waits.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lensdist import outcome
 from lensdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, RunError, UserError
+from lensdist.outcome import Outcome
 from slurm import scheduler
 from slurm.job import Job, load_job
 from slurm.ledger import Event, Ledger, attempts
@@ -33,25 +36,32 @@ def settle(job: Job, job_id: str, attempt: int, code: int, state: str, *, again:
     """
     ledger, folder = Ledger(job.ledger), job.words_of(attempt)
     events = ledger.events()
-    past = [a for a in attempts(events) if a.started.attempt < attempt]
+    past = [
+        a
+        for a in attempts(events)
+        if a.started.attempt < attempt and a.started.submission == job.folder.name
+    ]
     start = next(e for e in events if e.what == "started" and e.attempt == attempt)
     try:
         reached, damage = job.goal.reached(), None
     except UserError as e:
         reached, damage = False, e
-    words = outcome.read(folder)
+    words, bad = outcome.read(folder), bad_nodes(folder)
+    # What others of the same attempt do not have is a node's own, whatever it is.
+    alone = len({report.host for report in bad}) < len(start.nodes)
     end = End(
-        reached,
-        code,
-        words,
-        bad_nodes(folder),
-        start.step,
-        job.step(),
-        len(start.nodes),
-        _missing(job, start, {word.rank for word in words}),
-        state,
-        again,
-        _cancelled(events, attempt),
+        reached=reached,
+        code=code,
+        words=words,
+        unfit={report.host: report.problem for report in bad if not report.shared or alone},
+        shared={report.host: report.problem for report in bad if report.shared and not alone},
+        before=start.step,
+        now=job.step(),
+        nodes=len(start.nodes),
+        missing=silent(job, start.nodes, words),
+        state=state,
+        restarted=again,
+        cancelled=_cancelled(events, attempt),
     )
     decision = judge(end, past, job.cluster.requeue)
     if damage is not None and decision.verdict == "requeue":
@@ -79,6 +89,21 @@ def excluded(job: Job) -> list[str]:
     return sorted(found)
 
 
+def silent(job: Job, nodes: Sequence[str], words: Sequence[Outcome]) -> list[tuple[int, str]]:
+    """Rank and host of a training's processes that left no word, though others of it did.
+
+    Args:
+        job: the phase.
+        nodes: that the attempt ran on, in the order of their numbers.
+        words: that were left in it.
+    """
+    if not words or job.goal.kind != "run":
+        return []
+    each, there = job.cluster.per_node, {word.rank for word in words}
+    places = [(n * each + i, host) for n, host in enumerate(nodes) for i in range(each)]
+    return [(rank, host) for rank, host in places if rank not in there]
+
+
 def sentence(phase: str, decision: Decision) -> str:
     """For the log: what happened, and what will."""
     follows = {
@@ -89,15 +114,6 @@ def sentence(phase: str, decision: Decision) -> str:
         "stop": f"; given up: `python slurm/submit.py why {phase}` says more",
     }
     return f"{phase}: {decision.reason}{follows[decision.verdict]}"
-
-
-def _missing(job: Job, start: Event, there: set[int]) -> list[tuple[int, str]]:
-    """Processes of a training that left no word, though others of it did."""
-    if not there or job.goal.kind != "run":
-        return []
-    each = job.cluster.per_node
-    places = [(n * each + i, host) for n, host in enumerate(start.nodes) for i in range(each)]
-    return [(rank, host) for rank, host in places if rank not in there]
 
 
 def _state(known: dict[str, str]) -> str:

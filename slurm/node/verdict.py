@@ -9,6 +9,9 @@ from lensdist.outcome import Outcome
 from slurm.config.cluster import Requeue
 from slurm.ledger import Attempt, Verdict
 
+CANCELLED = "cancelled"
+"""Begins the reason of an end that somebody wanted."""
+
 _LONGEST = 3600  # s between two attempts
 # What the same images on the same device will do again.
 _HOPELESS = ("OutOfMemoryError", "torch.OutOfMemoryError")
@@ -22,7 +25,8 @@ class End:
         reached: whether the phase is complete.
         code: exit code of the attempt.
         words: what its processes said, the first bad one in front.
-        unfit: nodes that did not pass their check, and why.
+        unfit: nodes that did not pass their check for a reason of their own, and that reason.
+        shared: nodes that did not, for a reason that other nodes may meet too.
         before: step of the newest checkpoint when the attempt began.
         now: the same at its end.
         nodes: how many it ran on.
@@ -36,6 +40,7 @@ class End:
     code: int
     words: Sequence[Outcome] = ()
     unfit: Mapping[str, str] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
     before: int = 0
     now: int = 0
     nodes: int = 1
@@ -69,7 +74,7 @@ def judge(end: End, past: Sequence[Attempt], policy: Requeue) -> Decision:
 
     Args:
         end: of this attempt.
-        past: the attempts before it.
+        past: the attempts before it since the phase was sent.
         policy: of the cluster.
     """
     kind, reason = _what_happened(end)
@@ -79,7 +84,7 @@ def judge(end: End, past: Sequence[Attempt], policy: Requeue) -> Decision:
         return Decision("leave", f"SLURM has queued it again itself; {reason}", kind)
     if end.cancelled or end.state == "CANCELLED":
         saved = f"; saved at step {end.now}" if kind == "saved" else ""
-        return Decision("leave", f"cancelled{saved}", kind)
+        return Decision("leave", f"{CANCELLED}{saved}", kind)
     if end.state not in ("RUNNING", "TIMEOUT"):
         return Decision("leave", f"ended by SLURM ({end.state}); {reason}", kind)
     if kind in ("input", "failed") or reason.startswith(_HOPELESS):
@@ -87,9 +92,10 @@ def judge(end: End, past: Sequence[Attempt], policy: Requeue) -> Decision:
 
     exclude = tuple(sorted({*end.unfit, *(w.host for w in end.words if w.kind == "device")}))
     if len(exclude) == end.nodes > 1:
-        exclude = ()  # a disk that all share is full, say: other nodes would fare no better
+        exclude = ()  # the centre's command is wrong, say: other nodes would fare no better
     if len(past) >= policy.limit:
-        return Decision("stop", f"attempt {len(past) + 1}, the last allowed; {reason}", kind)
+        count = f"attempt {len(past) + 1} since it was sent, the last allowed"
+        return Decision("stop", f"{count}; {reason}", kind)
     if kind == "saved" and end.now > end.before:
         return Decision("requeue", reason, kind)
     fruitless = _fruitless(past) + 1 if end.now == end.before else 0
@@ -97,13 +103,15 @@ def judge(end: End, past: Sequence[Attempt], policy: Requeue) -> Decision:
         times = f"{fruitless} attempts in a row" if fruitless > 1 else "the attempt"
         return Decision("stop", f"{times} ended without a new checkpoint; {reason}", kind)
     # An unfit node is not waited for: the next attempt runs elsewhere.
-    delay = 0 if exclude else min(policy.backoff * 2 ** max(0, fruitless - 1), _LONGEST)
+    elsewhere = exclude and not end.shared
+    delay = 0 if elsewhere else min(policy.backoff * 2 ** max(0, fruitless - 1), _LONGEST)
     return Decision("requeue", reason, kind, delay, exclude)
 
 
 def _what_happened(end: End) -> tuple[str, str]:
-    if end.unfit:
-        return "device", f"not fit: {min(end.unfit.items())[1]}"
+    unfit = end.unfit or end.shared
+    if unfit:
+        return "device", f"not fit: {min(unfit.items())[1]}"
     if end.words and (end.words[0].bad or end.code != 0):
         first = end.words[0]
         if first.kind == "saved":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -87,19 +87,19 @@ def of_scores(
     return _judged("done", {"code": code}, triggers)
 
 
-def of_set(goal: Goal, source: dict[str, object] | None, triggers: Sequence[Trigger]) -> Standing:
+def of_set(goal: Goal, wanted: Mapping[str, object], triggers: Sequence[Trigger]) -> Standing:
     """Of a packed set.
 
     Args:
         goal: the set.
-        source: what its manifest must say of where it came from; None where it cannot be told.
+        wanted: what its manifest must say.
         triggers: as in `of_run`.
     """
     if not goal.reached():
         return Standing("new")
-    there = Manifest.load(goal.run).source
-    different = source is not None and there != source
-    return _judged("done", {"config": ["other settings"] if different else []}, triggers)
+    there = Manifest.load(goal.run).model_dump(mode="json")
+    other = [f"another {name}" for name, value in wanted.items() if there[name] != value]
+    return _judged("done", {"config": other}, triggers)
 
 
 def set_aside(folder: Path) -> Path:

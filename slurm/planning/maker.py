@@ -211,13 +211,13 @@ class Maker:
         goal = Goal(phase=name, run=folder, kind="set")
         if phase.simulate is not None:
             what = phase.simulate
-            standing = of_set(goal, what.source(), self._triggers)
+            standing = of_set(goal, {"source": what.source()}, self._triggers)
             words = ("-m", "lensdist", "simulate", *what.words(), str(folder))
             return goal, words, f"simulate {what.n_per_class:,} {what.family} a class", standing
         assert phase.pack is not None
         src = phase.pack.src.absolute()
         words = ("-m", "lensdist", "pack", *phase.pack.words(), str(src), str(folder))
-        return goal, words, f"pack {_short(src)}", of_set(goal, None, self._triggers)
+        return goal, words, f"pack {_short(src)}", of_set(goal, phase.pack.facts(), self._triggers)
 
 
 def _short(path: Path) -> Path:

@@ -9,7 +9,13 @@ from pathlib import Path
 from lensdist.errors import UserError
 from slurm.config.chain import Chain
 from slurm.config.cluster import Cluster
-from slurm.config.request import Request, phase_names, read_cluster, read_request
+from slurm.config.request import (
+    Request,
+    phase_names,
+    read_cluster,
+    read_request,
+    settings_of_nothing,
+)
 from slurm.config.sweep import Point, points
 from slurm.planning.changes import TRIGGERS, Trigger
 from slurm.planning.maker import Maker
@@ -79,6 +85,9 @@ def make_plan(
     if request is None or cluster is None or errors:
         raise UserError("\n".join(errors))
 
+    told = settings_of_nothing(request.chain, [s for p in combined for s in p.settings])
+    if told:
+        raise UserError("\n".join(dict.fromkeys(told)))
     maker = Maker(request, chain_file, cluster_file, cluster, ROOT, STATE, triggers)
     steps: dict[str, list[Step]] = {}
     swept = _swept(request, combined)

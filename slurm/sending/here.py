@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 
 from lensdist.errors import RunError
 from lensdist.files import to_json, write_atomic
@@ -20,7 +23,7 @@ from slurm.node.settle import sentence, settle
 from slurm.node.verdict import Decision
 
 _TAIL = 15  # lines of a failed phase's log to show
-_PATIENCE = 60  # s that a run may take to save when it is interrupted
+_POLL = 0.2  # s
 
 Say = Callable[[str], None]
 
@@ -28,7 +31,8 @@ Say = Callable[[str], None]
 def run_here(jobs: Mapping[str, Job], ids: Path, say: Say) -> None:
     """Run phases one after the other, each until it is complete or given up.
 
-    What needs a phase that was given up is not started; other phases are.
+    What needs a phase that was given up or cancelled is not started; other phases are. Ctrl-C and
+    SIGTERM cancel what runs, which saves; nothing is started after them.
 
     Args:
         jobs: by name, each after those it needs.
@@ -37,39 +41,108 @@ def run_here(jobs: Mapping[str, Job], ids: Path, say: Say) -> None:
 
     Raises:
         RunError: a phase is not complete.
+        KeyboardInterrupt: asked to stop; what ran has left, and its end is written down.
     """
     failed: list[str] = []
     for job in jobs.values():  # those too that will not come to run: `resume` knows them then
         Ledger(job.ledger).append("sent", str(os.getpid()), job.folder.name)
-    for phase, job in jobs.items():
-        if any(need.phase in failed for need in job.needs):
-            failed.append(phase)
-            continue
-        say(f"{phase}: running")
-        if _until_complete(phase, job, ids, say):
-            say(f"{phase}: complete, {job.goal.run}")
-        else:
-            failed.append(phase)
+    with _Stop() as stop:
+        for phase, job in jobs.items():
+            lost = any(need.phase in failed for need in job.needs)
+            if lost or not _until_complete(phase, job, ids, stop, say):
+                failed.append(phase)
+            if stop.wishes:
+                raise KeyboardInterrupt
     if failed:
         raise RunError(f"{failed[0]} is not complete; what needs it was not started")
 
 
-def _until_complete(phase: str, job: Job, ids: Path, say: Say) -> bool:
+class _Stop:
+    """Ctrl-C and SIGTERM: heard at once, heeded where nothing is half done.
+
+    Attributes:
+        wishes: how many there were.
+    """
+
+    def __init__(self) -> None:
+        self.wishes = 0
+        self._raises = False
+
+    def __enter__(self) -> _Stop:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]  # as under nohup
+        self._before = {n: signal.signal(n, self._hear) for n in heard}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.wishes += 1
+        if self._raises:
+            self._raises = False  # a second one would leave what saves because of the first
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def raised(self) -> Iterator[None]:
+        """Meanwhile the first of them is raised, as KeyboardInterrupt."""
+        self._raises = True
+        try:
+            if self.wishes:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._raises = False
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """What is started meanwhile ignores Ctrl-C, of which submitit's controller kills its task."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _until_complete(phase: str, job: Job, ids: Path, stop: _Stop, say: Say) -> bool:
+    if _cancelled(job):
+        say(f"{phase}: cancelled, not started")
+        return False
+    say(f"{phase}: running")
     while True:
-        decision = _Attempt(phase, job, ids, say).run()
+        decision = _Attempt(phase, job, ids, stop, say).run()
         if decision.verdict == "done":
+            say(f"{phase}: complete, {job.goal.run}")
             return True
         say(sentence(phase, decision))
         if decision.verdict != "requeue":
             return False
-        time.sleep(decision.delay)
+        _pause(job, decision.delay, stop)
+        if _cancelled(job):
+            say(f"{phase}: cancelled, not started again")
+            return False
+
+
+def _pause(job: Job, seconds: float, stop: _Stop) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not stop.wishes and not _cancelled(job):
+        time.sleep(_POLL)
+    if stop.wishes:
+        Ledger(job.ledger).append("cancelled", str(os.getpid()), job.folder.name)
+
+
+def _cancelled(job: Job) -> bool:
+    mine = (e for e in Ledger(job.ledger).events() if e.submission == job.folder.name)
+    return any(event.what == "cancelled" for event in mine)
 
 
 class _Attempt:
     """One attempt, in a process of submitit's or in this one."""
 
-    def __init__(self, phase: str, job: Job, ids: Path, say: Say) -> None:
-        self._phase, self._job, self._ids, self._say = phase, job, ids, say
+    def __init__(self, phase: str, job: Job, ids: Path, stop: _Stop, say: Say) -> None:
+        self._phase, self._job, self._ids, self._stop, self._say = phase, job, ids, stop, say
         self._id = str(os.getpid())
         self._ledger = Ledger(job.ledger)
 
@@ -78,20 +151,12 @@ class _Attempt:
 
         Raises:
             UserError: what the phase needs is not complete.
-            KeyboardInterrupt: after the run has saved and the end is written down.
         """
         job = self._job
         start = begin(job, self._id, (node_name(),), 60.0 * job.cluster.walltime)
-        interrupted = False
-        try:
-            self._inner(start)
-        except KeyboardInterrupt:
-            interrupted = True
+        self._inner(start)
         # No exit code passes through submitit; what the processes said tells more.
-        decision = settle(job, self._id, start.attempt, 1, "RUNNING", again=False)
-        if interrupted:
-            raise KeyboardInterrupt
-        return decision
+        return settle(job, self._id, start.attempt, 1, "RUNNING", again=False)
 
     def _inner(self, start: Start) -> None:
         from submitit.core.utils import environment_variables
@@ -113,13 +178,13 @@ class _Attempt:
         self._sent()
         try:
             # Not result(): on any failure that opens a debugger, which waits for a terminal.
-            DebugExecutor(self._job.folder).submit(run_phase, self._file).exception()
+            with self._stop.raised():
+                DebugExecutor(self._job.folder).submit(run_phase, self._file).exception()
         except SystemExit as e:
             if isinstance(e.code, str):
                 self._say(f"error: {e.code}")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # the run was told, and has left
             self._ledger.append("cancelled", self._id, self._job.folder.name)
-            raise
 
     def _in_a_process(self) -> None:
         from submitit.local.local import LocalExecutor
@@ -130,21 +195,28 @@ class _Attempt:
             signal_delay_s=self._job.cluster.save_before_end,
             stderr_to_stdout=True,
         )
-        task = executor.submit(run_phase, self._file)
+        with _deaf_to_ctrl_c():
+            task = executor.submit(run_phase, self._file)
         self._id = task.job_id
         self._sent()
         self._say(f"{self._phase}: log {task.paths.stdout}")
-        try:
-            task.wait()
-        except KeyboardInterrupt:  # the run has heard of it too, and saves
-            self._ledger.append("cancelled", self._id, self._job.folder.name)
-            end = time.monotonic() + _PATIENCE
-            while not task.done() and time.monotonic() < end:
-                time.sleep(0.2)
-            raise
-        if not self._job.goal.reached():
-            for line in task.paths.stdout.read_text(errors="replace").splitlines()[-_TAIL:]:
+        if _cancelled(self._job):  # by whoever could not know the process yet
+            os.kill(int(self._id), signal.SIGTERM)
+        told = 0
+        while not task.done():
+            if told < self._stop.wishes:  # each is passed on: one may come before the run listens
+                told = self._stop.wishes
+                self._cancel()
+            time.sleep(_POLL)
+        log = task.paths.stdout
+        if not told and not self._job.goal.reached() and log.exists():
+            for line in log.read_text(errors="replace").splitlines()[-_TAIL:]:
                 self._say(f"  | {line}")
+
+    def _cancel(self) -> None:
+        self._ledger.append("cancelled", self._id, self._job.folder.name)
+        self._say(f"{self._phase}: process {self._id} told to save and leave")
+        os.kill(int(self._id), signal.SIGTERM)  # to submitit's controller, which passes it on
 
     @property
     def _file(self) -> str:

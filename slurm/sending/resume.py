@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -80,24 +81,39 @@ def cancel(goals: Sequence[Goal], state: Path, say: Say) -> None:
     Raises:
         RunError: SLURM refused.
     """
-    ids = []
     live = [one for one in look(goals, state) if one.live and one.sent is not None]
+    # First the word, then the deed: whoever settles an attempt, or starts one, must find it.
     for one in live:
         assert one.sent is not None
-        job, phase = one.sent.job, one.goal.phase
-        # First the word, then the deed: whoever settles the attempt must find it.
-        Ledger(state / "ledger" / f"{phase}.jsonl").append("cancelled", job, one.sent.submission)
+        ledger = Ledger(state / "ledger" / f"{one.goal.phase}.jsonl")
+        ledger.append("cancelled", one.sent.job, one.sent.submission)
+    ids = []
+    for one in live:
+        assert one.sent is not None
         if one.by_slurm:
-            ids.append(job)
-            say(f"{phase}: job {job} cancelled")
+            ids.append(one.sent.job)
+            say(f"{one.goal.phase}: job {one.sent.job} cancelled")
         else:
-            # Between two attempts only the launcher is there, which waits for the next.
-            alive = next(e.job for e in (one.sent, *reversed(one.mine)) if status.is_ours(e.job))
-            os.kill(int(alive), signal.SIGTERM)
-            say(f"{phase}: process {alive} told to save and leave")
+            say(f"{one.goal.phase}: {_cancel_here(one, state)}")
     scheduler.cancel(ids)
     if not live:
         say("none of these phases is in the queue or runs")
+
+
+def _cancel_here(one: Seen, state: Path) -> str:
+    """Tell a run without SLURM to leave; what became of it. The launcher goes on with the rest."""
+    now = status.glance(one.goal, state)
+    sent = [e for e in now.events if e.what == "sent" and e.submission == now.mine[-1].submission]
+    begun = [e for e in now.mine if e.what in ("started", "ended")]
+    if not begun or begun[-1].what == "ended":
+        return "will not be started" + (" again" if begun else "")
+    launcher, process = sent[0].job, sent[-1].job
+    debug = one.job is not None and one.job.cluster.executor == "debug"
+    if (process == launcher and not debug) or not status.is_ours(process):
+        return "told to save and leave"  # by its launcher, which is about to start the process
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(process), signal.SIGTERM)
+    return f"process {process} told to save and leave"
 
 
 def _to_send(one: Seen, again: Mapping[str, Job], named: bool, asked: bool, say: Say) -> Job | None:
@@ -108,6 +124,8 @@ def _to_send(one: Seen, again: Mapping[str, Job], named: bool, asked: bool, say:
     """
     phase = one.goal.phase
     if one.sent is None or one.job is None:
+        if named and one.unreadable:
+            raise UserError(f"{phase}: {one.unreadable}")
         if named:
             raise UserError(f"{phase} was never sent: use `submit`")
         return None
@@ -117,6 +135,10 @@ def _to_send(one: Seen, again: Mapping[str, Job], named: bool, asked: bool, say:
         if named:
             say(f"{phase}: complete already, skipped")
         return None
+    if not one.job.code.is_dir():
+        raise UserError(
+            f"{one.job.code}, the code that {phase} was sent with, is gone: `submit` it"
+        )
     stuck = one.slurm is not None and one.slurm.stuck
     if one.live and not stuck and not (one.by_slurm and (waits or follows)):
         word, reason = one.state

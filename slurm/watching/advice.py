@@ -7,13 +7,15 @@ import time
 from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.errors import UserError
-from slurm.watching.causes import KINDS, LOST, WATCH, Cause, known, why_waiting
+from slurm.node.verdict import CANCELLED
+from slurm.watching.causes import KINDS, LOST, RESUME, WATCH, Cause, known, why_waiting
 from slurm.watching.evidence import Case, meaningful
 from slurm.watching.status import duration
 
 _LAUNCHER = "python slurm/submit.py"
 _QUIET = 1800  # s without a row of metrics after which a run may hang
 _LOOKED_AT = 60  # lines of a log that say something, searched for causes
+_TOLD = 3  # nodes left out whose reason is told
 
 
 def advise(case: Case) -> Cause:
@@ -24,9 +26,17 @@ def advise(case: Case) -> Cause:
         return Cause("", means, f"mv {goal.run} {goal.run}.damaged")
     if seen.complete:
         return Cause("", "There is nothing to do for it.", "status")
+    if seen.unreadable:
+        means = f"Its file cannot be read: {seen.unreadable.rstrip('.')}. Mend that, then ask again"
+        return Cause("", f"{means}; what another version sent, `submit` sends anew.", "why {phase}")
     if before is not None and (before.failed or before.sent is None):
         how = "submit" if before.sent is None else f"why {before.goal.phase}"
         return Cause("", f"It cannot go on before {before.goal.phase} is complete.", how)
+    if before is not None and _needs_sending(case):
+        means = (
+            f"It does not start by itself any more. Sent again, it waits for {before.goal.phase}."
+        )
+        return Cause("", means, RESUME)
     if before is not None:
         return Cause("", "It starts by itself after that.", f"logs -f {before.goal.phase}")
     if seen.sent is None:
@@ -62,6 +72,14 @@ def next_lines(case: Case, cause: Cause, options: str) -> list[str]:
     return [*lines, f"  {line} {settings}"]
 
 
+def _needs_sending(case: Case) -> bool:
+    """Whether a phase that waits for another will not start after it."""
+    seen = case.seen
+    cancelled = seen.last is not None and seen.last.what == "cancelled"
+    # What SLURM still has in the queue, `cancel` has not reached; a launcher here reads the word.
+    return seen.failed or (cancelled and not (seen.live and seen.by_slurm))
+
+
 def _pace(case: Case) -> str:
     try:
         quiet = time.time() - (case.seen.goal.run / "metrics.jsonl").stat().st_mtime
@@ -76,9 +94,24 @@ def _waiting(case: Case) -> Cause:
     if case.seen.slurm is None:  # here, between two attempts
         return Cause("", "It starts again by itself, later after each crash in a row.", WATCH)
     found = why_waiting(case.seen.slurm.reason)
+    left_out = {node: e.reason for e in case.seen.mine for node in e.excluded}
+    if left_out and case.seen.slurm.reason == "BadConstraints":
+        return Cause("", _too_few(left_out), RESUME)
     if case.evidence.words or case.evidence.nodes:  # it waits after a crash
         return found._replace(means=f"{found.means} {_end(case).means}")
     return found
+
+
+def _too_few(left_out: dict[str, str]) -> str:
+    """Of a job that SLURM finds no nodes for: those left out by the launcher, the newest first."""
+    newest = [*left_out.items()][::-1]
+    told = "; ".join(f"{node} ({reason.rstrip('.')})" for node, reason in newest[:_TOLD])
+    rest = [node for node, _ in newest[_TOLD:]]
+    more = f"; {', '.join(rest)}" if rest else ""
+    return (
+        f"The launcher itself has left out {told}{more}, and SLURM has not enough other nodes. "
+        "Once they are mended, send it again: it then tries all nodes."
+    )
 
 
 def _end(case: Case) -> Cause:
@@ -108,12 +141,14 @@ def _unknown(case: Case) -> str:
     """What can be said of an end of no known cause."""
     words, last = case.evidence.words, case.seen.last
     if case.evidence.nodes:
-        return KINDS["device"]
+        shared = all(report.shared for report in case.evidence.nodes)
+        return KINDS["shared" if shared else "device"]
     if words:
         return KINDS[words[0].kind]
     if last is None or last.what != "ended":
         return LOST.get(last.what if last is not None else "", "")
-    return KINDS.get("cancelled" if last.verdict == "leave" else last.kind, KINDS["silent"])
+    wanted = last.verdict == "leave" and last.reason.startswith(CANCELLED)
+    return KINDS.get("cancelled" if wanted else last.kind, KINDS["silent"])
 
 
 def _settings(case: Case, settings: str) -> str:

@@ -118,6 +118,10 @@ KINDS = {
     "failed": "The run itself says why it cannot go on: do what the sentence says, then go on.",
     "crashed": "Nobody foresaw this error. If it comes again, send this page to the developers.",
     "device": "A node did not pass its check; it is left out from then on (tell the centre).",
+    "shared": "What the check met, other nodes may meet too, so no node is left out for it: mend "
+    "what the sentence says.",
+    "busy": "Another process has the run's folder, most likely one that outlived the last attempt; "
+    "once it has ended, the run can go on.",
     "saved": "It saved before it ended, so nothing is lost.",
     "done": "It is not complete, though it ended as if it were: its log may say why.",
     "cancelled": "It was cancelled, and goes on when it is sent again.",

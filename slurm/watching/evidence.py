@@ -12,7 +12,8 @@ from lensdist import outcome
 from lensdist.outcome import Outcome
 from slurm.job import Job
 from slurm.ledger import Attempt, Event, attempts
-from slurm.node.preflight import bad_nodes
+from slurm.node.preflight import Report, bad_nodes
+from slurm.node.settle import silent
 from slurm.watching.logs import last_lines
 from slurm.watching.status import Seen, log_file
 
@@ -44,12 +45,12 @@ class Evidence:
     Attributes:
         words: of the processes that ended badly, the first in front.
         silent: processes that left no word though others did: rank and node.
-        nodes: those that did not pass the check, and why.
+        nodes: reports of those that did not pass the check.
     """
 
     words: list[Outcome] = field(default_factory=list)
     silent: list[tuple[int, str]] = field(default_factory=list)
-    nodes: dict[str, str] = field(default_factory=dict)
+    nodes: list[Report] = field(default_factory=list)
 
 
 class Case:
@@ -130,14 +131,8 @@ def gather(state: Path, phase: str, started: Event, job: Job | None) -> Evidence
     """
     folder = state / started.submission / "attempts" / f"{phase}-{started.attempt}"
     words = outcome.read(folder)
-    silent = []
-    if words and job is not None and job.goal.kind == "run":
-        per_node, there = job.cluster.per_node, {word.rank for word in words}
-        places = [
-            (n * per_node + r, h) for n, h in enumerate(started.nodes) for r in range(per_node)
-        ]
-        silent = [(rank, host) for rank, host in places if rank not in there]
-    return Evidence([word for word in words if word.bad], silent, bad_nodes(folder))
+    missing = silent(job, started.nodes, words) if job is not None else []
+    return Evidence([word for word in words if word.bad], missing, bad_nodes(folder))
 
 
 def trace(text: str, lines: int) -> list[str]:

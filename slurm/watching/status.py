@@ -5,7 +5,6 @@ Nothing is written here, and SLURM is asked once for all phases.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +33,8 @@ class Seen:
         goal: the phase.
         events: its ledger, oldest first.
         sent: the newest sending; None: it was never sent.
-        job: its file; None: never sent, or not readable by this version.
+        job: its file; None: never sent, or not readable.
+        unreadable: why its file cannot be read, and what to do.
         slurm: what SLURM says of it; None: nothing, or it runs without SLURM.
         complete: whether its goal is reached.
         damage: what is wrong with it, where it says that it is finished and is not.
@@ -44,6 +44,7 @@ class Seen:
     events: list[Event] = field(default_factory=list)
     sent: Event | None = None
     job: Job | None = None
+    unreadable: str = ""
     slurm: JobState | None = None
     complete: bool = False
     damage: str = ""
@@ -85,6 +86,10 @@ class Seen:
         final = ("done", "stop", "leave") if here else ("done", "stop")
         if last is not None and last.what == "ended" and last.verdict in final:
             return False
+        begun = [e.what for e in self.mine if e.what in ("started", "ended")]
+        cancelled = last is not None and last.what == "cancelled"
+        if here and cancelled and begun[-1:] != ["started"]:  # its launcher will not start it
+            return False
         if here:  # the process of the attempt, or the launcher, which waits for the next
             return any(is_ours(e.job) for e in (self.sent, *self.mine))
         return False if scheduler.available() else None
@@ -106,10 +111,13 @@ class Seen:
 
     @property
     def state(self) -> tuple[str, str]:
-        """In a word, and why: SLURM's word where it has one, else the ledger's."""
+        """In a word, and why: SLURM's word where it has one; the ledger knows best why it ended."""
         last = self.last
         if self.slurm is not None:
-            return self.slurm.state, self.slurm.reason
+            reason = "" if self.slurm.reason == "None" else self.slurm.reason  # sacct's word
+            if last is not None and last.verdict in ("stop", "leave") and not self.slurm.active:
+                reason = last.reason
+            return self.slurm.state, reason
         if last is None:
             return "-", ""
         if last.what == "ended" and last.verdict in ("done", "stop", "leave"):
@@ -187,8 +195,7 @@ def progress(run: Path) -> Progress | None:
     step = train[-1]["step"]
     # The number of images is the data's; the run's own epoch says what it comes to.
     per_epoch = max(1, round(step / train[-1]["epoch"]))
-    total = per_epoch * config.train.epochs
-    total = min(total, config.train.max_steps or total)
+    total = config.train.max_steps or per_epoch * config.train.epochs
     seconds = None
     rates = [row["images_per_s"] for row in train[-_RECENT:] if row.get("images_per_s")]
     if rates:
@@ -217,15 +224,17 @@ def duration(seconds: float) -> str:
 
 
 def _with_files(seen: Seen, state: Path) -> Seen:
-    job, complete, damage = None, False, ""
+    job, unreadable, complete, damage = None, "", False, ""
     if seen.sent is not None:
-        with contextlib.suppress(UserError):
+        try:
             job = load_job(state / seen.sent.submission / f"{seen.goal.phase}.json")
+        except UserError as e:
+            unreadable = str(e)
     try:
         complete = seen.goal.reached()
     except UserError as e:
         damage = str(e)
-    return replace(seen, job=job, complete=complete, damage=damage)
+    return replace(seen, job=job, unreadable=unreadable, complete=complete, damage=damage)
 
 
 def is_ours(job: str) -> bool:
@@ -274,8 +283,8 @@ def _row(fact: dict[str, Any]) -> tuple[str, ...]:
     state, reason = fact["state"], fact["reason"]
     if len(reason) > _REASON:
         reason = reason[: _REASON - 1].rstrip() + "…"
-    if state == "stopped":
-        state = f"stopped: {reason}"
+    if reason and state in ("stopped", "FAILED"):
+        state = f"{state}: {reason}"
     elif reason and state in scheduler.WAITING:
         state = f"{state} ({reason})"
     left = fact["seconds_left"]

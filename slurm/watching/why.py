@@ -149,7 +149,7 @@ def _witnesses(case: Case) -> list[str]:
 
 
 def _nodes(case: Case) -> list[str]:
-    problems = [row for one in case.evidence.nodes.values() for row in _wrapped(one, "  ")]
+    problems = [row for one in case.evidence.nodes for row in _wrapped(one.problem, "  ")]
     return ["Not fit, by the check before the start:", *problems] if problems else []
 
 
@@ -184,7 +184,7 @@ def _attempt(this: Attempt | None, after: Attempt | None, case: Case) -> tuple[s
 
 def _place(case: Case, *, anew: bool) -> list[str]:
     lines = []
-    if case.seen.goal.kind == "run" and case.past and not case.seen.complete:
+    if case.seen.goal.kind == "run" and case.past and case.seen.job and not case.seen.complete:
         goes_on = "" if anew else "; it goes on from there"
         lines = ["There is no checkpoint yet: it begins at step 0."]
         if case.step:

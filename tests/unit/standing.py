@@ -32,6 +32,8 @@ class Standing:
         self.evaluate = Goal(phase="evaluate", run=self.runs / "finetune", kind="scores")
         self.goals = [self.pretrain, self.finetune, self.evaluate]
         self._needs = {"pretrain": (), "finetune": (self.pretrain,), "evaluate": (self.finetune,)}
+        self.state.mkdir(parents=True, mode=0o700)
+        (self.state / "code").mkdir()
         self._bin = folder / "bin"
         self._bin.mkdir()
         patch.setenv("PATH", str(self._bin))

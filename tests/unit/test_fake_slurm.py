@@ -57,10 +57,10 @@ def test_the_queue_is_newer_than_the_accounting(fake: FakeSlurm) -> None:
 
 def test_what_waits_for_ever_is_told_from_what_waits(fake: FakeSlurm) -> None:
     reasons = ["Resources", "Dependency", "DependencyNeverSatisfied", "JobHeldUser"]
-    reasons.append("launch failed requeued held")
+    reasons += ["JobHeldAdmin", "launch failed requeued held", "BadConstraints"]
     jobs = [fake.add(reason=reason) for reason in reasons]
     found = scheduler.states(jobs)
-    assert [found[job].stuck for job in jobs] == [False, False, True, True, True]
+    assert [found[job].stuck for job in jobs] == [False, False] + [True] * 5
 
 
 @pytest.mark.parametrize("old", [{"accounting": False}, {"accounting": False, "strict": True}])
@@ -164,7 +164,8 @@ def test_without_slurm_nothing_is_known(tmp_path: Path, monkeypatch: pytest.Monk
         scheduler.requeue("1")
 
 
-def test_a_controller_that_is_away(fake: FakeSlurm) -> None:
+def test_a_controller_that_is_away(fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "_AWAY", (0,))  # minutes, else
     job = fake.add(state="RUNNING", accounted={"state": "PENDING"})
     fake.down()
     assert scheduler.available()

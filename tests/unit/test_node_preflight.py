@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,6 +48,34 @@ def test_a_healthy_node_reports_its_figures(tmp_path: Path) -> None:
     assert report.clock_skew is not None
     assert abs(report.clock_skew) < 30
     assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def _is_shared(job: Job, clock: Callable[[], float] = time.time) -> bool:
+    """Whether this node's problem may be other nodes' too."""
+    report = examine(job, 0, clock)
+    assert report.problem
+    return report.shared
+
+
+def test_what_other_nodes_would_meet_too_is_told_from_a_node_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = node_job(tmp_path)
+    assert _is_shared(job.model_copy(update={"code": tmp_path / "scratch"}))
+    assert _is_shared(node_job(tmp_path, versions() | {"torch": "1.0"}))
+    assert _is_shared(node_job(tmp_path, preflight={"min_free_gb": 1e9}))
+    assert _is_shared(node_job(tmp_path, preflight={"min_write_mb_s": 1e9}))
+    assert not _is_shared(job, lambda: time.time() + 3600)
+    assert not _is_shared(node_job(tmp_path, preflight={"command": "false"}))
+    fake_smi(tmp_path, GOOD)
+    assert not _is_shared(node_job(tmp_path, gpus_per_node=4))
+    assert not examine(job, 0).shared
+
+    def stale(path: Path) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(shutil, "disk_usage", stale)
+    assert _is_shared(job)
 
 
 def test_versions_import_nothing() -> None:
@@ -88,7 +118,7 @@ def test_all_nodes_are_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert sorted(os.listdir(folder)) == [f"node-0000{n}.json" for n in range(3)]
     last = Report.model_validate_json((folder / "node-00002.json").read_text())
     assert (last.host, last.node, last.problem) == ("gpu02", 2, "")
-    assert bad_nodes(folder) == {}
+    assert bad_nodes(folder) == []
 
 
 def test_one_node_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +128,8 @@ def test_one_node_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     own = said[1]
     assert own.startswith("gpu01 does not pass preflight.command")
     assert said == [f"not started: node 1: {own}", own, f"not started: node 1: {own}"]
-    assert bad_nodes(folder) == {"gpu01": own}
+    (bad,) = bad_nodes(folder)
+    assert (bad.host, bad.problem, bad.shared) == ("gpu01", own, False)
 
 
 def test_a_node_that_never_reports(tmp_path: Path) -> None:
@@ -108,7 +139,7 @@ def test_a_node_that_never_reports(tmp_path: Path) -> None:
     write_atomic(folder / "rank-00003.json", "{}")  # another's word
     said = check(job, folder, 0, 4)
     assert "not started: node(s) 1, 2, 3 of 4 have not reported within 0.3 s" in said
-    assert bad_nodes(folder) == {}
+    assert bad_nodes(folder) == []
 
 
 def test_a_report_that_is_seen_late(tmp_path: Path) -> None:
@@ -133,5 +164,5 @@ def test_a_node_that_cannot_report_says_so_itself(tmp_path: Path) -> None:
     (tmp_path / "attempt").write_text("in the way")
     said = check(node_job(tmp_path), tmp_path / "attempt", 0, 2)
     assert said.startswith(f"gpu07 cannot write {tmp_path / 'attempt'} (")
-    assert bad_nodes(tmp_path / "attempt") == {}
-    assert bad_nodes(tmp_path / "nowhere") == {}
+    assert bad_nodes(tmp_path / "attempt") == []
+    assert bad_nodes(tmp_path / "nowhere") == []

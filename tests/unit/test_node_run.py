@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from lensdist import outcome
 from lensdist.errors import UserError
 from lensdist.files import sha256, to_json, write_atomic
 from slurm.config.cluster import Cluster
@@ -24,6 +26,17 @@ from slurm.node.verdict import Decision
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
+
+_SAVES = (
+    "import pathlib, signal, sys, time\n"
+    "from lensdist import outcome\n"
+    "def saved(n, f):\n"
+    "    time.sleep(0.5); pathlib.Path('saved').write_text(str(n))\n"
+    "    pathlib.Path('finetune/checkpoints/step-00000003').mkdir(parents=True)\n"
+    "    outcome.leave('saved'); sys.exit(75)\n"
+    "signal.signal(signal.SIGUSR2, saved); signal.signal(signal.SIGTERM, saved)\n"
+    "pathlib.Path('ready').touch(); time.sleep(60)\n"
+)
 
 
 def _job(tmp_path: Path, code: str = "", *needs: Goal, **cluster: object) -> Job:
@@ -187,20 +200,7 @@ def test_a_container_stands_before_the_command(tmp_path: Path) -> None:
     assert command(job, Place())[:6] == [*box, "/opt/bin/python", "-u"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
-def test_signals_reach_the_run_and_the_job_waits_for_it(tmp_path: Path, number: int) -> None:
-    code = (
-        "import pathlib, signal, sys, time\n"
-        "from lensdist import outcome\n"
-        "def saved(n, f):\n"
-        "    time.sleep(0.5); pathlib.Path('saved').write_text(str(n))\n"
-        "    pathlib.Path('finetune/checkpoints/step-00000003').mkdir(parents=True)\n"
-        "    outcome.leave('saved'); sys.exit(75)\n"
-        "signal.signal(signal.SIGUSR2, saved); signal.signal(signal.SIGTERM, saved)\n"
-        "pathlib.Path('ready').touch(); time.sleep(60)\n"
-    )
-    job = _job(tmp_path, code)
-    start = begin(job, "7", ("here",), None)
+def _start_one_that_saves(tmp_path: Path, job: Job) -> subprocess.Popen[str]:
     words = f"from slurm.node.run import run_phase; run_phase({_file(job)!r})"
     node = subprocess.Popen(
         [sys.executable, "-c", words],
@@ -209,10 +209,22 @@ def test_signals_reach_the_run_and_the_job_waits_for_it(tmp_path: Path, number: 
         stderr=subprocess.PIPE,
         text=True,
     )
+    _until((tmp_path / "ready").exists)
+    return node
+
+
+def _until(true: Callable[[], bool]) -> None:
     end = time.monotonic() + 30
-    while not (tmp_path / "ready").exists():
+    while not true():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_signals_reach_the_run_and_the_job_waits_for_it(tmp_path: Path, number: int) -> None:
+    job = _job(tmp_path, _SAVES)
+    start = begin(job, "7", ("here",), None)
+    node = _start_one_that_saves(tmp_path, job)
     node.send_signal(number)
     assert "Traceback" not in node.communicate(timeout=30)[1]
     assert (tmp_path / "saved").read_text() == str(int(number))
@@ -220,6 +232,17 @@ def test_signals_reach_the_run_and_the_job_waits_for_it(tmp_path: Path, number: 
     decision = settle(job, "7", start.attempt, 75, "RUNNING", again=False)
     assert (decision.verdict, decision.kind, decision.delay) == ("requeue", "saved", 0)
     assert decision.reason == "asked to stop, and saved at step 3"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing else tells a child of this")
+def test_a_run_whose_parent_is_killed_saves_and_leaves(tmp_path: Path) -> None:
+    job = _job(tmp_path, _SAVES)
+    start = begin(job, "7", ("here",), None)
+    with _start_one_that_saves(tmp_path, job) as node:
+        node.kill()
+    _until(lambda: bool(outcome.read(job.words_of(start.attempt))))
+    assert (tmp_path / "saved").read_text() == str(int(signal.SIGTERM))
+    assert outcome.read(job.words_of(start.attempt))[0].kind == "saved"
 
 
 def test_a_node_that_is_not_fit_starts_nothing(

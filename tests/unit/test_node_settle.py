@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import subprocess
 import time
@@ -13,95 +11,20 @@ from typing import Any
 
 import pytest
 
-from lensdist.files import to_json, write_atomic
+from lensdist.files import write_atomic
 from lensdist.outcome import leave_for
-from slurm.config.cluster import Cluster
-from slurm.job import Goal, Job
-from slurm.ledger import Event, Ledger
+from slurm import scheduler
+from slurm.ledger import Ledger
 from slurm.node import begin, settle
 from slurm.node.command import ATTEMPT, DEADLINE
 from slurm.planning.batch import batch_script
-from tests.conftest import ROOT
-from tests.fakes.slurm import FakeSlurm
 from tests.unit.queued import fake, mark_complete
+from tests.unit.scripts import Script, script
 
 pytestmark = pytest.mark.unit
-__all__ = ["fake"]
+__all__ = ["fake", "script"]
 
 Said = Callable[[], str]
-
-
-class Script:
-    """The batch script of one job, which runs on two nodes: its variables, and what it calls."""
-
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, fake: FakeSlurm) -> None:
-        self.fake, self._patch, self._folder = fake, patch, folder
-        self.run = folder / "finetune"
-        self.need = Goal(phase="pretrain", run=folder / "pretrain")
-        self.id = fake.add(state="RUNNING", nodes="gpu[7-8]", left="1:00:00")
-        self.allot("gpu[7-8]")
-
-    def allot(self, nodes: str, **more: str) -> None:
-        """SLURM's variables."""
-        for name, value in {"JOB_ID": self.id, "JOB_NODELIST": nodes, **more}.items():
-            self._patch.setenv(f"SLURM_{name}", value)
-
-    def write(self, submission: str = "now", **changes: Any) -> Job:
-        """The job's file, of a submission."""
-        folder = self._folder / ".submit" / submission
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        cluster = {"executor": "slurm", "nodes": 2} | changes.pop("cluster", {})
-        self.job = Job(
-            chain="tiny",
-            goal=Goal(phase="finetune", run=self.run),
-            needs=changes.pop("needs", ()),
-            words=("-m", "lensdist.train"),
-            cluster=Cluster.model_validate(cluster),
-            counts=changes.pop("counts", (1, 2)),
-            cwd=self._folder,
-            code=ROOT,
-            state=self._folder / ".submit",
-            folder=folder,
-        )
-        self.file = write_atomic(folder / "finetune.json", self.job.model_dump_json())
-        return self.job
-
-    def begin(self) -> dict[str, str]:
-        """What `begin` has the script export; the script does so."""
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            assert begin.main(str(self.file)) == 0
-        lines = out.getvalue().splitlines()
-        found = dict(line.removeprefix("export ").split("=") for line in lines)
-        for name, value in found.items():
-            self._patch.setenv(name, value)
-        return found
-
-    def settle(self, code: int = 1) -> int:
-        return settle.main(str(self.file), code)
-
-    def step(self, number: int) -> None:
-        """A checkpoint."""
-        (self.run / "checkpoints" / f"step-{number:08d}").mkdir(parents=True)
-
-    @property
-    def words(self) -> Path:
-        return self.job.words_of(int(os.environ[ATTEMPT]))
-
-    @property
-    def last(self) -> Event:
-        return Ledger(self.job.ledger).events()[-1]
-
-    @property
-    def told(self) -> list[list[str]]:
-        """What SLURM was told to do."""
-        return [call for call in self.fake.calls if call[1] in ("requeue", "update")]
-
-
-@pytest.fixture
-def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeSlurm) -> Script:
-    found = Script(tmp_path, monkeypatch, fake)
-    found.write()
-    return found
 
 
 @pytest.fixture
@@ -224,10 +147,7 @@ def test_nodes_that_are_not_fit_are_left_out_and_a_crash_waits(script: Script, s
     script.write(cluster={"exclude": ("gpu5",), "requeue": {"backoff": 30}})
     script.begin()
     script.step(8)
-    write_atomic(
-        script.words / "node-00001.json",
-        to_json({"host": "gpu8", "node": 1, "time": 1, "versions": {}, "problem": "gpu8 is hot"}),
-    )
+    script.report("gpu8", "gpu8 is hot")
     assert script.settle() == 75
     assert script.last.excluded == ("gpu8",)
     script.fake.set(script.id, state="RUNNING", nodes="gpu[7,9]")
@@ -246,7 +166,42 @@ def test_nodes_that_are_not_fit_are_left_out_and_a_crash_waits(script: Script, s
     assert script.fake.jobs[job]["restarts"] == 2
 
 
-def test_what_slurm_does_not_queue_again_is_written_down(script: Script, said: Said) -> None:
+def test_a_full_disk_is_no_node_s_fault(script: Script, said: Said) -> None:
+    script.write(cluster={"requeue": {"backoff": 30}})
+    script.begin()
+    script.report("gpu7", "gpu7 finds the disk full", shared=True)
+    script.report("gpu8", "gpu8 finds the disk full", shared=True)
+    assert script.settle() == 75
+    assert (script.last.excluded, script.last.kind) == ((), "device")
+    update = ["scontrol", "update", f"JobId={script.id}", "StartTime=now+30"]
+    assert script.told == [["scontrol", "requeue", script.id], update]
+    assert said() == "finetune: not fit: gpu7 finds the disk full; queued again in 30 s\n"
+
+
+def test_what_ails_one_node_alone_is_its_own(script: Script) -> None:
+    script.write(cluster={"requeue": {"backoff": 30}})
+    script.begin()
+    script.report("gpu8", "gpu8 does not see /data", shared=True)  # and gpu7 does
+    assert script.settle() == 75
+    assert script.last.excluded == ("gpu8",)
+
+
+def test_only_attempts_since_the_phase_was_sent_count(script: Script) -> None:
+    for submission in ("now", "again"):
+        job = script.write(submission, cluster={"requeue": {"limit": 1}})
+        for verdict in ("requeue", "stop"):
+            script.begin()
+            number = script.last.attempt
+            found = settle.settle(job, script.id, number, 9, "RUNNING", again=False)
+            assert found.verdict == verdict
+        assert found.reason.startswith("attempt 2 since it was sent, the last allowed")
+    assert number == 4
+
+
+def test_what_slurm_does_not_queue_again_is_written_down(
+    script: Script, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "_AWAY", (0,))  # minutes, else
     script.begin()
     script.fake.down()
     assert script.settle(9) == 1

@@ -71,7 +71,7 @@ def test_what_the_run_itself_gives_up_is_not_tried_again() -> None:
 
 
 def test_a_crash_waits_longer_each_time_and_is_given_up() -> None:
-    delays, past = [], []
+    delays, past = list[float](), list[Attempt]()
     for number in range(1, 4):
         found = _judge(_word("crashed"), past=past, before=4, now=4)
         delays.append(found.delay)
@@ -96,7 +96,7 @@ def test_the_limit_holds_for_every_end() -> None:
     past = _past(*[(i, i + 1) for i in range(5)])
     found = _judge(_word("saved"), past=past, before=5, now=6, code=75)
     assert found.verdict == "stop"
-    assert "attempt 6, the last allowed" in found.reason
+    assert "attempt 6 since it was sent, the last allowed" in found.reason
 
 
 def test_an_unfit_node_is_left_out_and_not_waited_for() -> None:
@@ -110,6 +110,27 @@ def test_an_unfit_node_is_left_out_and_not_waited_for() -> None:
 def test_what_ails_all_nodes_is_no_nodes_fault() -> None:
     found = _judge(nodes=2, unfit={"n1": "disk full", "n2": "disk full"})
     assert (found.verdict, found.exclude, found.delay) == ("requeue", (), 30)
+
+
+def test_what_other_nodes_would_meet_too_waits_and_blames_no_node() -> None:
+    full = {"n1": "n1 finds the disk full"}
+    found = _judge(nodes=1, shared=full)
+    assert (found.verdict, found.kind) == ("requeue", "device")
+    assert (found.exclude, found.delay) == ((), 30)
+    assert found.reason == "not fit: n1 finds the disk full"
+    assert _judge(shared=full, past=_past((0, 0))).delay == 60
+    assert _judge(shared=full, past=_past((0, 0), (0, 0))).verdict == "stop"
+    found = _judge(nodes=2, shared=full, unfit={"n2": "n2 has no GPU"})
+    assert (found.exclude, found.delay) == (("n2",), 30)
+    assert found.reason == "not fit: n2 has no GPU"
+
+
+def test_a_survivor_of_the_last_attempt_is_waited_for() -> None:
+    busy = _word("busy", "another run is writing to finetune")
+    found = _judge(busy, code=2)
+    assert (found.verdict, found.kind, found.delay) == ("requeue", "busy", 30)
+    assert _judge(busy, code=2, past=_past((0, 0))).delay == 60
+    assert _judge(busy, code=2, past=_past((0, 0), (0, 0))).verdict == "stop"
 
 
 def test_unfit_nodes_are_not_looked_for_for_ever() -> None:

@@ -147,3 +147,16 @@ def test_what_is_set_aside_is_whole(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     assert (aside / "a" / "b").read_text() == "kept"
     assert aside.parent == tmp_path
+
+
+def test_a_packed_set_is_made_anew_for_other_settings(tmp_path: Path, tiny_set: Path) -> None:
+    chain = json.loads(write_chain(tmp_path, tiny_set).read_text())
+    chain["phases"] = {"files": {"pack": {"src": "raw"}}} | chain["phases"]
+    file = tmp_path / "chain.yaml"
+    file.write_text(json.dumps(chain))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "files").symlink_to(tiny_set)
+    cluster = write_cluster(tmp_path)
+    assert make_plan(file, cluster, ()).steps[0].standing.state == "done"
+    found = make_plan(file, cluster, ["files.seed=3", "files.dtype=float16"]).steps[0].standing
+    assert found == Standing("again", ("another seed", "another dtype"))

@@ -12,10 +12,7 @@ from typing import Any
 
 import pytest
 
-from lensdist.config import load
 from lensdist.errors import UserError
-from slurm.config.chain import TAKEN, Chain
-from slurm.config.cluster import Cluster
 from slurm.planning.plan import Plan, make_plan
 from slurm.planning.showing import shown
 from tests.chains import SUBMIT, submit, write_chain, write_cluster
@@ -112,51 +109,6 @@ def test_a_typo_in_a_cluster_file_has_its_line(tmp_path: Path) -> None:
     assert any("mine.yaml:3" in one for one in told)
 
 
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"nodes": 2}, "executor local has one node"),
-        ({"setup": ["module load x"]}, "asks SLURM for nothing"),
-        ({"executor": "slurm", "nodes": "4-2"}, "no number of nodes"),
-        ({"executor": "slurm", "sbatch": {"nodes": "2"}}, "is said by the cluster's nodes"),
-        ({"executor": "slurm", "sbatch": {"gres": "gpu:2"}}, "gpus_per_node; set that"),
-        ({"executor": "slurm", "sbatch": {"array": "0-2"}}, "launcher's own"),
-        ({"gpus_per_node": 4, "processes_per_node": 2}, "is not gpus_per_node"),
-        ({"walltime": 2, "save_before_end": 120}, "is the whole walltime"),
-        ({"env": {"A": 1}}, "env.A"),
-    ],
-)  # fmt: skip
-def test_a_cluster_that_contradicts_itself(
-    tmp_path: Path, settings: dict[str, Any], sentence: str
-) -> None:
-    with pytest.raises(UserError, match=sentence):
-        load(write_cluster(tmp_path, **settings), schema=Cluster)
-
-
-@pytest.mark.parametrize(
-    ("phases", "sentence"),
-    [
-        ({"a": {"train": "x.yaml", "after": ["b"]}, "b": {"train": "x.yaml"}}, "phase before it"),
-        ({"a": {"train": "x.yaml"}, "b": {"train": "x.yaml", "set": ["encoder={a}"]}}, "after"),
-        ({"a": {"train": "x.yaml", "evaluate": "b"}}, "exactly one of"),
-        ({"a": {}}, "exactly one of"),
-        ({"a": {"simulate": {"n_per_class": 9}, "set": ["seed=1"]}}, "settings of its own"),
-        ({"a": {"pack": {"src": "x"}}, "b": {"report": ["a"]}}, "trains nothing"),
-        (
-            {"a": {"simulate": {"n_per_class": 9, "lens_light": {"magnitude": 18, "n": 1}}}},
-            "magnitude",
-        ),
-        ({"optim": {"train": "x.yaml"}}, "rename it"),
-        ({"a": {"train": "x.yaml"}, "b": {"evaluate": "a"}, "c": {"evaluate": "b"}}, "nothing"),
-    ],
-)
-def test_a_chain_that_cannot_be(tmp_path: Path, phases: dict[str, Any], sentence: str) -> None:
-    file = tmp_path / "chain.yaml"
-    file.write_text(json.dumps({"name": "x", "runs": "runs", "phases": phases}))
-    with pytest.raises(UserError, match=sentence):
-        load(file, schema=Chain)
-
-
 def test_uneven_shares_are_refused_for_every_phase(tmp_path: Path) -> None:
     chain = write_chain(tmp_path, tmp_path / "packed")
     cluster = write_cluster(tmp_path, executor="slurm", nodes=3)
@@ -194,16 +146,6 @@ def test_an_evaluation_is_one_process(tmp_path: Path) -> None:
     plan = _planned(tmp_path, executor="slurm", nodes=2, processes_per_node=2)
     shapes = [(step.cluster.nodes, step.cluster.per_node) for step in plan.steps]
     assert shapes == [(2, 2), (2, 2), (1, 1)]
-
-
-def test_a_phase_may_have_fewer_processes(tmp_path: Path) -> None:
-    gpus = Cluster(executor="slurm", nodes="2-4", gpus_per_node=4)
-    shapes = {n: gpus.at_most(n) for n in (1, 3, 8, 12, 99)}
-    assert {n: (c.nodes, c.gpus_per_node) for n, c in shapes.items()} == {
-        1: (1, 1), 3: (1, 3), 8: (2, 4), 12: ("2-3", 4), 99: ("2-4", 4)
-    }  # fmt: skip
-    cpus = Cluster(executor="slurm", nodes=2, processes_per_node=2).at_most(1)
-    assert (cpus.nodes, cpus.per_node, cpus.on_cpu) == (1, 1, True)
 
 
 def test_a_range_of_nodes_is_those_that_share_evenly(tmp_path: Path) -> None:
@@ -245,6 +187,17 @@ def test_two_truths_are_told_before_the_queue(
     told = _refused(chain, write_cluster(tmp_path, **cluster), *words)
     assert len(told) == 2  # once a training phase
     assert sentence in told[0]
+
+
+def test_settings_that_nobody_would_read_are_refused(tmp_path: Path) -> None:
+    chain, cluster = write_chain(tmp_path, tmp_path / "packed"), write_cluster(tmp_path)
+    told = _refused(chain, cluster, "evaluate.split=val")
+    assert told == [
+        "evaluate.split=val: evaluate evaluates, and takes no settings; change the chain"
+    ]
+    with pytest.raises(UserError, match="takes no settings"):
+        make_plan(chain, cluster, (), ["evaluate.split=val,test"])
+    assert "gives % in names of files a meaning" in _refused(chain, cluster, "runs=/x/a%j")[0]
 
 
 def test_sets_are_simulated_and_packed_with_the_chains_settings(tmp_path: Path) -> None:
@@ -289,10 +242,6 @@ def test_without_slurm_nothing_is_written(tmp_path: Path) -> None:
     told = submit("submit", chain, cluster, code=2, env={"PATH": "/nowhere"}).stderr
     assert "submit from a login node" in told
     assert not (tmp_path / "runs").exists()
-
-
-def test_names_of_settings_are_no_names_of_phases() -> None:
-    assert {"train", "data", "encoder", "mask", "cluster", "runs"} <= TAKEN
 
 
 def test_help_says_what_there_is() -> None:

@@ -281,9 +281,10 @@ def test_a_launcher_here_that_still_runs_is_no_job_of_slurm(
     assert not _calls(chain, "scancel")
 
 
-def test_a_launcher_here_that_waits_for_the_next_attempt_is_ended(
+def test_a_launcher_here_that_waits_for_the_next_attempt_hears_the_word_alone(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Other phases of it go on: only this one is not started again."""
     ended: list[int] = []
     monkeypatch.setattr(status, "is_ours", lambda job: job == "4242")
     monkeypatch.setattr(os, "kill", lambda process, number: ended.append(process))
@@ -291,5 +292,9 @@ def test_a_launcher_here_that_waits_for_the_next_attempt_is_ended(
     chain.started("pretrain", "4242")
     chain.sent("pretrain", "4343", executor="local")
     chain.ended("pretrain", "4343", "requeue", "it fell")
+    (seen,) = status.look(chain.goals[:1], chain.state)
+    assert seen.live
     chain.cancel()
-    assert ended == [4242]
+    assert ended == []
+    (seen,) = status.look(chain.goals[:1], chain.state)
+    assert (seen.live, seen.state) == (False, ("cancelled", ""))

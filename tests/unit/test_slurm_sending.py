@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -217,3 +218,39 @@ def test_a_refusal_leaves_finished_runs_where_they_were(tmp_path: Path, fake: Fa
     with pytest.raises(RunError, match="pretrain was refused"):
         _send(tmp_path, "pretrain.optim.lr=0.5")
     assert run.exists()
+
+
+def test_an_interruption_leaves_nothing_half_done(tmp_path: Path, fake: FakeSlurm) -> None:
+    run = finish(_plan(tmp_path).steps[0])
+
+    def interrupted(sentence: str) -> None:
+        if sentence.startswith("finetune: job"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        send(_plan(tmp_path, "pretrain.optim.lr=0.5"), interrupted)
+    assert [job["state"] for job in fake.jobs.values()] == ["CANCELLED"] * 2
+    assert run.exists()
+    assert len(_send(tmp_path, "pretrain.optim.lr=0.5")) > 3  # and the same command goes
+
+
+def test_nothing_of_the_session_that_submits_reaches_the_job(
+    tmp_path: Path, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Submitting from a job: its own restarts and array index would be taken for the new one's."""
+    seen = tmp_path / "seen"
+    real = shutil.which("sbatch")
+    (tmp_path / "bin").mkdir()
+    spy = tmp_path / "bin" / "sbatch"
+    spy.write_text(f'#!/bin/sh\nenv >{seen}\nexec {real} "$@"\n')
+    spy.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{spy.parent}{os.pathsep}{os.environ['PATH']}")
+    theirs = {"SLURM_RESTART_COUNT": "3", "SLURM_ARRAY_TASK_ID": "2", "RANK": "1", "PET_X": "y"}
+    ours = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "me", "HF_HOME": "/x"}
+    for name, value in (theirs | ours).items():
+        monkeypatch.setenv(name, value)
+    _send(tmp_path, "pretrain")
+    there = dict(line.partition("=")[::2] for line in seen.read_text().splitlines())
+    assert not theirs.keys() & there.keys()
+    assert ours.items() <= there.items()
+    assert theirs.items() <= os.environ.items()  # the session keeps its own

@@ -92,6 +92,17 @@ def test_of_a_job_that_slurm_has_forgotten_the_ledger_speaks(
     assert _rows(standing)["pretrain"]["state"] == state
 
 
+@pytest.mark.parametrize("reason", ["None", "NonZeroExitCode"])
+def test_a_failed_job_says_what_the_ledger_knows(standing: Standing, reason: str) -> None:
+    standing.slurm(sacct=f"17|FAILED|{reason}|gpu07|1:0\n18|FAILED|None||1:0")
+    standing.sent("pretrain", "17")
+    _stopped(standing)
+    standing.sent("finetune", "18")
+    rows = _rows(standing)
+    assert rows["pretrain"]["state"] == "FAILED: /data/packed is not a packed set; make…"
+    assert rows["finetune"]["state"] == "FAILED"
+
+
 def test_without_slurm_nobody_knows_whether_a_job_runs(standing: Standing) -> None:
     standing.sent("pretrain", "17")
     assert _rows(standing)["pretrain"]["state"] == "sent"
@@ -163,15 +174,17 @@ def test_the_pace_is_that_of_the_last_rows(standing: Standing) -> None:
     assert now.seconds == pytest.approx(90 * 0.1)
 
 
-def test_a_run_cut_short_by_max_steps_has_so_many(standing: Standing) -> None:
+@pytest.mark.parametrize("steps", [33, 354])
+def test_max_steps_counts_whatever_the_epochs(standing: Standing, steps: int) -> None:
     standing.train("pretrain", 20)
     config = standing.runs / "pretrain" / "config.yaml"
     raw = json.loads(config.read_text())
-    raw["train"]["max_steps"] = 33
+    raw["train"]["max_steps"] = steps
     config.write_text(json.dumps(raw))
     now = progress(standing.runs / "pretrain")
     assert now is not None
-    assert now.total == 33
+    assert now.total == steps
+    assert now.seconds == pytest.approx((steps - 20) * 16 / 100)
 
 
 def test_programs_get_numbers(standing: Standing) -> None:

@@ -231,3 +231,16 @@ def test_one_point_of_a_sweep_is_cancelled_alone(run: Run, fake: FakeSlurm) -> N
     run("cancel", "pretrain@pretrain.seed=2")
     states = {job: found["state"] for job, found in fake.jobs.items()}
     assert states == {"101_0": "PENDING", "101_1": "CANCELLED", "102": "PENDING"}
+
+
+def test_options_may_stand_between_words(
+    tmp_path: Path, tiny_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the contract has it, and as `why` prints it: phases, files, settings."""
+    chain, cluster = write_chain(tmp_path, tiny_set), write_cluster(tmp_path)
+    words = ["pretrain", "--chain", str(chain), "--cluster", str(cluster), "seed=7", "-h"]
+    assert main(["plan", *words[:-1], f"runs={tmp_path / 'else'}"]) == 0
+    assert f"{tmp_path / 'else'}/pretrain" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["plan", *words[:-1], "--nonsense", "seed=1"])
+    assert "unrecognized arguments: --nonsense" in capsys.readouterr().err

@@ -1,0 +1,100 @@
+"""What tests of `begin` and `settle` share: a batch script, played step by step."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lensdist.files import to_json, write_atomic
+from slurm.config.cluster import Cluster
+from slurm.job import Goal, Job
+from slurm.ledger import Event, Ledger
+from slurm.node import begin, settle
+from slurm.node.command import ATTEMPT
+from tests.conftest import ROOT
+from tests.fakes.slurm import FakeSlurm
+
+
+class Script:
+    """The batch script of one job, which runs on two nodes: its variables, and what it calls."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, fake: FakeSlurm) -> None:
+        self.fake, self._patch, self._folder = fake, patch, folder
+        self.run = folder / "finetune"
+        self.need = Goal(phase="pretrain", run=folder / "pretrain")
+        self.id = fake.add(state="RUNNING", nodes="gpu[7-8]", left="1:00:00")
+        self.allot("gpu[7-8]")
+
+    def allot(self, nodes: str, **more: str) -> None:
+        """SLURM's variables."""
+        for name, value in {"JOB_ID": self.id, "JOB_NODELIST": nodes, **more}.items():
+            self._patch.setenv(f"SLURM_{name}", value)
+
+    def write(self, submission: str = "now", **changes: Any) -> Job:
+        """The job's file, of a submission."""
+        (self._folder / ".submit").mkdir(exist_ok=True, mode=0o700)
+        folder = self._folder / ".submit" / submission
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        cluster = {"executor": "slurm", "nodes": 2} | changes.pop("cluster", {})
+        self.job = Job(
+            chain="tiny",
+            goal=Goal(phase="finetune", run=self.run),
+            needs=changes.pop("needs", ()),
+            words=("-m", "lensdist.train"),
+            cluster=Cluster.model_validate(cluster),
+            counts=changes.pop("counts", (1, 2)),
+            cwd=self._folder,
+            code=ROOT,
+            state=self._folder / ".submit",
+            folder=folder,
+        )
+        self.file = write_atomic(folder / "finetune.json", self.job.model_dump_json())
+        return self.job
+
+    def begin(self) -> dict[str, str]:
+        """What `begin` has the script export; the script does so."""
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert begin.main(str(self.file)) == 0
+        lines = out.getvalue().splitlines()
+        found = dict(line.removeprefix("export ").split("=") for line in lines)
+        for name, value in found.items():
+            self._patch.setenv(name, value)
+        return found
+
+    def settle(self, code: int = 1) -> int:
+        return settle.main(str(self.file), code)
+
+    def step(self, number: int) -> None:
+        """A checkpoint."""
+        (self.run / "checkpoints" / f"step-{number:08d}").mkdir(parents=True)
+
+    def report(self, host: str, problem: str, *, shared: bool = False) -> None:
+        """What a node, gpu7 or gpu8, says of itself in this attempt."""
+        number = int(host[-1]) - 7
+        said = {"host": host, "node": number, "time": 1, "versions": {}, "problem": problem}
+        write_atomic(self.words / f"node-{number:05d}.json", to_json(said | {"shared": shared}))
+
+    @property
+    def words(self) -> Path:
+        return self.job.words_of(int(os.environ[ATTEMPT]))
+
+    @property
+    def last(self) -> Event:
+        return Ledger(self.job.ledger).events()[-1]
+
+    @property
+    def told(self) -> list[list[str]]:
+        """What SLURM was told to do."""
+        return [call for call in self.fake.calls if call[1] in ("requeue", "update")]
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeSlurm) -> Script:
+    found = Script(tmp_path, monkeypatch, fake)
+    found.write()
+    return found

@@ -1,0 +1,146 @@
+"""What `why` advises where a phase does not come to start, or to start again."""
+
+from __future__ import annotations
+
+import pytest
+
+from lensdist.files import write_atomic
+from slurm.node.preflight import Report
+from slurm.watching import status
+from slurm.watching.causes import KINDS
+from slurm.watching.why import first_failed, why
+from tests.unit.standing import T0, Standing, standing
+
+pytestmark = pytest.mark.unit
+__all__ = ["standing"]
+
+_RESUME = "Next: python slurm/submit.py resume {}"
+
+
+def _page(chain: Standing, phase: str = "pretrain") -> str:
+    """The page, of which nothing but paths is longer than a line, as one line."""
+    goal = next(goal for goal in chain.goals if goal.phase == phase)
+    return " ".join(why(goal, chain.state, chain.goals).split())
+
+
+def _unfit(chain: Standing, *, shared: bool) -> None:
+    """A node did not pass its check."""
+    chain.sent("pretrain", "17")
+    chain.started("pretrain", "17")
+    chain.ended("pretrain", "17", "requeue", "not fit: gpu08 is so", kind="device")
+    said = {"host": "gpu08", "node": 1, "time": T0, "versions": {}, "problem": "gpu08 is so"}
+    report = Report.model_validate(said | {"shared": shared})
+    write_atomic(chain.attempt("pretrain") / "node-00001.json", report.model_dump_json())
+
+
+@pytest.mark.parametrize(("shared", "kind"), [(True, "shared"), (False, "device")])
+def test_what_all_nodes_share_is_nothing_for_the_centre(
+    standing: Standing, shared: bool, kind: str
+) -> None:
+    standing.slurm(squeue="17|PENDING|BeginTime||N/A")
+    _unfit(standing, shared=shared)
+    page = _page(standing)
+    assert KINDS[kind] in page
+    assert ("tell the centre" in page) != shared
+
+
+def test_nodes_that_the_launcher_left_out_itself_are_named(standing: Standing) -> None:
+    standing.slurm(squeue="17|PENDING|BadConstraints||N/A")
+    standing.sent("pretrain", "17")
+    old = {"verdict": "stop", "excluded": ("gpu01",), "reason": "long ago"}
+    standing.ledger("pretrain").append("ended", "9", "older", **old)
+    for attempt in range(1, 5):
+        standing.started("pretrain", "17", attempt)
+        left_out = {"attempt": attempt, "excluded": (f"gpu1{attempt}",), "kind": "device"}
+        standing.ended("pretrain", "17", "requeue", f"not fit: no fan {attempt}", **left_out)
+    assert first_failed(standing.goals, standing.state) == standing.pretrain
+    page = _page(standing)
+    assert "(job 17, PENDING: BadConstraints) cannot start" in page
+    assert (
+        "left out gpu14 (not fit: no fan 4); gpu13 (not fit: no fan 3); gpu12 (not fit: no fan 2)"
+        "; gpu11, and SLURM has not enough other nodes" in page
+    )
+    assert "gpu01" not in page
+    assert page.endswith(_RESUME.format("pretrain"))
+
+
+def test_nodes_that_there_never_were_are_asked_for_otherwise(standing: Standing) -> None:
+    standing.slurm(squeue="17|PENDING|BadConstraints||N/A")
+    standing.sent("pretrain", "17")
+    page = _page(standing)
+    assert "The launcher itself" not in page
+    assert page.endswith("submit … cluster.nodes=N")
+
+
+@pytest.mark.parametrize("by", ["slurm", "ledger"])
+def test_what_was_cancelled_does_not_start_after_what_it_needs(standing: Standing, by: str) -> None:
+    waits = "17|PENDING|Priority||N/A"
+    standing.slurm(squeue=waits, sacct="18|CANCELLED by 5|None||0:0" if by == "slurm" else "")
+    standing.sent("pretrain", "17")
+    standing.sent("finetune", "18")
+    if by == "ledger":
+        standing.ledger("finetune").append("cancelled", "18", "first")
+    page = _page(standing, "finetune")
+    assert "It does not start by itself any more" in page
+    assert page.endswith(_RESUME.format("finetune"))
+    standing.slurm(squeue=f"{waits}\n18|PENDING|Dependency||N/A")  # scancel did not succeed
+    assert "It starts by itself after that" in _page(standing, "finetune")
+
+
+def test_a_launcher_here_does_not_start_what_was_cancelled(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "is_ours", lambda job: job == "42")
+    for phase in ("pretrain", "finetune"):
+        standing.sent(phase, "42", executor="local")
+    assert "resume" not in _page(standing, "finetune")
+    standing.ledger("finetune").append("cancelled", "42", "first")
+    assert _page(standing, "finetune").endswith(_RESUME.format("finetune"))
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "says"),
+    [
+        ("cancelled; saved at step 40", "saved", "cancelled"),
+        ("SLURM has queued it again itself; ended with code 9", "silent", "silent"),
+        ("ended by SLURM (PREEMPTED); asked to stop, and saved", "saved", "saved"),
+    ],
+)
+def test_what_slurm_decided_is_not_called_cancelled(
+    standing: Standing, reason: str, kind: str, says: str
+) -> None:
+    standing.slurm()
+    standing.sent("pretrain", "17")
+    standing.started("pretrain", "17")
+    standing.ended("pretrain", "17", "leave", reason, kind=kind)
+    page = _page(standing)
+    assert KINDS[says] in page
+    assert (KINDS["cancelled"] in page) == (says == "cancelled")
+
+
+def test_a_file_that_cannot_be_read_is_to_be_mended_first(standing: Standing) -> None:
+    standing.slurm(sacct="17|FAILED|None|gpu07|1:0")
+    job = standing.sent("pretrain", "17")
+    standing.started("pretrain", "17")
+    standing.train("pretrain", 40)
+    job.folder.chmod(0o755)
+    page = _page(standing)
+    assert f"{job.folder} must be yours and closed to others (chmod 700)" in page
+    assert "resume" not in page
+    assert "no checkpoint" not in page  # nobody has looked
+    job.folder.chmod(0o700)
+    (job.folder / "pretrain.json").write_text("{}")
+    page = _page(standing)
+    assert "pretrain.json is no job of this version: " in page
+    assert "`submit` sends anew" in page
+    assert "resume" not in page
+
+
+def test_a_survivor_that_stays_is_explained(standing: Standing) -> None:
+    standing.slurm(sacct="17|FAILED|None|gpu07|1:0")
+    standing.sent("pretrain", "17")
+    standing.started("pretrain", "17")
+    standing.ended("pretrain", "17", "stop", "the folder is taken", kind="busy")
+    page = _page(standing)
+    assert KINDS["busy"] in page
+    assert page.endswith(_RESUME.format("pretrain"))
