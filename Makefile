@@ -7,8 +7,9 @@ DEMO := runs/demo
 # One thread a process: the tests run several beside each other, and networks as small as the demo's
 # are slower on two threads whenever something else wants a core.
 export OMP_NUM_THREADS ?= 1
-# Processes that tests run in, a file's tests in the same one.
-JOBS ?= 2
+# Processes that tests run in, a file's tests in the same one. One more than the cores it is meant
+# for: tests on a SLURM mostly wait for it.
+JOBS ?= 3
 
 .PHONY: demo test lint bench results-gpu slurm-deps clean-demo
 
