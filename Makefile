@@ -29,7 +29,8 @@ test: $(VENV)/.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	@# In the order of folders: files of few tests, which are the long ones, would come last.
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.done
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy
