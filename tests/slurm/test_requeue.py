@@ -5,8 +5,10 @@ Every run here computes the same: what it logs is compared with a run that nobod
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -78,15 +80,20 @@ class Sent:
 def test_a_run_outlives_its_time_limit(
     cluster: MiniSlurm, tiny_set: Path, tmp_path: Path, undisturbed: dict[int, float]
 ) -> None:
-    # Evaluated after each step, so that it takes longer than the limit leaves it.
-    sent = Sent(
-        cluster,
-        tiny_set,
-        tmp_path,
-        "train.eval_every_epochs=0.1",
-        walltime=1,
-        save_before_end=40,
-    )
+    sent = Sent(cluster, tiny_set, tmp_path, walltime=1, save_before_end=40)
+    wait_step(sent.run, 4)
+    # However fast the machine is: the run stands still until SLURM has sent its signal.
+    with contextlib.suppress(OSError, ValueError):  # it may have heard the signal, and be gone
+        words = b"lensdist.train"
+        (run,) = (p for p in cluster.tasks(sent.job, "127.0.0.1") if words in _command(p))
+        os.kill(run, signal.SIGSTOP)
+        try:
+            end = time.monotonic() + 90
+            while not _is_pending(run, signal.SIGUSR2):
+                assert time.monotonic() < end
+                time.sleep(0.1)
+        finally:
+            os.kill(run, signal.SIGCONT)
     sent.completes(undisturbed)
     ends = sent.ends()
     assert len(ends) > 1
@@ -94,6 +101,16 @@ def test_a_run_outlives_its_time_limit(
     # Once for each: by us, not by SLURM and us.
     assert int(cluster.job(sent.job)["Restarts"]) == len(ends) - 1
     assert "asked to stop, and saved at step" in sent.text()
+
+
+def _command(process: int) -> bytes:
+    return Path(f"/proc/{process}/cmdline").read_bytes()
+
+
+def _is_pending(process: int, number: int) -> bool:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd", "ShdPnd"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
 
 
 def test_a_preempted_run_comes_back_and_keeps_off_drained_nodes(
