@@ -31,9 +31,7 @@ class JobState(Strict):
     state: str = Field(description="PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, …")
     reason: str = Field("", description="why it waits, or ended: Priority, Dependency, TimeLimit")
     nodes: str = Field("", description="as SLURM writes them: gpu[07-08]")
-    restarts: int = Field(0, description="how often SLURM has queued it again")
     exit_code: str = Field("", description="status:signal")
-    ends: str = Field("", description="its limit, or its end; SLURM's own time format")
 
     @property
     def active(self) -> bool:
@@ -102,7 +100,7 @@ def states(ids: Sequence[str]) -> dict[str, JobState]:
                 job=job, state=state.split()[0], reason=reason, nodes=nodes, exit_code=code
             )  # "CANCELLED by 1000"
     for line in _queue(unique):
-        job, state, reason, nodes, ends = (line.split("|") + [""] * 5)[:5]
+        job, state, reason, nodes = (line.split("|") + [""] * 4)[:4]
         if job in unique:
             old = found.get(job)
             found[job] = JobState(
@@ -111,7 +109,6 @@ def states(ids: Sequence[str]) -> dict[str, JobState]:
                 reason="" if reason == "None" else reason,
                 nodes=nodes,
                 exit_code=old.exit_code if old else "",
-                ends=ends,
             )
     return found
 
@@ -121,7 +118,7 @@ def _queue(ids: Sequence[str]) -> list[str]:
     if shutil.which("squeue") is None:
         return []
     # -a: hidden partitions too; -r: a line a task of an array.
-    words = ["squeue", "-h", "-a", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%e", "-j"]
+    words = ["squeue", "-h", "-a", "-r", "-t", "all", "-o", "%i|%T|%r|%N", "-j"]
     done = _run(*words, ",".join(ids))
     if done.returncode == 0:
         return done.stdout.splitlines()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,16 @@ def pairs_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pairs") / "packed"
     write_packed(path, SimConfig(family="sr"), 20, 0, truth=True)
     return path
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """What a run does to the handlers of signals is undone: here it shares them with pytest."""
+    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 def command(*args: object, processes: int = 1, port: int = 0) -> list[str]:

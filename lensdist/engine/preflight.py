@@ -16,14 +16,8 @@ from lensdist import outcome
 from lensdist.config.schema import BaseRun
 from lensdist.engine.world import World
 from lensdist.errors import UserError
+from lensdist.launched import DEVICE, MIN_TFLOPS, PREFLIGHT
 from lensdist.outcome import DeviceError
-
-ASKED = "LENSDIST_PREFLIGHT"
-"""Environment variable: 1 asks for all this."""
-DEVICE = "LENSDIST_DEVICE"
-"""Environment variable: `cuda` means that the launcher has asked for a GPU for each process."""
-MIN_TFLOPS = "LENSDIST_MIN_TFLOPS"
-"""Environment variable: slower GPUs are bad; 1e12 operations a second in bfloat16."""
 
 _DEPTH = 192  # 3 * 64: of the product whose answer is known
 
@@ -78,7 +72,7 @@ def check_devices(world: World) -> None:
 
 
 def _asked() -> bool:
-    return os.environ.get(ASKED) == "1"
+    return os.environ.get(PREFLIGHT) == "1"
 
 
 def _least() -> float | None:

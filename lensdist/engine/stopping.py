@@ -16,11 +16,10 @@ from types import FrameType
 
 from lensdist.engine.world import World
 from lensdist.errors import UserError
+from lensdist.launched import DEADLINE
 
 STOP = "STOP"
 """The file, in a run's folder. It stays: a run does not start while it is there."""
-DEADLINE = "LENSDIST_DEADLINE"
-"""Environment variable: seconds since 1970 at which this job will be killed."""
 RESERVE = 10.0
 """Seconds kept for what nobody measures: to tell the others, to take the processes down."""
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lensdist.errors import RunError, UserError
+from lensdist.launched import DEADLINE
 from slurm import scheduler
 from slurm.job import Job, load_job
 from slurm.ledger import Ledger, attempts
-from slurm.node.command import ATTEMPT, DEADLINE
+from slurm.node.command import ATTEMPT
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lensdist import outcome
+from lensdist.launched import DEVICE, MIN_TFLOPS, PREFLIGHT
 from slurm.config.cluster import Cluster
 from slurm.job import Job
 from slurm.scheduler import hostnames
@@ -20,7 +21,6 @@ from slurm.scheduler import hostnames
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
 USERS_GPUS = "LENSDIST_USERS_GPUS"  # CUDA_VISIBLE_DEVICES as it was when the chain was sent
 ATTEMPT = "LENSDIST_ATTEMPT"
-DEADLINE = "LENSDIST_DEADLINE"
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ def environment(
         env["PYTHONPATH"] += os.pathsep + path
     env[outcome.FOLDER] = str(words)
     if cluster.preflight.enabled:
-        env["LENSDIST_PREFLIGHT"] = "1"
+        env[PREFLIGHT] = "1"
         if cluster.gpus_per_node:
-            env["LENSDIST_DEVICE"] = "cuda"
+            env[DEVICE] = "cuda"
         if cluster.preflight.min_tflops:
-            env["LENSDIST_MIN_TFLOPS"] = str(cluster.preflight.min_tflops)
+            env[MIN_TFLOPS] = str(cluster.preflight.min_tflops)
     if cluster.executor == "local" and "CUDA_VISIBLE_DEVICES" not in cluster.env:
         # submitit's local executor hides every GPU, or ignores the user's choice of some.
         env.pop("CUDA_VISIBLE_DEVICES", None)

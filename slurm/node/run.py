@@ -142,11 +142,7 @@ def _give_up(
             f"{here.head}, port {here.port}); set the cluster's `interface`, or preflight.seconds",
         )
     child.terminate()
-    _later(child.kill, child)
-
-
-def _later(kill: Callable[[], None], child: subprocess.Popen[bytes]) -> None:
     try:
         child.wait(_KILL_AFTER)
     except subprocess.TimeoutExpired:
-        kill()
+        child.kill()

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,27 +22,18 @@ import torch
 from lensdist import outcome, train
 from lensdist.engine import checkpoint, loop, phase, stages, stopping
 from lensdist.engine.batches import StepPlan
-from lensdist.engine.preflight import ASKED
-from lensdist.engine.stopping import DEADLINE, Deadline
+from lensdist.engine.stopping import Deadline
+from lensdist.launched import DEADLINE, PREFLIGHT
 from lensdist.phases import completed
 from lensdist.tasks.base import Stage
 from lensdist.tasks.mae import MaeTask
 from lensdist.track.log import read
 from tests.conftest import ROOT, command, environment, settings, start
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600), pytest.mark.usefixtures("handlers")]
 
 STEPS = 30
 SOON = 240.0  # s: no machine is so slow that a run of a second would not end before
-
-
-@pytest.fixture(autouse=True)
-def _handlers() -> Iterator[None]:
-    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
 
 
 def words(data: Path, run: Path, **more: Any) -> list[str]:
@@ -132,7 +122,7 @@ def test_two_processes_get_ready_leave_together_and_say_so(
     tiny_set: Path, tmp_path: Path, port: int
 ) -> None:
     run, said = tmp_path / "run", tmp_path / "words"
-    env = environment(**{DEADLINE: f"{time.time() + SOON:.0f}", ASKED: "1"})
+    env = environment(**{DEADLINE: f"{time.time() + SOON:.0f}", PREFLIGHT: "1"})
     env |= {outcome.FOLDER: str(said)}
     helper = ("tests.faults.test_deadline", "limit", 13, "--", *words(tiny_set, run))
     start(command(*helper, processes=2, port=port), env=env)

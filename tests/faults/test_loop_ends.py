@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +17,7 @@ from lensdist.tasks.mae import MaeTask
 from lensdist.track.log import read
 from tests.conftest import settings
 
-pytestmark = pytest.mark.faults
-
-
-@pytest.fixture(autouse=True)
-def _handlers() -> Iterator[None]:
-    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("handlers")]
 
 
 def words(data: Path, run: Path, **more: Any) -> list[str]:

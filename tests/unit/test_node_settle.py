@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from lensdist.files import write_atomic
+from lensdist.launched import DEADLINE
 from lensdist.outcome import leave_for
 from slurm import scheduler
 from slurm.ledger import Ledger
 from slurm.node import begin, settle
-from slurm.node.command import ATTEMPT, DEADLINE
+from slurm.node.command import ATTEMPT
 from slurm.planning.batch import batch_script
 from tests.unit.queued import fake, mark_complete
 from tests.unit.scripts import Script, script

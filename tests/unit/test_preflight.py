@@ -10,8 +10,9 @@ import torch
 
 from lensdist import outcome, train
 from lensdist.engine import preflight
-from lensdist.engine.preflight import ASKED, DEVICE, MIN_TFLOPS, build_world, check_devices
+from lensdist.engine.preflight import build_world, check_devices
 from lensdist.errors import UserError
+from lensdist.launched import DEVICE, MIN_TFLOPS, PREFLIGHT
 from lensdist.outcome import DeviceError
 from tests.conftest import settings
 from tests.unit.worlds import FakeWorld
@@ -24,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where words are left; the preflight is asked for."""
     for name in (DEVICE, MIN_TFLOPS, "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(ASKED, "1")
+    monkeypatch.setenv(PREFLIGHT, "1")
     monkeypatch.setenv(outcome.FOLDER, str(tmp_path / "words"))
     return tmp_path / "words"
 
@@ -57,7 +58,7 @@ def test_a_sound_device_is_announced(folder: Path) -> None:
 def test_nothing_is_tried_that_nobody_asked_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(ASKED)
+    monkeypatch.delenv(PREFLIGHT)
     monkeypatch.setattr(torch.Tensor, "__matmul__", failing(RuntimeError("asked")))
     check_devices(world())
     assert names(folder) == []
@@ -179,7 +180,7 @@ def test_a_broken_gpu_is_told_from_all_else(
     monkeypatch.setattr(preflight, "World", failing(error))
     with pytest.raises(becomes or DeviceError):
         build_world(None)  # type: ignore[arg-type]
-    monkeypatch.delenv(ASKED)
+    monkeypatch.delenv(PREFLIGHT)
     with pytest.raises(type(error)):  # as it came
         build_world(None)  # type: ignore[arg-type]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,12 @@ import pytest
 
 from lensdist.engine import checkpoint
 from lensdist.engine.saver import Saver
-from lensdist.engine.stopping import DEADLINE, RESERVE, Deadline, Stopper, job_ends
+from lensdist.engine.stopping import RESERVE, Deadline, Stopper, job_ends
 from lensdist.errors import UserError
+from lensdist.launched import DEADLINE
 from tests.unit.worlds import FakeWorld, on_all
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("handlers")]
 
 
 class Clock:
@@ -32,15 +31,6 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-@pytest.fixture(autouse=True)
-def _handlers() -> Iterator[None]:
-    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
 
 
 def steps_until_near(deadline: Deadline, clock: Clock, seconds: list[float]) -> int:
