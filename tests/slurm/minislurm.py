@@ -50,7 +50,7 @@ SlurmdTimeout=5
 MessageTimeout=3
 SlurmctldTimeout=10
 BatchStartTimeout=10
-KillWait=5
+KillWait=30
 MinJobAge=86400
 # a new cluster must not hand out the ids of the last one
 FirstJobId={first}
@@ -232,7 +232,7 @@ class MiniSlurm:
 
     def _cancel_all(self) -> None:
         self.run("scancel", "--user=root", check=False)
-        _wait(lambda: not self.run("squeue", "-h", check=False).strip(), 40, "the last jobs")
+        _wait(lambda: not self.run("squeue", "-h", check=False).strip(), 60, "the last jobs")
 
     def _ready(self, name: str) -> None:
         bad = {"DOWN", "UNKNOWN", "NOT_RESPONDING"}
