@@ -10,6 +10,7 @@ asked to stop and has saved: run the same command again.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import traceback
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
 from lensdist.engine.differences import differences
+from lensdist.engine.launcher import agreed, from_environment
 from lensdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError, say
 from lensdist.outcome import conclude
 from lensdist.phases import completed
@@ -72,6 +74,10 @@ def launch(args: argparse.Namespace) -> int:
     if done:
         say(done)
         return EXIT_DONE
+    asked = from_environment(os.environ)
+    cfg = agreed(cfg, asked)
+    if asked.unread:
+        say(f"{asked.whose}: left unread, and none changes a result: {', '.join(asked.unread)}")
     from lensdist.engine.phase import run
     from lensdist.engine.preflight import build_world
 

@@ -17,6 +17,8 @@ from lensdist.engine.config import (
     CheckpointConfig,
     OptimConfig,
     RunConfig,
+    ShardConfig,
+    SpeedConfig,
     TrackConfig,
     TrainConfig,
 )
@@ -36,10 +38,19 @@ class BaseRun(Strict):
     task: str
     preset: str = Field("custom", description="name of the preset, written into every result")
     seed: int = Field(0, ge=0, lt=2**63, description="every random number comes from it")
-    engine: Literal["ddp"] = Field("ddp", description="how processes share the work")
-    precision: Literal["no", "fp16", "bf16"] = Field(
-        "no", description="autocast's type; weights and optimizer state stay float32"
+    engine: Literal["ddp", "fsdp", "deepspeed"] = Field(
+        "ddp",
+        description="how processes share the work: ddp, each holds all of the network; fsdp "
+        "(torch's FSDP2) and deepspeed (its ZeRO), each holds a share (`shard`). Left out: what "
+        "accelerate's launcher was told, else ddp",
     )
+    shard: ShardConfig = ShardConfig()
+    precision: Literal["no", "fp16", "bf16", "fp8"] = Field(
+        "no",
+        description="of matrix products and convolutions; weights and optimizer state stay "
+        "float32. fp8: of wide linear layers, on GPUs that have it, and bf16 elsewhere",
+    )
+    speed: SpeedConfig = SpeedConfig()
     run: RunConfig
     data: DataConfig
     preprocess: PreprocessConfig = PreprocessConfig()
@@ -49,6 +60,27 @@ class BaseRun(Strict):
     checkpoint: CheckpointConfig = CheckpointConfig()
     cache: CacheConfig = CacheConfig()
     track: TrackConfig = TrackConfig()
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> Self:
+        if self.engine == "ddp":
+            if self.speed.cuda_graphs and self.speed.compile != "whole":
+                raise ValueError("speed.cuda_graphs goes with speed.compile: whole")
+            return self
+        if self.train.reproducible:
+            raise ValueError("train.reproducible goes with engine: ddp")
+        if self.engine == "fsdp" and self.shard.stage == 1:
+            raise ValueError("shard.stage: fsdp has stages 2 and 3; deepspeed has 1")
+        if self.engine == "deepspeed" and self.precision == "fp16":
+            raise ValueError(
+                "precision: fp16 goes with engine ddp or fsdp; DeepSpeed would keep half-precision "
+                "weights, which no other engine could go on from; use bf16"
+            )
+        if self.speed.cuda_graphs or self.speed.compile == "whole":
+            raise ValueError(
+                "speed.compile: whole and cuda_graphs go with engine: ddp; use compile: blocks"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_lenses_of_the_common_task_only(self) -> Self:

@@ -90,6 +90,50 @@ class CheckpointConfig(Strict):
     background: bool = Field(True, description="write in a thread while training goes on")
 
 
+class ShardConfig(Strict):
+    """What engines fsdp and deepspeed divide among the processes (ZeRO, arXiv:1910.02054)."""
+
+    stage: Literal[1, 2, 3] = Field(
+        3,
+        description="1: the optimizer's state; 2: and gradients; 3: and parameters. fsdp knows 2 "
+        "and 3; what is not divided is held, and moved, whole",
+    )
+    offload: bool = Field(
+        False,
+        description="keep the process's share in the machine's memory, and step there; far slower, "
+        "for networks that fit no other way",
+    )
+
+
+class SpeedConfig(Strict):
+    """What makes a step faster or smaller, and changes what it computes by rounding at most."""
+
+    compile: Literal["no", "whole", "blocks"] = Field(
+        "no",
+        description="torch.compile: whole, the network as one graph, for convolutional ones; "
+        "blocks, each transformer layer, compiled once for all of them",
+    )
+    cuda_graphs: bool = Field(
+        False,
+        description="replay the compiled kernels without the host (goes with compile: whole, one "
+        "GPU); pays where a step is thousands of small kernels",
+    )
+    recompute: bool = Field(
+        False,
+        description="keep only the inputs of transformer layers, and compute the rest again in the "
+        "backward pass: a third more work for a fraction of the memory (arXiv:1604.06174)",
+    )
+    channels_last: bool = Field(
+        True, description="convolutional networks: pixels' channels beside each other in memory"
+    )
+    bucket_mb: int = Field(
+        100,
+        ge=1,
+        description="ddp: gradients are averaged in pieces of this size, while the rest "
+        "of the backward pass goes on",
+    )
+
+
 class CacheConfig(Strict):
     """Outputs of a network's frozen part, computed once a stage in place of once an epoch."""
 

@@ -13,6 +13,9 @@ _FREE = (
     "preset",
     "checkpoint.",
     "track.",
+    "engine",  # any of them goes on from what any other has saved
+    "shard.",
+    "speed.",
     "train.early_stop",
     "train.log_every",
     "data.resident",

@@ -30,12 +30,14 @@ def outputs_of(task: Task, model: nn.Module, view: Images, batch: int, world: Wo
     done = 0
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    # Every process needs the outputs' names and shapes, so one without a turn repeats a batch.
-    for start in starts[world.rank :: world.size] or starts[:1]:
+    # All processes call the network equally often, for they may hold it together; one without a
+    # turn in the last round repeats a batch.
+    for turn in range(world.rank, rounds * world.size, world.size):
+        start = starts[turn] if turn < len(starts) else starts[0]
         rows = np.arange(start, min(start + batch, len(view)))
         with world.accelerator.autocast():
             found = task.outputs(model, view.gather(rows))
-        if world.rank < len(starts):
+        if turn < len(starts):
             places[done : done + len(rows)] = rows
         done += len(rows)
         for name, value in found.items():

@@ -56,7 +56,8 @@ class Journal:
             f"{self._cfg.task}/{self._cfg.preset}: {parameters:,} parameters, {total} steps of "
             f"{self._images} images = {plan.count} micro-batches of {plan.micro_batch} on "
             f"{self._world.size} process(es), {plan.steps_per_epoch} steps an epoch, "
-            f"{self._world.device.type}, precision {self._cfg.precision}"
+            f"{self._world.device.type}, precision {self._cfg.precision}, "
+            f"engine {self._world.engine}"
         )
 
     def train(self, step: int, loss: float, rate: float) -> None:

@@ -1,116 +1,163 @@
-"""What accelerate's launcher asks of a run, and where that contradicts the run (torch-free).
+"""A run and the launcher that starts it say one thing, or nothing starts (torch-free).
 
-Each of these would change what a step computes without a word in the run's own files.
+What the run's own files and command line leave out, the launcher decides: `adopt`. What both say
+must be the same: `conflicts`. Each difference would change, without a word, what a step computes or
+how processes share it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from importlib.util import find_spec
+from typing import Any, TypeVar
 
-import yaml
+from pydantic import ValidationError
 
 from lensdist.config.schema import BaseRun
+from lensdist.engine.launcher_settings import Settings, from_environment, from_file
 from lensdist.errors import UserError
 
-_ENGINES = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
-_NO_DDP = (*_ENGINES, "XLA", "TPU")
+__all__ = [
+    "ANSWERED",
+    "Settings",
+    "adopt",
+    "agreed",
+    "conflicts",
+    "from_environment",
+    "from_file",
+    "not_installed",
+]
+
+R = TypeVar("R", bound=BaseRun)
+
+ANSWERED = (
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+)
+"""Variables whose wishes a run has taken over; accelerate itself is not to see them."""
+
+# What accelerate calls the stage, and offloading.
+_THERE = {
+    "fsdp": ("fsdp_reshard_after_forward", "fsdp_offload_params"),
+    "deepspeed": ("zero_stage", "offload_optimizer_device"),
+}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a launcher asks for.
+def agreed(cfg: R, settings: Settings) -> R:
+    """The run as it is to be trained under a launcher.
 
-    Attributes:
-        whose: who asks, for a person to read.
-        precision: as a run's `precision` has it.
-        accumulation: steps of accelerate's own gradient accumulation.
-        dynamo: backend of torch.compile.
-        engines: what is to share the work in place of DDP.
+    Raises:
+        UserError: all that contradicts the run, a line each, or its engine is not installed.
     """
+    cfg = adopt(cfg, settings)
+    told = [*conflicts(cfg, settings), *not_installed(cfg)]
+    if told:
+        raise UserError("\n".join(told))
+    return cfg
 
-    whose: str
-    precision: str = "no"
-    accumulation: str = "1"
-    dynamo: str = "no"
-    engines: tuple[str, ...] = ()
+
+def adopt(cfg: R, settings: Settings) -> R:
+    """The run, with what the launcher says of settings that the run's own files do not set.
+
+    Those are `engine`, and where the engines are the same `shard.stage`, `shard.offload` and
+    `speed.recompute`.
+
+    Raises:
+        UserError: the run cannot have that engine.
+    """
+    engine = cfg.engine if "engine" in cfg.model_fields_set else settings.engine
+    if settings.engine is None or engine != settings.engine:
+        return cfg
+    data = cfg.model_dump(exclude_unset=True, round_trip=True)
+    data["engine"] = engine
+    for part, said in (
+        ("shard", {"stage": settings.stage, "offload": settings.offload}),
+        ("speed", {"recompute": settings.recompute}),
+    ):
+        known = {key: value for key, value in said.items() if value is not None}
+        data[part] = known | data.get(part, {})
+    try:
+        return type(cfg).model_validate(data)
+    except ValidationError as e:
+        why = [str(one.get("ctx", {}).get("error", one["msg"])) for one in e.errors()]
+        raise UserError(
+            "\n".join(f"{settings.whose} asks for engine: {engine}, but {one}" for one in why)
+        ) from e
 
 
 def conflicts(cfg: BaseRun, settings: Settings) -> list[str]:
-    """A sentence for each setting that would change what the run computes.
+    """A sentence for each thing of which the run and the launcher say something else.
 
     Args:
-        cfg: the run's.
+        cfg: the run's, as `adopt` has returned it.
         settings: from `from_environment` or `from_file`.
     """
-    whose, found = settings.whose, []
-    if settings.precision not in ("no", cfg.precision):
-        found.append(
-            f"precision: the run's configuration says {cfg.precision!r} but {whose} says "
-            f"{settings.precision!r}; change one of them (the run's is enough)"
-        )
-    for name, asked, neutral in (
-        ("gradient_accumulation_steps", settings.accumulation, "1"),
-        ("dynamo_backend", settings.dynamo, "no"),
-    ):
-        if asked.lower() != neutral:
-            found.append(
-                f"{whose} sets {name} to {asked}; leave it at {neutral} (accumulation is "
-                "train.global_batch over train.micro_batch)"
-            )
-    found += [
-        f"{whose} asks for {engine} but the run's engine is {cfg.engine}; launch without it"
-        for engine in settings.engines
+    whose = settings.whose
+    found = [f"{whose} {one}" for one in settings.refused]
+    precision = None if settings.precision == "no" else settings.precision
+    pairs: list[tuple[str, Any, Any, str]] = [
+        ("engine", cfg.engine, settings.engine, " (--multi_gpu leaves it to the run)"),
+        ("precision", cfg.precision, precision, " (the run's is enough)"),
+        ("optim.clip_norm", cfg.optim.clip_norm or 0.0, settings.clip, ""),
+        ("train.global_batch", str(cfg.train.global_batch), settings.batch, ""),
+        ("train.micro_batch", str(cfg.train.micro), settings.micro, ""),
     ]
-    return found
-
-
-def from_environment(environment: Mapping[str, str]) -> Settings:
-    """What accelerate's launcher has put into a process's environment."""
-    return Settings(
-        "accelerate's launcher",
-        environment.get("ACCELERATE_MIXED_PRECISION", "no"),
-        environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"),
-        environment.get("ACCELERATE_DYNAMO_BACKEND", "no"),
-        tuple(e for e in _ENGINES if environment.get(f"ACCELERATE_USE_{e}", "").lower() == "true"),
-    )
-
-
-def from_file(path: Path) -> Settings:
-    """What a file for `accelerate launch --config_file` would make of that environment.
-
-    Raises:
-        UserError: it cannot be read, or accelerate could not read it.
-    """
-    try:
-        data = yaml.safe_load(path.read_text())
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}; give accelerate's file of settings") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} is no YAML; `accelerate config` writes such a file") from e
-    if not isinstance(data, dict) or "distributed_type" not in data:
-        raise UserError(
-            f"{path} has no distributed_type, without which accelerate refuses it; give "
-            "accelerate's file of settings"
+    if settings.engine == cfg.engine:
+        stage, offload = _THERE[settings.engine]
+        pairs += [
+            ("shard.stage", cfg.shard.stage, settings.stage, f" (there it is {stage})"),
+            ("shard.offload", cfg.shard.offload, settings.offload, f" (there it is {offload})"),
+            ("speed.recompute", cfg.speed.recompute, settings.recompute, ""),
+        ]
+    found += [
+        f"{key}: the run's configuration says {_word(ours)} but {whose} says {_word(theirs)}; "
+        f"change one of them{hint}"
+        for key, ours, theirs, hint in pairs
+        if theirs not in (None, ours)
+    ]
+    if cfg.precision in settings.off or (cfg.precision == "fp8" and "bf16" in settings.off):
+        found.append(
+            f"precision: the run's configuration says {cfg.precision!r} but {whose} switches it "
+            "off; change one of them"
         )
-    dynamo = data.get("dynamo_config") or {}
-    backend = data.get("dynamo_backend", dynamo.get("dynamo_backend", dynamo.get("backend")))
-    precision = data.get("mixed_precision", "fp16" if data.get("fp16") else None)
-    for name, value in (("dynamo_backend", backend), ("mixed_precision", precision)):
-        if value is False:
-            raise UserError(
-                f"{path}: {name}: YAML takes no without quotes for false, which accelerate falls "
-                "over; write 'no'"
-            )
-    engine = str(data["distributed_type"])
-    steps = data.get("gradient_accumulation_steps")
-    if engine == "DEEPSPEED":  # only then does accelerate's launcher pass this on
-        steps = steps or (data.get("deepspeed_config") or {}).get("gradient_accumulation_steps")
-    return Settings(
-        str(path),
-        str(precision or "no").lower(),
-        str(steps or 1),
-        str(backend or "no"),
-        (engine,) if engine in _NO_DDP else (),
-    )
+    if settings.dynamo != "no":
+        found.append(
+            f"{whose} sets dynamo_backend to {settings.dynamo}; leave it at no (compiling is the "
+            "run's speed.compile)"
+        )
+    return found + _accumulation(cfg, settings)
+
+
+def _accumulation(cfg: BaseRun, settings: Settings) -> list[str]:
+    asked = settings.accumulation
+    if asked is None:
+        return []
+    whole = cfg.train.global_batch // cfg.train.micro
+    number = int(asked) if asked.isdigit() else 0
+    if settings.processes:
+        fits = number * settings.processes == whole
+    else:
+        fits = number > 0 and whole % number == 0
+    if settings.engine == "deepspeed" and fits:
+        return []
+    # By accelerate's own, losses would be divided.
+    return [
+        f"{settings.whose} sets gradient_accumulation_steps to {asked}; leave it at 1, or at auto "
+        f"(the run's: {whole} micro-batches a step over all processes, train.global_batch over "
+        "train.micro_batch)"
+    ]
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str) and not value.isdigit():
+        return repr(value)
+    return str(value or "none")
+
+
+def not_installed(cfg: BaseRun) -> list[str]:
+    """A sentence, where the run's engine is a package that is not there."""
+    if cfg.engine == "deepspeed" and find_spec("deepspeed") is None:
+        return ["deepspeed is not installed; pip install deepspeed, or set engine=fsdp"]
+    return []

@@ -15,10 +15,11 @@ from lensdist.config.schema import BaseRun
 from lensdist.engine.checkpoint import Checkpoint
 from lensdist.engine.evaluation import evaluate
 from lensdist.engine.journal import Journal
-from lensdist.engine.optim import WeightAverage, learning_rate
+from lensdist.engine.optim import learning_rate
+from lensdist.engine.parallel import build_engine
 from lensdist.engine.saver import Saver
 from lensdist.engine.stages import Entered, Phase, enter, stages_in_steps
-from lensdist.engine.state import TrainState, capture, machine_changes, restore, restore_optimizer
+from lensdist.engine.state import TrainState, describe, machine_changes, restore
 from lensdist.engine.state import machine as this_machine
 from lensdist.engine.stopping import Stopper
 from lensdist.engine.world import World
@@ -33,7 +34,8 @@ class Outcome:
     status: Literal["finished", "stopped"]
     state: TrainState
     model: nn.Module
-    """The network whose last evaluation counts: the average of weights where there is one."""
+    """The network whose last evaluation counts: the average of weights where there is one; whole on
+    the main process."""
 
 
 def train(
@@ -58,21 +60,15 @@ def train(
         1, round(cfg.checkpoint.every_epochs * plan.steps_per_epoch)
     )
 
-    # ---- model, its average, the state
+    # ---- the network, and the state
     torch.manual_seed(rng.key(cfg.seed, "initial weights") % 2**63)
-    bare = task.build()
-    average = WeightAverage(task.build(), cfg.train.ema) if cfg.train.ema else None
-    if average is not None:
-        average.model.load_state_dict(bare.state_dict())
-        average.model.to(world.device)
-    bare.to(world.device)
+    engine = build_engine(cfg, world, plan, task.build)
     state = TrainState()
-    optimizer_tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     if resumed is not None:
-        state = restore(resumed, bare, average, world)
-        optimizer_tensors = resumed.tensors
-    evaluated = bare if average is None else average.model
-    journal.begin(total, state.step, plan, sum(p.numel() for p in bare.parameters()))
+        state = restore(resumed, engine, world)
+        tensors = resumed.tensors
+    journal.begin(total, state.step, plan, sum(p.numel() for p in engine.bare.parameters()))
     if resumed is not None:
         journal.event(state.step, "resumed", resumed.path.name)
         changed = machine_changes(resumed.meta["machine"], this_machine(world))
@@ -85,15 +81,15 @@ def train(
     while state.step < total and not _exhausted(cfg, state):
         if now is None or state.step >= now.stage.end:
             if now is not None:
-                optimizer_tensors = capture(state, bare, now.optimizer, average, world)[0]
+                tensors = engine.capture(everywhere=True)
                 now = None  # what it holds of images must be gone before the next stage's is made
-            now = enter(next(s for s in stages if state.step < s.end), bare, phase, world)
+            stage = next(s for s in stages if state.step < s.end)
+            now = enter(stage, engine, phase, world, tensors)
             if now.kept:
                 journal.event(state.step, "frozen layers", now.kept)
-            restore_optimizer(optimizer_tensors, bare, now.optimizer)
             entered = state.step
             stopper.begin_stage()
-            optimizer_tensors.clear()  # a whole state, which the checkpoint read would hold too
+            tensors.clear()  # a whole state, which the checkpoint read would hold too
 
         first, last = 0, total
         if cfg.optim.schedule.per_stage:
@@ -101,8 +97,6 @@ def train(
         rate = cfg.optim.lr * learning_rate(
             cfg.optim.schedule, state.step - first, last - first, plan.steps_per_epoch
         )
-        for group in now.optimizer.param_groups:
-            group["lr"] = rate
 
         # ---- forward and backward, a micro-batch at a time
         now.statistics.begin()
@@ -113,23 +107,17 @@ def train(
             # Dropout draws from torch's global generator: key it to the micro-batch, so that it
             # depends neither on the number of processes nor on where a run was resumed.
             world.seed(rng.key(cfg.seed, "dropout", state.step, micro))
-            with now.gradients.micro_batch(index):
-                loss = task.loss(now.model, batch, rng.key(cfg.seed, "draw", epoch))
-                now.gradients.backward(loss)
+            with engine.micro_batch(index):
+                loss = task.loss(engine.model, batch, rng.key(cfg.seed, "draw", epoch))
+                engine.backward(loss)
             now.statistics.collect()
             step_losses.append(loss.detach().float())
-        now.gradients.finish()
         now.statistics.finish()
 
         # ---- step
-        if cfg.optim.clip_norm is not None:
-            world.accelerator.clip_grad_norm_(now.model.parameters(), cfg.optim.clip_norm)
-        now.stepper.step()
-        now.stepper.zero_grad()
-        losses.append(torch.stack(step_losses))
         state.step += 1
-        if average is not None:
-            average.update(bare, state.step)
+        engine.step(rate, state.step)
+        losses.append(torch.stack(step_losses))
 
         # ---- log
         if state.step % log_every == 0 or state.step == total:
@@ -143,34 +131,37 @@ def train(
         improved = False
         if state.step % eval_every == 0 or state.step == total:
             start = time.perf_counter()
-            with journal.aside():
-                scores = evaluate(task, evaluated, phase.validation, cfg.train.eval_batch, world)
+            with journal.aside(), engine.averaged() as model:
+                scores = evaluate(task, model, phase.validation, cfg.train.eval_batch, world)
             improved = _judge(task, state, scores)
             journal.scores(state.step, scores, improved, time.perf_counter() - start)
 
         # ---- save, and leave if somebody wishes so
-        if state.step == entered + 1 and world.main:  # now the optimizer's state exists
-            saver.prepare(capture(state, bare, now.optimizer, average, world)[0])
+        if state.step == entered + 1 and world.main and engine.replicated:
+            saver.prepare(engine.capture())  # now the optimizer's state exists
         leaving = state.step < total and stopper.agreed()
         due = state.step % save_every == 0 or state.step == total
         if due or improved or leaving:
             _flush(losses, state, world)
             _refuse_nonfinite(state)  # such a state would push out the last good one
-            if world.main:
-                tensors, meta = capture(state, bare, now.optimizer, average, world)
-                protect = {state.best_step} if state.best_step is not None else set()
-                with journal.aside():
+            with journal.aside():
+                began = time.perf_counter()
+                captured = engine.capture()
+                if world.main:
+                    protect = {state.best_step} if state.best_step is not None else set()
                     journal.sync()
-                    saver.save(state.step, tensors, {**meta, **phase.facts}, protect)
+                    meta = {**describe(state, world), **phase.facts}
+                    saver.save(state.step, captured, meta, protect, began)
+                del captured  # not held beside the next one
         if leaving:
             if world.main and not saver.wait():
                 raise RunError("asked to stop, but the state could not be saved")
             journal.event(state.step, "stopped and saved", stopper.asked() or "by another process")
-            return Outcome("stopped", state, evaluated)
+            return Outcome("stopped", state, engine.bare)
 
     if world.main and not saver.wait():
         raise RunError("training is done, but its last state could not be saved")
-    return Outcome("finished", state, evaluated)
+    return Outcome("finished", state, engine.finished(tensors))
 
 
 def _flush(losses: list[Tensor], state: TrainState, world: World) -> None:

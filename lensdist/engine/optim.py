@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -40,22 +41,26 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def load_optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]
+    model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]
 ) -> None:
     """Give the saved tensors to the parameters that this optimizer trains."""
-    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for p, slots in state_by_parameter(model, saved).items():
+        optimizer.state[p] = {slot: as_laid_out(value, p) for slot, value in slots.items()}
+
+
+def state_by_parameter(
+    model: nn.Module, saved: Mapping[str, Tensor]
+) -> dict[nn.Parameter, dict[str, Tensor]]:
+    """What was saved as `<parameter name>/<slot>`, of the parameters that train."""
+    by_name: dict[str, dict[str, Tensor]] = {}
     for key, value in saved.items():
         name, _, slot = key.rpartition("/")
-        by_parameter.setdefault(name, {})[slot] = value
-    mine = {p for group in optimizer.param_groups for p in group["params"]}
-    for name, p in model.named_parameters():
-        if p in mine and name in by_parameter:
-            optimizer.state[p] = {
-                slot: _as_laid_out(value, p) for slot, value in by_parameter[name].items()
-            }
+        by_name.setdefault(name, {})[slot] = value
+    named = model.named_parameters()
+    return {p: by_name[name] for name, p in named if p.requires_grad and name in by_name}
 
 
-def _as_laid_out(value: Tensor, p: nn.Parameter) -> Tensor:
+def as_laid_out(value: Tensor, p: nn.Parameter) -> Tensor:
     """A copy beside the parameter, element for element: fused Adam walks through memory."""
     if value.shape != p.shape:  # the step count
         return value.to(p.device, copy=True)
@@ -79,24 +84,32 @@ def learning_rate(cfg: ScheduleConfig, step: int, steps: int, steps_per_epoch: i
 
 
 class WeightAverage:
-    """Exponential moving average of a model's weights (Polyak & Juditsky 1992).
+    """Exponential moving average of a network's weights (Polyak & Juditsky 1992).
 
     The decay rises to its value as (1 + n) / (10 + n) over the first updates, so that the first
-    weights are soon forgotten. Buffers are copied.
+    weights are soon forgotten.
 
     Args:
-        model: a network of its own, which holds the average.
         decay: of the average, once warmed up.
+        pieces: what to begin with, by the parameters' names: all of them, or a process's share.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = model.requires_grad_(False).eval()
+    def __init__(self, decay: float, pieces: dict[str, Tensor]) -> None:
+        self.pieces = {name: piece.detach().clone() for name, piece in pieces.items()}
         self._decay = decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module, updates: int) -> None:
-        """After the `updates`-th optimizer step."""
+    def update(self, pieces: dict[str, Tensor], updates: int) -> None:
+        """After the `updates`-th optimizer step, with the weights as they are now."""
         weight = 1 - min(self._decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+        mine, theirs = list(self.pieces.values()), [pieces[name] for name in self.pieces]
+        torch._foreach_lerp_(mine, theirs, weight)
+
+    @torch.no_grad()
+    def swap(self, pieces: dict[str, Tensor]) -> None:
+        """Exchange the average with the weights, bit for bit; once more takes it back."""
+        for name, mine in self.pieces.items():
+            theirs = pieces[name]
+            kept = theirs.clone()
+            theirs.copy_(mine)
+            mine.copy_(kept)

@@ -15,7 +15,7 @@ from lensdist.config.schema import BaseRun, ClassifierRun, SuperResolutionRun
 from lensdist.data.manifest import Manifest
 from lensdist.data.packed import PackedSet
 from lensdist.data.source import Images, PackedSource, Source, StreamSource, View
-from lensdist.engine import checkpoint
+from lensdist.engine import checkpoint, fp8, speed
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.checkpoint import Checkpoint
 from lensdist.engine.differences import differences
@@ -48,6 +48,8 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     """
     ends = job_ends(os.environ)
     settle(cfg, world.device)
+    speed.check(cfg, world.device, world.size)
+    fp8.check_device(cfg, world.device)
     check_devices(world)
     check_start(cfg, world)
     packed = PackedSet(_data(cfg, world))
@@ -62,9 +64,11 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
         "encoder": digest,
     }
     source = _source(cfg, packed, validation.labels, world)
+    task = build_task(cfg, tuple(validation.labels), preprocess, weights)
+    fp8.check_network(cfg, task)
     phase = Phase(
         cfg,
-        build_task(cfg, tuple(validation.labels), preprocess, weights),
+        task,
         source,
         validation,
         plan_steps(cfg.train.global_batch, cfg.train.micro, source.size, world.rank, world.size),

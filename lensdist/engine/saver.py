@@ -67,13 +67,27 @@ class Saver:
             self._thread.start()
 
     def save(
-        self, step: int, tensors: Mapping[str, Tensor], meta: dict[str, Any], protect: set[int]
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        meta: dict[str, Any],
+        protect: set[int],
+        began: float | None = None,
     ) -> None:
-        """Save a step; in the background, unless asked otherwise, once the last save is done."""
+        """Save a step; in the background, unless asked otherwise, once the last save is done.
+
+        Args:
+            step: optimizer steps done.
+            tensors: the state, by name.
+            meta: everything that is not a tensor, as JSON.
+            protect: steps whose checkpoints are kept.
+            began: when gathering the state began, by `time.perf_counter`.
+        """
         start = time.perf_counter()
+        gathering = 0.0 if began is None else start - began
         self.wait()
         self._step, self._failure, self._reported = step, None, False
-        self._began = time.perf_counter()
+        self._began = time.perf_counter() - gathering
         staged = self._stage(tensors)
         if self._background:
             # Not a daemon: a run that ends must not cut its last checkpoint short.
@@ -84,7 +98,7 @@ class Saver:
         else:
             self._write(step, staged, meta, protect)
             self.wait()
-        self.stalled_s = time.perf_counter() - start
+        self.stalled_s = time.perf_counter() - start + gathering
 
     def poll(self) -> None:
         """Report a failure of the save under way, should it have failed by now; never waits."""

@@ -1,20 +1,19 @@
-"""What depends on which parameters train: the called model, its optimizer, its gradients."""
+"""Stages of a run: what trains when, and what that changes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lensdist.config.schema import BaseRun
 from lensdist.data.source import Images, Source
 from lensdist.engine.batches import StepPlan
 from lensdist.engine.batchnorm import RunningStatistics
 from lensdist.engine.feature_cache import cached
-from lensdist.engine.gradients import Averaged, FixedOrder
-from lensdist.engine.optim import build_optimizer
+from lensdist.engine.parallel.base import Engine
 from lensdist.engine.world import World
 from lensdist.tasks.base import Splittable, Stage, Task
 
@@ -43,19 +42,13 @@ class StageSteps:
 
 @dataclass(frozen=True)
 class Entered:
-    """What depends on which parameters train."""
+    """What depends on which parameters train, besides the engine."""
 
     stage: StageSteps
-    model: nn.Module
-    """Wrapped for this stage: what is called in training."""
     source: Source
     """Images, or what the frozen part of the network makes of them."""
     kept: str
     """Whether that is so, in words."""
-    optimizer: torch.optim.Optimizer
-    stepper: torch.optim.Optimizer
-    """The optimizer as it is stepped: under fp16, through accelerate's scaler."""
-    gradients: Averaged | FixedOrder
     statistics: RunningStatistics
 
 
@@ -75,39 +68,25 @@ def stages_in_steps(task: Task, cfg: BaseRun, steps_per_epoch: int) -> list[Stag
     return stages
 
 
-def enter(stage: StageSteps, bare: nn.Module, phase: Phase, world: World) -> Entered:
+def enter(
+    stage: StageSteps, engine: Engine, phase: Phase, world: World, tensors: Mapping[str, Tensor]
+) -> Entered:
     """Freeze, wrap, and build what depends on which parameters train.
 
-    DDP decides at wrapping which gradients it reduces: a parameter that is unfrozen afterwards
-    trains on every process by itself, without a word. So each stage wraps anew.
+    Args:
+        stage: which.
+        engine: holds the network.
+        phase: what is trained.
+        world: the processes.
+        tensors: the state to go on from, by the names of a checkpoint; empty at the start.
     """
-    cfg, plan = phase.cfg, phase.plan
-    world.unwrap(bare)
-    for name, parameter in bare.named_parameters():
-        parameter.requires_grad_(stage.stage.trains(name))
-        parameter.grad = None
-    bare.train()
-    for module in bare.modules():  # frozen parts behave as they will in use: no dropout, no drift
-        parameters = list(module.parameters())
-        if parameters and not any(p.requires_grad for p in parameters):
-            module.eval()
-    called, source, kept = _without_frozen(stage, bare, phase, world)
-    model = world.wrap(called, ddp=not cfg.train.reproducible)
-    optimizer = stepper = build_optimizer(bare, cfg.optim)
-    if world.accelerator.scaler is not None:
-        # Only then: accelerate's wrapper looks for packages on the disk at each step, 0.25 ms.
-        stepper = world.accelerator.prepare_optimizer(optimizer, device_placement=False)
-    gradients = FixedOrder if cfg.train.reproducible else Averaged
-    return Entered(
-        stage,
-        model,
-        source,
-        kept,
-        optimizer,
-        stepper,
-        gradients(model, world, plan),
-        RunningStatistics(bare, world, plan.count),
-    )
+    engine.freeze(stage.stage.trains, tensors)
+    called, source, kept = engine.bare, phase.source, ""
+    if engine.replicated:  # a share of a network cannot be called in part
+        called, source, kept = _without_frozen(stage, engine.bare, phase, world)
+    engine.wrap(called, tensors)
+    statistics = RunningStatistics(engine.bare, world, phase.plan.count)
+    return Entered(stage, source, kept, statistics)
 
 
 def _without_frozen(

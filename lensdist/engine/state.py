@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from lensdist.engine.checkpoint import Checkpoint
-from lensdist.engine.optim import WeightAverage, load_optimizer_state, optimizer_state
+from lensdist.engine.parallel.base import Engine
 from lensdist.engine.world import World
 from lensdist.errors import RunError
 
@@ -30,38 +29,24 @@ class TrainState:
     """Losses of the steps since the last row of metrics.jsonl."""
 
 
-def capture(
-    state: TrainState,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage | None,
-    world: World,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors by name, and the rest as JSON. `model` is the bare network."""
-    tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"optim/{k}": v for k, v in optimizer_state(model, optimizer).items()}
-    if average is not None:
-        tensors |= {f"average/{k}": v for k, v in average.model.state_dict().items()}
+def describe(state: TrainState, world: World) -> dict[str, Any]:
+    """What a checkpoint says besides its tensors, as JSON."""
     scaler = world.accelerator.scaler
-    return tensors, {
+    return {
         "state": asdict(state),
         "scaler": scaler.state_dict() if scaler is not None else None,
         "machine": machine(world),
     }
 
 
-def restore(
-    saved: Checkpoint, model: nn.Module, average: WeightAverage | None, world: World
-) -> TrainState:
-    """Put the network, its average and the scaler back; the optimizer comes with its stage.
+def restore(saved: Checkpoint, engine: Engine, world: World) -> TrainState:
+    """Put the network and the scaler back; optimizer and average come with their stage.
 
     Raises:
         RunError: the checkpoint is of another network.
     """
     try:
-        model.load_state_dict(_under("model/", saved.tensors))
-        if average is not None:
-            average.model.load_state_dict(_under("average/", saved.tensors))
+        engine.load(saved.tensors)
     except RuntimeError as e:
         raise RunError(
             f"{saved.path} holds another network than the configuration describes: {e}"
@@ -71,16 +56,10 @@ def restore(
     return TrainState(**saved.meta["state"])
 
 
-def restore_optimizer(
-    tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    """Give the optimizer the tensors that `capture` saved for the parameters it trains."""
-    load_optimizer_state(model, optimizer, _under("optim/", tensors))
-
-
 def machine(world: World) -> dict[str, Any]:
     """What the last bits of a run may depend on, besides its configuration."""
     return {
+        "engine": world.engine,
         "processes": world.size,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
@@ -91,9 +70,5 @@ def machine(world: World) -> dict[str, Any]:
 
 def machine_changes(saved: dict[str, Any], now: dict[str, Any]) -> str | None:
     """What has changed since a checkpoint was saved, in words."""
-    changes = [f"{k} {saved.get(k)} -> {v}" for k, v in now.items() if saved.get(k) != v]
+    changes = [f"{k} {saved[k]} -> {v}" for k, v in now.items() if k in saved and saved[k] != v]
     return ", ".join(changes) or None
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

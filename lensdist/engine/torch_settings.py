@@ -21,5 +21,6 @@ def settle(cfg: BaseRun, device: torch.device) -> None:
     else:
         torch.use_deterministic_algorithms(False)  # an earlier run of this process may have wished
         torch.backends.cudnn.benchmark = True
-    if cfg.precision != "no":  # `no` means float32, all of it
-        torch.set_float32_matmul_precision("high")
+    exact = cfg.precision == "no"  # it means float32, all of it
+    torch.set_float32_matmul_precision("highest" if exact else "high")
+    torch.backends.cudnn.allow_tf32 = not exact  # convolutions; on where nobody says anything

@@ -13,10 +13,11 @@ from typing import NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from lensdist.config.schema import BaseRun
-from lensdist.engine.launcher import conflicts, from_environment
+from lensdist.engine.launcher import ANSWERED, conflicts, from_environment
 from lensdist.errors import UserError
 
 T = TypeVar("T")
@@ -37,15 +38,21 @@ class World:
         found = conflicts(cfg, from_environment(os.environ))
         if found:
             raise UserError("\n".join(found))
+        for name in ANSWERED:  # accelerate's own engines are not used: engine/parallel
+            os.environ.pop(name, None)
         buckets = DistributedDataParallelKwargs(
             broadcast_buffers=False,  # running statistics are ours: engine/batchnorm.py
             gradient_as_bucket_view=True,
-            bucket_cap_mb=100,
+            bucket_cap_mb=cfg.speed.bucket_mb,
         )
+        AcceleratorState._reset_state()  # an earlier run of this process may have had another
+        precision = "bf16" if cfg.precision == "fp8" else cfg.precision
         try:
-            self.accelerator = Accelerator(mixed_precision=cfg.precision, kwargs_handlers=[buckets])
+            self.accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[buckets])
         except ValueError as e:  # fp16 without a GPU, bf16 where there is none
             raise UserError(f"precision {cfg.precision}: {e}; use precision=no here") from e
+        sharded = cfg.engine != "ddp"
+        self.engine: str = f"{cfg.engine} stage {cfg.shard.stage}" if sharded else cfg.engine
         self.rank: int = self.accelerator.process_index
         self.size: int = self.accelerator.num_processes
         # accelerate calls the CPU of local rank 1 "cpu:1"; moving a module there copies buffers.
@@ -58,6 +65,11 @@ class World:
                 f"the launcher started {expected} processes but {self.size} found each other; on "
                 "CPU use ACCELERATE_USE_CPU=true and --multi_gpu, without --cpu"
             )
+        if sharded and not torch.distributed.is_initialized():
+            # They talk to all processes even where there is one.
+            backend = "gloo" if on_cpu else "nccl"
+            store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+            torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
 
     @property
     def main(self) -> bool:

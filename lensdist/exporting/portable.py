@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from lensdist.data.preprocess import Preprocess
 from lensdist.errors import UserError
 from lensdist.loaded import LoadedModel
+from lensdist.models.config import masked_count
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
-from lensdist.models.masking import make_mask, masked_count
+from lensdist.models.masking import make_mask
 
 Runner = Callable[..., npt.NDArray[np.float32]]
 """Takes the file's inputs, as arrays, in their order; returns its output."""

@@ -47,6 +47,7 @@ class Backbone(nn.Module):
         super().__init__()
         bands = bands or cfg.in_channels
         self.architecture = architecture
+        self._layout = torch.channels_last
         if architecture == LENSNET:
             self._repeat = False
             head = make_head(WIDTH, cfg, classes)
@@ -71,7 +72,16 @@ class Backbone(nn.Module):
     def prepare(self, x: Tensor) -> Tensor:
         """Images as the first section takes them."""
         x = x.expand(-1, 3, -1, -1) if self._repeat else x
-        return x.contiguous(memory_format=torch.channels_last)
+        return x.contiguous(memory_format=self._layout)
+
+    def channels_first(self) -> None:
+        """Lay weights and images out as torch does by itself; a network is built channels-last."""
+        if self._layout == torch.contiguous_format:
+            return  # what has been sharded meanwhile cannot be laid out anew
+        self._layout = torch.contiguous_format
+        for p in self.parameters():
+            # Not by `to`: of one band both layouts hold, so it would leave the strides alone.
+            p.data = torch.empty_like(p, memory_format=torch.contiguous_format).copy_(p.detach())
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         """From section number `first` on."""

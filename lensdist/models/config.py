@@ -172,3 +172,16 @@ class SuperResolverConfig(Strict):
                 f"{self.in_channels}"
             )
         return self
+
+
+def prime_factors(n: int) -> list[int]:
+    """Ascending: 8 -> [2, 2, 2], 10 -> [2, 5]."""
+    for f in range(2, int(n**0.5) + 1):
+        if n % f == 0:
+            return [f, *prime_factors(n // f)]
+    return [n]
+
+
+def masked_count(cfg: MaskConfig, patches: int) -> int:
+    """How many of an image's patches are hidden (the reference's 5 % of 64 is 3)."""
+    return max(1, int(cfg.ratio * patches))

@@ -15,8 +15,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from lensdist.models.config import EncoderConfig, MaeConfig
-from lensdist.models.vit import Block, Encoder, activation, init_linear, prime_factors
+from lensdist.models.config import EncoderConfig, MaeConfig, prime_factors
+from lensdist.models.vit import Block, Encoder, activation, init_linear
 
 
 class Decoder(nn.Module):

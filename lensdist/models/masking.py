@@ -15,7 +15,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from lensdist import rng
-from lensdist.models.config import MaskConfig
+from lensdist.models.config import MaskConfig, masked_count
 
 
 def grey_levels(images: Tensor) -> Tensor:
@@ -47,11 +47,6 @@ def _ranked(images: Tensor, patch: int) -> Tensor:
     order = light.sort(dim=1, descending=True, stable=True).indices
     entropy = patch_entropy(images, patch).gather(1, order)
     return order.gather(1, entropy.sort(dim=1, descending=True, stable=True).indices)
-
-
-def masked_count(cfg: MaskConfig, patches: int) -> int:
-    """How many of an image's patches are hidden (the reference's 5 % of 64 is 3)."""
-    return max(1, int(cfg.ratio * patches))
 
 
 def make_mask(images: Tensor, patch: int, cfg: MaskConfig, key: int, samples: Tensor) -> Tensor:

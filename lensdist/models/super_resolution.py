@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from lensdist.models.config import SuperResolverConfig
-from lensdist.models.vit import Encoder, prime_factors
+from lensdist.models.config import SuperResolverConfig, prime_factors
+from lensdist.models.vit import Encoder
 from lensdist.resample import bicubic, enlarge, resized, with_means
 
 _CENTRE = 0.25  # of square-rooted brightness between 0 and 1, for inputs about 0

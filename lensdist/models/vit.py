@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from lensdist.models.config import EncoderConfig
+from lensdist.models.config import EncoderConfig, prime_factors
 
 
 class Attention(nn.Module):
@@ -85,6 +85,12 @@ class Encoder(nn.Module):
         return cast(Tensor, self.norm(tokens))
 
 
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The transformer layers of a network, in the order in which it runs them; [] where it has
+    none. What is sharded, compiled and computed again in the backward pass goes by them."""
+    return [module for module in model.modules() if isinstance(module, Block)]
+
+
 def _embedding(cfg: EncoderConfig) -> nn.Module:
     """(B, C, H, W) -> (B, D, H / patch, W / patch)."""
     if cfg.stem == "patch":
@@ -96,14 +102,6 @@ def _embedding(cfg: EncoderConfig) -> nn.Module:
         layers += [nn.Conv2d(before, after, f + 2, stride=f, padding=1, padding_mode="replicate")]
         layers += [nn.GroupNorm(1, after), nn.GELU()]
     return nn.Sequential(*layers, nn.Conv2d(widths[-1], cfg.dim, 1))
-
-
-def prime_factors(n: int) -> list[int]:
-    """Ascending: 8 -> [2, 2, 2], 10 -> [2, 5]."""
-    for f in range(2, int(n**0.5) + 1):
-        if n % f == 0:
-            return [f, *prime_factors(n // f)]
-    return [n]
 
 
 def activation(cfg: EncoderConfig) -> nn.Module:

@@ -11,8 +11,9 @@ from lensdist import rng
 from lensdist.config.schema import MaeRun
 from lensdist.data.preprocess import Preprocess, augment
 from lensdist.evaluate import metrics
+from lensdist.models.config import masked_count
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
-from lensdist.models.masking import make_mask, masked_count
+from lensdist.models.masking import make_mask
 from lensdist.tasks.base import Batch, Stage
 
 

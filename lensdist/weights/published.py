@@ -19,10 +19,9 @@ from torch import nn
 
 from lensdist.errors import UserError
 from lensdist.models.classifier import Classifier
-from lensdist.models.config import ClassifierConfig, EnsembleConfig, MaeConfig
+from lensdist.models.config import ClassifierConfig, EnsembleConfig, MaeConfig, prime_factors
 from lensdist.models.ensemble import Ensemble
 from lensdist.models.mae import MaskedAutoencoder
-from lensdist.models.vit import prime_factors
 from lensdist.weights.architectures import Weights, dim, head_of, members_of, modern_names, some
 
 _HEADS = 8  # attention heads of the recipe; no shape tells them

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from lensdist.config.base import Strict
+from lensdist.estimate.hardware import Hardware
 
 # sbatch's flags that say what a cluster's own settings say: two truths would part sooner or later.
 _OURS = {
@@ -118,6 +119,11 @@ class Cluster(Strict):
     )
     tflops: float | None = Field(
         None, gt=0, description="what a process sustains in training; for estimates of plan only"
+    )
+    hardware: Hardware | None = Field(
+        None,
+        description="what its GPUs and links can do, for `lensdist estimate`; plan, too, goes by "
+        "it in place of tflops",
     )
     requeue: Requeue = Requeue()
     preflight: Preflight = Preflight()

@@ -23,7 +23,7 @@ from lensdist.outcome import node_name
 from slurm.job import Job
 from slurm.node import checks
 
-_PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "safetensors", "lensdist")
+_PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "safetensors", "deepspeed", "lensdist")
 # Of the time within which nodes must report: the rest is for the others to see what this one says.
 _OWN_PART = 0.75
 _PAUSES = (0.05, 2.0)  # s, between two looks at the folder: the first, and the longest

@@ -20,7 +20,9 @@ from lensdist.config.base import Strict
 from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun, SuperResolutionRun, schema_of
 from lensdist.data.manifest import MANIFEST
 from lensdist.errors import UserError
-from lensdist.flops import train_flops
+from lensdist.estimate import train_flops
+from lensdist.estimate.network import unknown_members
+from lensdist.estimate.scaling import scaling
 from lensdist.phases import COMPLETE
 from lensdist.track.log import read
 from slurm.config.cluster import Cluster
@@ -58,10 +60,11 @@ def estimate(
     """How long a training phase will take, at the fewest nodes that the cluster may give it.
 
     The rate is, best first: measured in this run; measured in a finished run of the same preset
-    and settings that matter for speed; the network's arithmetic over `cluster.tflops`, which knows
-    no overhead and flatters small networks. It goes with the number of processes. What a CPU does
-    says nothing of a GPU, nor the other way round; a GPU that was measured on is named, since
-    nobody knows here which one the cluster has.
+    and settings that matter for speed; predicted from `cluster.hardware` (`lensdist estimate`); the
+    network's arithmetic over `cluster.tflops`, which knows no overhead and flatters small networks.
+    Measured ones go with the number of processes. What a CPU does says nothing of a GPU, nor the
+    other way round; a GPU that was measured on is named, since nobody knows here which one the
+    cluster has.
 
     More than it takes where `train.early_stop` ends the run sooner, or where it has stages: the
     rate is the last one's, in which everything trains.
@@ -139,6 +142,8 @@ def _rate(
         theirs = _finished(other) if found is None and other != run else None
         if theirs is not None and _alike(theirs, config):
             found = _measured(other, theirs, cluster, processes)
+    if found is None and cluster.hardware is not None and cluster.gpus_per_node:
+        return _predicted(config, cluster, processes)
     flops = train_flops(config)
     if found is not None or flops is None or cluster.tflops is None:
         return found
@@ -148,6 +153,16 @@ def _rate(
     if gpu and rate > most:
         rate, source = most, f"at {1000 * _STEP:.0f} ms a step, that the host takes to launch it"
     return _Rate(rate, gpu, source)
+
+
+def _predicted(config: BaseRun, cluster: Cluster, processes: int) -> _Rate | None:
+    """What `lensdist estimate` says."""
+    assert cluster.hardware is not None
+    if unknown_members(config):
+        return None
+    row = scaling(config, cluster.hardware, [processes], cluster.per_node)[0]
+    source = f"predicted for {cluster.hardware.name}, whose {row.step.limit} takes longest"
+    return _Rate(row.images_s / processes, True, source)
 
 
 def _measured(run: Path, config: BaseRun, cluster: Cluster, processes: int) -> _Rate | None:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
-from lensdist.engine.launcher import conflicts, from_environment, from_file
+from lensdist.engine.launcher import (
+    adopt,
+    conflicts,
+    from_environment,
+    from_file,
+    not_installed,
+)
 from lensdist.errors import UserError
 from slurm.config.chain import filled
 from slurm.config.cluster import Cluster
@@ -80,7 +87,7 @@ class Maker:
         if phase.train is not None:
             config = self._config(name, point, earlier)
             counts = shared_evenly(config, cluster)
-            self._agree(config, cluster)
+            config = self._agreed(config, cluster, counts)
             if lacking:
                 return []  # whose mistakes have been told; this one's are, too
             goal = Goal(phase=self._name(name, point), run=self._folder(name, point))
@@ -168,19 +175,28 @@ class Maker:
         file = self._chain_file.parent / phase.train
         return load(file, [*own, f"run.dir={self._folder(name, point)}"], schema=schema_of)
 
-    def _agree(self, config: BaseRun, cluster: Cluster) -> None:
-        """One truth for processes, precision and batch: a conflict is told before the queue.
+    def _agreed(self, config: BaseRun, cluster: Cluster, counts: Sequence[int]) -> BaseRun:
+        """One truth for engine, processes, precision and batch, told before the queue.
 
         Raises:
             UserError: accelerate's file or the environment say otherwise than the run.
         """
-        file = self._root / "accelerate_config.yaml"
-        told = [f"{file}: {one}" for one in conflicts(config, from_file(file))]
-        told += conflicts(config, from_environment({**os.environ, **cluster.env}))
+        asked = [
+            from_file(self._root / "accelerate_config.yaml"),
+            from_environment({**os.environ, **cluster.env}),
+        ]
+        processes = counts[0] * cluster.per_node if len(counts) == 1 else None
+        asked = [replace(settings, processes=processes) for settings in asked]
+        for settings in asked:
+            config = adopt(config, settings)
+        told = [one for settings in asked for one in conflicts(config, settings)]
+        if cluster.python is None and not cluster.container:
+            told += not_installed(config)
         if config.precision == "fp16" and cluster.on_cpu:
             told.append("precision: fp16 needs a GPU, and the cluster has gpus_per_node: null")
         if told:
             raise UserError("\n".join(told))
+        return config
 
     def _other(
         self, name: str, point: Point | None, earlier: Sequence[Step]

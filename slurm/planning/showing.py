@@ -17,6 +17,12 @@ from slurm.planning.plan import Plan
 from slurm.planning.samples import samples_of
 from slurm.planning.step import Step
 
+_DIVIDED = {
+    1: "the optimizer's state",
+    2: "the optimizer's state and gradients",
+    3: "the optimizer's state, gradients and parameters",
+}
+
 
 def shown(plan: Plan) -> str:
     """The chain, each phase, and for SLURM the batch scripts.
@@ -112,11 +118,19 @@ def _phase(plan: Plan, step: Step, time: Estimate | None) -> str:
     if step.config is not None:
         batch, micro = step.config.train.global_batch, step.config.train.micro
         rows.append(("step", f"{batch} images = {batch // micro} micro-batches of {micro}"))
+        if step.config.engine != "ddp":
+            rows.append(("engine", _engine(step.config)))
         if not step.done:
             known = "not known: no data here yet, or no speed (cluster.tflops, or a first run)"
             rows.append(("time", time_line(time, cluster) if time else known))
     rows.append(("command", line(_job(step, plan), place)))
     return "\n".join([f"{step.name}: {step.source}", *(f"  {k:<8} {v}" for k, v in rows)])
+
+
+def _engine(config: BaseRun) -> str:
+    shard = config.shard
+    where = ", in the machine's memory" if shard.offload else ""
+    return f"{config.engine}, stage {shard.stage}: {_DIVIDED[shard.stage]} divided{where}"
 
 
 def _where(cluster: Cluster, counts: Sequence[int]) -> str:

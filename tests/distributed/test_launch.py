@@ -1,4 +1,4 @@
-"""The README's ways to start a run, as it has them."""
+"""The README's ways to start a run, and the ready files of accelerate, as they stand."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lensdist.config import load
+from lensdist.config.schema import schema_of
 from lensdist.phases import completed
 from tests.conftest import ROOT, environment, settings, start
 
@@ -15,6 +17,12 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
 ACCELERATE = [str(Path(sys.executable).with_name("accelerate")), "launch"]
 FILE = ["--config_file", "accelerate_config.yaml"]
+
+
+def _ready(name: str, port: int) -> list[str]:
+    """One of the ready files, whose own port another test may hold."""
+    file = f"configs/accelerate/{name}.yaml"
+    return [*ACCELERATE, "--config_file", file, "--main_process_port", str(port)]
 
 
 def _words(data: Path, run: Path, *more: str) -> list[str]:
@@ -43,12 +51,11 @@ def test_several_cpu_processes(tiny_set: Path, tmp_path: Path, port: int) -> Non
 
 
 def test_two_nodes(tiny_set: Path, tmp_path: Path, port: int) -> None:
-    flags = ["--multi_gpu", "--num_machines", "2", "--num_processes", "2"]
-    flags += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
+    command = [*_ready("2nodes", port), "--num_processes", "2", "--main_process_ip", "127.0.0.1"]
     words = _words(tiny_set, tmp_path / "run")
     nodes = [
         subprocess.Popen(
-            [*ACCELERATE, *FILE, *flags, "--machine_rank", str(rank), *words],
+            [*command, "--machine_rank", str(rank), *words],
             cwd=ROOT,
             env=environment(),
             stderr=subprocess.PIPE,
@@ -62,12 +69,20 @@ def test_two_nodes(tiny_set: Path, tmp_path: Path, port: int) -> None:
 
 
 def test_bf16_autocast_trains_and_resumes(tiny_set: Path, tmp_path: Path, port: int) -> None:
-    flags = ["--multi_gpu", "--num_processes", "2", "--main_process_port", str(port)]
     words = _words(tiny_set, tmp_path / "run", "precision=bf16")
-    done = start([*ACCELERATE, *FILE, *flags, *words])
+    done = start([*_ready("cpu", port), *words])
     assert done.returncode == 0, done.stderr
     _finished(tmp_path / "run", 2, done.stderr)
     assert "precision bf16" in done.stderr
+
+
+def test_a_file_of_deepspeeds_decides_the_engine(tiny_set: Path, tmp_path: Path, port: int) -> None:
+    words = _words(tiny_set, tmp_path / "run")
+    done = start([*_ready("deepspeed-zero2", port), "--num_processes", "2", *words])
+    assert done.returncode == 0, done.stderr
+    _finished(tmp_path / "run", 2, done.stderr)
+    cfg = load(tmp_path / "run" / "config.yaml", schema=schema_of)
+    assert (cfg.engine, cfg.shard.stage) == ("deepspeed", 2)
 
 
 def test_a_launcher_of_another_precision_is_refused(tiny_set: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_data_simulated_with_other_settings(
 @pytest.mark.parametrize(
     ("name", "value"),
     [("GRADIENT_ACCUMULATION_STEPS", "4"), ("DYNAMO_BACKEND", "INDUCTOR"),
-     ("MIXED_PRECISION", "bf16"), ("USE_FSDP", "true"), ("USE_DEEPSPEED", "true")],
+     ("MIXED_PRECISION", "bf16"), ("USE_FSDP", "true"), ("USE_MEGATRON_LM", "true")],
 )  # fmt: skip
 def test_a_launcher_that_would_change_what_a_step_computes(
     name: str,

@@ -1,148 +1,220 @@
-"""What accelerate's launcher may not ask of a run, found before and in the run."""
+"""A launcher decides what the run leaves out, and may contradict nothing that it says."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from lensdist.config import load
+from lensdist import train
+from lensdist.config import dump, load
 from lensdist.config.schema import BaseRun, schema_of
-from lensdist.engine.launcher import Settings, conflicts, from_environment, from_file
+from lensdist.engine import launcher
+from lensdist.engine.launcher import (
+    Settings,
+    adopt,
+    agreed,
+    conflicts,
+    from_environment,
+    from_file,
+    not_installed,
+)
 from lensdist.errors import UserError
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
 
 OURS = ROOT / "accelerate_config.yaml"
+FSDP = Settings("F", "fsdp", stage=2, offload=True, recompute=True)
+READY = sorted((ROOT / "configs" / "accelerate").iterdir())
+ENGINES = {
+    **dict.fromkeys(("cpu", "1gpu", "8gpu", "2nodes"), ("ddp", 3)),
+    "fsdp-8gpu": ("fsdp", 3),
+    "deepspeed-zero2": ("deepspeed", 2),
+    "deepspeed-zero3": ("deepspeed", 3),
+}
+PRESETS = sorted((ROOT / "configs").glob("*/best.yaml"))
 
 
-@pytest.fixture(scope="module")
-def cfg() -> BaseRun:
-    return load(ROOT / "configs/mae/debug.yaml", ["precision=bf16"], schema=schema_of)
+def run(*words: str, preset: str = "mae/debug") -> BaseRun:
+    """Its steps are 16 images in 4 micro-batches of 4."""
+    more = ["train.global_batch=16", "train.micro_batch=4", *words]
+    return load(ROOT / f"configs/{preset}.yaml", more, schema=schema_of)
 
 
-def written(folder: Path, without: tuple[str, ...] = (), **changes: Any) -> Path:
-    """Our file of settings, changed."""
-    data = {**yaml.safe_load(OURS.read_text()), **changes}
-    file = folder / "accelerate.yaml"
-    file.write_text(yaml.safe_dump({k: v for k, v in data.items() if k not in without}))
-    return file
+# ---- what the run leaves out
+
+
+def test_a_launcher_decides_what_the_run_leaves_out() -> None:
+    cfg = adopt(run(), FSDP)
+    assert (cfg.engine, cfg.shard.stage, cfg.shard.offload) == ("fsdp", 2, True)
+    assert cfg.speed.recompute
+    assert conflicts(cfg, FSDP) == []
+    assert adopt(cfg, FSDP) == cfg
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("words", "found"),
     [
-        (Settings("F", precision="fp16"), "says 'bf16' but F says 'fp16'; change one of them"),
-        (Settings("F", accumulation="4"), "F sets gradient_accumulation_steps to 4; leave it at 1"),
-        (Settings("F", dynamo="INDUCTOR"), "F sets dynamo_backend to INDUCTOR; leave it at no"),
-        (Settings("F", engines=("FSDP",)), "F asks for FSDP but the run's engine is ddp; launch"),
+        (["shard.stage=3"], ("fsdp", 3, True, True)),
+        (["shard.offload=false"], ("fsdp", 2, False, True)),
+        (["speed.recompute=false", "speed.bucket_mb=25"], ("fsdp", 2, True, False)),
+        (["engine=fsdp"], ("fsdp", 2, True, True)),
+        (["engine=ddp"], ("ddp", 3, False, False)),
     ],
 )
-def test_each_contradiction_is_a_sentence(settings: Settings, sentence: str, cfg: BaseRun) -> None:
-    (found,) = conflicts(cfg, settings)
+def test_what_the_run_sets_is_kept(words: list[str], found: tuple[object, ...]) -> None:
+    cfg = adopt(run(*words), FSDP)
+    assert (cfg.engine, cfg.shard.stage, cfg.shard.offload, cfg.speed.recompute) == found
+    assert cfg.speed.bucket_mb == (25 if "speed.bucket_mb=25" in words else 100)
+    # What is set by both, and differs, is told.
+    assert len(conflicts(cfg, FSDP)) == (words != ["engine=fsdp"])
+
+
+def test_what_a_file_below_sets_is_kept(tmp_path: Path) -> None:
+    """`defaults:` count as the run's own files; their own defaults do not."""
+    (tmp_path / "below.yaml").write_text("shard:\n  stage: 3\n")
+    file = tmp_path / "run.yaml"
+    file.write_text(f"defaults: [{ROOT}/configs/mae/debug.yaml, below.yaml]\n")
+    cfg = load(file, [f"run.dir={tmp_path}"], schema=schema_of)
+    assert not cfg.model_fields_set & {"engine", "speed"}
+    found = adopt(cfg, FSDP)
+    assert (found.engine, found.shard.stage, found.shard.offload) == ("fsdp", 3, True)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda file: file.parent.name)
+def test_nothing_else_changes(preset: Path) -> None:
+    words = ["encoder=runs/mae"] if preset.parent.name in ("finetune", "sr") else []
+    words += ["run.dir=runs/x", "speed.compile=no", "train.reproducible=false"]
+    cfg = load(preset, words, schema=schema_of)
+    assert "engine" not in cfg.model_fields_set
+    found = adopt(cfg, Settings("F", "deepspeed", stage=2))
+    ours, theirs = dump(cfg).splitlines(), dump(found).splitlines()
+    changed = [(a, b) for a, b in zip(ours, theirs, strict=True) if a != b]
+    assert changed == [("engine: ddp", "engine: deepspeed"), ("  stage: 3", "  stage: 2")]
+
+
+def test_a_launcher_that_says_nothing_changes_nothing() -> None:
+    cfg = run()
+    assert adopt(cfg, from_environment({"ACCELERATE_MIXED_PRECISION": "no"})) is cfg
+    assert adopt(cfg, from_file(OURS)) is cfg
+
+
+@pytest.mark.parametrize(
+    ("words", "engine", "why"),
+    [
+        (["train.reproducible=true"], "fsdp", "train.reproducible goes with engine: ddp"),
+        (["shard.stage=1"], "fsdp", "fsdp has stages 2 and 3"),
+        (["precision=fp16"], "deepspeed", "precision: fp16 goes with engine ddp or fsdp"),
+        (["speed.compile=whole"], "deepspeed", "use compile: blocks"),
+    ],
+)
+def test_an_engine_that_the_run_cannot_have(words: list[str], engine: str, why: str) -> None:
+    use = {f"ACCELERATE_USE_{engine.upper()}": "true", "FSDP_VERSION": "2"}
+    with pytest.raises(UserError) as e:
+        adopt(run(*words), from_environment(use))
+    assert str(e.value).startswith(f"accelerate's launcher asks for engine: {engine}, but ")
+    assert why in str(e.value)
+
+
+@pytest.mark.parametrize("file", READY, ids=lambda file: file.stem)
+def test_the_ready_files(file: Path) -> None:
+    asked = from_file(file)
+    cfg = adopt(run(), asked)
+    assert (cfg.engine, cfg.shard.stage, cfg.shard.offload) == (*ENGINES[file.stem], False)
+    assert conflicts(cfg, asked) == []
+
+
+# ---- what both say
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "sentence"),
+    [
+        (["engine=ddp"], FSDP, "engine: the run's configuration says 'ddp' but F says 'fsdp'; "),
+        (["shard.stage=3"], FSDP, "shard.stage: the run's configuration says 3 but F says 2; "),
+        (["shard.stage=3"], FSDP, "(there it is fsdp_reshard_after_forward)"),
+        (["shard.offload=false"], FSDP, "shard.offload: the run's configuration says false but"),
+        (["speed.recompute=false"], FSDP, "speed.recompute: the run's configuration says false"),
+        (["precision=bf16"], Settings("F", precision="fp16"), "says 'bf16' but F says 'fp16'; "),
+        ([], Settings("F", precision="bf16"), "says 'no' but F says 'bf16'; change one of them"),
+        (["precision=bf16"], Settings("F", off=("bf16",)), "'bf16' but F switches it off"),
+        (["precision=fp8"], Settings("F", off=("bf16",)), "'fp8' but F switches it off"),
+        ([], Settings("F", dynamo="inductor"), "F sets dynamo_backend to inductor; leave it at no"),
+        ([], Settings("F", clip=1.0), "optim.clip_norm: the run's configuration says none but F"),
+        (["optim.clip_norm=1"], Settings("F", clip=0.0), "says 1.0 but F says none"),
+        ([], Settings("F", batch="32"), "train.global_batch: the run's configuration says 16 but"),
+        ([], Settings("F", micro="8"), "train.micro_batch: the run's configuration says 4 but F"),
+        ([], Settings("F", refused=("is wrong",)), "F is wrong"),
+    ],
+)
+def test_each_contradiction_is_a_sentence(
+    words: list[str], settings: Settings, sentence: str
+) -> None:
+    (found,) = conflicts(adopt(run(*words), settings), settings)
     assert sentence in found
 
 
-def test_all_contradictions_are_told_at_once(cfg: BaseRun) -> None:
-    asked = Settings("F", "fp8", "2", "EAGER", ("DEEPSPEED", "FSDP"))
-    assert len(conflicts(cfg, asked)) == 5
+def test_all_contradictions_are_told_at_once() -> None:
+    asked = Settings("F", "deepspeed", 1, True, True, "fp8", (), "3", "1", "1", 1.0, "eager")
+    told = conflicts(run("engine=fsdp"), asked)
+    keys = ["engine", "precision", "optim.clip_norm", "train.global_batch", "train.micro_batch"]
+    assert [one.partition(":")[0] for one in told[:5]] == keys
+    assert ["dynamo_backend" in one for one in told] == [*[False] * 5, True, False]
+    assert "gradient_accumulation_steps to 3" in told[6]
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_launcher_may_say_nothing_or_the_same(precision: str, cfg: BaseRun) -> None:
-    asked = {"ACCELERATE_MIXED_PRECISION": precision, "ACCELERATE_DYNAMO_BACKEND": "NO"}
-    asked |= {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_USE_FSDP": "false"}
-    assert conflicts(cfg, from_environment(asked)) == []
-    assert conflicts(cfg, from_environment({})) == []
-
-
-def test_our_own_file_asks_for_nothing(cfg: BaseRun) -> None:
-    assert conflicts(cfg, from_file(OURS)) == []
-
-
-def launched(file: Path) -> dict[str, str]:
-    """The environment that accelerate's own launcher makes of a file, with no flags besides."""
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils import launch
-
-    words = ["--config_file", str(file), "--main_process_port", "0", "x.py"]
-    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
-    if args.use_deepspeed:
-        args.deepspeed_fields_from_accelerate_config = ""
-        return dict(launch.prepare_deepspeed_cmd_env(args)[1])
-    if args.use_fsdp or args.use_megatron_lm or args.multi_gpu:
-        return dict(launch.prepare_multi_gpu_env(args))
-    return dict(launch.prepare_simple_launcher_cmd_env(args)[1])
+def test_a_launcher_may_say_the_same() -> None:
+    words = ["engine=deepspeed", "shard.stage=1", "precision=bf16", "optim.clip_norm=0.5"]
+    asked = Settings("F", "deepspeed", 1, False, None, "bf16", ("fp16",), "2", "16", "4", 0.5)
+    assert conflicts(run(*words), asked) == []
+    assert conflicts(run(), Settings("F", clip=0.0)) == []
 
 
 @pytest.mark.parametrize(
-    ("without", "changes"),
+    ("engine", "asked", "processes", "right"),
     [
-        ((), {}),
-        ((), {"mixed_precision": "BF16"}),
-        ((), {"mixed_precision": "fp8"}),
-        (("mixed_precision",), {}),
-        (("mixed_precision",), {"fp16": True}),
-        ((), {"dynamo_backend": "INDUCTOR"}),
-        (("dynamo_backend",), {"dynamo_config": {"dynamo_backend": "EAGER"}}),
-        (("dynamo_backend",), {"dynamo_config": {"backend": "EAGER", "mode": "default"}}),
-        ((), {"dynamo_config": {"backend": "EAGER"}}),  # the older key wins
-        ((), {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 1}}),
-        ((), {"distributed_type": "MEGATRON_LM", "megatron_lm_config": {}}),
-        ((), {"distributed_type": "MULTI_GPU", "num_processes": 2}),
-        (
-            (),
-            {
-                "distributed_type": "DEEPSPEED",
-                "deepspeed_config": {"gradient_accumulation_steps": 4, "zero_stage": 2},
-            },
-        ),
-        ((), {"deepspeed_config": {"gradient_accumulation_steps": 4}}),  # not in use
+        ("deepspeed", "4", 1, True),
+        ("deepspeed", "4", 2, False),
+        ("deepspeed", "2", 2, True),
+        ("deepspeed", "2", None, True),  # on some number of processes
+        ("deepspeed", "3", None, False),
+        ("deepspeed", "0", None, False),
+        ("deepspeed", "many", None, False),
+        ("fsdp", "4", 1, False),  # accelerate's own, by which it would divide
+        (None, "4", 1, False),
     ],
 )
-def test_a_file_means_what_accelerate_makes_of_it(
-    without: tuple[str, ...], changes: dict[str, Any], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr("accelerate.utils.launch.is_fp8_available", lambda: True)
-    file = written(tmp_path, without, **changes)
-    asked, made = from_file(file), from_environment(launched(file))
-    assert asked.precision == made.precision
-    assert asked.accumulation == made.accumulation
-    assert asked.dynamo.upper() == made.dynamo.upper()
-    assert asked.engines == made.engines
-    assert asked.whose == str(file)
-
-
-@pytest.mark.parametrize("name", ["mixed_precision", "dynamo_backend"])
-def test_a_no_without_quotes_is_told_before_accelerate_falls_over_it(
-    name: str, tmp_path: Path
+def test_accumulation_is_the_runs(
+    engine: str | None, asked: str, processes: int | None, right: bool
 ) -> None:
-    file = written(tmp_path, (), **{name: False})
-    with pytest.raises(AttributeError):
-        launched(file)
-    with pytest.raises(UserError, match=f"{name}: YAML takes no without quotes for false"):
-        from_file(file)
+    settings = Settings("F", engine, accumulation=asked, processes=processes)  # type: ignore[arg-type]
+    found = conflicts(run(f"engine={engine or 'ddp'}"), settings)
+    assert [f"F sets gradient_accumulation_steps to {asked}; leave" in one for one in found] == (
+        [] if right else [True]
+    )
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "num_processes: 2"])
-def test_a_file_that_accelerate_refuses_is_refused(text: str, tmp_path: Path) -> None:
-    file = tmp_path / "accelerate.yaml"
-    file.write_text(text)
-    with pytest.raises(UserError, match=str(file)):
-        from_file(file)
-    with pytest.raises(UserError, match="No such file"):
-        from_file(tmp_path / "nowhere.yaml")
+# ---- what is installed, and where it is asked
 
 
-def test_it_needs_neither_torch_nor_accelerate() -> None:
-    code = "import sys, lensdist.engine.launcher as it, lensdist.outcome\n"
-    code += f"it.from_file(it.Path({str(OURS)!r}))\n"
-    code += "sys.exit(' '.join({'torch', 'accelerate'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "\n")
+def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "find_spec", lambda name: None)
+    assert not_installed(run("engine=fsdp")) == []
+    with pytest.raises(UserError, match="deepspeed is not installed; pip install deepspeed, or"):
+        agreed(run("engine=deepspeed"), Settings("F"))
+
+
+def test_a_run_is_told_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    handlers: None,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(launcher, "find_spec", lambda name: None)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_CLIPPING", "1.0")
+    words = ["--config", str(ROOT / "configs/mae/debug.yaml"), f"run.dir={tmp_path / 'run'}"]
+    assert train.main(words) == 2
+    told = capsys.readouterr().err
+    assert "optim.clip_norm: " in told
+    assert "deepspeed is not installed" in told
+    assert not (tmp_path / "run").exists()

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lensdist.models.classifier import Classifier
-from lensdist.models.config import ClassifierConfig, EncoderConfig, MaeConfig
-from lensdist.models.mae import Decoder, MaskedAutoencoder, pixel_mask, prime_factors
+from lensdist.models.config import ClassifierConfig, EncoderConfig, MaeConfig, prime_factors
+from lensdist.models.mae import Decoder, MaskedAutoencoder, pixel_mask
 from lensdist.models.vit import Attention, Encoder
 
 pytestmark = pytest.mark.unit

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 
 from lensdist.config.schema import MaeRun
 from lensdist.data.preprocess import Preprocess
-from lensdist.models.config import MaeConfig, MaskConfig
+from lensdist.models.config import MaeConfig, MaskConfig, masked_count
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
-from lensdist.models.masking import make_mask, masked_count
+from lensdist.models.masking import make_mask
 from lensdist.tasks.mae import MaeTask
 
 pytestmark = pytest.mark.unit

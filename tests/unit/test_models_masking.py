@@ -9,8 +9,8 @@ from skimage.measure import shannon_entropy
 from torch import Tensor
 
 from lensdist import rng
-from lensdist.models.config import MaskConfig
-from lensdist.models.masking import grey_levels, make_mask, masked_count, patch_entropy
+from lensdist.models.config import MaskConfig, masked_count
+from lensdist.models.masking import grey_levels, make_mask, patch_entropy
 
 pytestmark = pytest.mark.unit
 

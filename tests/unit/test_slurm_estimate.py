@@ -14,8 +14,10 @@ from lensdist.data.packed import PackedSet
 from lensdist.data.source import View
 from lensdist.engine import checkpoint
 from lensdist.errors import UserError
+from lensdist.estimate import train_flops
+from lensdist.estimate.hardware import Hardware
+from lensdist.estimate.scaling import scaling
 from lensdist.files import to_json, write_atomic
-from lensdist.flops import train_flops
 from lensdist.track.log import MetricsLog
 from slurm.config.cluster import Cluster
 from slurm.planning.estimate import Estimate, estimate, line, total
@@ -194,6 +196,23 @@ def test_without_a_measurement_arithmetic_says_it(tmp_path: Path) -> None:
     assert estimate(config, tmp_path, 24_000, GPUS, []) is None
     unknown = _config("common/debug", "model.members=[vgg11,resnet18]")
     assert estimate(unknown, tmp_path, 24_000, cluster, []) is None
+
+
+def test_known_hardware_says_it_better(tmp_path: Path) -> None:
+    cluster = GPUS.model_copy(update={"tflops": 100.0, "hardware": Hardware(gpu="A100-80")})
+    config = _config("mae/reference", "train.global_batch=2048", "train.micro_batch=256")
+    found = _found(config, tmp_path, 24_000, cluster)
+    row = scaling(config, Hardware(gpu="A100-80"), [8], 4)[0]
+    assert found.images_per_s == pytest.approx(row.images_s)
+    assert found.source == f"predicted for A100-80, whose {row.step.limit} takes longest"
+    unknown = _config("common/debug", "model.members=[vgg11,resnet18]")
+    assert estimate(unknown, tmp_path, 24_000, cluster, []) is None
+    # What was measured is believed more, and a job on CPUs has no GPU to predict for.
+    _rows(tmp_path, [50.0])
+    _saved(tmp_path, 10, 8, "NVIDIA A100")
+    assert _found(config, tmp_path, 24_000, cluster).images_per_s == 50
+    cpus = CPUS.model_copy(update={"hardware": Hardware(gpu="A100-80")})
+    assert estimate(config, tmp_path / "new", 24_000, cpus, []) is None
 
 
 def test_what_is_not_counted_is_said(tmp_path: Path) -> None:

@@ -22,9 +22,14 @@ class FakeAccelerator:
     def no_sync(self, model: Any) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
+    def clip_grad_norm_(self, parameters: Any, most: float) -> Tensor:
+        return torch.nn.utils.clip_grad_norm_(parameters, most)
+
 
 class FakeWorld:
     """One of `size` processes; gathers wait for the others and keep rank order."""
+
+    engine = "ddp"
 
     def __init__(self, rank: int = 0, size: int = 1, shared: dict[str, Any] | None = None) -> None:
         self.rank, self.size = rank, size
@@ -50,6 +55,12 @@ class FakeWorld:
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
+
+    def wrap(self, model: Any, *, ddp: bool) -> Any:
+        return model
+
+    def unwrap(self, bare: Any) -> None:
+        pass
 
     def from_main(self, value: Any) -> Any:
         return value

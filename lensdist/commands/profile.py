@@ -1,0 +1,56 @@
+"""`lensdist profile`: where the time of a run's steps goes (torch-free at import)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lensdist.config import load
+from lensdist.config.schema import schema_of
+from lensdist.errors import EXIT_DONE, UserError
+
+EXAMPLES = """examples:
+  lensdist profile --config configs/mae/best.yaml --out profile
+  lensdist profile --config configs/mae/best.yaml --out compiled speed.compile=blocks
+  accelerate launch --multi_gpu --num_processes 8 -m lensdist.cli profile --config … --out …
+
+DIR/profile.json holds what is printed; DIR/trace.json.gz opens in ui.perfetto.dev or in
+chrome://tracing. The run itself is thrown away, unless run.dir=… says where to leave it.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--config", type=Path, required=True, help="configs/<task>/<preset>.yaml")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
+    parser.add_argument(
+        "--steps", type=int, default=10, help="to time, and to trace (default: %(default)s)"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the configuration's first steps and say what they spend their time on.
+
+    Raises:
+        UserError: as for any run; nothing was started.
+        RunError: it was told to stop before it was done.
+    """
+    if args.steps < 1:
+        raise UserError(f"--steps must be 1 or more, not {args.steps}")
+    cfg = load(args.config, args.overrides, schema=schema_of)
+    keep = any(word.startswith("run.dir=") for word in args.overrides)
+
+    from lensdist.engine.preflight import build_world
+    from lensdist.profiling.run import profile_run
+
+    world = build_world(cfg)
+    page = profile_run(cfg, args.out, args.steps, world, keep=keep)
+    if world.main:
+        print("\n".join(page))
+        print(f"\nwrote {args.out / 'profile.json'}\nwrote {args.out / 'trace.json.gz'}")
+    if world.size > 1:
+        world.close(EXIT_DONE, together=True)
+    return EXIT_DONE

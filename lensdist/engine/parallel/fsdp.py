@@ -1,0 +1,136 @@
+"""FSDP2: torch's `fully_shard` (Zhao et al. 2023, arXiv:2304.11277), called directly.
+
+accelerate's own wrapper passes over FSDP without a word where there is no GPU, so what was tested
+would not be what runs. Parameters are cut along their first axis, `torch.chunk`'s way, and are put
+together layer by layer in forward and backward. Products run under accelerate's autocast as they do
+under DDP, so parameters are gathered in float32 and losses are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from lensdist.config.schema import BaseRun
+from lensdist.engine.batches import StepPlan
+from lensdist.engine.optim import build_optimizer, state_by_parameter
+from lensdist.engine.parallel.base import Build, Engine
+from lensdist.engine.world import World
+from lensdist.models.vit import blocks_of
+
+
+class FullyShardedDataParallel(Engine):
+    """Shares of every parameter, its gradient and its optimizer state."""
+
+    replicated: ClassVar[bool] = False
+
+    def __init__(self, cfg: BaseRun, world: World, plan: StepPlan, build: Build) -> None:
+        super().__init__(cfg, world, plan, build)
+        self._mesh: DeviceMesh | None = None
+
+    def _wrap(self, called: nn.Module, optimizer: Mapping[str, Tensor]) -> None:
+        if self._mesh is None:  # once for all stages: FSDP heeds what is frozen later
+            self._mesh = init_device_mesh(self.world.device.type, (self.world.size,))
+            self._shard(called, self._mesh)
+        self.model = self.world.wrap(called, ddp=False)
+        self.optimizer = self._stepper = build_optimizer(self.bare, self.cfg.optim)
+        self._load(optimizer)
+        if self.world.accelerator.scaler is not None:
+            self._stepper = self.world.accelerator.prepare_optimizer(
+                self.optimizer, device_placement=False
+            )
+
+    def _shard(self, module: nn.Module, mesh: DeviceMesh) -> None:
+        """Layer by layer, so that no device ever holds all parameters; then what is left."""
+        offload: OffloadPolicy = CPUOffloadPolicy() if self.cfg.shard.offload else OffloadPolicy()
+        for part in (*blocks_of(module), module):
+            fully_shard(
+                part,
+                mesh=mesh,
+                reshard_after_forward=self.cfg.shard.stage == 3,
+                offload_policy=offload,
+            )
+        module.to(self.world.device) if not self.cfg.shard.offload else self._buffers(module)
+
+    def _buffers(self, module: nn.Module) -> None:
+        for buffer in module.buffers():
+            buffer.data = buffer.to(self.world.device)
+
+    def _load(self, saved: Mapping[str, Tensor]) -> None:
+        names = {p: name for name, p in self.bare.named_parameters()}
+        for p, slots in state_by_parameter(self.bare, saved).items():
+            state = self.optimizer.state[p]
+            for slot, value in slots.items():
+                if value.shape != p.shape:  # the step count
+                    state[slot] = value.to(_local(p).device, copy=True)
+                    continue
+                state[slot] = torch.empty_like(p, dtype=value.dtype, requires_grad=False)
+                _local(state[slot]).copy_(self.cut(names[p], value))
+
+    def backward(self, loss: Tensor) -> None:
+        scale = self.world.size / self.plan.count  # FSDP divides by the number of processes
+        self.world.backward(loss * scale if scale != 1 else loss)
+
+    def _step(self, clip_norm: float | None) -> None:
+        if clip_norm is not None:
+            self._clip(clip_norm)
+        self._stepper.step()
+        self._stepper.zero_grad()
+
+    @torch.no_grad()
+    def _clip(self, most: float) -> None:
+        """As `torch.nn.utils.clip_grad_norm_`, which would reduce on the device of the gradients:
+        under offloading that is the CPU, between which NCCL knows no way."""
+        self.world.accelerator.unscale_gradients(self._stepper)
+        gradients = [_local(p.grad) for p in self.bare.parameters() if p.grad is not None]
+        squares = [g.double().square().sum().to(self.world.device) for g in gradients]
+        total = torch.stack(squares).sum()
+        torch.distributed.all_reduce(total)
+        factor = (most / (total.sqrt() + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor.to(gradient.device, gradient.dtype))
+
+    def pieces(self) -> dict[str, Tensor]:
+        return {name: _local(p) for name, p in self.bare.named_parameters()}
+
+    def whole(self, name: str, piece: Tensor) -> Tensor:
+        p = cast(DTensor, self.bare.get_parameter(name))
+        return DTensor.from_local(
+            piece.to(self.world.device),
+            p.device_mesh,
+            p.placements,
+            run_check=False,
+            shape=p.shape,
+            stride=p.stride(),
+        ).full_tensor()
+
+    def cut(self, name: str, tensor: Tensor) -> Tensor:
+        piece = torch.empty_like(_local(self.bare.get_parameter(name)), dtype=tensor.dtype)
+        chunks = torch.chunk(tensor, self.world.size)
+        if self.world.rank < len(chunks):  # the last processes may hold none of a short axis
+            piece.copy_(chunks[self.world.rank])
+        return piece
+
+    def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
+        for name, p in self.bare.named_parameters():
+            # Sorted: one that was read comes in an order of each process's own.
+            for slot, value in sorted(self.optimizer.state.get(p, {}).items()):
+                sharded = isinstance(value, DTensor)
+                yield f"{name}/{slot}", self.whole(name, _local(value)) if sharded else value
+
+    def settle(self) -> None:
+        for module in self.bare.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+@torch.no_grad()
+def _local(tensor: Tensor) -> Tensor:
+    """This process's share of a sharded tensor: the memory itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,183 @@
+"""What a GPU and the links between GPUs can do: `hardware` of a cluster's file (torch-free)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from lensdist.config.base import Strict
+from lensdist.config.schema import BaseRun
+
+
+class Gpu(NamedTuple):
+    """A data sheet: GB; TFLOP/s of dense products (sparse ones, which data sheets like to print,
+    are twice as many); GB/s of memory, and of its links to the node's other GPUs, one way."""
+
+    memory_gb: float
+    bf16_tflops: float
+    fp16_tflops: float
+    fp32_tflops: float
+    fp8_tflops: float | None
+    memory_gb_s: float
+    link_gb_s: float
+
+
+GPUS = {
+    # NVIDIA V100 data sheet (January 2020), SXM2. It has no bfloat16: float32's rate at best.
+    "V100-16": Gpu(16, 15.7, 125, 15.7, None, 900, 150),
+    "V100-32": Gpu(32, 15.7, 125, 15.7, None, 900, 150),
+    # NVIDIA A40 data sheet. PCIe 4.0 x16 between GPUs: NVLink joins pairs only.
+    "A40": Gpu(48, 149.7, 149.7, 37.4, None, 696, 31.5),
+    # NVIDIA A100 data sheets (2020, 40 GB; nvidia-1758950-r4, 80 GB), SXM4.
+    "A100-40": Gpu(40, 312, 312, 19.5, None, 1555, 300),
+    "A100-80": Gpu(80, 312, 312, 19.5, None, 2039, 300),
+    # NVIDIA L40S data sheet. PCIe 4.0 x16 between GPUs.
+    "L40S": Gpu(48, 362, 362, 91.6, 733, 864, 31.5),
+    # NVIDIA H100 data sheet, SXM5.
+    "H100": Gpu(80, 989, 989, 67, 1979, 3350, 450),
+    # NVIDIA H200 data sheet, SXM5.
+    "H200": Gpu(141, 989, 989, 67, 1979, 4800, 450),
+}
+
+# Of what data sheets promise. A copy on an H200 reaches nine tenths of its bandwidth, and
+# collectives on NVLink and InfiniBand about eight.
+_MEMORY_SHARE, _LINK_SHARE = 0.9, 0.8
+_LINK_LATENCY = 1e-6  # s from a GPU to the next in its node
+
+
+class Hardware(Strict):
+    """What the GPUs and the network of a cluster can do, for `lensdist estimate` and `plan`.
+
+    A GPU that is known by name needs nothing else; what is given beside the name counts.
+    """
+
+    gpu: str | None = Field(None, description=f"one of {', '.join(GPUS)}; null: all is given here")
+    memory_gb: float | None = Field(None, gt=0, description="memory of a GPU")
+    bf16_tflops: float | None = Field(None, gt=0, description="peak of dense products in bfloat16")
+    fp16_tflops: float | None = Field(None, gt=0, description="in float16; null: as bfloat16")
+    fp32_tflops: float | None = Field(None, gt=0, description="in float32")
+    fp8_tflops: float | None = Field(None, gt=0, description="in float8; null: it has none")
+    memory_gb_s: float | None = Field(None, gt=0, description="bandwidth of a GPU's memory")
+    sustained: float = Field(
+        0.7, gt=0, le=1, description="share of those peaks that products reach in training"
+    )
+    link_gb_s: float | None = Field(
+        None, gt=0, description="from a GPU to the next in its node, one way; null: of PCIe 4.0"
+    )
+    network_gb_s: float = Field(
+        25.0,
+        gt=0,
+        description="out of a node, one way, all its adapters together: 25 is one of 200 Gb/s",
+    )
+    latency_us: float = Field(5.0, ge=0, description="of a message from node to node")
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if self.gpu is not None and self.gpu not in GPUS:
+            raise ValueError(
+                f"gpu: {self.gpu!r} is not known, as {', '.join(GPUS)} are; leave it out, and give "
+                "memory_gb, bf16_tflops, fp32_tflops and memory_gb_s"
+            )
+        needed = ("memory_gb", "bf16_tflops", "fp32_tflops", "memory_gb_s")
+        missing = [name for name in needed if getattr(self, name) is None]
+        if self.gpu is None and missing:
+            raise ValueError(f"without gpu, give {', '.join(missing)} as well")
+        return self
+
+    @property
+    def sheet(self) -> Gpu:
+        """The GPU's, with what is given beside its name."""
+        own = {name: getattr(self, name) for name in Gpu._fields}
+        if self.gpu is not None:
+            given = {name: value for name, value in own.items() if value is not None}
+            return GPUS[self.gpu]._replace(**given)
+        own["fp16_tflops"] = own["fp16_tflops"] or own["bf16_tflops"]
+        own["link_gb_s"] = own["link_gb_s"] or 31.5
+        return Gpu(**own)
+
+    @property
+    def name(self) -> str:
+        """Of the GPU, as tables have it."""
+        return self.gpu or "GPU"
+
+    def flops(self, cfg: BaseRun, *, wide: bool = False) -> float:
+        """Operations a second that products sustain at a run's precision; `wide`: those that
+        `precision: fp8` takes. A GPU without float8 computes them in bfloat16."""
+        sheet = self.sheet
+        peaks = {"no": sheet.fp32_tflops, "fp16": sheet.fp16_tflops}
+        peak = peaks.get(cfg.precision, sheet.bf16_tflops)
+        if wide and self.in_fp8(cfg):
+            peak = sheet.fp8_tflops or peak
+        return self.sustained * peak * 1e12
+
+    def in_fp8(self, cfg: BaseRun) -> bool:
+        """Whether wide products of a run are in float8."""
+        return cfg.precision == "fp8" and self.sheet.fp8_tflops is not None
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second of a GPU's memory."""
+        return _MEMORY_SHARE * self.sheet.memory_gb_s * 1e9
+
+    def links(self, gpus: int, per_node: int) -> Links:
+        """Between so many GPUs, of which a node has `per_node`."""
+        each = min(gpus, per_node)
+        nodes = -(-gpus // per_node)
+        slowest = self.sheet.link_gb_s
+        if nodes > 1:  # a ring leaves every node once, and what it carries is the same everywhere
+            slowest = min(slowest, self.network_gb_s) if each > 1 else self.network_gb_s
+        return Links(gpus, nodes, _LINK_SHARE * slowest * 1e9, self.latency_us * 1e-6)
+
+
+@dataclass(frozen=True)
+class Links:
+    """What collectives cost between processes, in seconds.
+
+    Bandwidth as of a ring, which is the best there is (Patarasuk & Yuan 2009, J. Parallel Distrib.
+    Comput. 69, 117); an all-reduce's latency as of a tree where that has less (Sanders et al.
+    2009, Parallel Comput. 35, 581), of which NCCL takes the better one.
+
+    Attributes:
+        gpus: processes.
+        nodes: that they are on.
+        bandwidth: bytes a second of a ring's slowest link.
+        latency: seconds from node to node.
+    """
+
+    gpus: int
+    nodes: int
+    bandwidth: float
+    latency: float
+
+    @property
+    def share(self) -> float:
+        """Of a tensor, what a process sends in a reduce-scatter or an all-gather."""
+        return (self.gpus - 1) / self.gpus
+
+    @property
+    def _round(self) -> float:
+        """Once around a ring."""
+        if self.nodes == 1:
+            return (self.gpus - 1) * _LINK_LATENCY
+        return self.nodes * self.latency + (self.gpus - self.nodes) * _LINK_LATENCY
+
+    @property
+    def _climb(self) -> float:
+        """From the leaves of a tree to its root: along a node, and from node to node."""
+        along = self.gpus / self.nodes - 1
+        return along * _LINK_LATENCY + math.ceil(math.log2(self.nodes)) * self.latency
+
+    def scatter(self, size: float) -> float:
+        """Reduce-scatter of `size` bytes, or all-gather of so many from all processes."""
+        if self.gpus == 1 or not size:
+            return 0.0
+        return self.share * size / self.bandwidth + self._round
+
+    def all_reduce(self, size: float) -> float:
+        """Sum of `size` bytes of each process, on every process."""
+        if self.gpus == 1 or not size:
+            return 0.0
+        return 2 * self.share * size / self.bandwidth + 2 * min(self._round, self._climb)

@@ -1,0 +1,250 @@
+"""What a GPU has to hold while it trains (torch-free).
+
+Weights, gradients and Adam's moments are float32 in every engine and at every precision; what is
+divided among processes goes by ZeRO's stages (Rajbhandari et al. 2020, arXiv:1910.02054).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lensdist.config.schema import BaseRun
+from lensdist.estimate.layers import Layer
+from lensdist.estimate.network import frozen_share, layers_of
+
+FLOAT = 4  # bytes
+MOMENTS = 8  # bytes of Adam's two, a parameter
+_SPARE = 0.08  # share of a GPU's memory that CUDA, NCCL and what the allocator cannot use take
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU at the fullest moment of a step.
+
+    Attributes:
+        weights: its share, and the copy that DeepSpeed steps on.
+        gradients: its share.
+        moments: Adam's.
+        average: of `train.ema`.
+        activations: of a micro-batch, kept for the backward pass, and of the operation at work.
+        passing: weights gathered from other processes or copied by autocast, and buckets.
+    """
+
+    weights: float
+    gradients: float
+    moments: float
+    average: float
+    activations: float
+    passing: float
+
+    @property
+    def total(self) -> float:
+        return (
+            self.weights
+            + self.gradients
+            + self.moments
+            + self.average
+            + self.activations
+            + self.passing
+        )
+
+    def fits(self, memory_gb: float) -> bool:
+        """Whether a GPU of so many GB (1e9 bytes) has room for it."""
+        return self.total <= (1 - _SPARE) * memory_gb * 1e9
+
+
+@dataclass(frozen=True)
+class State:
+    """Bytes of the model's state that a process holds."""
+
+    weights: float
+    gradients: float
+    moments: float
+
+
+def model_state(
+    engine: str,
+    stage: int,
+    weights: float,
+    trained: float,
+    processes: int,
+    *,
+    width: float = FLOAT,
+    moments: float = MOMENTS,
+) -> State:
+    """ZeRO's arithmetic (arXiv:1910.02054, section 5 and figure 1).
+
+    Args:
+        engine: ddp divides nothing.
+        stage: of fsdp and deepspeed.
+        weights: parameters.
+        trained: of them.
+        processes: that share.
+        width: bytes of a weight, and of its gradient.
+        moments: bytes of the optimizer's state, a parameter.
+    """
+    level = 0 if engine == "ddp" else stage
+    if engine == "fsdp":
+        level = 3  # between steps it holds no more than a share at stage 2 either
+    share = 1 / processes
+    return State(
+        width * weights * (share if level >= 3 else 1),
+        width * trained * (share if level >= 2 else 1),
+        moments * trained * (share if level >= 1 else 1),
+    )
+
+
+def activations(layers: Sequence[Layer], cfg: BaseRun) -> float:
+    """Bytes that one image's activations take, from the forward pass until the backward one needs
+    them; under `speed.recompute` transformer layers keep their inputs, and one of them the rest."""
+    recomputed = cfg.speed.recompute
+    kept = again = 0.0
+    for layer in layers:
+        if not layer.trains:
+            continue
+        own = sum(op.kept for op in layer.ops)
+        if recomputed and layer.block:
+            kept, again = kept + layer.entry, max(again, own)
+        else:
+            kept += own
+    at_work = max((op.moved for layer in layers for op in layer.ops), default=0.0)
+    return kept + again + at_work
+
+
+def copies(layers: Sequence[Layer], cfg: BaseRun) -> float:
+    """Bytes of the weights' copies at the width of autocast, which wait for the backward pass."""
+    own = [(layer, float(sum(op.copied for op in layer.ops))) for layer in layers]
+    if not cfg.speed.recompute:
+        return sum(size for _, size in own)
+    blocks = [size for layer, size in own if layer.block]
+    return sum(size for layer, size in own if not layer.block) + max(blocks, default=0.0)
+
+
+def groups_of(layers: Sequence[Layer]) -> tuple[float, list[float]]:
+    """Parameters that are gathered together: all outside of transformer layers, and those of each
+    layer."""
+    root = sum(layer.weights for layer in layers if not layer.block)
+    return float(root), [float(layer.weights) for layer in layers if layer.block]
+
+
+def memory(cfg: BaseRun, processes: int, micros: int = 1) -> Memory | None:
+    """What a GPU holds, of a run that so many processes share.
+
+    Args:
+        cfg: the run's configuration.
+        processes: GPUs.
+        micros: micro-batches of a step that each computes.
+
+    Returns:
+        None where a member of an ensemble is not known here.
+    """
+    layers = layers_of(cfg, frozen=frozen_share(cfg) == 1)
+    if layers is None:
+        return None
+    stage, engine, share = cfg.shard.stage, cfg.engine, 1 / processes
+    weights = float(sum(layer.weights for layer in layers))
+    trained = float(sum(layer.weights for layer in layers if layer.trains))
+    state = model_state(engine, stage, weights, trained, processes)
+    own, gradients, moments = state.weights, state.gradients, state.moments
+    divided = engine == "fsdp" or (engine == "deepspeed" and stage == 3)
+    if engine == "deepspeed" and not cfg.shard.offload:
+        own += FLOAT * trained * share  # the flat copy that Adam steps on
+    if cfg.train.reproducible:
+        gradients *= micros
+    average = FLOAT * trained * (share if divided else 1) if cfg.train.ema is not None else 0.0
+    if cfg.shard.offload and engine != "ddp":
+        moments = 0.0
+        gradients = gradients if stage == 1 else 0.0
+        own, average = (0.0, 0.0) if divided else (own, average)
+    return Memory(
+        own,
+        gradients,
+        moments,
+        average,
+        cfg.train.micro * activations(layers, cfg),
+        copies(layers, cfg) + _passing(cfg, layers),
+    )
+
+
+def _passing(cfg: BaseRun, layers: Sequence[Layer]) -> float:
+    """Bytes of gathered parameters and of gradients on their way."""
+    if cfg.engine == "ddp":
+        return 0.0  # its buckets are the gradients
+    if cfg.engine == "deepspeed" and cfg.shard.stage < 3:
+        return 2.0 * cfg.speed.bucket_mb * 1e6  # one fills while the other is sent
+    root, blocks = groups_of(layers)
+    largest = max(blocks, default=0.0)
+    # Gathered: everything, or a layer beside the next one; and gradients of two layers.
+    gathered = root + (sum(blocks) if cfg.shard.stage == 2 else 2 * largest)
+    return FLOAT * (gathered + max(root, 2 * largest))
+
+
+def remedy(cfg: BaseRun, processes: int, micros: int, memory_gb: float) -> str | None:
+    """The settings that make a run fit a GPU of so many GB, what costs least first.
+
+    Returns:
+        A sentence such as `speed.recompute=true makes it 31 GB`; None where nothing does.
+    """
+    for words, other in alternatives(cfg):
+        found = memory(other, processes, micros)
+        if found is not None and found.fits(memory_gb):
+            return f"{words} makes it {found.total / 1e9:.3g} GB"
+    return None
+
+
+def alternatives(cfg: BaseRun) -> Iterator[tuple[str, BaseRun]]:
+    """Settings that need less memory, what costs least first, and the run with them."""
+    transformer = any(layer.block for layer in layers_of(cfg) or ())
+    changed: dict[str, object] = {}
+
+    def so_far() -> tuple[str, BaseRun]:
+        words = ", ".join(f"{key}={str(value).lower()}" for key, value in changed.items())
+        return words, with_settings(cfg, changed)
+
+    if transformer and not cfg.speed.recompute:
+        changed["speed.recompute"] = True
+        yield so_far()
+    for size in _smaller(cfg):
+        yield (
+            f"train.micro_batch={size}",
+            with_settings(cfg, {"train.micro_batch": size}),
+        )
+    if cfg.engine == "ddp" or cfg.shard.stage < 3:
+        changed |= {"engine": "fsdp" if cfg.engine == "ddp" else cfg.engine, "shard.stage": 3}
+        if cfg.train.reproducible:
+            changed["train.reproducible"] = False
+        yield so_far()
+    for size in _smaller(cfg):
+        changed["train.micro_batch"] = size
+        yield so_far()
+    if not cfg.shard.offload:
+        changed["shard.offload"] = True
+        yield so_far()
+
+
+def _smaller(cfg: BaseRun) -> list[int]:
+    """Micro-batches that global_batch is a whole number of, each at most half of the one before."""
+    fewest = 2 if cfg.task in ("common", "finetune") else 1  # BatchNorm
+    sizes, last = [], cfg.train.micro
+    for size in range(last // 2, fewest - 1, -1):
+        if cfg.train.global_batch % size == 0 and size <= last // 2:
+            sizes.append(size)
+            last = size
+    return sizes
+
+
+def with_settings(cfg: BaseRun, changes: dict[str, object]) -> BaseRun:
+    """The run with other settings, by their dotted names.
+
+    Raises:
+        ValueError: the run cannot have them.
+    """
+    raw = cfg.model_dump()
+    for key, value in changes.items():
+        *parts, last = key.split(".")
+        place = raw
+        for part in parts:
+            place = place[part]
+        place[last] = value
+    return type(cfg).model_validate(raw)

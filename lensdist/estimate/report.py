@@ -1,0 +1,251 @@
+"""What `lensdist estimate` prints, and writes as JSON (torch-free)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lensdist.config.schema import BaseRun
+from lensdist.estimate.hardware import Hardware
+from lensdist.estimate.memory import Memory, memory, remedy, with_settings
+from lensdist.estimate.network import layers_of, parameters, train_bytes, train_flops
+from lensdist.estimate.scaling import Row, check_members, micros_of, scaling
+
+_ENGINES: tuple[tuple[str, int, bool], ...] = (
+    ("ddp", 3, False),
+    ("fsdp", 2, False),
+    ("fsdp", 3, False),
+    ("fsdp", 3, True),
+    ("deepspeed", 1, False),
+    ("deepspeed", 2, False),
+    ("deepspeed", 3, False),
+    ("deepspeed", 3, True),
+)
+_HEADINGS = (
+    *("GPUs", "nodes", "batch", "GB", "compute ms", "sent ms", "exposed ms", "step ms"),
+    *("images/s", "efficiency", "epoch", "GPU-hours", "most of it"),
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A run on paper.
+
+    Attributes:
+        network: parameters, and of one image in training `flops` and `bytes` of memory traffic.
+        gpus: that share the run in `memory`.
+        memory: bytes of a GPU, by engine.
+        recompute: the same of the run's own engine, without and with `speed.recompute`; only
+            where the network has transformer layers.
+        fits: whether the run fits the GPU, and what would help, in a sentence; None: no hardware.
+        rows: of numbers of GPUs; empty without hardware.
+    """
+
+    network: dict[str, float]
+    gpus: int
+    memory: dict[str, Memory]
+    recompute: dict[str, Memory]
+    fits: str | None
+    rows: list[Row]
+
+
+def estimate(
+    cfg: BaseRun,
+    hardware: Hardware | None,
+    counts: Sequence[int],
+    gpus: int,
+    per_node: int,
+    samples: int | None,
+) -> Estimate:
+    """Work everything out.
+
+    Args:
+        cfg: the run's configuration.
+        hardware: of the cluster; None: not known.
+        counts: numbers of GPUs to look at.
+        gpus: that share the run in the table of memory.
+        per_node: GPUs of a node.
+        samples: images of an epoch; None: not known.
+
+    Raises:
+        UserError: as `scaling`.
+    """
+    check_members(cfg)
+    flops, moved, weights = train_flops(cfg), train_bytes(cfg), parameters(cfg)
+    layers = layers_of(cfg)
+    assert flops is not None
+    assert moved is not None
+    assert weights is not None
+    assert layers is not None
+    return Estimate(
+        {"parameters": weights, "flops": flops, "bytes": moved},
+        gpus,
+        _by_engine(cfg, gpus),
+        _by_recompute(cfg, gpus) if any(layer.block for layer in layers) else {},
+        None if hardware is None else _fits(cfg, gpus, hardware),
+        [] if hardware is None else scaling(cfg, hardware, counts, per_node, samples),
+    )
+
+
+def _by_engine(cfg: BaseRun, gpus: int) -> dict[str, Memory]:
+    found = {}
+    for engine, stage, offload in _ENGINES:
+        changes = {"engine": engine, "shard.stage": stage, "shard.offload": offload}
+        with suppress(ValueError):  # not every engine can everything
+            held = memory(with_settings(cfg, changes), gpus, micros_of(cfg, gpus))
+            if held is not None:
+                found[_name(engine, stage, offload)] = held
+    return found
+
+
+def _name(engine: str, stage: int, offload: bool) -> str:
+    if engine == "ddp":
+        return engine
+    return f"{engine} {stage}{' offload' if offload else ''}"
+
+
+def own_name(cfg: BaseRun) -> str:
+    """The engine of a run, as the table has it."""
+    return _name(cfg.engine, cfg.shard.stage, cfg.shard.offload)
+
+
+def _by_recompute(cfg: BaseRun, gpus: int) -> dict[str, Memory]:
+    found = {}
+    for name, on in (("without", False), ("with", True)):
+        held = memory(with_settings(cfg, {"speed.recompute": on}), gpus, micros_of(cfg, gpus))
+        if held is not None:
+            found[name] = held
+    return found
+
+
+def _fits(cfg: BaseRun, gpus: int, hardware: Hardware) -> str:
+    room, micros = hardware.sheet.memory_gb, micros_of(cfg, gpus)
+    held = memory(cfg, gpus, micros)
+    assert held is not None  # the members are known
+    needs = f"{_amount(held.total / 1e9)} of {room:g} GB"
+    if held.fits(room):
+        return f"fits: {needs}"
+    helps = remedy(cfg, gpus, micros, room) or "no setting does; share it among more GPUs"
+    return f"does not fit: {needs}, of which CUDA and NCCL need some; {helps}"
+
+
+def as_json(found: Estimate, cfg: BaseRun, hardware: Hardware | None) -> dict[str, Any]:
+    """Everything, in bytes, seconds and operations."""
+    given = None if hardware is None else {**hardware.model_dump(), **hardware.sheet._asdict()}
+    rows = [
+        {
+            **asdict(row),
+            "memory": {**asdict(row.memory), "total": row.memory.total},
+            "step": {**asdict(row.step), "seconds": row.step.seconds, "limit": row.step.limit},
+        }
+        for row in found.rows
+    ]
+    return {
+        "preset": cfg.preset,
+        "task": cfg.task,
+        "engine": own_name(cfg),
+        "precision": cfg.precision,
+        **asdict(found),
+        "hardware": given,
+        "memory": {k: {**asdict(m), "total": m.total} for k, m in found.memory.items()},
+        "rows": rows,
+    }
+
+
+def shown(found: Estimate, cfg: BaseRun, hardware: Hardware | None) -> str:
+    """As text."""
+    network = found.network
+    parts = [
+        f"{cfg.task}/{cfg.preset}: {own_name(cfg)}, precision {cfg.precision}, "
+        f"{cfg.train.global_batch} images a step in micro-batches of {cfg.train.micro}",
+        f"network: {network['parameters'] / 1e6:,.4g} M parameters; an image, forward and back: "
+        f"{_amount(network['flops'] / 1e9)} GFLOP, {_amount(network['bytes'] / 1e6)} MB moved",
+        _memory_table(found, cfg, hardware),
+    ]
+    if found.recompute:
+        without, again = (found.recompute[key].activations / 1e9 for key in ("without", "with"))
+        parts.append(
+            f"activations: {_amount(without)} GB; {_amount(again)} GB with speed.recompute=true"
+        )
+    if hardware is None:
+        parts.append(
+            "time: not known without hardware; give --cluster FILE with `hardware:`, or name the "
+            "GPU: cluster.hardware.gpu=H100 cluster.gpus_per_node=8"
+        )
+    else:
+        parts += [str(found.fits), _time_table(found, cfg, hardware)]
+    return "\n\n".join(parts)
+
+
+def _memory_table(found: Estimate, cfg: BaseRun, hardware: Hardware | None) -> str:
+    names = ("weights", "gradients", "moments", "average", "activations", "passing", "total")
+    lines = [["engine", *names, *(["fits"] if hardware else [])]]
+    for engine, held in found.memory.items():
+        cells = [_amount(getattr(held, name) / 1e9) for name in names]
+        if hardware is not None:
+            cells.append("yes" if held.fits(hardware.sheet.memory_gb) else "no")
+        lines.append([engine + (" *" if engine == own_name(cfg) else ""), *cells])
+    many = f"{found.gpus} GPU{'s' if found.gpus > 1 else ''}"
+    return f"memory of one of {many}, GB (* this run):\n{_columns(lines)}"
+
+
+def _time_table(found: Estimate, cfg: BaseRun, hardware: Hardware) -> str:
+    lines = [list(_HEADINGS)]
+    for row in found.rows:
+        ms = (row.step.compute + row.step.optimizer, row.step.sent, row.step.exposed)
+        lines.append(
+            [
+                str(row.gpus),
+                str(row.nodes),
+                f"{row.batch:,}{'~' if row.weak else ''}",
+                _amount(row.memory.total / 1e9)
+                + ("" if row.memory.fits(hardware.sheet.memory_gb) else "!"),
+                *(_amount(1e3 * value) for value in (*ms, row.step.seconds)),
+                f"{row.images_s:,.0f}",
+                f"{100 * row.efficiency:.0f} %",
+                "-" if row.epoch_s is None else _duration(row.epoch_s),
+                "-" if row.gpu_hours is None else _amount(row.gpu_hours),
+                row.step.limit,
+            ]
+        )
+    notes = [
+        "On paper: the network, its optimizer and the links, and nothing else. "
+        "sent: the links are busy; exposed: of that, while nothing is computed."
+    ]
+    if any(row.weak for row in found.rows):
+        micros = cfg.train.global_batch // cfg.train.micro
+        notes.append(
+            f"~ so many GPUs cannot share the step's {micros} micro-batch"
+            f"{'es' if micros > 1 else ''} evenly: shown is a larger or smaller batch, whole "
+            "micro-batches each (train.global_batch)."
+        )
+    if any(not row.memory.fits(hardware.sheet.memory_gb) for row in found.rows):
+        notes.append("! does not fit the GPU.")
+    return "\n".join([f"time on {hardware.name}:", _columns(lines), *notes])
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    numbers = [cell[:1].isdigit() or cell == "-" for cell in rows[1]]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, numbers, strict=True)
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _amount(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 0.01 or not value else f"{value:.1g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"

@@ -1,0 +1,1 @@
+"""Where the time of a run's steps goes: its own loop, watched from outside."""

@@ -1,0 +1,116 @@
+"""Started on every process of a test: trains a small network under every engine and precision.
+
+    engines_worker.py OUT DATA
+
+Runs land in OUT/<processes>/<engine>-<precision>. On two processes, those that four have saved half
+way go on as well, each under another engine: OUT/2/<engine>-from-<engine>.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from lensdist.config import load
+from lensdist.config.schema import schema_of
+from lensdist.engine import phase
+from lensdist.engine.world import World
+from lensdist.models.config import EncoderConfig
+from lensdist.models.vit import Block
+from lensdist.tasks.base import Stage
+from tests.conftest import settings
+
+STEPS, HALF = 20, 10
+ENGINES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
+PRECISIONS = ("no", "bf16")
+GOES_ON = {"zero2": "ddp", "zero1": "zero3", "zero3": "fsdp", "fsdp": "zero1", "ddp": "zero2"}
+"""Saved by four processes under the first, gone on from by two under the second."""
+
+
+class Network(nn.Module):
+    """All that an engine can get wrong: BatchNorm, dropout, layers, an axis shorter than four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        cfg = EncoderConfig(dim=16, heads=2, mlp_dim=24, depth=2, dropout=0.1)
+        # No bias before BatchNorm: its gradient is 0 but for rounding, which Adam would blow up.
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, 16, 8, stride=8, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        )
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
+        self.head = nn.Sequential(nn.BatchNorm1d(16), nn.Dropout(0.1), nn.Linear(16, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = rearrange(self.stem(x), "b d h w -> b (h w) d")
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(tokens.mean(1))
+
+
+class Task:
+    """Three stages, a boundary before and one after the state that others go on from."""
+
+    name = "finetune"
+    select = ("nll", "min")
+
+    def __init__(self, cfg: Any, labels: tuple[str, ...], preprocess: Any, encoder: Any) -> None:
+        self.labels, self.preprocess = labels, preprocess
+
+    def build(self) -> nn.Module:
+        return Network()
+
+    def stages(self, epochs: int) -> list[Stage]:
+        half = ("head.", "blocks.1.", "stem.1.")
+        return [Stage(1, ("head.",)), Stage(1, half), Stage(epochs - 2, ("",))]
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], key: int) -> Tensor:
+        return F.cross_entropy(model(self.preprocess(batch["image"])), batch["label"])
+
+    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"logits": model(self.preprocess(batch["image"])), "label": batch["label"]}
+
+    def score(self, outputs: dict[str, Tensor]) -> dict[str, float]:
+        return {"nll": float(F.cross_entropy(outputs["logits"], outputs["label"]))}
+
+    def describe(self) -> dict[str, Any]:
+        return {"model": {}}
+
+
+def configuration(engine: str, precision: str, data: Path, run: Path) -> Any:
+    """20 steps of four micro-batches, averaged and clipped."""
+    changes: dict[str, Any] = {
+        "train.max_steps": STEPS, "train.log_every": 1, "train.ema": 0.9, "train.epochs": 6,
+        "optim.clip_norm": 0.5, "optim.weight_decay": 0.05, "checkpoint.every_steps": HALF,
+        "checkpoint.keep": 9, "precision": precision, "engine": engine.rstrip("123"),
+    }  # fmt: skip
+    if engine.startswith("zero"):
+        changes |= {"engine": "deepspeed", "shard.stage": engine[-1]}
+    config, *overrides = settings("finetune", data, run, **changes)
+    return load(Path(config.removeprefix("--config=")), overrides, schema=schema_of)
+
+
+def main(out: Path, data: Path) -> None:
+    torch.set_num_threads(1)
+    phase.build_task = Task  # type: ignore[assignment]
+    for engine in ENGINES:
+        for precision in PRECISIONS:
+            world = World(configuration(engine, precision, data, out))
+            here = out / str(world.size)
+            cfg = configuration(engine, precision, data, here / f"{engine}-{precision}")
+            assert phase.run(cfg, "auto", world) == 0
+        if world.size == 2:
+            before = next(k for k, v in GOES_ON.items() if v == engine)
+            saved = out / "4" / f"{before}-no" / "checkpoints" / f"step-{HALF:08d}"
+            cfg = configuration(engine, "no", data, here / f"{engine}-from-{before}")
+            assert phase.run(cfg, str(saved), World(cfg)) == 0
+    world.close(0, together=True)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

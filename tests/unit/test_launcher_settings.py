@@ -1,0 +1,288 @@
+"""What accelerate's files, flags and variables ask for: the same, however it is said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lensdist.engine.launcher import Settings, from_environment, from_file
+from lensdist.errors import UserError
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.unit
+
+OURS = ROOT / "accelerate_config.yaml"
+READY = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+
+
+def written(folder: Path, without: tuple[str, ...] = (), **changes: Any) -> Path:
+    """Our file of settings, changed."""
+    data = {**yaml.safe_load(OURS.read_text()), **changes}
+    file = folder / "accelerate.yaml"
+    file.write_text(yaml.safe_dump({k: v for k, v in data.items() if k not in without}))
+    return file
+
+
+def launched(file: Path, *flags: str) -> dict[str, str]:
+    """The environment that accelerate's own launcher makes of a file, and of flags."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils import launch
+
+    words = ["--config_file", str(file), "--main_process_port", "0", *flags, "x.py"]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ""
+        return dict(launch.prepare_deepspeed_cmd_env(args)[1])
+    if args.use_fsdp or args.use_megatron_lm or args.multi_gpu:
+        return dict(launch.prepare_multi_gpu_env(args))
+    return dict(launch.prepare_simple_launcher_cmd_env(args)[1])
+
+
+def fsdp(**more: Any) -> dict[str, Any]:
+    return {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2, **more}}
+
+
+def deepspeed(**more: Any) -> dict[str, Any]:
+    return {"distributed_type": "DEEPSPEED", "deepspeed_config": more}
+
+
+@pytest.mark.parametrize(
+    ("without", "changes", "asked"),
+    [
+        ((), {}, {}),
+        ((), {"mixed_precision": "BF16"}, {"precision": "bf16"}),
+        ((), {"mixed_precision": "fp8"}, {"precision": "fp8"}),
+        (("mixed_precision",), {}, {}),
+        (("mixed_precision",), {"fp16": True}, {"precision": "fp16"}),
+        ((), {"dynamo_backend": "INDUCTOR"}, {"dynamo": "inductor"}),
+        (("dynamo_backend",), {"dynamo_config": {"dynamo_backend": "EAGER"}}, {"dynamo": "eager"}),
+        (("dynamo_backend",), {"dynamo_config": {"backend": "EAGER"}}, {"dynamo": "eager"}),
+        ((), {"dynamo_config": {"backend": "EAGER"}}, {}),  # the older key wins
+        ((), {"distributed_type": "MULTI_GPU", "num_processes": 2}, {}),
+        ((), {"fsdp_config": {"fsdp_version": 1}}, {}),  # not in use, as below
+        ((), {"fp8_config": {"backend": "TE"}}, {}),
+        ((), {"parallelism_config": {"parallelism_config_tp_size": 2}}, {}),
+        ((), fsdp(), {"engine": "fsdp", "stage": 3, "offload": False}),
+        ((), fsdp(reshard_after_forward=False), {"engine": "fsdp", "stage": 2, "offload": False}),
+        (
+            (),
+            fsdp(fsdp_sharding_strategy="SHARD_GRAD_OP", fsdp_offload_params=True),
+            {"engine": "fsdp", "stage": 2, "offload": True},
+        ),
+        (
+            (),
+            fsdp(fsdp_activation_checkpointing=True),
+            {"engine": "fsdp", "stage": 3, "offload": False, "recompute": True},
+        ),
+        ((), deepspeed(), {"engine": "deepspeed"}),
+        (
+            (),
+            deepspeed(zero_stage=1, offload_optimizer_device="none", gradient_clipping=0.5),
+            {"engine": "deepspeed", "stage": 1, "offload": False, "clip": 0.5},
+        ),
+        (
+            (),
+            deepspeed(zero_stage=3, offload_param_device="cpu", gradient_accumulation_steps=4),
+            {"engine": "deepspeed", "stage": 3, "offload": True, "accumulation": "4"},
+        ),
+        ((), deepspeed(gradient_accumulation_steps="auto"), {"engine": "deepspeed"}),
+        ((), {"deepspeed_config": {"gradient_accumulation_steps": 4}}, {}),  # not in use
+    ],
+)
+def test_a_file_means_what_accelerate_makes_of_it(
+    without: tuple[str, ...], changes: dict[str, Any], asked: dict[str, Any], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("accelerate.utils.launch.is_fp8_available", lambda: True)
+    file = written(tmp_path, without, **changes)
+    found = from_file(file)
+    assert found == Settings(str(file), **asked)
+    assert replace(found, whose="") == replace(from_environment(launched(file)), whose="")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"distributed_type": "FSDP"}, "asks for FSDP's version 1, accelerate's default; set"),
+        (fsdp(fsdp_sharding_strategy="HYBRID_SHARD"), "asks for FSDP's HYBRID_SHARD; set"),
+        (fsdp(fsdp_sharding_strategy="NO_SHARD"), "(what NO_SHARD does is engine: ddp)"),
+        (fsdp(ignored_modules="head"), "sets fsdp_ignored_modules, which engine: fsdp does not"),
+        (
+            fsdp(activation_checkpointing=True, activation_checkpointing_offload=True),
+            "sets fsdp_activation_checkpointing_offload, which engine: fsdp does not have",
+        ),
+        (fsdp() | {"parallelism_config": {"parallelism_config_tp_size": 2}}, "parallelism_config"),
+        ({"distributed_type": "MEGATRON_LM", "megatron_lm_config": {}}, "asks for MEGATRON_LM"),
+        (deepspeed(zero_stage=0), "asks for ZeRO's stage 0, which is engine: ddp"),
+        (deepspeed(zero_stage=4), "asks for ZeRO's stage 4; there are 1, 2 and 3"),
+        (deepspeed(zero_stage=3, offload_param_device="nvme"), "offloads to nvme; there is cpu"),
+        (deepspeed(gradient_clipping="much"), "sets gradient_clipping to much; give a number"),
+        (
+            {"mixed_precision": "fp8", "fp8_config": {"backend": "TE"}},
+            "asks for the fp8 of TE; leave mixed_precision at no and set the run's precision: fp8",
+        ),
+    ],
+)
+def test_what_no_run_can_have_is_refused_in_files_and_in_environments(
+    changes: dict[str, Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accelerate.utils.launch.is_fp8_available", lambda: True)
+    file = written(tmp_path, **changes)
+    found = from_file(file)
+    (told,) = found.refused
+    assert sentence in told
+    assert replace(found, whose="") == replace(from_environment(launched(file)), whose="")
+
+
+def test_what_never_reaches_an_environment_is_refused_in_a_file(tmp_path: Path) -> None:
+    for changes in ({"distributed_type": "XLA"}, {"compute_environment": "AMAZON_SAGEMAKER"}):
+        (told,) = from_file(written(tmp_path, **changes)).refused
+        assert "a run's engines are ddp, fsdp and deepspeed" in told
+
+
+def test_an_environment_of_two_engines_is_refused() -> None:
+    asked = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_FSDP": "1", "FSDP_VERSION": "2"}
+    assert from_environment(asked).refused == (
+        "asks for FSDP and for DeepSpeed; launch with one of them",
+    )
+
+
+def test_an_environment_tells_how_many_processes_there_are() -> None:
+    assert from_environment({"WORLD_SIZE": "4"}).processes == 4
+    assert from_environment({}) == Settings("accelerate's launcher")
+
+
+@pytest.mark.parametrize("file", READY, ids=lambda file: file.stem)
+def test_accelerate_reads_every_ready_file(file: Path) -> None:
+    from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+
+    config = load_config_from_file(str(file))
+    assert isinstance(config, ClusterConfig)
+    found = from_file(file)
+    assert not found.refused
+    assert (found.precision, found.dynamo) == ("no", "no")
+    command = file.read_text().splitlines()[0]
+    assert f"accelerate launch --config_file {file.relative_to(ROOT)}" in command
+    flags = command.partition(f"{file.name} ")[2].partition("-m ")[0].split()
+    flags = [{"R": "1", "HEAD": "127.0.0.1"}.get(flag, flag) for flag in flags]
+    made = launched(file, *flags)
+    assert replace(from_environment(made), whose="") == replace(found, whose="")
+
+
+@pytest.mark.parametrize("file", READY, ids=lambda file: file.stem)
+def test_a_flag_leaves_the_engine_to_the_run(file: Path) -> None:
+    flags = ("--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+    assert from_environment(launched(file, *flags)).engine is None
+
+
+@pytest.mark.parametrize("name", ["mixed_precision", "dynamo_backend"])
+def test_a_no_without_quotes_is_told_before_accelerate_falls_over_it(
+    name: str, tmp_path: Path
+) -> None:
+    file = written(tmp_path, (), **{name: False})
+    with pytest.raises(AttributeError):
+        launched(file)
+    with pytest.raises(UserError, match=f"{name}: YAML takes no without quotes for false"):
+        from_file(file)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1, 2]", "a: [", "num_processes: 2", "{distributed_type: FSDP, fsdp_config: 2}"]
+)
+def test_a_file_that_accelerate_refuses_is_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=str(file)):
+        from_file(file)
+    with pytest.raises(UserError, match="No such file"):
+        from_file(tmp_path / "nowhere.yaml")
+
+
+# ---- DeepSpeed's own file
+
+
+def of_json(folder: Path, data: Any, precision: str = "no", **accelerates: Any) -> Settings:
+    """What accelerate's file asks for that names a file of DeepSpeed's; both ways are compared."""
+    own = folder / "ds.json"
+    own.write_text(json.dumps(data))
+    changes = deepspeed(deepspeed_config_file=str(own), **accelerates)
+    file = written(folder, mixed_precision=precision, **changes)
+    found, made = from_file(file), from_environment(launched(file))
+    assert found.whose == f"{file} (with {own})"
+    assert made.whose == f"accelerate's launcher (with {own})"
+    assert replace(found, whose="") == replace(made, whose="")
+    return found
+
+
+def test_deepspeeds_own_file_is_read(tmp_path: Path) -> None:
+    zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}, "overlap_comm": True}
+    data = {"zero_optimization": zero, "train_batch_size": 64, "gradient_accumulation_steps": 2}
+    data |= {"train_micro_batch_size_per_gpu": 16, "gradient_clipping": 1.0, "prescale": False}
+    data |= {"bf16": {"enabled": True}, "fp16": {"enabled": False, "loss_scale": 0}}
+    found = of_json(tmp_path, data)
+    assert (found.stage, found.offload, found.clip) == (2, True, 1.0)
+    assert (found.batch, found.micro, found.accumulation) == ("64", "16", "2")
+    assert (found.precision, found.off, found.refused) == ("bf16", ("fp16",), ())
+    assert found.unread == ("zero_optimization.overlap_comm", "fp16.loss_scale")
+
+
+def test_auto_leaves_it_to_accelerates_file_and_to_the_run(tmp_path: Path) -> None:
+    zero = {"stage": "auto", "offload_param": {"device": "auto"}}
+    data = {"zero_optimization": zero, "train_batch_size": "auto", "gradient_clipping": "auto"}
+    data |= {"gradient_accumulation_steps": "auto", "bf16": {"enabled": "auto"}}
+    found = of_json(tmp_path, data, zero_stage=1)
+    assert replace(found, whose="F") == Settings("F", "deepspeed", stage=1)
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ({"optimizer": {"type": "AdamW"}}, "has a block 'optimizer', which is the run's optim"),
+        ({"scheduler": {"type": "WarmupLR"}}, "has a block 'scheduler', which is the run's optim"),
+        ({"communication_data_type": "fp16"}, "sets communication_data_type, which no engine here"),
+        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "quantized_weights"),
+        ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "asks for bf16 and for fp16"),
+        ({"zero_optimization": {}}, "asks for ZeRO's stage 0"),
+    ],
+)
+def test_what_would_change_a_step_is_refused(
+    data: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    (told,) = of_json(tmp_path, {"zero_optimization": {"stage": 2}} | data).refused
+    assert sentence in told
+
+
+def test_two_files_that_say_two_things_are_refused(tmp_path: Path) -> None:
+    found = of_json(tmp_path, {"zero_optimization": {"stage": 2}}, zero_stage=3)
+    assert found.refused == (f"says zero_stage 3, and 2 in {tmp_path / 'ds.json'}; leave one out",)
+    assert found.stage == 2  # as accelerate has it where a flag says the other
+    data = {"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}}
+    assert of_json(tmp_path, data, "bf16").refused == ("asks for bf16 and for fp16; leave one out",)
+    assert of_json(tmp_path, data, "fp16").refused == ()
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{"])
+def test_a_file_of_deepspeeds_that_cannot_be_read(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(text)
+    asked = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
+    with pytest.raises(UserError, match=str(file)):
+        from_environment(asked)
+    file.unlink()
+    with pytest.raises(UserError, match="No such file"):
+        from_environment(asked)
+
+
+def test_it_needs_neither_torch_nor_accelerate() -> None:
+    code = "import sys, lensdist.engine.launcher as it, lensdist.outcome, pathlib\n"
+    code += f"it.from_file(pathlib.Path({str(OURS)!r}))\n"
+    code += "sys.exit(' '.join({'torch', 'accelerate', 'deepspeed'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "\n")
