@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "write a trained model in another format",
     "report": "put finished runs into one table",
     "bench": "run a benchmark",
+    "profile": "say where the time of a run's steps goes",
     "estimate": "work out memory, time and scaling of a run on a cluster, on paper",
 }
 

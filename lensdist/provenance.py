@@ -20,7 +20,9 @@ def code() -> dict[str, str]:
     What a run does depends on these and no others: an edit elsewhere does not make it outdated.
     """
     found = {}
-    for module in [*sys.modules.values()]:
+    for name, module in [*sys.modules.items()]:
+        if name.partition(".")[0] not in (PACKAGE.name, "__main__"):
+            continue  # to look at the files of thousands takes a sixth of a second
         file = getattr(module, "__file__", None)
         path = Path(file).resolve() if file else None
         if path and path.suffix == ".py" and path.is_relative_to(PACKAGE):

@@ -4,16 +4,39 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import forkserver
+
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Begun first, for the last to end would run alone; among them no two on a SLURM side by side, for
+# they mostly wait.
+LONG = (
+    "slurm/test_requeue.py",
+    "distributed/test_engines.py",
+    "end_to_end/test_presets.py",
+    "end_to_end/test_common_job.py",
+    "distributed/test_world_size.py",
+    "faults/test_resume.py",
+    "slurm/test_chain.py",
+    "unit/test_bench_common.py",
+    "unit/test_slurm_local.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order of files; within one nothing changes."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
 
 
 @pytest.fixture(scope="session")
@@ -83,11 +106,34 @@ def start(words: Sequence[str], **kwargs: Any) -> subprocess.CompletedProcess[st
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, **kwargs)
 
 
+def forked(
+    *words: object,
+    processes: int = 1,
+    port: int = 0,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 240,
+) -> subprocess.CompletedProcess[str]:
+    """What `start(command(…))` does, without the 5 s that each process takes to import torch.
+
+    Several processes are what `torchrun` would start, but nobody looks after them.
+    """
+    environments = [dict(env or environment()) for _ in range(processes)]
+    if processes > 1:
+        for rank, each in enumerate(environments):
+            each |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+            each |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
+            each |= {"MASTER_PORT": str(port)}
+    return forkserver.run([str(word) for word in words], environments, timeout)
+
+
 @pytest.fixture
 def port() -> int:
     """A free TCP port."""
-    import socket
+    return free_port()
 
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])

@@ -84,7 +84,8 @@ def check_device(cfg: BaseRun, device: torch.device) -> None:
         return
     wanted = "precision: fp8 needs an NVIDIA GPU of compute capability 8.9 or more (L40S, H100)"
     if device.type != "cuda" or torch.version.hip:
-        raise UserError(f"{wanted}, and this run is on {device.type}; use bf16")
+        here = "an AMD GPU" if torch.version.hip else f"the {device.type.upper()}"
+        raise UserError(f"{wanted}, and this run is on {here}; use bf16")
     capability = torch.cuda.get_device_capability(device)
     if capability < _CAPABILITY:
         has = ".".join(map(str, capability))

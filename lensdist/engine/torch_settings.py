@@ -17,6 +17,8 @@ def settle(cfg: BaseRun, device: torch.device) -> None:
         # Read when cuBLAS starts, so it must be set before the first product.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Else every `torch.empty` is filled with NaN, to show who reads it: a kernel a buffer.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
     else:
         torch.use_deterministic_algorithms(False)  # an earlier run of this process may have wished

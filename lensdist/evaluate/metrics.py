@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,6 @@ from torch import Tensor
 from lensdist._torchvision import import_torchvision
 from lensdist.errors import RunError
 from lensdist.evaluate.bootstrap import Z95, auc_intervals, calibration_interval, wilson
-
-import_torchvision()  # torchmetrics imports it, and fails where its operators do not load
-
-from torchmetrics.functional import classification as tm  # noqa: E402
 
 
 def classification(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, Any]:
@@ -51,7 +48,7 @@ def classification(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict
     log_p = torch.log_softmax(z, dim=1)
     p = log_p.exp()
     hot = torch.nn.functional.one_hot(y, len(names)).to(p)
-    confusion = tm.multiclass_confusion_matrix(z.argmax(dim=1), y, num_classes=len(names))
+    confusion = _torchmetrics().multiclass_confusion_matrix(z.argmax(dim=1), y, len(names))
     aucs = [_auc(rank, y == k) for k, rank in enumerate(_ranks(z))]
     present = [auc for auc in aucs if not math.isnan(auc)]
     return {
@@ -145,7 +142,7 @@ def roc_curves(
         if truth.all() or not truth.any():
             curves[name] = {"fpr": [], "tpr": []}
             continue
-        fpr, tpr, _ = tm.binary_roc(rank, truth.long())
+        fpr, tpr, _ = _torchmetrics().binary_roc(rank, truth.long())
         length = (fpr + tpr).double()
         wanted = torch.linspace(0, length[-1].item(), points, dtype=torch.float64)
         kept = torch.searchsorted(length, wanted).clamp(max=len(length) - 1)
@@ -291,4 +288,13 @@ def _auc(rank: Tensor, truth: Tensor) -> float:
     """Area under the ROC curve; NaN when all samples, or none, are of the class."""
     if truth.all() or not truth.any():
         return math.nan
-    return float(tm.binary_auroc(rank, truth.long()))
+    return float(_torchmetrics().binary_auroc(rank, truth.long()))
+
+
+@cache
+def _torchmetrics() -> Any:
+    """Imported when first asked for: it takes two seconds, and not every run needs it."""
+    import_torchvision()  # it imports that, and fails where its operators do not load
+    from torchmetrics.functional import classification
+
+    return classification

@@ -19,10 +19,6 @@ from lensdist.errors import RunError
 from lensdist.evaluate.bootstrap import Z95, paired_bootstrap, paired_ratio
 from lensdist.resample import bicubic, with_means
 
-import_torchvision()  # torchmetrics imports it, and fails where its operators do not load
-
-from torchmetrics.functional.image import structural_similarity_index_measure  # noqa: E402
-
 Z68 = 0.994457883209753  # the normal distribution's 84 % point, as Z95 its 97.5 %
 
 Scores = Mapping[str, Tensor]
@@ -167,6 +163,9 @@ def _ssim(a: Tensor, b: Tensor, weight: Tensor | None, data_range: float) -> Ten
     Both are taken to begin at 0, where `b` is darkest: a sky of thousands would leave nothing of
     float32, which squares of brightness are taken from each other in.
     """
+    import_torchvision()  # torchmetrics imports it, and fails where its operators do not load
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     good = b if weight is None else torch.where(weight > 0, b, math.inf)
     dark = good.amin((1, 2, 3), keepdim=True)
     if weight is not None:  # bad pixels are alike in both

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from lensdist.engine import checkpoint
 from lensdist.phases import completed
 from lensdist.track.log import read
-from tests.conftest import command, start
+from tests.conftest import forked, free_port
 from tests.distributed.engines_worker import ENGINES, GOES_ON, HALF, PRECISIONS, STEPS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -29,7 +29,7 @@ def runs(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("engines")
     for processes in WORLDS:
         words = ("tests.distributed.engines_worker", out, tiny_set)
-        done = start(command(*words, processes=processes, port=29600 + processes), timeout=500)
+        done = forked(*words, processes=processes, port=free_port(), timeout=500)
         assert done.returncode == 0, done.stderr[-3000:]
     return out
 

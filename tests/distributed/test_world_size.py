@@ -10,7 +10,7 @@ import torch
 
 from lensdist.engine import checkpoint
 from lensdist.track.log import read
-from tests.conftest import command, environment, start
+from tests.conftest import command, environment, forked, free_port, start
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -25,7 +25,7 @@ def worlds(
     root = tmp_path_factory.mktemp("worlds")
     for processes in (1, 2, 4):
         words = ("tests.distributed.worker", root / str(processes), tiny_set, pairs_set)
-        done = start(command(*words, processes=processes, port=29500 + processes))
+        done = forked(*words, processes=processes, port=free_port(), timeout=500)
         assert done.returncode == 0, done.stderr[-3000:]
     return {n: root / str(n) for n in (1, 2, 4)}
 
@@ -86,8 +86,8 @@ def test_kept_features_and_unfrozen_layers_were_both_trained_on(worlds: dict[int
 def test_an_uneven_share_is_refused(tiny_set: Path, tmp_path: Path, port: int) -> None:
     words = ["lensdist.train", "--config=configs/mae/debug.yaml", f"data.path={tiny_set}"]
     words += [f"run.dir={tmp_path / 'run'}", "train.global_batch=12", "train.micro_batch=4"]
-    done = start(command(*words, processes=2, port=port))
-    assert done.returncode != 0
+    done = forked(*words, processes=2, port=port)
+    assert done.returncode == 2
     assert "3 micro-batches of 4, which 2 processes cannot share evenly" in done.stderr
     assert not (tmp_path / "run").exists()
 

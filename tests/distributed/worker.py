@@ -95,6 +95,8 @@ def main(out: Path, data: Path, pairs: Path) -> None:
             }  # fmt: skip
             if task in ("finetune", "sr"):
                 changes |= {"frozen_epochs": 1, "train.epochs": 6}
+            if task == "sr":  # the same number of micro-batches a step, of few large images
+                changes |= {"train.global_batch": 8, "train.micro_batch": 2}
             if name == "common":  # the heads on kept features, then one section more
                 changes |= {"train.epochs": 9, "unfreeze_epochs": "[3,2,1,1,1,1]"}
             elif name in ("finetune", "sr"):

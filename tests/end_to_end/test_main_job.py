@@ -12,17 +12,21 @@ import numpy as np
 import pytest
 
 import lensdist
-from tests.conftest import settings, start
+from tests.conftest import command, forked, settings, start
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(300)]
 
-CLI = [sys.executable, "-m", "lensdist"]
-
 
 def _run(*words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = start([*CLI, *map(str, words)])
+    done = forked("lensdist", *words)
     assert done.returncode == code, done.stdout + done.stderr
     return done
+
+
+def _type(*words: object) -> None:
+    """Once for each command: it must find in a new process all that it imports."""
+    done = start(command("lensdist", *words))
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +34,15 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Raw files -> packed -> pretrained -> fine-tuned -> evaluated -> reported."""
     root = tmp_path_factory.mktemp("job")
     raw = ("--family", "model_ii", "--n-per-class", 40, "--layout", "raw", root / "raw")
-    _run("simulate", *raw)
-    _run("pack", root / "raw", root / "packed", "--pixel-scale", "0.101")
+    _type("simulate", *raw)
+    _type("pack", root / "raw", root / "packed", "--pixel-scale", "0.101")
     quick = {"train.epochs": 2, "train.max_steps": 12}
-    _run("train", *settings("mae", root / "packed", root / "mae", **quick))
+    _type("train", *settings("mae", root / "packed", root / "mae", **quick))
     words = settings("finetune", root / "packed", root / "finetune", **quick, frozen_epochs=1)
     _run("train", *words, f"encoder={root / 'mae'}")
-    for run in ("mae", "finetune"):
-        _run("evaluate", root / run, "--data", root / "packed")
-    _run("report", root / "finetune", root / "mae", "--out", root / "report")
+    _run("evaluate", root / "mae", "--data", root / "packed")
+    _type("evaluate", root / "finetune", "--data", root / "packed")
+    _type("report", root / "finetune", root / "mae", "--out", root / "report")
     return root
 
 
@@ -114,8 +118,7 @@ def test_a_stream_needs_no_files_and_resumes_in_the_same_bits(tmp_path: Path) ->
 
 def _signal(words: list[str], step: int) -> None:
     words = [w for w in words if not w.startswith("train.max_steps")] + ["train.max_steps=9"]
-    killer = [sys.executable, "-m", "tests.faults.killer", "term", str(step), "--", *words]
-    assert start(killer).returncode == 75
+    assert forked("tests.faults.killer", "term", step, "--", *words).returncode == 75
 
 
 def test_wandb_offline_stays_in_the_run(tiny_set: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import lensdist
 from lensdist import train
 from lensdist.cli import main
 from lensdist.data.readers import read
-from tests.conftest import start
+from tests.conftest import forked, start
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(300)]
 
@@ -44,10 +44,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def predict(*words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """With standard input closed, as under some job schedulers."""
-    command = [sys.executable, "-m", "lensdist", "predict", *map(str, words), "--device", "cpu"]
-    done = start(["sh", "-c", 'exec "$@" <&-', "sh", *command])
+def predict(*words: object, code: int = 0, typed: bool = False) -> subprocess.CompletedProcess[str]:
+    """Typed: in a new process, with standard input closed, as under some job schedulers."""
+    command = ["lensdist", "predict", *map(str, words), "--device", "cpu"]
+    closed = ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-m"]
+    done = start([*closed, *command]) if typed else forked(*command)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -55,7 +56,8 @@ def predict(*words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
 
 def test_classes_of_a_folder(work: Path) -> None:
     dest = work / "classes.csv"
-    done = predict(work / "finetune", work / "lenses", "--out", dest, "--batch", 4, code=1)
+    words = (work / "finetune", work / "lenses", "--out", dest, "--batch", 4)
+    done = predict(*words, code=1, typed=True)
     assert done.stdout == f"predicted 10 of 12 files, 2 skipped: {dest}\n"
     with dest.open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -9,11 +9,12 @@ import pytest
 import yaml
 
 from lensdist.phases import completed
-from tests.conftest import ROOT, command, start
+from tests.conftest import ROOT, forked
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(600)]
 
 PRESETS = ("reference", "best", "small")
+STEPS = 20
 
 
 def _cut(data: Path, run: Path, steps: int, batch: int) -> list[str]:
@@ -25,7 +26,7 @@ def _cut(data: Path, run: Path, steps: int, batch: int) -> list[str]:
 
 
 def _train(config: str, *words: str) -> None:
-    done = start(command("lensdist.train", f"--config=configs/{config}.yaml", *words), timeout=500)
+    done = forked("lensdist.train", f"--config=configs/{config}.yaml", *words, timeout=500)
     assert done.returncode == 0, done.stderr
 
 
@@ -33,7 +34,7 @@ def _check(run: Path, preset: str) -> dict[str, Any]:
     """The run's record: it took all its steps, and says whose they were."""
     record = completed(run)
     assert record is not None
-    assert record["steps"] == 20
+    assert record["steps"] == STEPS
     assert record["preset"] == preset
     return record
 
@@ -41,10 +42,11 @@ def _check(run: Path, preset: str) -> dict[str, Any]:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_pretrains_and_fine_tunes(preset: str, tiny_set: Path, tmp_path: Path) -> None:
     mae, finetune = tmp_path / "mae", tmp_path / "finetune"
-    _train(f"mae/{preset}", *_cut(tiny_set, mae, 20, 4))
+    _train(f"mae/{preset}", *_cut(tiny_set, mae, STEPS, 4))
     # The recipe freezes the encoder first: an epoch of that, so that both stages are run.
     batch, frozen = (8, 1) if preset == "reference" else (4, 0)
-    words = [*_cut(tiny_set, finetune, 20, batch), f"encoder={mae}", f"frozen_epochs={frozen}"]
+    words = [*_cut(tiny_set, finetune, STEPS, batch), f"encoder={mae}", f"frozen_epochs={frozen}"]
+    words += ["data.labels_per_class=8"]
     _train(f"finetune/{preset}", *words)
     for run in (mae, finetune):
         _check(run, preset)
@@ -57,7 +59,7 @@ COMMON = sorted(p.stem for p in (ROOT / "configs" / "common").glob("*.yaml") if 
 def test_a_preset_of_the_common_task(preset: str, common_set: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     # Two images a step, three steps an epoch: every stage of an unfreezing is reached.
-    words = [*_cut(common_set, run, 20, 2), "data.labels_per_class=2", "init=random"]
+    words = [*_cut(common_set, run, STEPS, 2), "data.labels_per_class=2", "init=random"]
     if preset.startswith("unfreeze"):
         words += ["unfreeze_epochs=[1,1,1,1,1,25]"]
     _train(f"common/{preset}", *words)
@@ -80,7 +82,7 @@ def test_a_preset_of_super_resolution(
     pretrained, run = tmp_path / "mae", tmp_path / "run"
     images = pairs_set if mae.startswith("pairs") else tiny_set
     _train(f"mae/{mae}", *_cut(images, pretrained, 2, 2))
-    words = [*_cut(pairs_set, run, 20, 2), f"encoder={pretrained}", "data.train_images=10"]
+    words = [*_cut(pairs_set, run, STEPS, 2), f"encoder={pretrained}", "data.train_images=10"]
     words += ["frozen_epochs=1"] if "reference" in preset else []  # both stages are run
     _train(f"sr/{preset}", *words)
     _check(run, preset)
@@ -89,7 +91,7 @@ def test_a_preset_of_super_resolution(
 @pytest.mark.parametrize("task", ["mae", "finetune", "common", "sr"])
 def test_debug_needs_nothing(task: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    done = start(command("lensdist.train", f"--config=configs/{task}/debug.yaml", f"run.dir={run}"))
+    done = forked("lensdist.train", f"--config=configs/{task}/debug.yaml", f"run.dir={run}")
     assert done.returncode == 0, done.stderr
     assert completed(run) is not None
 

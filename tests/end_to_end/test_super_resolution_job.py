@@ -14,17 +14,16 @@ import pytest
 
 import lensdist
 from lensdist.phases import completed
-from tests.conftest import settings, start
+from tests.conftest import forked, settings, start
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(300)]
 
-CLI = [sys.executable, "-m", "lensdist"]
 ACCELERATE = [str(Path(sys.executable).with_name("accelerate")), "launch"]
 ACCELERATE += ["--config_file", "accelerate_config.yaml", "--multi_gpu", "--num_processes", "2"]
 
 
 def _run(*words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = start([*CLI, *map(str, words)])
+    done = forked("lensdist", *words)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 

@@ -20,7 +20,7 @@ from lensdist.engine.saver import Saver
 from lensdist.files import to_json
 from lensdist.phases import completed
 from lensdist.track.log import read
-from tests.conftest import command, settings, start
+from tests.conftest import forked, settings
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
@@ -205,16 +205,16 @@ def test_a_run_goes_on_through_a_full_disk_and_a_kill(tiny_set: Path, tmp_path: 
         "checkpoint.keep": 1, "train.eval_every_epochs": 99,
     }  # fmt: skip
     whole, run = tmp_path / "whole", tmp_path / "run"
-    done = start(command("lensdist.train", *settings("mae", tiny_set, whole, **changes)))
+    done = forked("lensdist.train", *settings("mae", tiny_set, whole, **changes))
     assert done.returncode == 0, done.stderr
     # The disk refuses what is saved at steps 8 and 12; the process is killed after step 14.
     words = settings("mae", tiny_set, run, **changes)
-    done = start(command("tests.faults.full_disk", "8,12", 14, "--", *words))
+    done = forked("tests.faults.full_disk", "8,12", 14, "--", *words)
     assert done.returncode == -9, done.stderr
     assert "step 8: not saved" in done.stderr
     assert "No space left" in done.stderr
     assert [step for step, _ in checkpoint.steps(run / "checkpoints")] == [4]
-    done = start(command("lensdist.train", *words, "--resume=auto"))
+    done = forked("lensdist.train", *words, "--resume=auto")
     assert done.returncode == 0, done.stderr
     ours, theirs = (checkpoint.newest(r / "checkpoints")[0] for r in (run, whole))
     assert ours is not None

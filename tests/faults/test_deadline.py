@@ -28,7 +28,7 @@ from lensdist.phases import completed
 from lensdist.tasks.base import Stage
 from lensdist.tasks.mae import MaeTask
 from lensdist.track.log import read
-from tests.conftest import ROOT, command, environment, settings, start
+from tests.conftest import ROOT, command, environment, forked, settings, start
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600), pytest.mark.usefixtures("handlers")]
 
@@ -58,15 +58,14 @@ def test_a_run_leaves_before_its_limit_and_goes_on_in_the_same_bits(
 ) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     limit = time.time() + SOON
-    killer = command("tests.faults.test_deadline", "limit", 13, "--", *words(tiny_set, run))
-    done = start(killer, env=environment(**{DEADLINE: f"{limit:.0f}"}))
+    killer = ("tests.faults.test_deadline", "limit", 13, "--", *words(tiny_set, run))
+    done = forked(*killer, env=environment(**{DEADLINE: f"{limit:.0f}"}))
     assert done.returncode == 75, done.stderr
     assert time.time() < limit
     assert "step 14: stopped and saved: the job's time limit" in done.stderr
     assert newest(run).step == 14
-    both = [words(tiny_set, run), words(tiny_set, whole)]
-    code = f"import sys; from lensdist.train import main; sys.exit(max(map(main, {both})))"
-    done = start([sys.executable, "-c", code])
+    assert forked("lensdist.train", *words(tiny_set, whole)).returncode == 0
+    done = forked("lensdist.train", *words(tiny_set, run))
     assert done.returncode == 0, done.stderr
     assert "resumed: step-00000014" in done.stderr
     ours, theirs = newest(run), newest(whole)

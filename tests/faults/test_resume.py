@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from lensdist.engine import checkpoint
 from lensdist.phases import completed
 from lensdist.track.log import read
-from tests.conftest import command, settings, start
+from tests.conftest import command, forked, settings, start
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -44,7 +43,10 @@ def _settings(task: str, data: Path, run: Path, **more: Any) -> list[str]:
 def whole(
     tiny_set: Path, pairs_set: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """Uninterrupted runs: a pretraining, what starts from it, and an unfreezing."""
+    """Uninterrupted runs: a pretraining, what starts from it, and an unfreezing.
+
+    Not forked like the others, which have one order of sets between them: here it is another.
+    """
     root = tmp_path_factory.mktemp("whole")
     for task in TASKS:
         data = pairs_set if task == "sr" else tiny_set
@@ -91,10 +93,10 @@ def test_sigkill_at_random_steps(
     kills = sorted(draw.sample(range(1, STEPS), 4))
     plan = [("step", n) for n in kills] + [("write", 25), ("rename", STEPS)]
     for when, number in sorted(plan, key=lambda p: p[1]):
-        done = start(command("tests.faults.killer", when, number, "--", *words))
+        done = forked("tests.faults.killer", when, number, "--", *words)
         assert done.returncode == -signal.SIGKILL, (when, number, done.stderr)
         assert not (run / "COMPLETE.json").exists()
-    done = start(command("lensdist.train", *words))
+    done = forked("lensdist.train", *words)
     assert done.returncode == 0, done.stderr
     _same(run, whole[task])
 
@@ -104,10 +106,10 @@ def test_stop_signal_saves_and_asks_to_be_run_again(
 ) -> None:
     run = tmp_path / "mae"
     words = _settings("mae", tiny_set, run)
-    done = start(command("tests.faults.killer", "term", 13, "--", *words))
+    done = forked("tests.faults.killer", "term", 13, "--", *words)
     assert done.returncode == 75, done.stderr
     assert "step 14: stopped and saved: SIGTERM" in done.stderr
-    assert start(command("lensdist.train", *words)).returncode == 0
+    assert forked("lensdist.train", *words).returncode == 0
     _same(run, whole["mae"])
 
 
@@ -116,17 +118,19 @@ def test_stop_file_on_two_processes(
 ) -> None:
     run = tmp_path / "mae"
     words = _settings("mae", tiny_set, run)
-    start(command("tests.faults.killer", "stop", 13, "--", *words, processes=2, port=port))
+    killer = ("tests.faults.killer", "stop", 13, "--", *words)
+    done = forked(*killer, processes=2, port=port)
+    assert done.returncode == 75, done.stderr
     saved, _ = checkpoint.newest(run / "checkpoints")
     assert saved is not None
     assert 14 <= saved.step < STEPS
     assert not (run / "COMPLETE.json").exists()
     # Somebody wanted it to stop: it does not start again behind their back.
-    again = start(command("lensdist.train", *words))
+    again = forked("lensdist.train", *words)
     assert again.returncode == 2
     assert "delete the file" in again.stderr
     (run / "STOP").unlink()
-    assert start(command("lensdist.train", *words)).returncode == 0
+    assert forked("lensdist.train", *words).returncode == 0
 
 
 def test_a_checkpoint_elsewhere_only_starts_a_run(
@@ -134,13 +138,13 @@ def test_a_checkpoint_elsewhere_only_starts_a_run(
 ) -> None:
     run = tmp_path / "mae"
     first = _settings("mae", tiny_set, tmp_path / "first")
-    assert start(command("tests.faults.killer", "term", 6, "--", *first)).returncode == 75
+    assert forked("tests.faults.killer", "term", 6, "--", *first).returncode == 75
     origin = checkpoint.steps(tmp_path / "first" / "checkpoints")[-1][1]
     words = [*_settings("mae", tiny_set, run), f"--resume={origin}"]
-    killed = start(command("tests.faults.killer", "term", 17, "--", *words))
+    killed = forked("tests.faults.killer", "term", 17, "--", *words)
     assert killed.returncode == 75, killed.stderr
     assert f"resumed: {origin.name}" in killed.stderr
-    again = start(command("lensdist.train", *words))
+    again = forked("lensdist.train", *words)
     assert again.returncode == 0, again.stderr
     assert "resumed: step-00000018" in again.stderr  # its own, not the origin again
     ours, _ = checkpoint.newest(run / "checkpoints")
@@ -160,7 +164,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
-    done = start(command("lensdist.train", *_settings("mae", tiny_set, run)))
+    done = forked("lensdist.train", *_settings("mae", tiny_set, run))
     assert done.returncode == 0, done.stderr
     assert f"{newest}: altered since it was written" in done.stderr
     _same(run, whole["mae"])
@@ -174,7 +178,7 @@ def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(
     (run / "COMPLETE.json").unlink()
     for _, path in checkpoint.steps(run / "checkpoints"):
         (path / "state.safetensors").write_bytes(b"")
-    done = start(command("lensdist.train", *_settings("mae", tiny_set, run)))
+    done = forked("lensdist.train", *_settings("mae", tiny_set, run))
     assert done.returncode == 1
     assert "is whole" in done.stderr
 
@@ -195,7 +199,7 @@ def test_other_settings_are_refused_before_anything_is_written(
     shutil.copytree(whole["mae"], run)
     (run / "COMPLETE.json").unlink()
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
-    done = start(command("lensdist.train", *_settings("mae", tiny_set, run, **changes)))
+    done = forked("lensdist.train", *_settings("mae", tiny_set, run, **changes))
     assert done.returncode == 2, done.stderr
     assert sentence in done.stderr
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
@@ -204,10 +208,10 @@ def test_other_settings_are_refused_before_anything_is_written(
 def test_a_finished_run_is_left_alone(whole: dict[str, Path], tiny_set: Path) -> None:
     run = whole["mae"]
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
-    again = start(command("lensdist.train", *_settings("mae", tiny_set, run)))
+    again = forked("lensdist.train", *_settings("mae", tiny_set, run))
     assert again.returncode == 0
     assert "nothing to do" in again.stderr
-    other = start(command("lensdist.train", *_settings("mae", tiny_set, run, seed=1)))
+    other = forked("lensdist.train", *_settings("mae", tiny_set, run, seed=1))
     assert other.returncode == 2
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
 
@@ -215,6 +219,6 @@ def test_a_finished_run_is_left_alone(whole: dict[str, Path], tiny_set: Path) ->
 def test_the_saved_configuration_replays_the_run(whole: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "again"
     words = [f"--config={whole['mae'] / 'config.yaml'}", f"run.dir={run}"]
-    done = start([sys.executable, "-m", "lensdist.train", *words])
+    done = forked("lensdist.train", *words)
     assert done.returncode == 0, done.stderr
     _same(run, whole["mae"])

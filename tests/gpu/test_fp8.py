@@ -64,9 +64,7 @@ def test_blocks_compile_and_stay_near_bf16() -> None:
     assert fp8.to_fp8(ours) == 8
     wanted, eager = gradients(plain, x, autocast=True), gradients(ours, x, autocast=True)
     for block in ours:
-        block.forward = torch.compile(  # type: ignore[method-assign]
-            block.forward, fullgraph=True, dynamic=False
-        )
+        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
     for bf16, one, two in zip(wanted, eager, gradients(ours, x, autocast=True), strict=True):
         # Through four products one behind the other, each of which is off by 0.055 or less.
         assert off(one, bf16) < 0.15

@@ -15,7 +15,7 @@ import pytest
 
 from lensdist.phases import completed
 from tests.chains import jobs_of, submit, write_chain, write_cluster
-from tests.conftest import command, settings, start
+from tests.conftest import forked, settings
 from tests.slurm.minislurm import MiniSlurm
 from tests.slurm.watch import attempts_of, log_of, losses, wait_step
 
@@ -39,7 +39,7 @@ ONE = {"executor": "slurm", "cpus_per_task": 1}
 def undisturbed(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     """Losses by step."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = start(command("lensdist.train", *settings("mae", tiny_set, run, **RUN)))
+    done = forked("lensdist.train", *settings("mae", tiny_set, run, **RUN))
     assert done.returncode == 0, done.stderr
     return losses(run)
 

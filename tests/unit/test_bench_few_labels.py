@@ -21,7 +21,7 @@ from lensdist.bench.table import Scored, write_table
 from lensdist.cli import main
 from lensdist.errors import RunError, UserError
 from lensdist.phases import COMPLETE
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, command, environment, forked, start
 
 pytestmark = pytest.mark.unit
 
@@ -106,17 +106,11 @@ def test_a_failed_run_is_named_with_what_it_said(tmp_path: Path) -> None:
 def test_whole_command_and_again(tmp_path: Path) -> None:
     """Nothing to a table; an interrupted one goes on; a finished one trains nothing."""
     out = tmp_path / "out"
-    words = [sys.executable, "-m", "lensdist", "bench", "few-labels", "--out", str(out)]
+    words = ["lensdist", "bench", "few-labels", "--out", str(out)]
     words += ["--labels=4", "--seeds=2", "--steps=2", "--pretrain-steps=2", "--noise=none"]
     words += ["--n-per-class=30", "train.global_batch=4", "model.dim=16", "model.depth=1"]
-
-    def run() -> None:
-        found = subprocess.run(
-            words, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
-        )
-        assert found.returncode == 0, found.stderr
-
-    run()
+    found = start(command(*words))  # it finds all that it imports
+    assert found.returncode == 0, found.stderr
     rows = json.loads((out / "results.json").read_text())["rows"]
     assert [row["method"] for row in rows] == list(METHODS)
     assert (out / "figures" / "few-labels-none.png").exists()
@@ -125,7 +119,8 @@ def test_whole_command_and_again(tmp_path: Path) -> None:
     before = {run: (run / COMPLETE).stat().st_mtime_ns for run in runs}
     lost = runs[0]
     (lost / "eval" / "test-logits.npy").unlink()
-    run()
+    found = forked(*words)
+    assert found.returncode == 0, found.stderr
     assert json.loads((out / "results.json").read_text())["rows"] == rows
     assert {run: (run / COMPLETE).stat().st_mtime_ns for run in runs} == before
 

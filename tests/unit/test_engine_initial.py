@@ -16,7 +16,7 @@ from lensdist.errors import UserError
 from lensdist.loaded import load
 from lensdist.models.ensemble import Ensemble
 from lensdist.tasks.common import CommonTask
-from tests.conftest import command, settings, start
+from tests.conftest import forked, settings
 from tests.unit.worlds import FakeWorld
 
 pytestmark = pytest.mark.unit
@@ -94,7 +94,7 @@ def members(common_set: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
             "unfreeze": "all", "unfreeze_epochs": "null", "train.max_steps": 2,
         }  # fmt: skip
         words = settings("common", common_set, root / name, **more)
-        done = start(command("lensdist.train", *words))
+        done = forked("lensdist.train", *words)
         assert done.returncode == 0, done.stderr
     return [root / "lensnet", root / "shufflenet_v2_x0_5"]
 

@@ -100,7 +100,7 @@ def test_networks_whose_wide_layers_never_train_are_refused() -> None:
 
 def test_devices_without_float8_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg, cuda = run("mae"), torch.device("cuda", 0)
-    with pytest.raises(UserError, match="this run is on cpu; use bf16"):
+    with pytest.raises(UserError, match="this run is on the CPU; use bf16"):
         fp8.check_device(cfg, torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
@@ -108,6 +108,10 @@ def test_devices_without_float8_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
         fp8.check_device(cfg, cuda)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     fp8.check_device(cfg, cuda)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.version, "hip", "7.0")
+        with pytest.raises(UserError, match="on an AMD GPU"):
+            fp8.check_device(cfg, cuda)
     monkeypatch.delattr(torch, "_scaled_mm")
     with pytest.raises(UserError, match=r"needs torch\._scaled_mm"):
         fp8.check_device(cfg, cuda)
