@@ -60,6 +60,7 @@ def machine(world: World) -> dict[str, Any]:
     """What the last bits of a run may depend on, besides its configuration."""
     return {
         "engine": world.engine,
+        "kernels": world.kernels,
         "processes": world.size,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",

@@ -53,6 +53,8 @@ class World:
             raise UserError(f"precision {cfg.precision}: {e}; use precision=no here") from e
         sharded = cfg.engine != "ddp"
         self.engine: str = f"{cfg.engine} stage {cfg.shard.stage}" if sharded else cfg.engine
+        layout = "channels last" if cfg.speed.channels_last else "channels first"
+        self.kernels: str = f"compile {cfg.speed.compile}, {layout}"
         self.rank: int = self.accelerator.process_index
         self.size: int = self.accelerator.num_processes
         # accelerate calls the CPU of local rank 1 "cpu:1"; moving a module there copies buffers.
