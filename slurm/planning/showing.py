@@ -121,7 +121,7 @@ def _phase(plan: Plan, step: Step, time: Estimate | None) -> str:
         if step.config.engine != "ddp":
             rows.append(("engine", _engine(step.config)))
         if not step.done:
-            known = "not known: no data here yet, or no speed (cluster.tflops, or a first run)"
+            known = "not known: no data here yet, or no speed (cluster.hardware, or a first run)"
             rows.append(("time", time_line(time, cluster) if time else known))
     rows.append(("command", line(_job(step, plan), place)))
     return "\n".join([f"{step.name}: {step.source}", *(f"  {k:<8} {v}" for k, v in rows)])
