@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from lensdist.config import load
 from lensdist.config.schema import schema_of
+from lensdist.engine.launcher import agreed, from_environment
 from lensdist.errors import EXIT_DONE, UserError
 
 EXAMPLES = """examples:
@@ -41,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if args.steps < 1:
         raise UserError(f"--steps must be 1 or more, not {args.steps}")
     cfg = load(args.config, args.overrides, schema=schema_of)
+    cfg = agreed(cfg, from_environment(os.environ))
     keep = any(word.startswith("run.dir=") for word in args.overrides)
 
     from lensdist.engine.preflight import build_world

@@ -64,6 +64,8 @@ class BaseRun(Strict):
     @model_validator(mode="after")
     def _engine_can(self) -> Self:
         if self.engine == "ddp":
+            if self.shard.offload:
+                raise ValueError("shard.offload goes with engine: fsdp or deepspeed, not ddp")
             if self.speed.cuda_graphs and self.speed.compile != "whole":
                 raise ValueError("speed.cuda_graphs goes with speed.compile: whole")
             return self
@@ -71,6 +73,11 @@ class BaseRun(Strict):
             raise ValueError("train.reproducible goes with engine: ddp")
         if self.engine == "fsdp" and self.shard.stage == 1:
             raise ValueError("shard.stage: fsdp has stages 2 and 3; deepspeed has 1")
+        if self.engine == "fsdp" and self.shard.offload and self.precision == "fp16":
+            raise ValueError(
+                "shard.offload: fsdp cannot agree on fp16's scale where gradients are in the "
+                "machine's memory; use bf16"
+            )
         if self.engine == "deepspeed" and self.precision == "fp16":
             raise ValueError(
                 "precision: fp16 goes with engine ddp or fsdp; DeepSpeed would keep half-precision "

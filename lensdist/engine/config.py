@@ -124,13 +124,14 @@ class SpeedConfig(Strict):
         "backward pass: a third more work for a fraction of the memory (arXiv:1604.06174)",
     )
     channels_last: bool = Field(
-        True, description="convolutional networks: pixels' channels beside each other in memory"
+        True,
+        description="convolutional networks: pixels' channels beside each other in memory (ddp)",
     )
     bucket_mb: int = Field(
         100,
         ge=1,
-        description="ddp: gradients are averaged in pieces of this size, while the rest "
-        "of the backward pass goes on",
+        description="gradients travel in pieces of this size while the rest of the backward pass "
+        "goes on; under deepspeed, parameters too",
     )
 
 

@@ -71,5 +71,6 @@ def machine(world: World) -> dict[str, Any]:
 
 def machine_changes(saved: dict[str, Any], now: dict[str, Any]) -> str | None:
     """What has changed since a checkpoint was saved, in words."""
+    saved = {"engine": "ddp", **saved}  # there was no other before it was recorded
     changes = [f"{k} {saved[k]} -> {v}" for k, v in now.items() if k in saved and saved[k] != v]
     return ", ".join(changes) or None

@@ -12,8 +12,9 @@ import warnings
 from typing import NoReturn, TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, KwargsHandler
 from torch import Tensor, nn
 
 from lensdist.config.schema import BaseRun
@@ -40,26 +41,36 @@ class World:
             raise UserError("\n".join(found))
         for name in ANSWERED:  # accelerate's own engines are not used: engine/parallel
             os.environ.pop(name, None)
-        buckets = DistributedDataParallelKwargs(
-            broadcast_buffers=False,  # running statistics are ours: engine/batchnorm.py
-            gradient_as_bucket_view=True,
-            bucket_cap_mb=cfg.speed.bucket_mb,
-        )
+        sharded = cfg.engine != "ddp"
+        handlers: list[KwargsHandler] = [
+            DistributedDataParallelKwargs(
+                broadcast_buffers=False,  # running statistics are ours: engine/batchnorm.py
+                gradient_as_bucket_view=True,
+                bucket_cap_mb=cfg.speed.bucket_mb,
+            )
+        ]
+        if sharded:
+            # A weight is used once in a forward pass; kept until its end, copies in half precision
+            # would add up to a whole network on every process.
+            handlers.append(AutocastKwargs(cache_enabled=False))
         AcceleratorState._reset_state()  # an earlier run of this process may have had another
         precision = "bf16" if cfg.precision == "fp8" else cfg.precision
         try:
-            self.accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[buckets])
+            self.accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=handlers)
         except ValueError as e:  # fp16 without a GPU, bf16 where there is none
             raise UserError(f"precision {cfg.precision}: {e}; use precision=no here") from e
-        sharded = cfg.engine != "ddp"
         self.engine: str = f"{cfg.engine} stage {cfg.shard.stage}" if sharded else cfg.engine
-        layout = "channels last" if cfg.speed.channels_last else "channels first"
+        last = cfg.speed.channels_last and not sharded
+        layout = "channels last" if last else "channels first"
         self.kernels: str = f"compile {cfg.speed.compile}, {layout}"
         self.rank: int = self.accelerator.process_index
         self.size: int = self.accelerator.num_processes
         # accelerate calls the CPU of local rank 1 "cpu:1"; moving a module there copies buffers.
         on_cpu = self.accelerator.device.type == "cpu"
         self.device: torch.device = torch.device("cpu") if on_cpu else self.accelerator.device
+        if cfg.precision == "fp16" and on_cpu:
+            # accelerate would train in float32, without a word.
+            raise UserError("precision: fp16 needs a GPU, and there is none here; use bf16 or no")
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if self.size != expected:
             # `accelerate launch --cpu` does this: every process thinks that it is alone.

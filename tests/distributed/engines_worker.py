@@ -2,8 +2,9 @@
 
     engines_worker.py OUT DATA
 
-Runs land in OUT/<processes>/<engine>-<precision>. On two processes, those that four have saved half
-way go on as well, each under another engine: OUT/2/<engine>-from-<engine>.
+Runs land in OUT/<processes>/<engine>-<precision>. On two processes, shares are offloaded as well
+(<engine>-offload), and what four have saved half way goes on, each under another engine
+(<engine>-from-<engine>).
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ class Task:
         return {"model": {}}
 
 
-def configuration(engine: str, precision: str, data: Path, run: Path) -> Any:
+def configuration(
+    engine: str, precision: str, data: Path, run: Path, *, offload: bool = False
+) -> Any:
     """20 steps of four micro-batches, averaged and clipped."""
     changes: dict[str, Any] = {
         "train.max_steps": STEPS, "train.log_every": 1, "train.ema": 0.9, "train.epochs": 6,
@@ -91,6 +94,8 @@ def configuration(engine: str, precision: str, data: Path, run: Path) -> Any:
     }  # fmt: skip
     if engine.startswith("zero"):
         changes |= {"engine": "deepspeed", "shard.stage": engine[-1]}
+    if offload:
+        changes["shard.offload"] = "true"
     config, *overrides = settings("finetune", data, run, **changes)
     return load(Path(config.removeprefix("--config=")), overrides, schema=schema_of)
 
@@ -105,6 +110,9 @@ def main(out: Path, data: Path) -> None:
             cfg = configuration(engine, precision, data, here / f"{engine}-{precision}")
             assert phase.run(cfg, "auto", world) == 0
         if world.size == 2:
+            if engine != "ddp":
+                cfg = configuration(engine, "no", data, here / f"{engine}-offload", offload=True)
+                assert phase.run(cfg, "auto", World(cfg)) == 0
             before = next(k for k, v in GOES_ON.items() if v == engine)
             saved = out / "4" / f"{before}-no" / "checkpoints" / f"step-{HALF:08d}"
             cfg = configuration(engine, "no", data, here / f"{engine}-from-{before}")

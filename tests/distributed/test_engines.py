@@ -76,6 +76,13 @@ def test_losses_are_those_of_one_process(
         _same_state(_end(run), _end(alone))
 
 
+@pytest.mark.parametrize("engine", [e for e in ENGINES if e != "ddp"])
+def test_shares_in_the_machines_memory_make_no_difference(runs: Path, engine: str) -> None:
+    alone, run = runs / "1" / "ddp-no", runs / "2" / f"{engine}-offload"
+    assert _losses(run) == pytest.approx(_losses(alone), rel=TOLERANCE["no"])
+    _same_state(_end(run), _end(alone))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_export_is_the_average_of_the_best_checkpoint(runs: Path, engine: str) -> None:
     run = runs / "4" / f"{engine}-no"

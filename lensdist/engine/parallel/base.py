@@ -91,7 +91,10 @@ class Engine(ABC):
         self._called = called
         if self.cfg.precision == "fp8":
             fp8.to_fp8(called)
-        speed.quicken(called, self.cfg.speed, self.world.device, self.world.size)
+        how = self.cfg.speed
+        if not self.replicated:  # shares are cut out of memory in torch's ordinary layout
+            how = how.model_copy(update={"channels_last": False})
+        speed.quicken(called, how, self.world.device, self.world.size)
         self._wrap(called, under("optim/", tensors))
         self._pieces = pieces = self.pieces()
         if self.cfg.train.ema is not None:
@@ -199,7 +202,7 @@ class Engine(ABC):
 
     def finished(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """The network for the export, once training is done: whole, with the average of the weights
-        where there is one; all processes call it.
+        where there is one; all processes call it, and of a sharded one the main process gets it.
 
         Args:
             tensors: the state, by the names of a checkpoint, where no stage was left to begin.
@@ -211,10 +214,13 @@ class Engine(ABC):
 
     def _finished(self) -> nn.Module:
         with self.averaged() as model:
-            state = {
-                key: self.whole(key, piece).cpu().clone() for key, piece in self._pieces.items()
-            }
-            state = {**model.state_dict(), **state}
+            state = model.state_dict()
+            for key, piece in self._pieces.items():
+                found = self.whole(key, piece)
+                if self.world.main:  # one machine holds several processes, but one such network
+                    state[key] = found.cpu().clone()
+        if not self.world.main:
+            return self.bare
         whole = self.build()
         whole.load_state_dict(state)
         return whole

@@ -48,7 +48,8 @@ class FullyShardedDataParallel(Engine):
 
     def _shard(self, module: nn.Module, mesh: DeviceMesh) -> None:
         """Layer by layer, so that no device ever holds all parameters; then what is left."""
-        offload: OffloadPolicy = CPUOffloadPolicy() if self.cfg.shard.offload else OffloadPolicy()
+        pinned = CPUOffloadPolicy(pin_memory=self.world.device.type == "cuda")
+        offload: OffloadPolicy = pinned if self.cfg.shard.offload else OffloadPolicy()
         for part in (*blocks_of(module), module):
             fully_shard(
                 part,
@@ -56,11 +57,7 @@ class FullyShardedDataParallel(Engine):
                 reshard_after_forward=self.cfg.shard.stage == 3,
                 offload_policy=offload,
             )
-        module.to(self.world.device) if not self.cfg.shard.offload else self._buffers(module)
-
-    def _buffers(self, module: nn.Module) -> None:
-        for buffer in module.buffers():
-            buffer.data = buffer.to(self.world.device)
+        # Parameters and buffers are on the device now, but for those that are offloaded.
 
     def _load(self, saved: Mapping[str, Tensor]) -> None:
         names = {p: name for name, p in self.bare.named_parameters()}

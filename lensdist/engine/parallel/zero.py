@@ -47,14 +47,17 @@ class Zero(Engine):
         super().freeze(trains, tensors)
 
     def _wrap(self, called: nn.Module, optimizer: Mapping[str, Tensor]) -> None:
-        called.to(self.world.device)
         self.world.wrap(called, ddp=False)
         saved = state_by_parameter(called, optimizer)
         adam = build_optimizer(called, self.cfg.optim)
         adam.param_groups = _of_equal_steps(adam.param_groups, saved)
-        self._engine, *_ = self._deepspeed.initialize(
-            model=called, optimizer=adam, config=self._settings()
-        )
+        settings = self._settings()
+        if self._stage == 3:
+            # Parameter by parameter from the CPU: a device may not have room for all of them.
+            for buffer in called.buffers():
+                buffer.data = buffer.to(self.world.device)
+            self._deepspeed.zero.Init(module=called, config_dict_or_path=settings)
+        self._engine, *_ = self._deepspeed.initialize(model=called, optimizer=adam, config=settings)
         self.model, self.optimizer = self._engine, adam
         self._load(saved)
 
