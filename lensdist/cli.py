@@ -19,9 +19,9 @@ COMMANDS = {
     "import": "turn published weights into an export",
     "export": "write a trained model in another format",
     "report": "put finished runs into one table",
+    "estimate": "work out memory, time and scaling of a run on a cluster, on paper",
     "bench": "run a benchmark",
     "profile": "say where the time of a run's steps goes",
-    "estimate": "work out memory, time and scaling of a run on a cluster, on paper",
 }
 
 

@@ -152,7 +152,8 @@ def memory(cfg: BaseRun, processes: int, micros: int = 1) -> Memory | None:
         own += FLOAT * trained * share  # the flat copy that Adam steps on
     if cfg.train.reproducible:
         gradients *= micros
-    average = FLOAT * trained * (share if divided else 1) if cfg.train.ema is not None else 0.0
+    # Of all weights: those that are frozen now may train in a later stage.
+    average = FLOAT * weights * (share if divided else 1) if cfg.train.ema is not None else 0.0
     if cfg.shard.offload and engine != "ddp":
         moments = 0.0
         gradients = gradients if stage == 1 else 0.0

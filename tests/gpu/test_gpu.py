@@ -10,6 +10,7 @@ import torch
 
 from lensdist.engine import checkpoint
 from lensdist.phases import completed
+from lensdist.track.log import read
 from tests.conftest import command, environment, settings, start
 
 pytestmark = [
@@ -49,6 +50,28 @@ def test_a_run_stops_and_resumes_in_the_same_bits(
         ends.append(saved.tensors)
     for key, tensor in ends[0].items():
         assert torch.equal(tensor, ends[1][key]), key
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("engine", ["fsdp", "zero1", "zero2", "zero3"])
+def test_an_engine_gives_the_losses_of_ddp(
+    tiny_set: Path, tmp_path: Path, engine: str, precision: str
+) -> None:
+    """On one GPU; tests/distributed/test_engines.py has several processes, on CPUs."""
+    if engine != "fsdp" and precision == "fp16":
+        pytest.skip("DeepSpeed's fp16 is refused")
+    losses = []
+    for name in ("ddp", engine):
+        run = tmp_path / name
+        more = {"train.max_steps": 12, "train.ema": 0.9, "optim.clip_norm": 1.0}
+        more |= {"train.log_every": 1, "engine": name}
+        if name.startswith("zero"):
+            more |= {"engine": "deepspeed", "shard.stage": name[-1]}
+        words = [*settings("mae", tiny_set, run, **more), f"precision={precision}"]
+        done = start(command("lensdist.train", *words), env=_environment())
+        assert done.returncode == 0, done.stderr
+        losses.append([r["loss"] for r in read(run / "metrics.jsonl") if r["kind"] == "train"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5 if precision == "no" else 1e-3)
 
 
 def test_simulation_is_the_same_as_on_the_cpu() -> None:
