@@ -7,7 +7,8 @@ All train the same two networks with the recipe's heads, from the same weights, 
 gate, in float32, without mirroring and dropout: on the same batches every way must give lensdist's
 losses, or it does not do the same work. Then they take turns, so that a busy machine slows all of
 them. A turn begins anew; its first steps do not count, nor what is built before them or saved after
-the last. A step includes fetching its batch.
+the last. A step includes fetching its batch. `lensdist bench speed --beside` does the same for any
+run; here are the sizes of the results, and the notebook at its own resolution.
 
 - lensdist: its own loop on a packed set; nothing that a run does at a step is switched off.
 - the notebook: a `.npy` file an item, grey three times, enlarged 1.5 times, mirrored at random,
@@ -25,50 +26,32 @@ flatters them.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import os
-import statistics
 import tempfile
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
-from rivals import ensembles as rivals
-from rivals.ensembles import Images, Loop, Turn, Watch, one_band, turn_of
-from torch import Tensor, nn
-from torch.utils.data import SubsetRandomSampler
+from torch import Tensor
 
+from lensdist.bench.rivals.ensembles import one_band
+from lensdist.bench.speed.beside import Rivals, fill
+from lensdist.bench.speed.ours import Ours
+from lensdist.bench.speed.run import first_rows, parity_steps
+from lensdist.bench.speed.turns import BATCHNORM, Way, compare, gate
 from lensdist.config import load
 from lensdist.config.schema import CommonRun, schema_of
-from lensdist.data.pack import pack
 from lensdist.data.packed import PackedSet
-from lensdist.data.preprocess import Preprocess
-from lensdist.data.source import PackedSource, View
-from lensdist.engine.batches import plan_steps
-from lensdist.engine.journal import Journal
-from lensdist.engine.loop import train
-from lensdist.engine.saver import Saver
-from lensdist.engine.stages import Phase
-from lensdist.engine.stopping import Stopper
-from lensdist.engine.torch_settings import settle
-from lensdist.engine.world import World
 from lensdist.models.ensemble import Ensemble
 from lensdist.sim.config import SimConfig
-from lensdist.sim.write import write_raw
-from lensdist.tasks.common import CommonTask
+from lensdist.sim.write import write_packed
 
-Way = tuple[Turn, int, int]
 CONFIG = Path(__file__).parents[1] / "configs/common/reference.yaml"
 EPOCH = 30_000  # images to train on in the public set
-GATE_STEPS, GATE_BATCH, GATE_RATE = 3, 16, 1e-5
-# Of the first loss, and of all. Adam makes much of gradients near zero: another layout's rounding
-# moves the losses by up to 5e-4, but one and a half times the rate by 2.5e-3, none by 1e-2.
-TOLERANCE = 1e-4, 2e-3
+GATE = ("precision=no", "model.head_dropout=0", "augment.flip=false", "train.global_batch=16")
+GATE_RATE = "optim.lr=1e-5"  # BatchNorm and Adam make much of rounding at the recipe's
 
 
 @dataclass(frozen=True)
@@ -95,59 +78,74 @@ SIZES = {
 }
 
 
-class Timed(CommonTask):
-    """The common task, with a watch."""
+class Bench:
+    """Runs of one size, on one simulated set, from the same weights (kernels for three bands)."""
 
-    watch: Watch
+    def __init__(self, size: Size, scratch: Path, device: str) -> None:
+        self.size, self.scratch = size, scratch
+        write_packed(scratch / "packed", SimConfig(family="common"), size.per_class, 0, device)
+        torch.manual_seed(0)
+        self.weights: dict[str, Tensor] = Ensemble(
+            self.load("model.grey=repeat").model, 3
+        ).state_dict()
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], key: int) -> Tensor:
-        self.watch.begin()
-        loss = super().loss(model, batch, key)
-        self.watch.losses.append(loss.detach())
-        return loss
-
-    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        self.watch.begin()  # the evaluation after the last step
-        return super().outputs(model, batch)
-
-
-class Lensdist:
-    """A run of `lensdist.engine.loop.train`, again and again from the start."""
-
-    def __init__(self, size: Size, scratch: Path, weights: dict[str, Tensor], *more: str) -> None:
-        words = [f"run.dir={scratch / 'run'}", f"data.path={scratch / 'packed'}", "init=random"]
-        words += [f"model.members=[{','.join(size.members)}]", f"model.resize={size.pixels}"]
-        words += ["train.eval_every_epochs=1e9", "checkpoint.every_epochs=1e9"]
-        cfg = load(CONFIG, [*words, *more], schema=schema_of)
+    def load(self, *more: str) -> CommonRun:
+        """The recipe at this size."""
+        size = self.size
+        words = [f"run.dir={self.scratch / 'run'}", f"data.path={self.scratch / 'packed'}"]
+        words += ["init=random", f"model.members=[{','.join(size.members)}]"]
+        cfg = load(CONFIG, [*words, f"model.resize={size.pixels}", *more], schema=schema_of)
         assert isinstance(cfg, CommonRun)
-        AcceleratorState._reset_state(True)  # it keeps the first precision that it was told
-        self.cfg, self.world = cfg, World(cfg)
-        packed, device = PackedSet(scratch / "packed"), self.world.device
-        train_view = View(packed, "train", cfg.data, 0, device)
-        self.source, self.rows = PackedSource(train_view, 0), train_view.rows
-        self.validation = View(packed, "val", cfg.data, 0, device)
-        one = cfg.model.grey == "fold"
-        self.weights = {k: one_band(w) if one else w for k, w in weights.items()}
+        return cfg
 
-    def turn(self, watch: Watch) -> None:
-        """A whole run, its evaluation and its save at the end included."""
-        preprocess = Preprocess(self.cfg.preprocess, [0.0], [1.0])
-        task = Timed(self.cfg, tuple(self.validation.labels), preprocess, self.weights)
-        task.watch = watch
-        limited = self.cfg.train.model_copy(update={"max_steps": watch.last})
-        cfg = self.cfg.model_copy(update={"train": limited})
-        plan = plan_steps(limited.global_batch, limited.micro, self.source.size, 0, 1)
-        settle(cfg, self.world.device)
-        with contextlib.redirect_stderr(io.StringIO()):
-            journal = Journal(cfg, self.world, 0)
-            saver = Saver(cfg.run.dir / "checkpoints", 1, True, lambda step, sentence: None)
-            phase = Phase(cfg, task, self.source, self.validation, plan, {})
-            train(phase, self.world, journal, saver, Stopper(cfg.run.dir, self.world), None)
-            journal.close()
+    def ours(self, *more: str) -> Ours:
+        """lensdist with some settings."""
+        cfg = self.load(*more)
+        folded = cfg.model.grey == "fold"
+        network = Ensemble(cfg.model, 3)
+        network.load_state_dict({k: one_band(w) if folded else w for k, w in self.weights.items()})
+        return Ours(cfg, PackedSet(self.scratch / "packed"), network=network)
 
-    def rival(self, loop: Loop, maker: str, images: Images, order: Any, **how: Any) -> Turn:
-        """Another way to train the same networks, on the images that `order` draws."""
-        return turn_of(loop, maker, self.cfg, self.weights, images, order, **how)
+    def rivals(self, ours: Ours, *, shuffle: bool) -> dict[str, Way]:
+        """Others from the same weights, on files or on the array."""
+        files = self.scratch / "items"
+        found = fill(Rivals(ours, files, first_rows(ours), shuffle, self.size.workers))
+        for name, why in found.left_out.items():
+            print(f"{name} is left out: {why}")
+        return found.ways
+
+    def gate(self, device: torch.device) -> dict[str, float]:
+        """The largest relative difference of each way's losses from lensdist's.
+
+        The notebook's networks take three bands, and are held against lensdist's with three.
+        """
+        torch.backends.cudnn.allow_tf32 = False
+        found: dict[str, float] = {}
+        for grey, mine in (("fold", False), ("repeat", True)):
+            ours = self.ours(*GATE, GATE_RATE, f"model.grey={grey}")
+            every = self.rivals(ours, shuffle=False).items()
+            ways = {name: way for name, way in every if (name == "notebook") == mine}
+            found |= gate(ways, ours.way, device, BATCHNORM, parity_steps(ours))
+        torch.backends.cudnn.allow_tf32 = True
+        return found
+
+    def ways(self) -> dict[str, tuple[Way, int]]:
+        """Name -> a way, and pixels a side."""
+        size = self.size
+        settings = (f"precision={size.precision}", f"train.global_batch={size.batch}")
+        ours = self.ours(*settings, "model.grey=fold", "train.deterministic=false")
+        found = {"lensdist": (ours.way, size.pixels)}
+        if ours.world.device.type == "cuda":  # a CPU's kernels always are
+            same = self.ours(*settings, "model.grey=fold")
+            found["lensdist, deterministic (default)"] = (same.way, size.pixels)
+        for name, pixels in (("notebook", size.enlarged), ("notebook, our pixels", size.pixels)):
+            batch = f"train.global_batch={size.notebook_batch}"
+            three = self.ours(batch, f"model.resize={pixels}", "model.grey=repeat")
+            found[name] = (self.rivals(three, shuffle=True)["notebook"], pixels)
+        for name, way in self.rivals(ours, shuffle=True).items():
+            if name != "notebook":
+                found[name] = (way, size.pixels)
+        return found
 
 
 def main() -> None:
@@ -162,29 +160,19 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     size = SIZES[args.size]
     steps, load_before = args.steps or size.steps, os.getloadavg()[0]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     with tempfile.TemporaryDirectory(prefix="lensdist-common-") as name:
-        scratch = Path(name)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        family = SimConfig(family="common")
-        write_raw(scratch / "raw", family, size.per_class, 0, device=device.type)
-        pack(scratch / "raw", scratch / "packed")
-        weights = initial(size)
-        worst = gate(size, scratch, weights)
+        bench = Bench(size, Path(name), device.type)
+        worst = bench.gate(device)
         print("same batches, same losses: " + ", ".join(f"{k} {v:.0e}" for k, v in worst.items()))
-        rows = measure(ways(size, scratch, weights), size, device, steps, args.rounds)
+        ways = bench.ways()
+        timed = {name: way for name, (way, _) in ways.items()}
+        rows = compare(timed, device, skip=size.skip, steps=steps, rounds=args.rounds)
 
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{args.threads} thread(s)"
     print(f"\n{' + '.join(size.members)}, precision {size.precision}, {where}")
-    head = f"{'way':<36}{'pixels':>7}{'batch':>6}{'images/s':>10}{'spread':>16}{'lensdist':>10}"
-    print(head + (f"{'s an epoch':>12}" if args.size == "full" else ""))
-    for row in rows:
-        low, high = row["spread"]
-        epoch = f"{EPOCH / row['images_per_s']:>12.1f}" if args.size == "full" else ""
-        print(
-            f"{row['way']:<36}{row['pixels']:>7}{row['batch']:>6}{row['images_per_s']:>10.4g}"
-            f"{f'{low:.4g} .. {high:.4g}':>16}{row['lensdist_over']:>9.2f}x{epoch}"
-        )
+    show(rows, {name: pixels for name, (_, pixels) in ways.items()}, full=args.size == "full")
     loads = (load_before, os.getloadavg()[0])
     print(f"medians of {args.rounds} rounds and their range; load {loads[0]:.1f} .. {loads[1]:.1f}")
     if args.out:
@@ -193,99 +181,17 @@ def main() -> None:
         args.out.write_text(json.dumps(facts | {"rows": rows}, indent=2) + "\n")
 
 
-def initial(size: Size) -> dict[str, Tensor]:
-    """Weights that all start from, with kernels for three bands."""
-    torch.manual_seed(0)
-    words = [f"model.members=[{','.join(size.members)}]", "run.dir=x", "init=random"]
-    cfg = load(CONFIG, words, schema=schema_of)
-    assert isinstance(cfg, CommonRun)
-    return Ensemble(cfg.model, 3).state_dict()
-
-
-def gate(size: Size, scratch: Path, weights: dict[str, Tensor]) -> dict[str, float]:
-    """The largest relative difference of each way's losses from lensdist's.
-
-    The notebook's networks take three bands, and are held against lensdist's with three.
-
-    Raises:
-        SystemExit: they differ by more than rounding: they do not do the same work.
-    """
-    torch.backends.cudnn.allow_tf32 = False
-    settings = ["precision=no", "model.head_dropout=0", "augment.flip=false"]
-    settings += [f"train.global_batch={GATE_BATCH}", f"optim.lr={GATE_RATE}"]
-    found = {}
-    for bands, grey in ((1, "fold"), (3, "repeat")):
-        ours = Lensdist(size, scratch, weights, *settings, f"model.grey={grey}")
-        order = ours.rows[ours.source.places(0, 0, GATE_BATCH * GATE_STEPS)].tolist()
-        files = scratch / "raw" if bands == 3 else None
-        images = Images(scratch / "packed", files, size.pixels, mirror=False)
-        make = partial(ours.rival, images=images, order=order, batch=GATE_BATCH)
-        ways: dict[str, Turn] = {"lensdist": ours.turn}
-        if bands == 3:
-            ways["notebook"] = make(rivals.notebook, "torchvision")
-        else:
-            for name, last in (("timm", False), ("timm --channels-last", True)):
-                ways[name] = make(rivals.timm_loop, "timm", precision="no", channels_last=last)
-            ways["Lightning"] = make(rivals.lightning_loop, "torchvision", precision="no")
-        losses = {}
-        for name, turn in ways.items():
-            watch = Watch(0, GATE_STEPS, ours.world.device)
-            turn(watch)
-            losses[name] = torch.stack(watch.losses).float().cpu()
-            apart = (losses[name] / losses["lensdist"] - 1).abs()
-            if not (apart[0] <= TOLERANCE[0] and apart.max() <= TOLERANCE[1]):
-                raise SystemExit(f"{name}: losses {losses}: the ways do not do the same work")
-            found[name] = float(apart.max())
-    torch.backends.cudnn.allow_tf32 = True
-    del found["lensdist"]
-    return found
-
-
-def ways(size: Size, scratch: Path, weights: dict[str, Tensor]) -> dict[str, Way]:
-    """Name -> a turn, pixels a side, images a step."""
-    settings = (f"precision={size.precision}", f"train.global_batch={size.batch}")
-    fast = "train.deterministic=false"
-    ours = Lensdist(size, scratch, weights, *settings, "model.grey=fold", fast)
-    found: dict[str, Way] = {"lensdist": (ours.turn, size.pixels, size.batch)}
-    if ours.world.device.type == "cuda":  # a CPU's kernels always are
-        same = Lensdist(size, scratch, weights, *settings, "model.grey=fold")
-        found["lensdist, deterministic (default)"] = (same.turn, size.pixels, size.batch)
-    order = SubsetRandomSampler(ours.rows.tolist())
-    three = Lensdist(size, scratch, weights, *settings, "model.grey=repeat")
-    for name, pixels in (("notebook", size.enlarged), ("notebook, our pixels", size.pixels)):
-        files = Images(scratch / "packed", scratch / "raw", pixels, mirror=True)
-        turn = three.rival(rivals.notebook, "torchvision", files, order, batch=size.notebook_batch)
-        found[name] = (turn, pixels, size.notebook_batch)
-    array = Images(scratch / "packed", None, size.pixels, mirror=True)
-    make = partial(
-        ours.rival, images=array, order=order, precision=size.precision, batch=size.batch,
-        workers=size.workers,
-    )  # fmt: skip
-    for name, last in (("timm", False), ("timm --channels-last", True)):
-        found[name] = (make(rivals.timm_loop, "timm", channels_last=last), size.pixels, size.batch)
-    found["Lightning"] = (make(rivals.lightning_loop, "torchvision"), size.pixels, size.batch)
-    return found
-
-
-def measure(
-    ways: dict[str, Way], size: Size, device: torch.device, steps: int, rounds: int
-) -> list[dict[str, Any]]:
-    """Medians over rounds; ratios are taken within a round."""
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for i in range(rounds):
-        for name in list(ways) if i % 2 else reversed(ways):
-            turn, _, batch = ways[name]
-            watch = Watch(size.skip, steps, device)
-            turn(watch)
-            rates[name].append(steps * batch / watch.seconds)
-    rows = []
-    for name, (_, pixels, batch) in ways.items():
-        over = [a / b for a, b in zip(rates["lensdist"], rates[name], strict=True)]
-        facts = {"way": name, "pixels": pixels, "batch": batch}
-        facts |= {"images_per_s": statistics.median(rates[name]), "images_per_s_each": rates[name]}
-        facts |= {"spread": (min(rates[name]), max(rates[name]))}
-        rows.append(facts | {"lensdist_over": statistics.median(over)})
-    return rows
+def show(rows: list[dict[str, Any]], pixels: dict[str, int], *, full: bool) -> None:
+    """Print the table."""
+    head = f"{'way':<36}{'pixels':>7}{'batch':>6}{'images/s':>10}{'spread':>16}{'lensdist':>10}"
+    print(head + (f"{'s an epoch':>12}" if full else ""))
+    for row in rows:
+        low, high = row["images_per_s_spread"]
+        epoch = f"{EPOCH / row['images_per_s']:>12.1f}" if full else ""
+        print(
+            f"{row['way']:<36}{pixels[row['way']]:>7}{row['batch']:>6}{row['images_per_s']:>10.4g}"
+            f"{f'{low:.4g} .. {high:.4g}':>16}{row['first_over']:>9.2f}x{epoch}"
+        )
 
 
 if __name__ == "__main__":

@@ -42,6 +42,8 @@ from lensdist.data.source import PackedSource, Source, View
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.config import CacheConfig
 from lensdist.engine.feature_cache import CachedSource, cached
+from lensdist.engine.parallel import build_engine
+from lensdist.engine.parallel.base import Engine
 from lensdist.engine.stages import Entered, Phase, StageSteps, enter
 from lensdist.engine.torch_settings import settle
 from lensdist.engine.world import World
@@ -53,6 +55,7 @@ from lensdist.tasks.common import CommonTask
 CONFIG = Path(__file__).parents[1] / "configs/common/unfreeze-ensemble.yaml"
 EPOCH = 30_000  # images to train on in the public set
 GATE_STEPS = 2
+Begun = tuple[Engine, Entered]
 
 
 @dataclass(frozen=True)
@@ -99,31 +102,30 @@ class Bench:
         self.views = len(views(cfg.augment))
         self.stages = self.task.stages(cfg.train.epochs)
 
-    def enter(self, stage: Stage, max_gb: float) -> Entered:
+    def enter(self, stage: Stage, max_gb: float) -> Begun:
         """The stage with the same weights every time, for more epochs than there are views."""
         torch.manual_seed(0)
-        bare = self.task.build().to(self.world.device)
+        engine = build_engine(self.cfg, self.world, self.plan, self.task.build)
         cfg = self.cfg.model_copy(update={"cache": CacheConfig(max_gb=max_gb)})
         phase = Phase(cfg, self.task, self.source, self.validation, self.plan, {})
         longer = Stage(self.views + 1, stage.trainable)
-        return enter(StageSteps(longer, 0, 1), bare, phase, self.world)
+        return engine, enter(StageSteps(longer, 0, 1), engine, phase, self.world, {})
 
-    def train(self, now: Entered, steps: int) -> list[Tensor]:
+    def train(self, begun: Begun, steps: int) -> list[Tensor]:
         """The steps of `lensdist.engine.loop`, from the first one of epoch 0."""
+        engine, now = begun
         losses = []
         for step in range(steps):
             epoch, offset = self.plan.place(step, 0)
             batch = now.source.take(epoch, offset, self.plan.micro_batch)
             self.world.seed(rng.key(self.cfg.seed, "dropout", step, 0))
             now.statistics.begin()
-            with now.gradients.micro_batch(0):
-                loss = self.task.loss(now.model, batch, rng.key(self.cfg.seed, "draw", epoch))
-                now.gradients.backward(loss)
+            with engine.micro_batch(0):
+                loss = self.task.loss(engine.model, batch, rng.key(self.cfg.seed, "draw", epoch))
+                engine.backward(loss)
             now.statistics.collect()
-            now.gradients.finish()
             now.statistics.finish()
-            now.stepper.step()
-            now.stepper.zero_grad()
+            engine.step(self.cfg.optim.lr, step + 1)
             losses.append(loss.detach())
         return losses
 
@@ -156,9 +158,10 @@ class Bench:
         ways: dict[str, Callable[[], object]] = {"plain": lambda: self.train(plain, steps)}
         if number < len(self.stages) - 1:  # the last one freezes nothing
             kept = self.enter(stage, 1e9)
-            assert isinstance(kept.source, CachedSource), kept.kept
+            source = kept[1].source
+            assert isinstance(source, CachedSource), kept[1].kept
             row["loss_difference"] = self.gate(plain, kept, row["stage"])
-            row["bytes_an_image"] = self.views * bytes_of(kept.source)
+            row["bytes_an_image"] = self.views * bytes_of(source)
             ways |= {"kept": lambda: self.train(kept, steps), "fill": self.filling(stage)}
         each: dict[str, list[float]] = {name: [] for name in ways}
         for i in range(rounds):
@@ -169,7 +172,7 @@ class Bench:
         row |= gains(each, stage.epochs, self.views)
         return row
 
-    def gate(self, plain: Entered, kept: Entered, name: str) -> float:
+    def gate(self, plain: Begun, kept: Begun, name: str) -> float:
         """The largest relative difference of the first losses.
 
         Raises:

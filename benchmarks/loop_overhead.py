@@ -19,15 +19,11 @@ resume, checks for signals and the STOP file, keeps the losses, writes metrics.j
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
-import logging
 import statistics
 import tempfile
-import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,11 +31,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lensdist._torchvision import import_torchvision
+from lensdist.bench.rivals.ensembles import loss as cross_entropy
+from lensdist.bench.rivals.loops import Batch, Loss, Optimizer, lightning_loop, turn_of
+from lensdist.bench.speed.ours import Ours
+from lensdist.bench.speed.turns import Tolerance, Way, take_turns
+from lensdist.bench.speed.watch import Watch
+from lensdist.config import load
+from lensdist.config.schema import schema_of
+from lensdist.data.packed import PackedSet
+from lensdist.sim.config import SimConfig
+from lensdist.sim.write import write_packed
+from lensdist.tasks.base import Stage
 
-Batches = list[tuple[Tensor, Tensor]]
-Turn = tuple[list[Tensor], list[float]]  # losses, and when each was asked for
 CLASSES, BATCH, RATE, LOG_EVERY = 3, 8, 1e-3, 50
+CPU = torch.device("cpu")
+TOLERANCE = Tolerance(1e-6, 1e-6)
+CONFIG = Path(__file__).parents[1] / "configs/finetune/debug.yaml"
 
 
 def main() -> None:
@@ -51,16 +58,17 @@ def main() -> None:
     torch.set_num_threads(1)
 
     with tempfile.TemporaryDirectory(prefix="lensdist-loop-") as scratch:
-        ours = Lensdist(Path(scratch), args.steps)
-        batches = ours.batches()
-        loops: dict[str, Callable[[], Turn]] = {
-            "bare PyTorch": lambda: bare(batches),
-            "lensdist": ours.turn,
-            "Lightning": lightning(batches),
+        ours = lensdist(Path(scratch))
+        every = batches(ours, args.steps + 1)
+        plain = partial(turn_of, make=network, batches=every, loss=cross_entropy, optimizer=adam)
+        ways = {
+            "bare PyTorch": Way(plain(bare), BATCH),
+            "lensdist": ours.way,
+            "Lightning": Way(plain(lightning_loop("no")), BATCH),
         }
-        worst = gate(loops)
-        print(f"same losses on the same batches: largest difference {worst:.1e}\n")
-        rows = measure(loops, args.rounds)
+        worst = gate(ways, args.steps)
+        print(f"same losses on the same batches: largest relative difference {worst:.1e}\n")
+        rows = measure(ways, args.steps, args.rounds)
 
     print(f"{'loop':<14}{'ms a step':>11}{'spread':>16}{'overhead ms':>13}{'spread':>18}")
     for row in rows:
@@ -87,131 +95,42 @@ def network() -> nn.Module:
     )  # fmt: skip
 
 
-def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+def adam(model: nn.Module) -> torch.optim.Optimizer:
     """As lensdist's configuration below asks for."""
     return torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
 
 
-def bare(batches: Batches) -> Turn:
+def bare(
+    net: nn.Module, watch: Watch, loader: Iterable[Batch], loss: Loss, optimizer: Optimizer
+) -> None:
     """The loop that one writes by hand."""
-    model = network()
-    optimizer = optimizer_of(model)
-    losses, times = [], []
-    for step, (image, label) in enumerate(batches, start=1):
-        times.append(time.perf_counter())
-        loss = F.cross_entropy(model(image), label)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-        if step % LOG_EVERY == 0:
-            float(torch.stack(losses[-LOG_EVERY:]).mean())
-    return losses, times
+    steps = optimizer(net)
+    for number, batch in enumerate(watch.over(loader), start=1):
+        value, _ = loss(net, batch)
+        value.backward()  # type: ignore[no-untyped-call]
+        steps.step()
+        steps.zero_grad()
+        watch.losses.append(value.detach())
+        if number % LOG_EVERY == 0:
+            float(torch.stack(watch.losses[-LOG_EVERY:]).mean())
 
 
-def lightning(batches: Batches) -> Callable[[], Turn]:
-    """Lightning's Trainer with checkpoints, progress bar and summary switched off."""
-    import_torchvision()
-    import lightning
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-
-    class Ready:  # a plain list would be taken for a collection of loaders
-        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-            return iter(batches)
-
-        def __len__(self) -> int:
-            return len(batches)
-
-    class Module(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = network()
-            self.losses: list[Tensor] = []
-            self.times: list[float] = []
-
-        def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-            self.times.append(time.perf_counter())
-            image, label = batch
-            loss = F.cross_entropy(self.model(image), label)
-            self.losses.append(loss.detach())
-            self.log("loss", loss)
-            return loss
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return optimizer_of(self.model)
-
-    def turn() -> Turn:
-        module = Module()
-        trainer = lightning.Trainer(
-            accelerator="cpu", devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=LOG_EVERY,
-        )  # fmt: skip
-        trainer.fit(module, train_dataloaders=Ready())
-        return module.losses, module.times
-
-    return turn
+def lensdist(scratch: Path) -> Ours:
+    """A run on one packed set."""
+    write_packed(scratch / "packed", SimConfig(family="model_ii"), 60, 0)
+    words = [f"run.dir={scratch / 'run'}", f"data.path={scratch / 'packed'}", "encoder=null"]
+    words += [f"train.log_every={LOG_EVERY}", f"optim.lr={RATE}", f"train.global_batch={BATCH}"]
+    words += ["optim.weight_decay=0", "preprocess.scale=none"]
+    cfg = load(CONFIG, words, schema=schema_of)
+    return Ours(cfg, PackedSet(scratch / "packed"), task=Task(), network=network())
 
 
-class Lensdist:
-    """A run of `lensdist.engine.loop.train`, again and again from the start."""
-
-    def __init__(self, scratch: Path, steps: int) -> None:
-        from lensdist.config import load
-        from lensdist.config.schema import schema_of
-        from lensdist.data.packed import PackedSet
-        from lensdist.data.source import PackedSource, View
-        from lensdist.engine.world import World
-        from lensdist.sim.config import SimConfig
-        from lensdist.sim.write import write_packed
-
-        write_packed(scratch / "packed", SimConfig(family="model_ii"), 60, 0)
-        words = [f"run.dir={scratch / 'run'}", f"data.path={scratch / 'packed'}", "encoder=null"]
-        words += [f"train.max_steps={steps}", f"train.log_every={LOG_EVERY}", f"optim.lr={RATE}"]
-        words += [f"train.global_batch={BATCH}", "optim.weight_decay=0", "preprocess.scale=none"]
-        words += ["train.eval_every_epochs=1e9", "checkpoint.every_epochs=1e9"]
-        config = Path(__file__).parents[1] / "configs/finetune/debug.yaml"
-        self.cfg = load(config, words, schema=schema_of)
-        self.steps = steps
-        self.world = World(self.cfg)
-        packed = PackedSet(scratch / "packed")
-        device = self.world.device
-        self.source = PackedSource(View(packed, "train", self.cfg.data, 0, device), 0)
-        self.validation = View(packed, "val", self.cfg.data, 0, device)
-
-    def batches(self) -> Batches:
-        """What `turn` trains on, in order."""
-        plan = self.plan()
-        places = (plan.place(step, 0) for step in range(self.steps))
-        taken = (self.source.take(epoch, offset, BATCH) for epoch, offset in places)
-        return [(batch["image"], batch["label"]) for batch in taken]
-
-    def plan(self) -> Any:
-        """One micro-batch a step."""
-        from lensdist.engine.batches import plan_steps
-
-        return plan_steps(BATCH, BATCH, self.source.size, 0, 1)
-
-    def turn(self) -> Turn:
-        """A whole run, its last save included; nothing of lensdist is switched off."""
-        from lensdist.engine.journal import Journal
-        from lensdist.engine.loop import train
-        from lensdist.engine.saver import Saver
-        from lensdist.engine.stages import Phase
-        from lensdist.engine.stopping import Stopper
-
-        task, cfg, world = Task(), self.cfg, self.world
-        with contextlib.redirect_stderr(io.StringIO()):
-            journal = Journal(cfg, world, 0)
-            saver = Saver(cfg.run.dir / "checkpoints", 1, True, lambda step, sentence: None)
-            stopper = Stopper(cfg.run.dir, world)
-            source, validation, plan = self.source, self.validation, self.plan()
-            train(
-                Phase(cfg, task, source, validation, plan, {}), world, journal, saver, stopper, None
-            )  # fmt: skip
-            journal.close()
-        return task.losses, task.times
+def batches(ours: Ours, steps: int) -> list[Batch]:
+    """What lensdist trains on, in order."""
+    ours.source.watch = Watch(0, 1, CPU)
+    places = (ours.plan.place(step, 0) for step in range(steps))
+    taken = (ours.source.take(epoch, offset, BATCH) for epoch, offset in places)
+    return [(batch["image"], batch["label"]) for batch in taken]
 
 
 class Task:
@@ -223,22 +142,15 @@ class Task:
     def __init__(self) -> None:
         self.labels: tuple[str, ...] = ("no_sub", "cdm", "axion")
         self.preprocess: Any = None
-        self.losses: list[Tensor] = []
-        self.times: list[float] = []
 
     def build(self) -> nn.Module:
         return network()
 
-    def stages(self, epochs: int) -> list[Any]:
-        from lensdist.tasks.base import Stage
-
+    def stages(self, epochs: int) -> list[Stage]:
         return [Stage(epochs, ("",))]
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], key: int) -> Tensor:
-        self.times.append(time.perf_counter())
-        loss = F.cross_entropy(model(batch["image"]), batch["label"])
-        self.losses.append(loss.detach())
-        return loss
+        return F.cross_entropy(model(batch["image"]), batch["label"])
 
     def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {}
@@ -250,28 +162,22 @@ class Task:
         return {}
 
 
-def gate(loops: dict[str, Callable[[], Turn]]) -> float:
-    """The largest difference between any two loops' losses.
+def gate(ways: dict[str, Way], steps: int) -> float:
+    """The largest relative difference between the first loop's losses and the others'.
 
     Raises:
-        SystemExit: they differ by more than rounding: they do not do the same work.
+        RunError: they differ by more than rounding: they do not do the same work.
     """
-    found = [torch.stack(turn()[0]) for turn in loops.values()]
-    worst = max(float((other - found[0]).abs().max()) for other in found[1:])
-    if not worst <= 1e-6:
-        raise SystemExit(f"losses differ by {worst}: the loops do not do the same work")
-    return worst
+    found = {name: way.losses(steps, CPU) for name, way in ways.items()}
+    first = next(iter(found.values()))
+    return max(TOLERANCE.refuse(name, losses, first) for name, losses in found.items())
 
 
-def measure(loops: dict[str, Callable[[], Turn]], rounds: int) -> list[dict[str, Any]]:
+def measure(ways: dict[str, Way], steps: int, rounds: int) -> list[dict[str, Any]]:
     """Milliseconds a step; what is above the bare loop is taken within a round."""
-    each: dict[str, list[float]] = {name: [] for name in loops}
-    for i in range(rounds):
-        order = list(loops) if i % 2 else list(reversed(loops))
-        for name in order:
-            _, times = loops[name]()
-            skipped = len(times) // 10  # warming up
-            each[name].append(1e3 * (times[-1] - times[skipped]) / (len(times) - 1 - skipped))
+    skip = steps // 10  # warming up
+    turns = {name: partial(milliseconds, way, skip, steps - skip) for name, way in ways.items()}
+    each = take_turns(turns, rounds)
     base = next(iter(each.values()))
     rows = []
     for name, found in each.items():
@@ -286,6 +192,11 @@ def measure(loops: dict[str, Callable[[], Turn]], rounds: int) -> list[dict[str,
             }
         )
     return rows
+
+
+def milliseconds(way: Way, skip: int, steps: int) -> float:
+    """Of a step."""
+    return 1e3 * way.batch / way.timed(skip, steps, CPU).rate
 
 
 def quartiles(numbers: list[float]) -> tuple[float, float]:

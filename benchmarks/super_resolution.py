@@ -12,68 +12,52 @@ the last. A step includes fetching its batch.
 
 - lensdist: its own loop on a packed set, from random weights; it clips gradients and averages
   weights where the preset says so, and nothing that a run does at a step is switched off.
-- files: the same network and loss in a plain loop; a DataLoader without workers reads a `.npy` file
-  of LR/ and one of HR/ an item, as the reference notebook does.
-- memory: the same network and loss in a plain loop; all pairs are tensors on the device.
+- plain loop, files: the same network and loss; a DataLoader without workers reads a `.npy` file of
+  LR and one of HR an item, as the reference notebook does.
+- plain loop, memory: the same network and loss; all pairs are tensors on the device.
+- Lightning: the same files in its Trainer; checkpoints, progress bar and logger are off.
 - EDSR, memory: the network, loss and Adam of Lim et al. 2017 (arXiv:1707.02921); `small` with about
   as many parameters as lensdist's, `full` as its baseline of 64 channels and 16 blocks.
 
-`--to-bicubic` trains whole presets without an encoder, on as many simulated pairs as they ask for:
-how long they had trained when an evaluation on the validation split first had a lower MSE than
-bicubic interpolation, says metrics.jsonl. Evaluations and saves do not count. A residual decoder
-begins at bicubic with each block's mean put right, which is better already.
+`--to-bicubic` trains whole presets without an encoder, on as many simulated pairs as they ask for,
+until an evaluation on the validation split first has a lower MSE than bicubic interpolation:
+seconds of training, evaluations and saves not counted. A residual decoder begins at bicubic with
+each block's mean put right, which is better already.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import os
-import subprocess
-import sys
 import tempfile
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
-from common_task import Way, measure
-from rivals.edsr import turns
-from rivals.ensembles import Turn, Watch
-from torch import Tensor, nn
 
 from lensdist.bench.baselines import Edsr
+from lensdist.bench.rivals import loops, resolvers
+from lensdist.bench.speed.beside import Rivals, fill
+from lensdist.bench.speed.ours import Ours
+from lensdist.bench.speed.run import first_rows, parity_steps
+from lensdist.bench.speed.session import BARE, STILL, UNTURNED
+from lensdist.bench.speed.turns import Tolerance, Way, compare, gate
 from lensdist.config import load
 from lensdist.config.schema import SuperResolutionRun, schema_of
-from lensdist.data.pack import pack
 from lensdist.data.packed import PackedSet
-from lensdist.data.preprocess import Preprocess
-from lensdist.data.source import PackedSource, View
-from lensdist.engine.batches import plan_steps
-from lensdist.engine.journal import Journal
-from lensdist.engine.loop import train
-from lensdist.engine.saver import Saver
-from lensdist.engine.stages import Phase
-from lensdist.engine.stopping import Stopper
-from lensdist.engine.torch_settings import settle
-from lensdist.engine.world import World
-from lensdist.models.super_resolution import SuperResolver
 from lensdist.sim.config import SimConfig
-from lensdist.sim.write import write_packed, write_raw
-from lensdist.tasks.super_resolution import SuperResolutionTask
-from lensdist.track.log import read
+from lensdist.sim.write import write_packed
 
 Facts = dict[str, Any]
 CONFIGS = Path(__file__).parents[1] / "configs/sr"
 FAMILY = SimConfig(family="sr")
-GATE_STEPS, GATE_RATE = 4, 1e-3  # steps of the first epoch, for the next one's order is another
-TOLERANCE = 1e-4  # of any loss; rounding makes 2e-7, a rate that is 1 % off 1.6e-4 or more
-WINDOW = 20  # steps that the journal's images a second are measured over, where all are logged
+GATE = (*BARE, *STILL, *UNTURNED, "model.encoder.dropout=0", "optim.lr=1e-3")
+# Rounding makes 2e-7; a rate that is 1 % off 1.6e-4 or more.
+TOLERANCE = Tolerance(1e-4, 1e-4)
+EDSR_RATE = 1e-4  # the paper's
 
 
 @dataclass(frozen=True)
@@ -97,64 +81,62 @@ SIZES = {
 }
 
 
-class Timed(SuperResolutionTask):
-    """Super-resolution, with a watch, from a given network."""
+class Bench:
+    """Runs of a preset on one simulated set."""
 
-    watch: Watch
-    network: nn.Module
+    def __init__(self, preset: str, size: Size, scratch: Path) -> None:
+        self.preset, self.size, self.scratch = preset, size, scratch
 
-    def build(self) -> nn.Module:
-        return deepcopy(self.network)
+    def ours(self, *more: str) -> Ours:
+        """lensdist with some settings, from random weights."""
+        data = self.scratch / "packed"
+        return Ours(configuration(self.preset, self.scratch, data, *more), PackedSet(data))
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], key: int) -> Tensor:
-        self.watch.begin()
-        loss = super().loss(model, batch, key)
-        self.watch.losses.append(loss.detach())
-        return loss
+    def rivals(self, ours: Ours, *, shuffle: bool) -> Rivals:
+        """Plain loops over the same pairs."""
+        rivals = fill(Rivals(ours, self.scratch / "items", first_rows(ours), shuffle))
+        for name, why in rivals.left_out.items():
+            print(f"{name} is left out: {why}")
+        return rivals
 
-    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        self.watch.begin()  # the evaluation after the last step
-        return super().outputs(model, batch)
+    def gate(self, device: torch.device) -> dict[str, float]:
+        """The largest relative difference of each plain loop's losses from lensdist's."""
+        torch.backends.cudnn.allow_tf32 = False
+        ours = self.ours(*GATE)
+        found = gate(
+            self.rivals(ours, shuffle=False).ways, ours.way, device, TOLERANCE, parity_steps(ours)
+        )
+        torch.backends.cudnn.allow_tf32 = True
+        return found
+
+    def ways(self) -> dict[str, Way]:
+        """lensdist first."""
+        ours = self.ours("train.deterministic=false")
+        found = {"lensdist": ours.way}
+        if ours.world.device.type == "cuda":  # a CPU's kernels always are
+            found["lensdist, deterministic (default)"] = self.ours().way
+        rivals = self.rivals(ours, shuffle=True)
+        edsr, cfg = partial(Edsr, 1, 2, *self.size.edsr), ours.cfg
+        for name, net in (("lensdist", ours.network), ("EDSR", edsr())):
+            print(f"{name} has {sum(p.numel() for p in net.parameters()):,} parameters")
+        loss = resolvers.turned_batch(resolvers.edsr_loss, cfg.augment)
+        plain, memory = loops.plain(cfg.precision), rivals.memory("image", "target")
+        how: Facts = {"benchmark": True, "tf32": cfg.precision != "no", "adam": paper_adam}
+        rivals.add("EDSR, memory", plain, edsr, memory, loss, **how)
+        return found | rivals.ways
 
 
-class Lensdist:
-    """A run of `lensdist.engine.loop.train`, again and again from the start."""
+def paper_adam(net: torch.nn.Module) -> torch.optim.Optimizer:
+    """EDSR's."""
+    return torch.optim.Adam(net.parameters(), lr=EDSR_RATE)
 
-    def __init__(self, preset: str, scratch: Path, *more: str) -> None:
-        words = [f"run.dir={scratch / 'run'}", f"data.path={scratch / 'packed'}", "encoder=null"]
-        words += ["train.eval_every_epochs=1e9", "checkpoint.every_epochs=1e9", *more]
-        cfg = load(CONFIGS / f"{preset}.yaml", words, schema=schema_of)
-        assert isinstance(cfg, SuperResolutionRun)
-        AcceleratorState._reset_state(True)  # it keeps the first precision that it was told
-        self.cfg, self.world = cfg, World(cfg)
-        packed, device = PackedSet(scratch / "packed"), self.world.device
-        train_view = View(packed, "train", cfg.data, 0, device)
-        self.source, self.rows = PackedSource(train_view, 0), train_view.rows
-        self.validation = View(packed, "val", cfg.data, 0, device)
-        torch.manual_seed(0)
-        self.network = SuperResolver(cfg.model)
 
-    def turn(self, watch: Watch) -> None:
-        """A whole run, its evaluation and its save at the end included."""
-        task = Timed(self.cfg, (), Preprocess(self.cfg.preprocess, [0.0], [1.0]), None)
-        task.watch, task.network = watch, self.network
-        limited = self.cfg.train.model_copy(update={"max_steps": watch.last})
-        cfg = self.cfg.model_copy(update={"train": limited})
-        plan = plan_steps(limited.global_batch, limited.micro, self.source.size, 0, 1)
-        torch.use_deterministic_algorithms(False)  # what another way has set is not undone by it
-        settle(cfg, self.world.device)
-        with contextlib.redirect_stderr(io.StringIO()):
-            journal = Journal(cfg, self.world, 0)
-            saver = Saver(cfg.run.dir / "checkpoints", 1, True, lambda step, sentence: None)
-            phase = Phase(cfg, task, self.source, self.validation, plan, {})
-            train(phase, self.world, journal, saver, Stopper(cfg.run.dir, self.world), None)
-            journal.close()
-
-    def rivals(self, size: Size, scratch: Path, order: list[int] | None = None) -> dict[str, Turn]:
-        """Plain loops over the same pairs, in this order or at random."""
-        build, edsr = partial(deepcopy, self.network), partial(Edsr, 1, 2, *size.edsr)
-        rows, device = order or self.rows.tolist(), self.world.device
-        return turns(self.cfg, build, edsr, scratch, device, rows, order is None)
+def configuration(preset: str, scratch: Path, data: Path, *more: str) -> SuperResolutionRun:
+    """A preset without an encoder."""
+    words = [f"run.dir={scratch / 'run'}", f"data.path={data}", "encoder=null", *more]
+    cfg = load(CONFIGS / f"{preset}.yaml", words, schema=schema_of)
+    assert isinstance(cfg, SuperResolutionRun)
+    return cfg
 
 
 def main() -> None:
@@ -174,7 +156,7 @@ def main() -> None:
     facts: Facts = {"size": asdict(size), "device": where, "torch": torch.__version__}
     with tempfile.TemporaryDirectory(prefix="lensdist-sr-") as name:
         if args.to_bicubic:
-            facts |= {"rows": to_bicubic(size, Path(name), device.type, args.threads)}
+            facts |= {"rows": to_bicubic(size, Path(name), device.type)}
         else:
             facts |= {"steps": args.steps or size.steps, "rounds": args.rounds}
             facts |= speeds(size, Path(name), device, facts["steps"], args.rounds)
@@ -187,112 +169,44 @@ def main() -> None:
 
 def speeds(size: Size, scratch: Path, device: torch.device, steps: int, rounds: int) -> Facts:
     """Print the table of each preset; its rows, and what the gate found."""
-    write_raw(scratch / "raw", FAMILY, size.per_class, 0, device=device.type)
-    pack(scratch / "raw", scratch / "packed")
+    write_packed(scratch / "packed", FAMILY, size.per_class, 0, device.type)
     facts: Facts = {"loss_differences": {}, "rows": []}
     for preset in size.presets:
-        facts["loss_differences"][preset] = worst = gate(preset, size, scratch)
+        bench = Bench(preset, size, scratch)
+        facts["loss_differences"][preset] = worst = bench.gate(device)
         said = ", ".join(f"{name} {x:.0e}" for name, x in worst.items())
         print(f"\n{preset}: same batches, same losses: {said}")
-        turns_ = ways(preset, size, scratch)
-        rows = measure(turns_, size, device, steps, rounds)  # type: ignore[arg-type]  # its skip
+        rows = compare(bench.ways(), device, skip=size.skip, steps=steps, rounds=rounds)
         print(f"{'way':<36}{'batch':>6}{'pairs/s':>9}{'spread':>16}{'lensdist':>10}{'spread':>14}")
         for row in rows:
-            each = zip(rows[0]["images_per_s_each"], row["images_per_s_each"], strict=True)
-            over = [ours / theirs for ours, theirs in each]
-            facts["rows"].append(row | {"preset": preset, "lensdist_over_each": over})
-            low, high = row["spread"]
+            facts["rows"].append(row | {"preset": preset})
+            (low, high), (least, most) = row["images_per_s_spread"], row["first_over_spread"]
             print(
                 f"{row['way']:<36}{row['batch']:>6}{row['images_per_s']:>9.4g}"
-                f"{f'{low:.4g} .. {high:.4g}':>16}{row['lensdist_over']:>9.2f}x"
-                f"{f'{min(over):.2f} .. {max(over):.2f}':>14}"
+                f"{f'{low:.4g} .. {high:.4g}':>16}{row['first_over']:>9.2f}x"
+                f"{f'{least:.2f} .. {most:.2f}':>14}"
             )
     return facts
 
 
-def gate(preset: str, size: Size, scratch: Path) -> dict[str, float]:
-    """The largest relative difference of each plain loop's losses from lensdist's.
-
-    Raises:
-        SystemExit: they differ by more than rounding: they do not do the same work.
-    """
-    torch.backends.cudnn.allow_tf32 = False
-    settings = ["precision=no", "model.encoder.dropout=0", "optim.weight_decay=0"]
-    settings += ["optim.schedule.kind=constant", "optim.schedule.warmup_steps=0"]
-    settings += ["optim.clip_norm=null", f"optim.lr={GATE_RATE}"]
-    settings += [f"augment.{way}=false" for way in ("rot180", "rot90", "flip")]
-    ours = Lensdist(preset, scratch, *settings)
-    pairs = ours.cfg.train.global_batch * GATE_STEPS
-    order = ours.rows[ours.source.places(0, 0, pairs)].tolist()
-    rivals = ours.rivals(size, scratch, order)
-    losses, found = {}, {}
-    for name in ("lensdist", "files", "memory"):
-        watch = Watch(0, GATE_STEPS, ours.world.device)
-        (rivals | {"lensdist": ours.turn})[name](watch)
-        losses[name] = torch.stack(watch.losses).float().cpu()
-        found[name] = float((losses[name] / losses["lensdist"] - 1).abs().max())
-        if not found[name] <= TOLERANCE:
-            raise SystemExit(f"{name}: losses {losses}: the loops do not do the same work")
-    torch.backends.cudnn.allow_tf32 = True
-    del found["lensdist"]
-    return found
-
-
-def ways(preset: str, size: Size, scratch: Path) -> dict[str, Way]:
-    """Name -> a turn, pixels a side of LR, pairs a step."""
-    ours = Lensdist(preset, scratch, "train.deterministic=false")
-    found = {"lensdist": ours.turn}
-    if ours.world.device.type == "cuda":  # a CPU's kernels always are
-        found["lensdist, deterministic (default)"] = Lensdist(preset, scratch).turn
-    found |= ours.rivals(size, scratch)
-    for name, net in (("lensdist", ours.network), ("EDSR", Edsr(1, 2, *size.edsr))):
-        print(f"{name} has {sum(p.numel() for p in net.parameters()):,} parameters")
-    pixels, batch = ours.cfg.model.image_size, ours.cfg.train.global_batch
-    return {name: (turn, pixels, batch) for name, turn in found.items()}
-
-
-def to_bicubic(size: Size, scratch: Path, device: str, threads: int) -> list[Facts]:
-    """Train whole presets; print when each's validation MSE was first below bicubic's."""
+def to_bicubic(size: Size, scratch: Path, device: str) -> list[Facts]:
+    """Train presets until their validation MSE is below bicubic's; print when that was."""
     found = []
-    print(f"{'preset':<11}{'evaluation':<13}{'step':>7}{'seconds':>9}{'MSE/bicubic':>13}{'gap':>8}")
+    print(f"{'preset':<11}{'reached':<9}{'step':>7}{'seconds':>9}{'MSE/bicubic':>13}{'gap':>8}")
     for preset, every in size.to_bicubic.items():
-        config, run, data = CONFIGS / f"{preset}.yaml", scratch / preset, scratch / f"{preset}-data"
-        words = [f"run.dir={run}", f"data.path={data}", "encoder=null", "train.log_every=1"]
-        words += [f"train.eval_every_epochs={every}"]
-        cfg = load(config, words, schema=schema_of)
+        data = scratch / f"{preset}-data"
+        cfg = configuration(preset, scratch, data, f"train.eval_every_epochs={every}")
         write_packed(data, FAMILY, cfg.data.n_per_class, 0, device, truth=True)
-        done = subprocess.run(
-            [sys.executable, "-m", "lensdist.train", "--config", str(config), *words],
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode:
-            raise SystemExit(f"{preset} failed: {done.stderr}")
-        rows = read(run / "metrics.jsonl")
-        seconds = training_seconds(rows, cfg.train.global_batch)
-        scores = [row for row in rows if row["kind"] == "val"]
-        below = [row for row in scores if row["mse"] < row["mse_bicubic"]]
-        marks = [("first below", below[0])] if below else []
-        for when, row in (*marks, ("last", scores[-1])):
-            facts = {"preset": preset, "when": when, "step": row["step"], "gap": row["gap"]}
-            facts |= {"seconds": seconds[row["step"]], "every_steps": scores[0]["step"]}
-            found.append(facts | {"mse_ratio": row["mse"] / row["mse_bicubic"]})
-            print(
-                f"{preset:<11}{when:<13}{row['step']:>7}{facts['seconds']:>9.1f}"
-                f"{found[-1]['mse_ratio']:>13.4f}{row['gap']:>8.3f}"
-            )
+        *_, last = Ours(cfg, PackedSet(data)).learn(lambda s: s["mse"] < s["mse_bicubic"])
+        mse, bicubic = last.scores["mse"], last.scores["mse_bicubic"]
+        facts = {"preset": preset, "reached": mse < bicubic, "step": last.step}
+        facts |= {"seconds": last.seconds, "mse_ratio": mse / bicubic, "gap": last.scores["gap"]}
+        found.append(facts)
+        print(
+            f"{preset:<11}{'yes' if facts['reached'] else 'no':<9}{last.step:>7}"
+            f"{last.seconds:>9.1f}{facts['mse_ratio']:>13.4f}{facts['gap']:>8.3f}"
+        )
     return found
-
-
-def training_seconds(rows: list[Facts], batch: int) -> dict[int, float]:
-    """Step -> seconds of training until then, from the journal's images a second of each window."""
-    seconds, steps = [0.0], [0]
-    for row in rows:
-        if row["kind"] == "train":
-            back = max(0, len(steps) - WINDOW)
-            images = (row["step"] - steps[back]) * batch
-            steps.append(row["step"])
-            seconds.append(seconds[back] + images / row["images_per_s"])
-    return dict(zip(steps, seconds, strict=True))
 
 
 if __name__ == "__main__":

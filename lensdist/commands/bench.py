@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from lensdist.bench.settings import CommonTable, FewLabels, Size, SuperResolutionTable, Table
+from lensdist.bench.speed.settings import SpeedBench
+from lensdist.config.base import Strict
 from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 
 FEW_LABELS_EXAMPLES = """examples:
@@ -34,7 +36,15 @@ SUPER_RESOLUTION_EXAMPLES = """examples:
 An interrupted benchmark goes on where it was: give the same command again.
 """
 
-T = TypeVar("T", bound=Table)
+SPEED_EXAMPLES = """examples:
+  lensdist bench speed --config configs/mae/reference.yaml --out runs/speed
+  lensdist bench speed --config configs/mae/reference.yaml --out runs/speed --beside --ladder
+  lensdist bench speed --config configs/common/best.yaml --out runs/speed data.path=packed
+  accelerate launch --config_file accelerate_config.yaml -m lensdist bench speed \\
+    --config configs/mae/reference.yaml --out runs/eight --single runs/speed/speed.json
+"""
+
+T = TypeVar("T", bound=Strict)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_common(benchmarks)
     _add_super_resolution(benchmarks)
+    _add_speed(benchmarks)
 
 
 def _add_common(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -122,6 +133,31 @@ def _add_super_resolution(benchmarks: argparse._SubParsersAction[argparse.Argume
         help="of runs with the most pairs; with a tenth of them half as many, and so on (default: "
         "small 2,000, full 40,000)",
     )
+
+
+def _add_speed(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    speed = benchmarks.add_parser(
+        "speed",
+        help="how fast a run trains here, and beside what else one would use",
+        description="Train a run for a while through lensdist's own loop: images a second, the "
+        "shares of what the machine could do, memory, waiting. Without data.path on a small "
+        "simulated set. Under accelerate launch, all processes take part.",
+        epilog=SPEED_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    speed.set_defaults(benchmark_run=_speed)
+    speed.add_argument("--config", type=Path, required=True, help="configs/<task>/<preset>.yaml")
+    speed.add_argument("--out", type=Path, required=True, help="folder for everything")
+    for name, field in SpeedBench.model_fields.items():
+        flag, about = f"--{name.replace('_', '-')}", field.description
+        if field.annotation is bool:
+            speed.add_argument(flag, action="store_true", help=about)
+    for flag, kind in (("--windows", int), ("--window-steps", int), ("--to", float)):
+        about = SpeedBench.model_fields[flag[2:].replace("-", "_")].description
+        speed.add_argument(flag, type=kind, metavar="N" if kind is int else "SCORE", help=about)
+    about = SpeedBench.model_fields["single"].description
+    speed.add_argument("--single", type=Path, metavar="FILE", help=about)
+    speed.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the run")
 
 
 def _add_shared(
@@ -179,6 +215,19 @@ def _super_resolution(args: argparse.Namespace) -> int:
     from lensdist.bench.super_resolution import super_resolution_table
 
     return _table(lambda: super_resolution_table(cfg))
+
+
+def _speed(args: argparse.Namespace) -> int:
+    cfg = _settings(SpeedBench, args)
+
+    from lensdist.bench.speed.run import measure
+
+    page, world = measure(cfg)
+    if world.main:
+        print(f"{page.read_text()}\nwrote {page} and {page.with_suffix('.json')}", flush=True)
+    if world.size > 1:
+        world.close(EXIT_DONE, together=True)
+    return EXIT_DONE
 
 
 def _settings(schema: type[T], args: argparse.Namespace) -> T:

@@ -1,0 +1,1 @@
+"""What a user would train with instead, as its authors' own examples do: for benchmarks only."""

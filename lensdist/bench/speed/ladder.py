@@ -1,0 +1,150 @@
+"""One switch off, or on, at a time: what each is worth on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lensdist.bench.speed.ours import Ours
+from lensdist.bench.speed.session import Session
+from lensdist.bench.speed.turns import PARITY_STEPS, Tolerance, Way, compare, spread
+from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun, SuperResolutionRun
+from lensdist.errors import RunError, UserError
+
+NARROW = Tolerance(2e-2, 5e-2)
+"""Of another precision: eight bits of a bfloat16 are 4e-3 a number."""
+BASE = "as configured"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A run that differs in one switch.
+
+    Attributes:
+        change: `key=value`s.
+        against: settings that both it and what it is held against have.
+        tolerance: of its losses, where they may differ by more than rounding.
+    """
+
+    change: tuple[str, ...]
+    against: tuple[str, ...] = ()
+    tolerance: Tolerance | None = None
+
+    @property
+    def name(self) -> str:
+        """As in the table."""
+        return " ".join(self.change)
+
+
+def rungs(cfg: BaseRun, device: torch.device, processes: int, steps: int) -> Iterator[Rung]:
+    """Those that apply to a run, its device and its number of processes.
+
+    Args:
+        cfg: the run's.
+        device: of its processes.
+        processes: that share the work.
+        steps: of a window, in which a save falls where saving is looked at.
+    """
+    cuda, how = device.type == "cuda", cfg.speed
+    convolutional = isinstance(cfg, CommonRun | SuperResolutionRun)
+    transformer = not isinstance(cfg, CommonRun)
+    yield Rung((f"precision={'bf16' if cfg.precision == 'no' else 'no'}",), tolerance=NARROW)
+    if transformer or cfg.engine == "ddp":
+        other = "blocks" if transformer else "whole"
+        yield Rung((f"speed.compile={other if how.compile == 'no' else 'no'}",), tolerance=NARROW)
+    if cuda and cfg.engine == "ddp" and processes == 1:
+        if how.cuda_graphs:
+            yield Rung(("speed.cuda_graphs=false",), tolerance=NARROW)
+        else:
+            whole = ("speed.compile=whole",)
+            yield Rung(("speed.cuda_graphs=true",), whole, tolerance=NARROW)
+    if convolutional:
+        yield Rung((f"speed.channels_last={_word(not how.channels_last)}",))
+    if transformer:
+        yield Rung((f"speed.recompute={_word(not how.recompute)}",))
+    if processes > 1 and cfg.engine == "ddp":
+        yield Rung((f"speed.bucket_mb={25 if how.bucket_mb != 25 else 100}",))
+    if cuda:
+        yield Rung((f"train.deterministic={_word(not cfg.train.deterministic)}",))
+    if cfg.data.source == "packed":
+        kept = cfg.data.resident == "yes" or (cfg.data.resident == "auto" and cuda)
+        yield Rung((f"data.resident={'no' if kept else 'yes'}",))
+    yield from _of_training(cfg, processes, steps)
+
+
+def _of_training(cfg: BaseRun, processes: int, steps: int) -> Iterator[Rung]:
+    frozen = isinstance(cfg, FinetuneRun) and (cfg.encoder is not None or cfg.linear_probe)
+    if frozen or (isinstance(cfg, CommonRun) and cfg.unfreeze == "progressive"):
+        yield Rung((f"cache.max_gb={0 if cfg.cache.max_gb else 4}",))
+    saving = (f"checkpoint.every_steps={steps}",)  # a save a window, on both sides
+    background = _word(not cfg.checkpoint.background)
+    yield Rung((f"checkpoint.background={background}",), saving)
+    yield Rung((f"train.ema={'null' if cfg.train.ema else '0.999'}",))
+    if _micro_batch_is_free(cfg):
+        half = cfg.train.micro // 2
+        if cfg.train.micro < cfg.train.global_batch // processes:
+            yield Rung((f"train.micro_batch={cfg.train.global_batch // processes}",))
+        elif cfg.train.micro % 2 == 0 and half:
+            yield Rung((f"train.micro_batch={half}",))
+
+
+def _micro_batch_is_free(cfg: BaseRun) -> bool:
+    """BatchNorm sees micro-batches: with others, another network is trained."""
+    return not (
+        isinstance(cfg, CommonRun) or (isinstance(cfg, FinetuneRun) and cfg.model.head_norm)
+    )
+
+
+def climb(session: Session) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Losses first, then speeds in turns.
+
+    Returns:
+        A row a rung (see `turns.compare`; `gain`: how many times as fast as what it is held
+        against), with `loss_difference`; and rungs that were left out, with the reason.
+    """
+    bench, left_out = session.bench, dict[str, str]()
+    rows: list[dict[str, Any]] = []
+    every = rungs(session.cfg, session.device, session.world.size, session.steps)
+    groups: dict[tuple[str, ...], dict[str, tuple[Ours, float]]] = {}
+    for rung in every:
+        difference, why = 0.0, ""
+        try:
+            difference = _difference(session, rung)
+        except (UserError, RunError, RuntimeError) as e:  # no compiler, no such kernel
+            why = str(e).strip().splitlines()[0]
+        if session.world.any(bool(why)):
+            left_out[rung.name] = why or "another process could not do it"
+            continue
+        ours = session.ours(*rung.against, *rung.change)
+        groups.setdefault(rung.against, {})[rung.name] = ours, difference
+    for against, members in groups.items():
+        base = " ".join((BASE, *against))
+        ways: dict[str, Way] = {base: session.ours(*against).way}
+        ways |= {name: ours.way for name, (ours, _) in members.items()}
+        found = compare(
+            ways, session.device, skip=session.skip, steps=session.steps, rounds=bench.windows
+        )
+        for row in found:
+            for gain, over in (("gain", "first_over"), ("cpu_gain", "cpu_first_over")):
+                if over in row:
+                    row |= spread(gain, [1 / ratio for ratio in row[f"{over}_each"]])
+            if row["way"] in members:
+                row["loss_difference"] = members[row["way"]][1]
+        rows += found
+    return rows, left_out
+
+
+def _difference(session: Session, rung: Rung) -> float:
+    """The largest of the first losses from those of what it is held against."""
+    changed, base = session.still(*rung.against, *rung.change), session.still(*rung.against)
+    losses = changed.way.losses(PARITY_STEPS, session.device)
+    wanted = base.way.losses(PARITY_STEPS, session.device)
+    tolerance = rung.tolerance or session.rounding
+    return tolerance.refuse(rung.name, losses, wanted)
+
+
+def _word(flag: bool) -> str:
+    return "true" if flag else "false"
