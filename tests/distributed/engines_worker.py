@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from lensdist.models.config import EncoderConfig
 from lensdist.models.vit import Block
 from lensdist.tasks.base import Stage
 from tests.conftest import settings
+from tests.distributed.worker import BatchNormTask
 
 STEPS, HALF = 20, 10
 ENGINES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
@@ -54,14 +54,8 @@ class Network(nn.Module):
         return self.head(tokens.mean(1))
 
 
-class Task:
+class Task(BatchNormTask):
     """Three stages, a boundary before and one after the state that others go on from."""
-
-    name = "finetune"
-    select = ("nll", "min")
-
-    def __init__(self, cfg: Any, labels: tuple[str, ...], preprocess: Any, encoder: Any) -> None:
-        self.labels, self.preprocess = labels, preprocess
 
     def build(self) -> nn.Module:
         return Network()
@@ -69,18 +63,6 @@ class Task:
     def stages(self, epochs: int) -> list[Stage]:
         half = ("head.", "blocks.1.", "stem.1.")
         return [Stage(1, ("head.",)), Stage(1, half), Stage(epochs - 2, ("",))]
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], key: int) -> Tensor:
-        return F.cross_entropy(model(self.preprocess(batch["image"])), batch["label"])
-
-    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"logits": model(self.preprocess(batch["image"])), "label": batch["label"]}
-
-    def score(self, outputs: dict[str, Tensor]) -> dict[str, float]:
-        return {"nll": float(F.cross_entropy(outputs["logits"], outputs["label"]))}
-
-    def describe(self) -> dict[str, Any]:
-        return {"model": {}}
 
 
 def configuration(
