@@ -144,7 +144,6 @@ def _do(job: Job) -> int:
 
     from lensdist.train import main
 
-    AcceleratorState._reset_state()  # an earlier job of this process may have had another precision
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("a") as log, contextlib.redirect_stderr(log):
         code = main(job.argv)

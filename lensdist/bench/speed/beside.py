@@ -135,8 +135,6 @@ def fill(rivals: Rivals) -> Rivals:
 
 
 def _refusal(ours: Ours) -> str:
-    if ours.world.size > 1:
-        return "others are compared with one process"
     if not ours.whole:
         return "others train all layers from the first step: give encoder=null or unfreeze=all"
     if ours.cfg.data.source == "stream":

@@ -53,6 +53,8 @@ def measure(bench: SpeedBench) -> tuple[Path, World]:
 
 def beside(session: Session) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The run and its rivals: losses first, then speeds in turns."""
+    if session.world.size > 1:
+        return [], {"others": "they are compared with one process"}
     files = session.scratch / "items"
     still = session.still(*BARE, *UNTURNED)
     gated = fill(Rivals(still, files, first_rows(still), shuffle=False))
