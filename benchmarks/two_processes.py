@@ -39,7 +39,7 @@ MICRO, GATE_STEPS, SKIP = 32, 2, 2
 TOLERANCE = Tolerance(1e-5, 1e-4)
 Kind = Literal["pair", "alone", "both"]
 Result = tuple[float, float, list[float]]
-"""Seconds of the window, those of them on a core, and the losses of its own micro-batches."""
+"""Seconds of the window, those on a core, and the losses of this process's micro-batches."""
 
 
 def main() -> None:
