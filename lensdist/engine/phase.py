@@ -53,7 +53,7 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     check_devices(world)
     check_start(cfg, world)
     packed = PackedSet(_data(cfg, world))
-    _check_images(cfg, packed)
+    check_images(cfg, packed)
     if isinstance(cfg, SuperResolutionRun):
         check_pairs(cfg, packed)
     validation = View(packed, "val", cfg.data, cfg.seed, world.device)
@@ -145,7 +145,12 @@ def _data(cfg: BaseRun, world: World) -> Path:
     return own
 
 
-def _check_images(cfg: BaseRun, packed: PackedSet) -> None:
+def check_images(cfg: BaseRun, packed: PackedSet) -> None:
+    """Make sure that the network takes the images of a set.
+
+    Raises:
+        UserError: it does not, or the preprocessing cannot.
+    """
     bands, height, width = packed.manifest.image_shape
     model = cfg.model  # type: ignore[attr-defined]
     wanted = (model.in_channels, model.image_size, model.image_size)

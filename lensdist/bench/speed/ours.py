@@ -39,7 +39,7 @@ from lensdist.engine.batches import plan_steps
 from lensdist.engine.initial import check_start, starting_point
 from lensdist.engine.loop import train
 from lensdist.engine.pairs import check_pairs
-from lensdist.engine.phase import _check_images
+from lensdist.engine.phase import check_images
 from lensdist.engine.prepared import PreparedView
 from lensdist.engine.saver import Saver
 from lensdist.engine.stages import Phase
@@ -97,7 +97,7 @@ class Ours:
         validation = View(packed, "val", cfg.data, cfg.seed, device)
         labels = tuple(validation.labels)
         if task is None:
-            _check_images(cfg, packed)
+            check_images(cfg, packed)
             if isinstance(cfg, SuperResolutionRun):
                 check_pairs(cfg, packed)
             preprocess, weights, _ = starting_point(cfg, packed, labels, self.world)

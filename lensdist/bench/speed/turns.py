@@ -87,7 +87,7 @@ class Tolerance:
 
 
 ROUNDING = Tolerance(1e-5, 1e-4)
-"""The reference MAE's is 1e-7; a rate that is 1 % off makes more than 1e-4 in so many steps."""
+"""The reference MAE's is 1e-7; at `debug`'s size a rate 1 % off makes more than 1e-4."""
 BATCHNORM = Tolerance(1e-4, 2e-3)
 """Other layouts make up to 5e-4 of a DenseNet's, one and a half times the rate 2.5e-3."""
 
