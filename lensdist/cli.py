@@ -9,6 +9,7 @@ from importlib import import_module
 
 from lensdist import __version__
 from lensdist.outcome import conclude
+from lensdist.terminal import escaped_output
 
 COMMANDS = {
     "simulate": "make images of strong lenses",
@@ -27,7 +28,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns its exit code."""
-    return conclude(lambda: _run(argv))
+    with escaped_output():
+        return conclude(lambda: _run(argv))
 
 
 def _run(argv: Sequence[str] | None) -> int:

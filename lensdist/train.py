@@ -26,6 +26,7 @@ from lensdist.engine.launcher import agreed, from_environment
 from lensdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError, say
 from lensdist.outcome import conclude
 from lensdist.phases import completed
+from lensdist.terminal import escaped_output
 
 if TYPE_CHECKING:
     from lensdist.engine.world import World
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python -m lensdist.train`; returns its exit code."""
     parser = argparse.ArgumentParser(prog="lensdist train")
     add_arguments(parser)
-    return conclude(lambda: launch(parser.parse_args(argv)))
+    with escaped_output():
+        return conclude(lambda: launch(parser.parse_args(argv)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,11 +23,17 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `slurm` is not installed: it is used from a clone, from anywhere
 
 from lensdist.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, RunError, UserError  # noqa: E402
+from lensdist.terminal import escaped_output  # noqa: E402
 from slurm import commands  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
+    with escaped_output():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     # Options may stand between the words, which argparse cannot do with sub-commands.
     args, rest = parser.parse_known_args(argv)

@@ -149,7 +149,9 @@ class TrackConfig(Strict):
     wandb: Literal["auto", "online", "offline", "off"] = Field(
         "off", description="auto: online when an API key is set, else offline"
     )
-    project: str = Field("lensdist", description="wandb project")
+    project: str | None = Field(
+        None, description="wandb project; null: what WANDB_PROJECT says, else lensdist"
+    )
     tensorboard: bool = Field(False, description="needs the extra lensdist[tensorboard]")
 
 

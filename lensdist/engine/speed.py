@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lensdist.config.schema import BaseRun, CommonRun
+from lensdist.engine.compile_cache import close_to_others
 from lensdist.engine.config import SpeedConfig
 from lensdist.errors import UserError
 from lensdist.models.backbones import Backbone
@@ -46,6 +47,7 @@ def check(cfg: BaseRun, device: torch.device, world_size: int) -> None:
             "layer into pieces; set engine=fsdp, shard.stage=2, or speed.compile=no"
         )
     if cfg.speed.compile != "no":
+        close_to_others()
         _check_compiler(device)
 
 
@@ -76,6 +78,7 @@ def quicken(
             if isinstance(module, Backbone):
                 module.channels_first()
     if cfg.compile != "no":
+        close_to_others()
         # What an earlier stage compiled would count towards torch's limit of recompilations.
         torch.compiler.reset()
     compiled = partial(_compiled, backend=backend, cuda_graphs=cfg.cuda_graphs)

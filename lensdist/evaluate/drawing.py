@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from lensdist.files import write_atomic
 
@@ -45,6 +46,8 @@ def style(i: int) -> dict[str, Any]:
 
 def save(fig: Figure, path: Path) -> Path:
     """Write a figure as PNG: the same figure, the same bytes."""
+    for text in fig.findobj(Text):
+        text.set_parse_math(False)  # a `$` in a label's or a folder's name is a dollar sign
     data = io.BytesIO()
     FigureCanvasAgg(fig).print_figure(data, format="png", dpi=150, metadata={"Software": None})
     return write_atomic(path, data.getvalue())

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
 from lensdist.files import plain, to_json, write_atomic
+from lensdist.terminal import printable
 from lensdist.track import log
 
 Row = Mapping[str, Any]
 _NONE = "–"
+# What HTML and Markdown read in a text, but not a score's interval, `[0.90, 0.92]`.
+_MARKUP = re.compile(r"[&<>|\\`*]|\](?=[(\[:])|(?<!\w)_|_(?!\w)")
 
 _ENLARGED = ("psnr", "psnr_gain", "ssim", "gap", "coverage_68", "coverage_95")
 
@@ -60,7 +65,7 @@ def write_results(
         parts.append("\n".join(f"- {note}" for note in notes))
     if hard:
         parts += ["## Harder images", table(hard), HARD]
-    parts += [f"![{Path(link).stem.replace('_', ' ')}]({link})" for link in links]
+    parts += [f"![{_escape(Path(link).stem.replace('_', ' '))}]({quote(link)})" for link in links]
     write_atomic(folder / "results.json", to_json(everything) + "\n")
     return write_atomic(folder / "results.md", "\n\n".join(parts) + "\n")
 
@@ -147,7 +152,9 @@ def _named(scores: Row) -> list[tuple[str, str]]:
             every = zip(scores["labels"], value, scores.get(f"{name}_ci") or value, strict=True)
             for label, auc, ci in every:
                 interval = ci if isinstance(ci, (list, tuple)) else None
-                pairs.append((f"auc {label}", _cell({"auc": auc, "auc_ci": interval}, "auc")))
+                pairs.append(
+                    (f"auc {printable(label)}", _cell({"auc": auc, "auc_ci": interval}, "auc"))
+                )
         elif isinstance(value, (int, float)) or name == "views":
             pairs.append((name.replace("_", " "), _cell(scores, name)))
     return pairs
@@ -263,7 +270,12 @@ def _cell(row: Row, name: str) -> str:
 
 
 def _escape(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    """A cell's text as itself: neither a line of its own, nor Markdown, nor HTML."""
+    return _MARKUP.sub(_literal, printable(" ".join(text.split())))
+
+
+def _literal(found: re.Match[str]) -> str:
+    return {"&": "&amp;", "<": "&lt;", ">": "&gt;"}.get(found[0], f"\\{found[0]}")
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -29,6 +29,8 @@ _PATIENCE = 30  # s that wandb may take to begin, and again to finish
 _LOOK = 0.25  # s between looks at the queue
 _HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # wandb's own, before and after its renaming
 
+_UNUSED = {"WANDB_DIR", "WANDB_RESUME"}
+
 Mode = Literal["auto", "online", "offline", "off"]
 
 
@@ -39,10 +41,10 @@ class Trackers:
         run: the run's folder. Everything is written inside: `wandb/`, `tensorboard/`, and
             `track.json`, which holds wandb's run id so that a resumed run continues the same one.
         wandb: auto: as WANDB_MODE says, or online when there is a key, else offline.
-        project: wandb's project.
+        project: wandb's project; None: what WANDB_PROJECT says, else `lensdist`.
         tensorboard: needs the extra `lensdist[tensorboard]`.
         config: the resolved configuration, shown beside the curves.
-        name: wandb's name for the run; by default that of the folder.
+        name: wandb's name for the run; by default what WANDB_NAME says, else that of the folder.
         resumed_step: the step that the run resumes from, after which TensorBoard forgets.
         queue: rows that wait for a slow tracker before the oldest are dropped.
     """
@@ -51,7 +53,7 @@ class Trackers:
         self,
         run: Path,
         wandb: Mode = "off",
-        project: str = "lensdist",
+        project: str | None = None,
         tensorboard: bool = False,
         config: Mapping[str, Any] | None = None,
         *,
@@ -65,7 +67,16 @@ class Trackers:
             return
         mode = _resolve(wandb)
         if mode != "off":
-            options = {"project": project, "name": name or run.name, "config": plain(config or {})}
+            options = {
+                "project": project or os.environ.get("WANDB_PROJECT") or "lensdist",
+                "name": name or os.environ.get("WANDB_NAME") or run.name,
+                "config": plain(config or {}),
+            }
+            for variable in _UNUSED & os.environ.keys():
+                _warn(
+                    f"{variable} is not used: wandb's files lie in {run}, and a run that is "
+                    "resumed goes on in the same wandb run"
+                )
             self._feeds.append(_Feed("wandb", lambda: _Wandb(run, mode, options), queue))
         if tensorboard:
             self._feeds.append(_Feed("tensorboard", lambda: _Board(run, resumed_step), queue))
@@ -244,13 +255,13 @@ def _has_key() -> bool:
 
 
 def _wandb_id(run: Path) -> str:
-    """The run's id from RUN/track.json, made on first use."""
+    """The run's id from RUN/track.json, made on first use: WANDB_RUN_ID's, or a new one."""
     path = run / "track.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(path.read_text())["wandb_id"]
         if isinstance(known, str) and known:
             return known
-    made = uuid.uuid4().hex[:12]
+    made = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12]
     write_atomic(path, to_json({"wandb_id": made}) + "\n")
     return made
 

@@ -122,6 +122,23 @@ def test_a_resumed_run_keeps_its_id(tmp_path: Path, wandb: FakeWandb) -> None:
     assert wandb.inits[2]["id"] not in ("", first["id"])
 
 
+def test_wandbs_own_variables_name_project_run_and_id(
+    tmp_path: Path, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "subhalos")
+    monkeypatch.setenv("WANDB_NAME", "wide")
+    monkeypatch.setenv("WANDB_RUN_ID", "abc123")
+    monkeypatch.setenv("WANDB_DIR", "/elsewhere")
+    for project in (None, "lenses"):  # what the run itself says comes first
+        Trackers(tmp_path / "a", "offline", project).close()
+    found = [(one["project"], one["name"], one["id"]) for one in wandb.inits]
+    assert found == [("subhalos", "wide", "abc123"), ("lenses", "wide", "abc123")]
+    assert "WANDB_DIR is not used" in capsys.readouterr().err
+    monkeypatch.setenv("WANDB_RUN_ID", "another")  # a run that was begun keeps its own
+    Trackers(tmp_path / "a", "offline").close()
+    assert wandb.inits[2]["id"] == "abc123"
+
+
 def test_other_ranks_make_none(tmp_path: Path, wandb: FakeWandb) -> None:
     tracker = Trackers(tmp_path, "offline", tensorboard=True, enabled=False)
     tracker.log(row(1, loss=1.0))

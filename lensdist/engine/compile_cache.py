@@ -1,0 +1,46 @@
+"""Where `torch.compile` keeps its code: a folder that nobody else can write."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from lensdist.errors import UserError
+
+_WRITABLE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def close_to_others() -> None:
+    """Make torch's folders for compiled code, or check them: what lies there is run.
+
+    The name of torch's own folder, in the temporary folder, can be guessed, and torch uses the
+    folder whoever made it. TORCHINDUCTOR_CACHE_DIR does not move precompiled headers from there.
+
+    Raises:
+        UserError: somebody else owns a folder, or can write or replace it.
+    """
+    from torch._inductor.runtime.runtime_utils import default_cache_dir
+
+    _require_own(Path(default_cache_dir()), "TMPDIR")
+    for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        if chosen := os.environ.get(variable):
+            _require_own(Path(chosen), variable)
+
+
+def _require_own(folder: Path, variable: str) -> None:
+    hint = f"set {variable} to a folder of yours, or speed.compile=no"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found, above = folder.lstat(), folder.parent.stat()
+    except OSError as e:
+        raise UserError(f"torch.compile's cache {folder}: {e.strerror}; {hint}") from e
+    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    kept = above.st_uid in (0, os.geteuid()) and (
+        not above.st_mode & _WRITABLE or above.st_mode & stat.S_ISVTX
+    )
+    if not mine or not kept or found.st_mode & _WRITABLE:
+        raise UserError(
+            f"torch.compile's cache {folder} can be written by others, who could plant code that "
+            f"you would run; {hint}"
+        )
