@@ -85,7 +85,7 @@ def estimate(
     total = config.train.max_steps or config.train.epochs * (samples // batch)
     done = next((step for step, _ in _checkpoints(run)), 0)
     images = max(total - done, 0) * batch
-    nodes = _nodes(config, cluster)
+    nodes = cluster.fewest
     processes = nodes * cluster.per_node
     rate = _rate(config, run, cluster, processes, like)
     if rate is None:
@@ -125,13 +125,6 @@ def total(estimates: Mapping[str, Estimate | None]) -> str:
     unknown = [name for name, e in estimates.items() if e is None]
     parts = [f"{_hours(known)} in all"] if known else []
     return "; ".join([*parts, f"no estimate for {', '.join(unknown)}"] if unknown else parts)
-
-
-def _nodes(config: BaseRun, cluster: Cluster) -> int:
-    """The fewest that can share a step evenly."""
-    micros = config.train.global_batch // config.train.micro
-    numbers = range(cluster.fewest, cluster.most + 1)
-    return next((n for n in numbers if micros % (n * cluster.per_node) == 0), cluster.fewest)
 
 
 def _rate(

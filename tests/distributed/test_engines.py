@@ -76,6 +76,16 @@ def test_losses_are_those_of_one_process(
         _same_state(_end(run), _end(alone))
 
 
+@pytest.mark.parametrize("processes", WORLDS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_synchronised_batchnorm_gives_the_losses_of_one_process(
+    runs: Path, engine: str, processes: int
+) -> None:
+    alone, run = runs / "1" / "ddp-auto", runs / str(processes) / f"{engine}-auto"
+    assert _losses(run) == pytest.approx(_losses(alone), rel=TOLERANCE["no"])
+    _same_state(_end(run), _end(alone))
+
+
 @pytest.mark.parametrize("engine", [e for e in ENGINES if e != "ddp"])
 def test_shares_in_the_machines_memory_make_no_difference(runs: Path, engine: str) -> None:
     alone, run = runs / "1" / "ddp-no", runs / "2" / f"{engine}-offload"

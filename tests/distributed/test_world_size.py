@@ -38,10 +38,14 @@ def _end(run: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     return saved.tensors, [{k: v for k, v in r.items() if k not in TIMES} for r in rows]
 
 
+@pytest.mark.parametrize("variant", ["", "-auto"])
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("task", ["mae", "finetune", "batchnorm", "common", "sr"])
-def test_losses_agree_over_20_steps(worlds: dict[int, Path], task: str, processes: int) -> None:
-    (alone, rows), (shared, others) = (_end(worlds[n] / task) for n in (1, processes))
+def test_losses_agree_over_20_steps(
+    worlds: dict[int, Path], task: str, processes: int, variant: str
+) -> None:
+    """With a number for train.micro_batch; and under auto, with what does not depend on it."""
+    (alone, rows), (shared, others) = (_end(worlds[n] / (task + variant)) for n in (1, processes))
     losses, same = ([r["loss"] for r in x if r["kind"] == "train"] for x in (rows, others))
     assert len(losses) == 20
     assert same == pytest.approx(losses, rel=1e-5)
