@@ -89,8 +89,8 @@ class TrainConfig(Strict):
             )
         if self.sync_batchnorm:
             raise ValueError(
-                f"sync_batchnorm goes with micro_batch: auto, not {self.micro_batch}: micro-batches "
-                "that one process computes in turn cannot know each other's statistics"
+                f"sync_batchnorm goes with micro_batch: auto, not {self.micro_batch}: what one "
+                "process computes in turn cannot know the statistics of what comes later"
             )
         return self
 

@@ -15,7 +15,7 @@ from lensdist.config.schema import BaseRun, ClassifierRun, SuperResolutionRun
 from lensdist.data.manifest import Manifest
 from lensdist.data.packed import PackedSet
 from lensdist.data.source import Images, PackedSource, Source, StreamSource, View
-from lensdist.engine import checkpoint, fp8, speed
+from lensdist.engine import checkpoint, fp8, pace, speed
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.checkpoint import Checkpoint
 from lensdist.engine.differences import differences
@@ -54,6 +54,7 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     fp8.check_device(cfg, world.device)
     check_devices(world)
     check_start(cfg, world)
+    pace.announce(cfg, world)
     packed = PackedSet(_data(cfg, world))
     check_images(cfg, packed)
     if isinstance(cfg, SuperResolutionRun):
@@ -73,7 +74,9 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
         task,
         source,
         validation,
-        plan_steps(cfg.train.global_batch, cfg.train.micro_batch, source.size, world.rank, world.size),
+        plan_steps(
+            cfg.train.global_batch, cfg.train.micro_batch, source.size, world.rank, world.size
+        ),
         facts,
         weighted=bool(_WEIGHTS & set(packed.manifest.files)),
     )

@@ -87,9 +87,7 @@ class Step:
         return max(self.parts, key=lambda name: self.parts[name])
 
 
-def compute(
-    layers: Sequence[Layer], cfg: BaseRun, hardware: Hardware, gpus: int = 1
-) -> Compute:
+def compute(layers: Sequence[Layer], cfg: BaseRun, hardware: Hardware, gpus: int = 1) -> Compute:
     """A micro-batch's forward and backward pass on one of so many GPUs.
 
     A backward pass takes twice the arithmetic and the traffic of the forward one; nothing where

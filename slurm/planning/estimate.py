@@ -19,6 +19,7 @@ from pydantic import Field
 from lensdist.config.base import Strict
 from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun, SuperResolutionRun, schema_of
 from lensdist.data.manifest import MANIFEST
+from lensdist.engine.batches import check_shares
 from lensdist.errors import UserError
 from lensdist.estimate import train_flops
 from lensdist.estimate.network import unknown_members
@@ -85,7 +86,7 @@ def estimate(
     total = config.train.max_steps or config.train.epochs * (samples // batch)
     done = next((step for step, _ in _checkpoints(run)), 0)
     images = max(total - done, 0) * batch
-    nodes = cluster.fewest
+    nodes = _nodes(config, cluster)
     processes = nodes * cluster.per_node
     rate = _rate(config, run, cluster, processes, like)
     if rate is None:
@@ -125,6 +126,15 @@ def total(estimates: Mapping[str, Estimate | None]) -> str:
     unknown = [name for name, e in estimates.items() if e is None]
     parts = [f"{_hours(known)} in all"] if known else []
     return "; ".join([*parts, f"no estimate for {', '.join(unknown)}"] if unknown else parts)
+
+
+def _nodes(config: BaseRun, cluster: Cluster) -> int:
+    """The fewest that can share a step evenly."""
+    for nodes in range(cluster.fewest, cluster.most + 1):
+        with suppress(UserError):
+            check_shares(config, nodes * cluster.per_node)
+            return nodes
+    return cluster.fewest
 
 
 def _rate(

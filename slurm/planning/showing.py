@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from lensdist.config.schema import BaseRun
+from lensdist.data.samples import samples_of
 from lensdist.sim.config import SimConfig
 from slurm.config.cluster import Cluster
 from slurm.job import Job
@@ -14,7 +15,6 @@ from slurm.planning.batch import batch_script
 from slurm.planning.estimate import Estimate, estimate, total
 from slurm.planning.estimate import line as time_line
 from slurm.planning.plan import Plan
-from slurm.planning.samples import samples_of
 from slurm.planning.step import Step
 
 _DIVIDED = {

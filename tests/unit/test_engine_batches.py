@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -31,12 +31,14 @@ def test_processes_share_the_same_micro_batches(size: int) -> None:
     ("batch", "micro", "samples", "size", "sentence"),
     [
         (12, 4, 100, 2, r"3 micro-batches of 4, which 2 processes.*train\.micro_batch to 6"),
-        (7, 7, 100, 2, "after making it divisible"),
+        (7, 7, 100, 2, r"set train\.global_batch to 6 or 8, and train\.micro_batch to auto"),
+        (16, "auto", 100, 3, r"16 cannot be shared evenly by 3.*global_batch to 15 or 18, or st"),
+        (4, "auto", 100, 8, r"4 cannot be shared evenly by 8.*set train\.global_batch to 8, or"),
         (64, 8, 63, 1, "more than the 63 training images"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(
-    batch: int, micro: int, samples: int, size: int, sentence: str
+    batch: int, micro: int | Literal["auto"], samples: int, size: int, sentence: str
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         plan_steps(batch, micro, samples, 0, size)
