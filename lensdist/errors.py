@@ -60,7 +60,6 @@ def _tell_torchrun(sentence: str) -> None:
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
         extra = {"py_callstack": f"error: {sentence}", "timestamp": str(int(time.time()))}
+        text = json.dumps({"message": {"message": sentence, "extraInfo": extra}})
         with contextlib.suppress(OSError):
-            Path(file).write_text(
-                json.dumps({"message": {"message": sentence, "extraInfo": extra}})
-            )
+            Path(file).write_text(text)

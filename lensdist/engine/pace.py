@@ -24,7 +24,7 @@ def announce(cfg: BaseRun, world: World) -> None:
     takes, and which preset takes less."""
     if not world.main or world.device.type != "cpu":
         return
-    done = max(checkpoint.steps(cfg.run.dir / "checkpoints"), default=0)
+    done = max((step for step, _ in checkpoint.steps(cfg.run.dir / "checkpoints")), default=0)
     if (operations(cfg, done) or 0) < LONG * _SLOW:
         return
     presets = Path(lensdist.__file__).parents[1] / "configs" / cfg.task

@@ -216,8 +216,8 @@ def _time_table(found: Estimate, cfg: BaseRun, hardware: Hardware) -> str:
     ]
     if any(row.weak for row in found.rows):
         notes.append(
-            f"~ so many GPUs cannot share the step's {_shared(cfg)} evenly: shown is a larger or smaller batch, whole "
-            "micro-batches each (train.global_batch)."
+            f"~ so many GPUs cannot share the step's {_shared(cfg)} evenly: shown is a larger "
+            "or smaller batch, whole micro-batches each (train.global_batch)."
         )
     if any(not row.memory.fits(hardware.sheet.memory_gb) for row in found.rows):
         notes.append("! does not fit the GPU.")

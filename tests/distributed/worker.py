@@ -97,8 +97,8 @@ def main(out: Path, data: Path, pairs: Path) -> None:
             task = "finetune" if name == "batchnorm" else name
             changes: dict[str, Any] = {
                 "train.max_steps": 20, "train.log_every": 1, "train.ema": 0.9,
-                "train.reproducible": str(variant == "-reproducible").lower(), "optim.clip_norm": 1.0,
-                "augment.rot180": "true",
+                "train.reproducible": str(variant == "-reproducible").lower(),
+                "optim.clip_norm": 1.0, "augment.rot180": "true",
             }  # fmt: skip
             if task in ("finetune", "sr"):
                 changes |= {"frozen_epochs": 1, "train.epochs": 6}
