@@ -4,8 +4,8 @@
 
 Runs land in OUT/<processes>/<engine>-<precision>. On two processes, shares are offloaded as well
 (<engine>-offload), and what four have saved half way goes on, each under another engine
-(<engine>-from-<engine>). Under <engine>-auto, each process has one micro-batch, BatchNorm is
-synchronised, and nothing is dropped.
+(<engine>-from-<engine>). There, and once on one, each process has one micro-batch, BatchNorm is
+synchronised, and nothing is dropped (<engine>-auto).
 """
 
 from __future__ import annotations
@@ -94,8 +94,9 @@ def main(out: Path, data: Path) -> None:
             here = out / str(world.size)
             cfg = configuration(engine, precision, data, here / f"{engine}-{precision}")
             assert phase.run(cfg, "auto", world) == 0
-        cfg = configuration(engine, "no", data, here / f"{engine}-auto", auto=True)
-        assert phase.run(cfg, "auto", World(cfg)) == 0
+        if world.size == 2 or (world.size, engine) == (1, "ddp"):
+            cfg = configuration(engine, "no", data, here / f"{engine}-auto", auto=True)
+            assert phase.run(cfg, "auto", World(cfg)) == 0
         if world.size == 2:
             if engine != "ddp":
                 cfg = configuration(engine, "no", data, here / f"{engine}-offload", offload=True)
