@@ -284,9 +284,9 @@ def _notes(cfg: SuperResolutionTable, n: int) -> list[str]:
         "shares a block's excess evenly.",
         "`psnr to truth`: against HR without its noise. LR's own noise is in its means, so what "
         "comes close to HR keeps it; bicubic blurs some of it away.",
-        f"`best`: configs/sr/{presets[BEST]}, {steps} steps by the number of pairs, the last "
-        f"weights; its MAE (configs/mae/{presets['mae']}) saw the LR images of all training pairs. "
-        "`mae adds`: dB over the same network from a random encoder, same pairs and order.",
+        f"`best`: configs/sr/{presets[BEST]}, {steps} steps of {BATCH[cfg.size]} by the number of "
+        f"pairs, the last weights; its MAE (configs/mae/{presets['mae']}) saw the LR images of "
+        "all training pairs. `mae adds`: dB over the same network from a random encoder, same pairs and order.",
         f"`reference`: configs/sr/{presets[REFERENCE]}, from configs/mae/"
         f"{presets['reference mae']} (Model II without substructure); validation chose among its "
         "epochs.",

@@ -10,7 +10,7 @@ import torch
 
 from lensdist.engine import checkpoint
 from lensdist.track.log import read
-from tests.conftest import command, environment, forked, free_port, start
+from tests.conftest import command, environment, forked, free_port, settings, start
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -94,6 +94,23 @@ def test_an_uneven_share_is_refused(tiny_set: Path, tmp_path: Path, port: int) -
     assert done.returncode == 2
     assert "3 micro-batches of 4, which 2 processes cannot share evenly" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_auto_goes_on_with_another_number_of_processes_and_says_so(
+    tiny_set: Path, tmp_path: Path, port: int
+) -> None:
+    changes = {"train.micro_batch": "auto", "train.max_steps": 4, "checkpoint.every_steps": 2}
+    words = ["lensdist.train", *settings("finetune", tiny_set, tmp_path / "run", **changes)]
+    assert forked(*words).returncode == 0
+    begun = tmp_path / "run" / "checkpoints" / "step-00000002"
+    words = ["lensdist.train", *settings("finetune", tiny_set, tmp_path / "two", **changes)]
+    done = forked(*words, "--resume", begun, processes=2, port=port)
+    assert done.returncode == 0, done.stderr
+    assert "the result depends on the number of processes (dropout), unless" in done.stderr
+    events = [r for r in read(tmp_path / "two" / "metrics.jsonl") if r["kind"] == "event"]
+    (said,) = [r for r in events if r["what"].startswith("resumed elsewhere")]
+    assert said["what"] == "resumed elsewhere, the result may differ"
+    assert said["detail"] == "processes 1 -> 2"
 
 
 def test_processes_that_do_not_find_each_other_are_refused(
