@@ -286,7 +286,8 @@ def _notes(cfg: SuperResolutionTable, n: int) -> list[str]:
         "comes close to HR keeps it; bicubic blurs some of it away.",
         f"`best`: configs/sr/{presets[BEST]}, {steps} steps of {BATCH[cfg.size]} by the number of "
         f"pairs, the last weights; its MAE (configs/mae/{presets['mae']}) saw the LR images of "
-        "all training pairs. `mae adds`: dB over the same network from a random encoder, same pairs and order.",
+        "all training pairs. `mae adds`: dB over the same network from a random encoder, same "
+        "pairs and order.",
         f"`reference`: configs/sr/{presets[REFERENCE]}, from configs/mae/"
         f"{presets['reference mae']} (Model II without substructure); validation chose among its "
         "epochs.",
