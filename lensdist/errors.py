@@ -14,9 +14,9 @@ from pathlib import Path
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
-_MOMENT = 5  # s; torchrun looks ten times a second whether a process has left
-
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: "try again later" is what it has always meant
+
+_MOMENT = 3  # s; torchrun looks ten times a second whether a process has left
 
 
 class UserError(Exception):
@@ -50,7 +50,8 @@ def complain(error: Exception) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         _tell_torchrun(str(error))
     else:
-        time.sleep(_MOMENT)
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(_MOMENT)
     where = "" if rank == "0" else f"[process {rank}] "
     print(f"{where}error: {error}", file=sys.stderr, flush=True)
 
