@@ -4,13 +4,19 @@ Exit codes are part of the contract with shells, schedulers and `slurm/submit.py
 0 done; 1 failure; 2 bad configuration or input, nothing was started; 75 saved, run me again.
 """
 
+import contextlib
+import json
 import os
 import sys
+import time
+from pathlib import Path
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: "try again later" is what it has always meant
+
+_MOMENT = 3  # s; torchrun looks ten times a second whether a process has left
 
 
 class UserError(Exception):
@@ -35,7 +41,26 @@ def say(sentence: str) -> None:
 
 
 def complain(error: Exception) -> None:
-    """Tell a person what went wrong: what is amiss on one node only, the first does not know."""
+    """Tell a person what went wrong: what is amiss on one node only, the first does not know.
+
+    What all processes find, the first of a node says: a launcher ends the others as soon as one
+    has left, while they wait. torchrun's report, which comes last, has the sentence too.
+    """
     rank = os.environ.get("RANK", "0")
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        _tell_torchrun(str(error))
+    else:
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(_MOMENT)
     where = "" if rank == "0" else f"[process {rank}] "
     print(f"{where}error: {error}", file=sys.stderr, flush=True)
+
+
+def _tell_torchrun(sentence: str) -> None:
+    """In the form of torch's own `torch.distributed.elastic.multiprocessing.errors.record`."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        extra = {"py_callstack": f"error: {sentence}", "timestamp": str(int(time.time()))}
+        text = json.dumps({"message": {"message": sentence, "extraInfo": extra}})
+        with contextlib.suppress(OSError):
+            Path(file).write_text(text)

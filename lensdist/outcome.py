@@ -216,8 +216,8 @@ def node_name() -> str:
 
 
 def _complained(kind: Kind, error: Exception, code: int) -> int:
-    complain(error)
     leave(kind, error)
+    complain(error)
     return code
 
 

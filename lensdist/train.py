@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
+from lensdist.engine.batches import check_shares
 from lensdist.engine.differences import differences
 from lensdist.engine.launcher import agreed, from_environment
 from lensdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError, say
@@ -80,6 +81,7 @@ def launch(args: argparse.Namespace) -> int:
     cfg = agreed(cfg, asked)
     if asked.unread:
         say(f"{asked.whose}: left unread, and none changes a result: {', '.join(asked.unread)}")
+    check_shares(cfg, asked.processes or 1)
     from lensdist.engine.phase import run
     from lensdist.engine.preflight import build_world
 

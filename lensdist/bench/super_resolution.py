@@ -55,7 +55,7 @@ PRESETS = {
 # Channels, blocks; small: about the seconds of `best`, full: the paper's baseline.
 EDSR = {"small": (16, 4), "full": (64, 16)}
 EDSR_RATE = {"small": 4e-3, "full": 1e-4}  # small: the best of 1, 2 and 4e-3; full: the paper's
-EDSR_BATCH = {"small": 4, "full": 16}
+BATCH = {"small": 4, "full": 16}  # of `best` and EDSR
 _DATA_SEED = 1
 _NOISELESS = ("learn=truth", "model.exact_means=false")
 _NEVER = "train.eval_every_epochs=1000000000"
@@ -144,7 +144,11 @@ def _training(cfg: SuperResolutionTable) -> Iterator[tuple[tuple[str, int, int],
     yield (REFERENCE, most, 0), job(REFERENCE, most, 0, str(_run(cfg, "reference mae")))
     for n in cfg.trained_on:
         # The last weights count: to choose by validation takes more pairs than there are to learn.
-        steps = (f"train.max_steps={cfg.steps_of(n)}", f"checkpoint.every_steps={cfg.steps_of(n)}")
+        steps = (
+            f"train.max_steps={cfg.steps_of(n)}",
+            f"train.global_batch={BATCH[cfg.size]}",
+            f"checkpoint.every_steps={cfg.steps_of(n)}",
+        )
         for seed in range(cfg.seeds_of(n)):
             yield (BEST, n, seed), job(BEST, n, seed, mae, *steps, _NEVER)
             yield (RANDOM, n, seed), job(RANDOM, n, seed, "null", *steps, _NEVER)
@@ -206,7 +210,7 @@ def _edsr(cfg: SuperResolutionTable, packed: PackedSet, n: int) -> Scores:
             pairs["image"],
             pairs["target"],
             steps=steps,
-            batch=EDSR_BATCH[cfg.size],
+            batch=BATCH[cfg.size],
             seed=0,
             width=width,
             blocks=blocks,
@@ -280,16 +284,17 @@ def _notes(cfg: SuperResolutionTable, n: int) -> list[str]:
         "shares a block's excess evenly.",
         "`psnr to truth`: against HR without its noise. LR's own noise is in its means, so what "
         "comes close to HR keeps it; bicubic blurs some of it away.",
-        f"`best`: configs/sr/{presets[BEST]}, {steps} steps by the number of pairs, the last "
-        f"weights; its MAE (configs/mae/{presets['mae']}) saw the LR images of all training pairs. "
-        "`mae adds`: dB over the same network from a random encoder, same pairs and order.",
+        f"`best`: configs/sr/{presets[BEST]}, {steps} steps of {BATCH[cfg.size]} by the number of "
+        f"pairs, the last weights; its MAE (configs/mae/{presets['mae']}) saw the LR images of "
+        "all training pairs. `mae adds`: dB over the same network from a random encoder, same "
+        "pairs and order.",
         f"`reference`: configs/sr/{presets[REFERENCE]}, from configs/mae/"
         f"{presets['reference mae']} (Model II without substructure); validation chose among its "
         "epochs.",
         "`best, learning the truth`: its target is HR without noise, which simulations alone have, "
         "and LR's means are not kept, for they hold noise.",
         f"EDSR: {EDSR[cfg.size][0]} channels, {EDSR[cfg.size][1]} blocks, L1, a plain loop of "
-        f"{cfg.steps_of(cfg.trained_on[-1]):,} steps of {EDSR_BATCH[cfg.size]}. Linear 7x7: least "
+        f"{cfg.steps_of(cfg.trained_on[-1]):,} steps of {BATCH[cfg.size]}. Linear 7x7: least "
         "squares on the same pairs.",
         "Intervals are 95 %, over seeds (pairs, order, initial weights) and test images, paired.",
         f"Seconds are a run's last life, of {cfg.jobs} at a time on this machine.",

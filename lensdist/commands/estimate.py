@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lensdist.config import load
-from lensdist.config.schema import BaseRun, schema_of
+from lensdist.config.schema import schema_of
+from lensdist.data.samples import samples_of
 from lensdist.errors import EXIT_DONE, UserError
 from lensdist.files import to_json, write_atomic
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     hardware = None if cluster is None else cluster.hardware
     counts = _counts(args.gpus) or usual_counts(per_node)
     gpus = per_node * (1 if cluster is None else cluster.fewest)
-    found = estimate(cfg, hardware, counts, gpus, per_node, _samples(cfg))
+    found = estimate(cfg, hardware, counts, gpus, per_node, samples_of(cfg))
     print(shown(found, cfg, hardware))
     if args.json is not None:
         print(f"\nwrote {write_atomic(args.json, to_json(as_json(found, cfg, hardware)))}")
@@ -89,14 +90,6 @@ def _cluster(file: Path | None, words: list[str]) -> Cluster | None:
 
     given = [word.removeprefix("cluster.") for word in words]
     return load(file, given, schema=Cluster)
-
-
-def _samples(cfg: BaseRun) -> int | None:
-    if not _has_launcher():
-        return None
-    from slurm.planning.samples import samples_of
-
-    return samples_of(cfg)
 
 
 def _has_launcher() -> bool:

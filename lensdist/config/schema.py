@@ -61,6 +61,23 @@ class BaseRun(Strict):
     cache: CacheConfig = CacheConfig()
     track: TrackConfig = TrackConfig()
 
+    @property
+    def fewest(self) -> int:
+        """Images that a micro-batch needs, for BatchNorm after pooling."""
+        return 2 if self._pools_into_batchnorm and not self.train.sync_batchnorm else 1
+
+    @property
+    def _pools_into_batchnorm(self) -> bool:
+        return False
+
+    @model_validator(mode="after")
+    def _batchnorm_has_enough(self) -> Self:
+        if self.train.micro() < (2 if self._pools_into_batchnorm else 1):
+            raise ValueError("the head's BatchNorm needs micro-batches of 2 images or more")
+        if self.train.sync_batchnorm and self.speed.compile == "whole":
+            raise ValueError("train.sync_batchnorm goes with speed.compile: no, not whole")
+        return self
+
     @model_validator(mode="after")
     def _engine_can(self) -> Self:
         if self.engine == "ddp":
@@ -129,6 +146,10 @@ class FinetuneRun(ClassifierRun):
     )
     linear_probe: bool = Field(False, description="the encoder never trains")
 
+    @property
+    def _pools_into_batchnorm(self) -> bool:
+        return self.model.head_norm
+
 
 class CommonRun(ClassifierRun):
     """Classification by an ensemble of torchvision networks (common task)."""
@@ -156,6 +177,10 @@ class CommonRun(ClassifierRun):
     )
 
     @property
+    def _pools_into_batchnorm(self) -> bool:
+        return True
+
+    @property
     def seen_bands(self) -> int:
         """Bands of what the network sees."""
         return self.preprocess.seen(self.model.in_channels, self.model.image_size)[0]
@@ -173,8 +198,6 @@ class CommonRun(ClassifierRun):
             raise ValueError(f"weights: {unknown[0]} is not one of model.members")
         if self.weights and (self.init != "imagenet" or self.members_from):
             raise ValueError("weights are ImageNet's: they go with init: imagenet alone")
-        if self.train.micro < 2:
-            raise ValueError("the heads' BatchNorm needs micro-batches of 2 images or more")
         if self.members_from and len(self.members_from) != len(self.model.members):
             raise ValueError(
                 f"members_from names {len(self.members_from)} runs for "

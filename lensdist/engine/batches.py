@@ -1,13 +1,16 @@
 """How an optimizer step's images are shared out (torch-free arithmetic).
 
-A step is a fixed list of micro-batches. Each process takes a run of whole ones, so what a
-micro-batch holds, and the random numbers drawn for it, never depend on the number of processes.
+A step is a fixed list of micro-batches, of which each process takes a run of whole ones. Where
+`train.micro_batch` is a number, what a micro-batch holds, and the random numbers drawn for it, do
+not depend on the number of processes. Under `auto` each process has one micro-batch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from lensdist.config.schema import BaseRun
 from lensdist.errors import UserError
 
 
@@ -33,18 +36,48 @@ class StepPlan:
         return epoch, (within * self.count + micro) * self.micro_batch
 
 
-def plan_steps(global_batch: int, micro_batch: int, samples: int, rank: int, size: int) -> StepPlan:
+def check_shares(cfg: BaseRun, size: int) -> None:
+    """Make sure that so many processes can share a run's steps.
+
+    Raises:
+        UserError: they cannot; the sentence says what to set.
+    """
+    train = cfg.train
+    plan = plan_steps(train.global_batch, train.micro_batch, train.global_batch, 0, size)
+    if plan.micro_batch < cfg.fewest:
+        raise UserError(
+            f"train.global_batch {train.global_batch} on {size} processes makes micro-batches of "
+            f"{plan.micro_batch}, and the head's BatchNorm needs {cfg.fewest} images or more; set "
+            f"train.global_batch to {cfg.fewest * size}, or train.sync_batchnorm=true"
+        )
+    if train.reproducible and train.micro_batch == "auto" and size > 1:
+        raise UserError(
+            "train.reproducible gives the same bits on any number of processes, but "
+            "train.micro_batch: auto depends on their number; set train.micro_batch to "
+            f"{plan.micro_batch}, or to a divisor of it"
+        )
+
+
+def plan_steps(
+    global_batch: int, micro_batch: int | Literal["auto"], samples: int, rank: int, size: int
+) -> StepPlan:
     """Share the micro-batches of a step out over processes.
 
     Raises:
         UserError: they do not divide evenly, or an epoch is shorter than one step.
     """
+    if micro_batch == "auto":
+        if global_batch % size:
+            raise UserError(
+                f"train.global_batch {global_batch} cannot be shared evenly by {size} processes; "
+                f"{_divisible(global_batch, size)}, or start another number of processes"
+            )
+        micro_batch = global_batch // size
     count = global_batch // micro_batch
     if count % size:
         raise UserError(
             f"train.global_batch {global_batch} makes {count} micro-batches of {micro_batch}, "
-            f"which {size} processes cannot share evenly; set train.micro_batch to "
-            f"{_advice(global_batch, size)}"
+            f"which {size} processes cannot share evenly; {_advice(global_batch, size)}"
         )
     if samples < global_batch:
         raise UserError(
@@ -58,6 +91,11 @@ def plan_steps(global_batch: int, micro_batch: int, samples: int, rank: int, siz
 
 
 def _advice(global_batch: int, size: int) -> str:
-    if global_batch % size == 0:
-        return f"{global_batch // size} or a divisor of it"
-    return f"a number that divides it into a multiple of {size}, after making it divisible"
+    if global_batch % size:
+        return f"{_divisible(global_batch, size)}, and train.micro_batch to auto"
+    return f"set train.micro_batch to {global_batch // size}, a divisor of it, or auto"
+
+
+def _divisible(global_batch: int, size: int) -> str:
+    below = global_batch - global_batch % size
+    return f"set train.global_batch to {f'{below} or ' if below else ''}{below + size}"

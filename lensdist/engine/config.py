@@ -1,9 +1,9 @@
 """Settings of the training loop (torch-free)."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lensdist.config.base import Strict
 
@@ -40,14 +40,21 @@ class TrainConfig(Strict):
     epochs: int = Field(10, ge=1, description="passes over the train split")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps")
     global_batch: int = Field(64, ge=1, description="images per optimizer step, over all processes")
-    micro_batch: int | None = Field(
-        None,
-        ge=1,
-        description="images per forward pass, whatever the number of processes; "
-        "null: all of global_batch at once. Processes share whole micro-batches",
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="images per forward pass. A number: whatever the number of processes, which "
+        "share whole micro-batches, so that the result does not depend on it. auto: global_batch "
+        "over the number of processes; BatchNorm and dropout depend on it then",
+    )
+    sync_batchnorm: bool = Field(
+        False,
+        description="BatchNorm normalises by the whole step, over all processes, for more "
+        "communication (goes with micro_batch: auto)",
     )
     reproducible: bool = Field(
-        False, description="the same bits on any number of processes, for more communication"
+        False,
+        description="the same bits on any number of processes, for more communication; several "
+        "need a number for micro_batch",
     )
     ema: float | None = Field(
         None,
@@ -66,19 +73,32 @@ class TrainConfig(Strict):
         True, description="torch's deterministic kernels on a GPU (a CPU's always are)"
     )
 
+    @field_validator("micro_batch", mode="before")
+    @classmethod
+    def _null_is_auto(cls, value: Any) -> Any:
+        return "auto" if value is None else value  # configurations were saved so before `auto`
+
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> Self:
-        if self.micro_batch is not None and self.global_batch % self.micro_batch:
+        if self.micro_batch == "auto":
+            return self
+        if self.global_batch % self.micro_batch:
             raise ValueError(
                 f"global_batch {self.global_batch} is not a whole number of "
                 f"micro_batch {self.micro_batch}"
             )
+        if self.sync_batchnorm:
+            raise ValueError(
+                f"sync_batchnorm goes with micro_batch: auto, not {self.micro_batch}: what one "
+                "process computes in turn cannot know the statistics of what comes later"
+            )
         return self
 
-    @property
-    def micro(self) -> int:
-        """Images per forward pass."""
-        return self.micro_batch or self.global_batch
+    def micro(self, processes: int = 1) -> int:
+        """Images per forward pass; under `auto`, of a step that so many processes share."""
+        if self.micro_batch == "auto":
+            return max(1, self.global_batch // processes)
+        return self.micro_batch
 
 
 class CheckpointConfig(Strict):

@@ -45,8 +45,10 @@ class Journal:
         )
         self._progress: Progress | None = None
 
-    def begin(self, total: int, step: int, plan: StepPlan, parameters: int) -> None:
-        """Announce the arithmetic of the run before its first step."""
+    def begin(
+        self, total: int, step: int, plan: StepPlan, parameters: int, depends: str = ""
+    ) -> None:
+        """Announce the arithmetic of the run before its first step, and what it depends on."""
         if not self._speaks:
             return
         self._images = plan.count * plan.micro_batch
@@ -59,6 +61,8 @@ class Journal:
             f"{self._world.device.type}, precision {self._cfg.precision}, "
             f"engine {self._world.engine}"
         )
+        if depends:
+            self._progress.note(depends)
 
     def train(self, step: int, loss: float, rate: float) -> None:
         """At a log interval."""

@@ -100,7 +100,7 @@ def conflicts(cfg: BaseRun, settings: Settings) -> list[str]:
         ("precision", cfg.precision, precision, " (the run's is enough)"),
         ("optim.clip_norm", cfg.optim.clip_norm or 0.0, settings.clip, ""),
         ("train.global_batch", str(cfg.train.global_batch), settings.batch, ""),
-        ("train.micro_batch", str(cfg.train.micro), settings.micro, ""),
+        ("train.micro_batch", _micro(cfg, settings), settings.micro, ""),
     ]
     if settings.engine == cfg.engine:
         stage, offload = _THERE[settings.engine]
@@ -128,11 +128,18 @@ def conflicts(cfg: BaseRun, settings: Settings) -> list[str]:
     return found + _accumulation(cfg, settings)
 
 
+def _micro(cfg: BaseRun, settings: Settings) -> str | None:
+    if cfg.train.micro_batch == "auto" and settings.processes is None:
+        return settings.micro  # some number of processes makes it so
+    return str(cfg.train.micro(settings.processes or 1))
+
+
 def _accumulation(cfg: BaseRun, settings: Settings) -> list[str]:
     asked = settings.accumulation
     if asked is None:
         return []
-    whole = cfg.train.global_batch // cfg.train.micro
+    each = cfg.train.micro(settings.processes or 1)
+    whole = cfg.train.global_batch // each
     number = int(asked) if asked.isdigit() else 0
     if settings.processes:
         fits = number * settings.processes == whole

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lensdist import rng
 from lensdist.config.schema import BaseRun
 from lensdist.engine.checkpoint import Checkpoint
+from lensdist.engine.dependence import of_processes
 from lensdist.engine.evaluation import evaluate
 from lensdist.engine.journal import Journal
 from lensdist.engine.optim import learning_rate
@@ -68,12 +69,16 @@ def train(
     if resumed is not None:
         state = restore(resumed, engine, world)
         tensors = resumed.tensors
-    journal.begin(total, state.step, plan, sum(p.numel() for p in engine.bare.parameters()))
+    size = sum(p.numel() for p in engine.bare.parameters())
+    journal.begin(total, state.step, plan, size, of_processes(phase, engine.bare))
     if resumed is not None:
         journal.event(state.step, "resumed", resumed.path.name)
-        changed = machine_changes(resumed.meta["machine"], this_machine(world))
+        machine = resumed.meta["machine"]
+        changed = machine_changes(machine, this_machine(world))
         if changed and not cfg.train.reproducible:
-            journal.event(state.step, "resumed elsewhere, last bits may differ", changed)
+            moved = cfg.train.micro_batch == "auto" and machine["processes"] != world.size
+            what = f"resumed elsewhere, {'the result' if moved else 'last bits'} may differ"
+            journal.event(state.step, what, changed)
 
     # ---- steps
     now: Entered | None = None

@@ -15,7 +15,7 @@ from lensdist.config.schema import BaseRun, ClassifierRun, SuperResolutionRun
 from lensdist.data.manifest import Manifest
 from lensdist.data.packed import PackedSet
 from lensdist.data.source import Images, PackedSource, Source, StreamSource, View
-from lensdist.engine import checkpoint, fp8, speed
+from lensdist.engine import checkpoint, fp8, pace, speed
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.checkpoint import Checkpoint
 from lensdist.engine.differences import differences
@@ -36,6 +36,8 @@ from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, UserError, say
 from lensdist.sim.write import write_packed
 from lensdist.tasks.build import build_task
 
+_WEIGHTS = {"badpix.npy", "weights.npy"}  # of a packed set, where pixels do not all count alike
+
 
 def run(cfg: BaseRun, resume: str, world: World) -> int:
     """Train a phase and return its exit code.
@@ -52,6 +54,7 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     fp8.check_device(cfg, world.device)
     check_devices(world)
     check_start(cfg, world)
+    pace.announce(cfg, world)
     packed = PackedSet(_data(cfg, world))
     check_images(cfg, packed)
     if isinstance(cfg, SuperResolutionRun):
@@ -71,8 +74,11 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
         task,
         source,
         validation,
-        plan_steps(cfg.train.global_batch, cfg.train.micro, source.size, world.rank, world.size),
+        plan_steps(
+            cfg.train.global_batch, cfg.train.micro_batch, source.size, world.rank, world.size
+        ),
         facts,
+        weighted=bool(_WEIGHTS & set(packed.manifest.files)),
     )
     resumed = _resume(phase, resume)
     world.agree("steps to resume from", resumed.step if resumed else 0)
@@ -161,7 +167,7 @@ def check_images(cfg: BaseRun, packed: PackedSet) -> None:
             f"{'x'.join(map(str, wanted))}; set model.in_channels={bands} "
             f"model.image_size={height}{patches}"
         )
-    masked = sorted({"badpix.npy", "weights.npy"} & set(packed.manifest.files))
+    masked = sorted(_WEIGHTS & set(packed.manifest.files))
     if cfg.preprocess.scale == "lens_fit" and masked:
         raise UserError(
             f"preprocess.scale: lens_fit cannot pass over pixels, and {packed.path} holds "

@@ -34,12 +34,12 @@ def check(cfg: BaseRun, device: torch.device, world_size: int) -> None:
         UserError: they cannot; to be told before anything is written.
     """
     _refuse(cfg.speed, not isinstance(cfg, CommonRun), device, world_size)
-    if cfg.speed.cuda_graphs and cfg.train.micro != cfg.train.global_batch:
+    if cfg.speed.cuda_graphs and cfg.train.micro() != cfg.train.global_batch:
         # Gradients lie where the next replay writes: there is nothing to add up to.
         raise UserError(
             "speed.cuda_graphs goes with one micro-batch a step, not with train.micro_batch "
-            f"{cfg.train.micro} of train.global_batch {cfg.train.global_batch}; set "
-            "train.micro_batch=null, or speed.cuda_graphs=false"
+            f"{cfg.train.micro()} of train.global_batch {cfg.train.global_batch}; set "
+            "train.micro_batch=auto, or speed.cuda_graphs=false"
         )
     if cfg.speed.compile == "blocks" and (cfg.engine, cfg.shard.stage) == ("deepspeed", 3):
         raise UserError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lensdist.config.schema import BaseRun
 from lensdist.data.source import Images, Source
 from lensdist.engine.batches import StepPlan
-from lensdist.engine.batchnorm import RunningStatistics
+from lensdist.engine.batchnorm import RunningStatistics, synchronise
 from lensdist.engine.feature_cache import cached
 from lensdist.engine.parallel.base import Engine
 from lensdist.engine.world import World
@@ -29,6 +29,8 @@ class Phase:
     plan: StepPlan
     facts: dict[str, Any]
     """Written into every checkpoint: the configuration, and what names the data."""
+    weighted: bool = False
+    """Whether some pixels of the data count less than others."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,12 @@ def enter(
     called, source, kept = engine.bare, phase.source, ""
     if engine.replicated:  # a share of a network cannot be called in part
         called, source, kept = _without_frozen(stage, engine.bare, phase, world)
+    count = phase.plan.count
+    if phase.cfg.train.sync_batchnorm:
+        synchronise(engine.bare, world.size)
+        count = 1  # as if the step were one micro-batch
     engine.wrap(called, tensors)
-    statistics = RunningStatistics(engine.bare, world, phase.plan.count)
+    statistics = RunningStatistics(engine.bare, world, count)
     return Entered(stage, source, kept, statistics)
 
 

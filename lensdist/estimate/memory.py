@@ -163,7 +163,7 @@ def memory(cfg: BaseRun, processes: int, micros: int = 1) -> Memory | None:
         gradients,
         moments,
         average,
-        cfg.train.micro * activations(layers, cfg),
+        cfg.train.micro(processes) * activations(layers, cfg),
         copies(layers, cfg) + _passing(cfg, layers),
     )
 
@@ -187,15 +187,15 @@ def remedy(cfg: BaseRun, processes: int, micros: int, memory_gb: float) -> str |
     Returns:
         A sentence such as `speed.recompute=true makes it 31 GB`; None where nothing does.
     """
-    for words, other in alternatives(cfg):
+    for words, other in alternatives(cfg, processes):
         found = memory(other, processes, micros)
         if found is not None and found.fits(memory_gb):
             return f"{words} makes it {found.total / 1e9:.3g} GB"
     return None
 
 
-def alternatives(cfg: BaseRun) -> Iterator[tuple[str, BaseRun]]:
-    """Settings that need less memory, what costs least first, and the run with them."""
+def alternatives(cfg: BaseRun, processes: int = 1) -> Iterator[tuple[str, BaseRun]]:
+    """Settings that need less memory on so many GPUs, what costs least first; the run with them."""
     transformer = any(layer.block for layer in layers_of(cfg) or ())
     changed: dict[str, object] = {}
 
@@ -206,7 +206,7 @@ def alternatives(cfg: BaseRun) -> Iterator[tuple[str, BaseRun]]:
     if transformer and not cfg.speed.recompute:
         changed["speed.recompute"] = True
         yield so_far()
-    for size in _smaller(cfg):
+    for size in _smaller(cfg, processes):
         yield (
             f"train.micro_batch={size}",
             with_settings(cfg, {"train.micro_batch": size}),
@@ -216,7 +216,7 @@ def alternatives(cfg: BaseRun) -> Iterator[tuple[str, BaseRun]]:
         if cfg.train.reproducible:
             changed["train.reproducible"] = False
         yield so_far()
-    for size in _smaller(cfg):
+    for size in _smaller(cfg, processes):
         changed["train.micro_batch"] = size
         yield so_far()
     if not cfg.shard.offload:
@@ -224,10 +224,10 @@ def alternatives(cfg: BaseRun) -> Iterator[tuple[str, BaseRun]]:
         yield so_far()
 
 
-def _smaller(cfg: BaseRun) -> list[int]:
+def _smaller(cfg: BaseRun, processes: int) -> list[int]:
     """Micro-batches that global_batch is a whole number of, each at most half of the one before."""
     fewest = 2 if cfg.task in ("common", "finetune") else 1  # BatchNorm
-    sizes, last = [], cfg.train.micro
+    sizes, last = [], cfg.train.micro(processes)
     for size in range(last // 2, fewest - 1, -1):
         if cfg.train.global_batch % size == 0 and size <= last // 2:
             sizes.append(size)

@@ -87,7 +87,7 @@ def train_flops(cfg: BaseRun) -> float | None:
     return _in_training(cfg, lambda layer: 2.0 * layer.macs)
 
 
-def train_bytes(cfg: BaseRun) -> float | None:
+def train_bytes(cfg: BaseRun, processes: int = 1) -> float | None:
     """Bytes of memory traffic of one image in training, at the width of `precision`, a mean over
     `train.epochs` as `train_flops`.
 
@@ -100,7 +100,7 @@ def train_bytes(cfg: BaseRun) -> float | None:
     weights = _in_training(cfg, weights_moved)
     if activations is None or weights is None:
         return None
-    return activations + weights / cfg.train.micro
+    return activations + weights / cfg.train.micro(processes)
 
 
 def moved(layer: Layer, cfg: BaseRun) -> float:

@@ -73,7 +73,7 @@ def estimate(
         UserError: as `scaling`.
     """
     check_members(cfg)
-    flops, moved, weights = train_flops(cfg), train_bytes(cfg), parameters(cfg)
+    flops, moved, weights = train_flops(cfg), train_bytes(cfg, gpus), parameters(cfg)
     layers = layers_of(cfg)
     assert flops is not None
     assert moved is not None
@@ -159,7 +159,7 @@ def shown(found: Estimate, cfg: BaseRun, hardware: Hardware | None) -> str:
     network = found.network
     parts = [
         f"{cfg.task}/{cfg.preset}: {own_name(cfg)}, precision {cfg.precision}, "
-        f"{cfg.train.global_batch} images a step in micro-batches of {cfg.train.micro}",
+        f"{cfg.train.global_batch} images a step in micro-batches of {_micro_batch(cfg)}",
         f"network: {network['parameters'] / 1e6:,.4g} M parameters; an image, forward and back: "
         f"{_amount(network['flops'] / 1e9)} GFLOP, {_amount(network['bytes'] / 1e6)} MB moved",
         _memory_table(found, cfg, hardware),
@@ -215,15 +215,26 @@ def _time_table(found: Estimate, cfg: BaseRun, hardware: Hardware) -> str:
         "sent: the links are busy; exposed: of that, while nothing is computed."
     ]
     if any(row.weak for row in found.rows):
-        micros = cfg.train.global_batch // cfg.train.micro
         notes.append(
-            f"~ so many GPUs cannot share the step's {micros} micro-batch"
-            f"{'es' if micros > 1 else ''} evenly: shown is a larger or smaller batch, whole "
-            "micro-batches each (train.global_batch)."
+            f"~ so many GPUs cannot share the step's {_shared(cfg)} evenly: shown is a larger "
+            "or smaller batch, whole micro-batches each (train.global_batch)."
         )
     if any(not row.memory.fits(hardware.sheet.memory_gb) for row in found.rows):
         notes.append("! does not fit the GPU.")
     return "\n".join([f"time on {hardware.name}:", _columns(lines), *notes])
+
+
+def _micro_batch(cfg: BaseRun) -> str:
+    if cfg.train.micro_batch == "auto":
+        return f"{cfg.train.global_batch} over the number of GPUs (train.micro_batch: auto)"
+    return str(cfg.train.micro_batch)
+
+
+def _shared(cfg: BaseRun) -> str:
+    if cfg.train.micro_batch == "auto":
+        return f"{cfg.train.global_batch} images"
+    micros = cfg.train.global_batch // cfg.train.micro_batch
+    return f"{micros} micro-batch{'es' if micros > 1 else ''}"
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:

@@ -9,9 +9,10 @@ from lensdist.config.schema import BaseRun
 from lensdist.errors import UserError
 from lensdist.estimate.convolutional import KNOWN
 from lensdist.estimate.hardware import Hardware
+from lensdist.estimate.layers import Layer
 from lensdist.estimate.memory import Memory, memory
 from lensdist.estimate.network import frozen_share, layers_of, unknown_members
-from lensdist.estimate.step import Compute, Step, compute, simulate
+from lensdist.estimate.step import Step, compute, simulate
 
 MOST = 1024
 
@@ -82,7 +83,7 @@ def check_members(cfg: BaseRun) -> None:
 
 def micros_of(cfg: BaseRun, gpus: int) -> int:
     """Micro-batches of each GPU: its part of the step, or as near to it as whole ones come."""
-    return max(1, cfg.train.global_batch // cfg.train.micro // gpus)
+    return max(1, cfg.train.global_batch // cfg.train.micro(gpus) // gpus)
 
 
 def usual_counts(per_node: int) -> list[int]:
@@ -106,9 +107,8 @@ class _Table:
         self._cfg, self._hardware, self._per_node = cfg, hardware, per_node
         self._samples = samples
         self._frozen = frozen_share(cfg)
-        stages = (self._frozen == 1, True)
         self._whole, self._head = (
-            compute(layers_of(cfg, frozen=frozen) or [], cfg, hardware) for frozen in stages
+            layers_of(cfg, frozen=frozen) or [] for frozen in (self._frozen == 1, True)
         )
         self._alone = self._rate(self._step(1, self._micros(1), self._whole), 1, self._micros(1))
 
@@ -131,7 +131,7 @@ class _Table:
             per_image = (1 - self._frozen) / rate + self._frozen / frozen
         train, samples = self._cfg.train, self._samples
         epoch = hours = None
-        batch = gpus * micros * train.micro
+        batch = gpus * micros * train.micro(gpus)
         if samples is not None and samples >= batch:
             epoch = samples / rate
             steps = train.max_steps or train.epochs * (samples // train.global_batch)
@@ -153,9 +153,10 @@ class _Table:
     def _micros(self, gpus: int) -> int:
         return micros_of(self._cfg, gpus)
 
-    def _step(self, gpus: int, micros: int, found: Compute) -> Step:
+    def _step(self, gpus: int, micros: int, layers: Sequence[Layer]) -> Step:
         links = self._hardware.links(gpus, self._per_node)
+        found = compute(layers, self._cfg, self._hardware, gpus)
         return simulate(found, micros, self._cfg, self._hardware, links)
 
     def _rate(self, step: Step, gpus: int, micros: int) -> float:
-        return gpus * micros * self._cfg.train.micro / step.seconds
+        return gpus * micros * self._cfg.train.micro(gpus) / step.seconds

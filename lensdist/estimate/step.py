@@ -87,8 +87,8 @@ class Step:
         return max(self.parts, key=lambda name: self.parts[name])
 
 
-def compute(layers: Sequence[Layer], cfg: BaseRun, hardware: Hardware) -> Compute:
-    """A micro-batch's forward and backward pass on one GPU.
+def compute(layers: Sequence[Layer], cfg: BaseRun, hardware: Hardware, gpus: int = 1) -> Compute:
+    """A micro-batch's forward and backward pass on one of so many GPUs.
 
     A backward pass takes twice the arithmetic and the traffic of the forward one; nothing where
     nothing trains up to there, and a forward pass more where layers are computed again.
@@ -103,7 +103,7 @@ def compute(layers: Sequence[Layer], cfg: BaseRun, hardware: Hardware) -> Comput
         for op in layer.ops:
             if free(op, layer, cfg):
                 continue
-            seconds, arithmetic = _roofline(op, cfg, hardware)
+            seconds, arithmetic = _roofline(op, cfg, hardware, cfg.train.micro(gpus))
             times = 1 + 2 * learning + (again and learning)
             forward, backward = forward + seconds, backward + (times - 1) * seconds
             bound[arithmetic] += times * seconds
@@ -127,9 +127,8 @@ def compute(layers: Sequence[Layer], cfg: BaseRun, hardware: Hardware) -> Comput
     return Compute(work, bound[True], bound[False], max(0.0, host - device))
 
 
-def _roofline(op: Op, cfg: BaseRun, hardware: Hardware) -> tuple[float, bool]:
+def _roofline(op: Op, cfg: BaseRun, hardware: Hardware, batch: int) -> tuple[float, bool]:
     """Seconds of a micro-batch, forward, and whether products bound them."""
-    batch = cfg.train.micro
     arithmetic = 2 * op.macs * batch / hardware.flops(cfg, wide=op.wide)
     traffic = (op.moved * batch + op.weights * op.width) / hardware.bandwidth
     seconds = max(arithmetic, traffic)

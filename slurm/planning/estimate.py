@@ -19,6 +19,7 @@ from pydantic import Field
 from lensdist.config.base import Strict
 from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun, SuperResolutionRun, schema_of
 from lensdist.data.manifest import MANIFEST
+from lensdist.engine.batches import check_shares
 from lensdist.errors import UserError
 from lensdist.estimate import train_flops
 from lensdist.estimate.network import unknown_members
@@ -129,9 +130,11 @@ def total(estimates: Mapping[str, Estimate | None]) -> str:
 
 def _nodes(config: BaseRun, cluster: Cluster) -> int:
     """The fewest that can share a step evenly."""
-    micros = config.train.global_batch // config.train.micro
-    numbers = range(cluster.fewest, cluster.most + 1)
-    return next((n for n in numbers if micros % (n * cluster.per_node) == 0), cluster.fewest)
+    for nodes in range(cluster.fewest, cluster.most + 1):
+        with suppress(UserError):
+            check_shares(config, nodes * cluster.per_node)
+            return nodes
+    return cluster.fewest
 
 
 def _rate(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from lensdist.config.schema import BaseRun
+from lensdist.data.samples import samples_of
 from lensdist.sim.config import SimConfig
 from slurm.config.cluster import Cluster
 from slurm.job import Job
@@ -14,7 +15,6 @@ from slurm.planning.batch import batch_script
 from slurm.planning.estimate import Estimate, estimate, total
 from slurm.planning.estimate import line as time_line
 from slurm.planning.plan import Plan
-from slurm.planning.samples import samples_of
 from slurm.planning.step import Step
 
 _DIVIDED = {
@@ -116,8 +116,7 @@ def _phase(plan: Plan, step: Step, time: Estimate | None) -> str:
         ("on", _where(cluster, step.counts)),
     ]
     if step.config is not None:
-        batch, micro = step.config.train.global_batch, step.config.train.micro
-        rows.append(("step", f"{batch} images = {batch // micro} micro-batches of {micro}"))
+        rows.append(("step", _step(step.config, cluster, step.counts)))
         if step.config.engine != "ddp":
             rows.append(("engine", _engine(step.config)))
         if not step.done:
@@ -125,6 +124,14 @@ def _phase(plan: Plan, step: Step, time: Estimate | None) -> str:
             rows.append(("time", time_line(time, cluster) if time else known))
     rows.append(("command", line(_job(step, plan), place)))
     return "\n".join([f"{step.name}: {step.source}", *(f"  {k:<8} {v}" for k, v in rows)])
+
+
+def _step(config: BaseRun, cluster: Cluster, counts: Sequence[int]) -> str:
+    batch, found = config.train.global_batch, []
+    for processes in [count * cluster.per_node for count in counts]:
+        micro = config.train.micro(processes)
+        found.append(f"{batch // micro} micro-batches of {micro}")
+    return f"{batch} images = {' or '.join(dict.fromkeys(found))}"
 
 
 def _engine(config: BaseRun) -> str:

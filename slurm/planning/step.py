@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lensdist.config.schema import BaseRun
-from lensdist.engine.batches import plan_steps
+from lensdist.engine.batches import check_shares
 from lensdist.errors import UserError
 from slurm.config.cluster import Cluster
 from slurm.config.sweep import Point
@@ -89,11 +89,10 @@ def shared_evenly(config: BaseRun, cluster: Cluster) -> tuple[int, ...]:
     Raises:
         UserError: the fewest that the cluster may give cannot.
     """
-    batch, found = config.train.global_batch, []
+    found = []
     for nodes in range(cluster.fewest, cluster.most + 1):
         try:
-            # The size of the data is the run's business; here only who shares what is looked at.
-            plan_steps(batch, config.train.micro, batch, 0, nodes * cluster.per_node)
+            check_shares(config, nodes * cluster.per_node)
             found.append(nodes)
         except UserError:
             if nodes == cluster.fewest:

@@ -154,12 +154,14 @@ def _unknown(case: Case) -> str:
 def _settings(case: Case, settings: str) -> str:
     """With the numbers of this run; `N` where they are not known."""
     smaller = lower = more = "N"
-    job = case.seen.job
+    processes, job = 1, case.seen.job
+    if job is not None:
+        processes = job.counts[0] * job.cluster.per_node
     if job is not None and job.cluster.mem_gb is not None:
         more = f"{2 * job.cluster.mem_gb:g}"
     try:
         config = load(case.seen.goal.run / "config.yaml", schema=schema_of)
-        micro = config.train.micro
+        micro = config.train.micro(processes)
         factor = next((n for n in range(2, micro + 1) if micro % n == 0), 1)
         smaller, lower = str(micro // factor), f"{config.optim.lr / 3:.2g}"
     except UserError:

@@ -4,7 +4,8 @@
 
 Runs land in OUT/<processes>/<engine>-<precision>. On two processes, shares are offloaded as well
 (<engine>-offload), and what four have saved half way goes on, each under another engine
-(<engine>-from-<engine>).
+(<engine>-from-<engine>). There, and once on one, each process has one micro-batch, BatchNorm is
+synchronised, and nothing is dropped (<engine>-auto).
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ GOES_ON = {"zero2": "ddp", "zero1": "zero3", "zero3": "fsdp", "fsdp": "zero1", "
 class Network(nn.Module):
     """All that an engine can get wrong: BatchNorm, dropout, layers, an axis shorter than four."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float) -> None:
         super().__init__()
-        cfg = EncoderConfig(dim=16, heads=2, mlp_dim=24, depth=2, dropout=0.1)
+        cfg = EncoderConfig(dim=16, heads=2, mlp_dim=24, depth=2, dropout=dropout)
         # No bias before BatchNorm: its gradient is 0 but for rounding, which Adam would blow up.
         self.stem = nn.Sequential(
             nn.Conv2d(1, 16, 8, stride=8, bias=False), nn.BatchNorm2d(16), nn.ReLU()
         )
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
-        self.head = nn.Sequential(nn.BatchNorm1d(16), nn.Dropout(0.1), nn.Linear(16, 3))
+        self.head = nn.Sequential(nn.BatchNorm1d(16), nn.Dropout(dropout), nn.Linear(16, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = rearrange(self.stem(x), "b d h w -> b (h w) d")
@@ -58,7 +59,7 @@ class Task(BatchNormTask):
     """Three stages, a boundary before and one after the state that others go on from."""
 
     def build(self) -> nn.Module:
-        return Network()
+        return Network(self.dropout / 2)
 
     def stages(self, epochs: int) -> list[Stage]:
         half = ("head.", "blocks.1.", "stem.1.")
@@ -66,9 +67,9 @@ class Task(BatchNormTask):
 
 
 def configuration(
-    engine: str, precision: str, data: Path, run: Path, *, offload: bool = False
+    engine: str, precision: str, data: Path, run: Path, *, offload: bool = False, auto: bool = False
 ) -> Any:
-    """20 steps of four micro-batches, averaged and clipped."""
+    """20 steps of four micro-batches, or of one a process, averaged and clipped."""
     changes: dict[str, Any] = {
         "train.max_steps": STEPS, "train.log_every": 1, "train.ema": 0.9, "train.epochs": 6,
         "optim.clip_norm": 0.5, "optim.weight_decay": 0.05, "checkpoint.every_steps": HALF,
@@ -78,6 +79,8 @@ def configuration(
         changes |= {"engine": "deepspeed", "shard.stage": engine[-1]}
     if offload:
         changes["shard.offload"] = "true"
+    if auto:
+        changes |= {"train.micro_batch": "auto", "train.sync_batchnorm": "true"}
     config, *overrides = settings("finetune", data, run, **changes)
     return load(Path(config.removeprefix("--config=")), overrides, schema=schema_of)
 
@@ -91,6 +94,9 @@ def main(out: Path, data: Path) -> None:
             here = out / str(world.size)
             cfg = configuration(engine, precision, data, here / f"{engine}-{precision}")
             assert phase.run(cfg, "auto", world) == 0
+        if world.size == 2 or (world.size, engine) == (1, "ddp"):
+            cfg = configuration(engine, "no", data, here / f"{engine}-auto", auto=True)
+            assert phase.run(cfg, "auto", World(cfg)) == 0
         if world.size == 2:
             if engine != "ddp":
                 cfg = configuration(engine, "no", data, here / f"{engine}-offload", offload=True)

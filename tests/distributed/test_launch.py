@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,35 +38,83 @@ def _finished(run: Path, processes: int, text: str) -> None:
     assert f"on {processes} process(es)" in text
 
 
-def test_the_config_file_as_it_stands(tiny_set: Path, tmp_path: Path) -> None:
-    done = start([*ACCELERATE, *FILE, *_words(tiny_set, tmp_path / "run")], env=_plain())
-    assert done.returncode == 0, done.stderr
-    _finished(tmp_path / "run", 1, done.stderr)
+# ---- the commands of README.md and of the files for accelerate, as they stand there
 
 
-def test_several_cpu_processes(tiny_set: Path, tmp_path: Path, port: int) -> None:
-    flags = ["--multi_gpu", "--num_processes", "2", "--main_process_port", str(port)]
-    done = start([*ACCELERATE, *FILE, *flags, *_words(tiny_set, tmp_path / "run")])
-    assert done.returncode == 0, done.stderr
-    _finished(tmp_path / "run", 2, done.stderr)
+def _documented(where: str) -> str:
+    """The command beside these words in README.md's table."""
+    text = (ROOT / "README.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| {where}")]
+    return row.split("`")[1]
 
 
-def test_two_nodes(tiny_set: Path, tmp_path: Path, port: int) -> None:
-    command = [*_ready("2nodes", port), "--num_processes", "2", "--main_process_ip", "127.0.0.1"]
-    words = _words(tiny_set, tmp_path / "run")
-    nodes = [
-        subprocess.Popen(
-            [*command, "--machine_rank", str(rank), *words],
-            cwd=ROOT,
-            env=environment(),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
+def _heading(name: str) -> str:
+    """The command in the first line of a ready file."""
+    file = ROOT / "configs" / "accelerate" / f"{name}.yaml"
+    return file.read_text().splitlines()[0].removeprefix("# ")
+
+
+def _typed(line: str, task: str, run: Path, **env: str) -> subprocess.Popen[str]:
+    """Type a documented command: only the configuration, run.dir and its length are filled in."""
+    config = f"configs/{task}/debug.yaml run.dir={run} train.max_steps=3"
+    assert line.count("…") == 1, line
+    where = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.Popen(
+        line.replace("…", config),
+        shell=True,
+        cwd=ROOT,
+        env={**_plain(), "PATH": where, **env},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "task", "processes", "depends"),
+    [
+        (_documented("the same through accelerate"), "mae", 1, "depends on"),
+        (_heading("cpu"), "finetune", 2, "depends on"),
+        (_heading("cpu"), "common", 2, "depends on"),
+        (_documented("4 CPU processes"), "sr", 4, "does not depend on"),
+    ],
+)
+def test_a_documented_command_does_what_it_says(
+    line: str, task: str, processes: int, depends: str, tmp_path: Path
+) -> None:
+    typed = _typed(line, task, tmp_path / "run")
+    _, text = typed.communicate(timeout=240)
+    assert typed.returncode == 0, text
+    _finished(tmp_path / "run", processes, text)
+    assert text.count(f"micro_batch auto: the result {depends} the number of processes") == 1
+    assert ("(BatchNorm, dropout)" in text) == (task == "common")
+
+
+def test_two_nodes(tmp_path: Path, port: int) -> None:
+    """With one process a node, for eight GPUs are not here."""
+    line = _documented("2 nodes of 8").replace("HEAD", "127.0.0.1")
+    line = line.replace(" -m ", f" --num_processes 2 --main_process_port {port} -m ")
+    run, cpu = tmp_path / "run", {"ACCELERATE_USE_CPU": "true"}
+    nodes = [_typed(line.replace(" R ", f" {rank} "), "mae", run, **cpu) for rank in (0, 1)]
     errors = [node.communicate(timeout=200)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], errors
-    _finished(tmp_path / "run", 2, errors[0])
+    _finished(run, 2, errors[0])
+
+
+def test_what_processes_cannot_share_is_one_sentence_and_the_last(tmp_path: Path) -> None:
+    line = _documented("4 CPU processes").replace("num_processes 4", "num_processes 3")
+    typed = _typed(line, "mae", tmp_path / "run")
+    _, text = typed.communicate(timeout=240)
+    assert typed.returncode == 1  # accelerate's own, whatever its processes leave with
+    sentence = "error: train.global_batch 16 cannot be shared evenly by 3 processes; set train."
+    assert [line.startswith(sentence) for line in text.splitlines()].count(True) == 1
+    assert "[process" not in text
+    *_, last, border = text.splitlines()
+    assert sentence in last
+    assert set(border) == {"="}
+    assert not (tmp_path / "run").exists()
+
+
+# ---- flags and other files
 
 
 def test_bf16_autocast_trains_and_resumes(tiny_set: Path, tmp_path: Path, port: int) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from lensdist.engine import checkpoint
 from lensdist.track.log import read
-from tests.conftest import command, environment, forked, free_port, start
+from tests.conftest import command, environment, forked, free_port, settings, start
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -38,10 +38,14 @@ def _end(run: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     return saved.tensors, [{k: v for k, v in r.items() if k not in TIMES} for r in rows]
 
 
+@pytest.mark.parametrize("variant", ["", "-auto"])
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("task", ["mae", "finetune", "batchnorm", "common", "sr"])
-def test_losses_agree_over_20_steps(worlds: dict[int, Path], task: str, processes: int) -> None:
-    (alone, rows), (shared, others) = (_end(worlds[n] / task) for n in (1, processes))
+def test_losses_agree_over_20_steps(
+    worlds: dict[int, Path], task: str, processes: int, variant: str
+) -> None:
+    """With a number for train.micro_batch; and under auto, with what does not depend on it."""
+    (alone, rows), (shared, others) = (_end(worlds[n] / (task + variant)) for n in (1, processes))
     losses, same = ([r["loss"] for r in x if r["kind"] == "train"] for x in (rows, others))
     assert len(losses) == 20
     assert same == pytest.approx(losses, rel=1e-5)
@@ -90,6 +94,23 @@ def test_an_uneven_share_is_refused(tiny_set: Path, tmp_path: Path, port: int) -
     assert done.returncode == 2
     assert "3 micro-batches of 4, which 2 processes cannot share evenly" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_auto_goes_on_with_another_number_of_processes_and_says_so(
+    tiny_set: Path, tmp_path: Path, port: int
+) -> None:
+    changes = {"train.micro_batch": "auto", "train.max_steps": 4, "checkpoint.every_steps": 2}
+    words = ["lensdist.train", *settings("finetune", tiny_set, tmp_path / "run", **changes)]
+    assert forked(*words).returncode == 0
+    begun = tmp_path / "run" / "checkpoints" / "step-00000002"
+    words = ["lensdist.train", *settings("finetune", tiny_set, tmp_path / "two", **changes)]
+    done = forked(*words, "--resume", begun, processes=2, port=port)
+    assert done.returncode == 0, done.stderr
+    assert "the result depends on the number of processes (dropout), unless" in done.stderr
+    events = [r for r in read(tmp_path / "two" / "metrics.jsonl") if r["kind"] == "event"]
+    (said,) = [r for r in events if r["what"].startswith("resumed elsewhere")]
+    assert said["what"] == "resumed elsewhere, the result may differ"
+    assert said["detail"] == "processes 1 -> 2"
 
 
 def test_processes_that_do_not_find_each_other_are_refused(

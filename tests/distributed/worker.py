@@ -23,6 +23,12 @@ from lensdist.engine.world import World
 from lensdist.tasks.base import Stage
 from tests.conftest import settings
 
+_DROPOUT = {
+    **dict.fromkeys(("mae", "finetune"), "model.dropout"),
+    "common": "model.head_dropout",
+    "sr": "model.encoder.dropout",
+}
+
 
 class BatchNormTask:
     """A small convolutional net with BatchNorm and dropout, whose first half starts frozen.
@@ -35,12 +41,13 @@ class BatchNormTask:
 
     def __init__(self, cfg: Any, labels: tuple[str, ...], preprocess: Any, encoder: Any) -> None:
         self.labels, self.preprocess = labels, preprocess
+        self.dropout = 0.0 if cfg.train.micro_batch == "auto" else 0.2
 
     def build(self) -> nn.Module:
         return nn.Sequential(
             nn.Conv2d(1, 4, 5, stride=4, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
             nn.Conv2d(4, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, 3),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(self.dropout), nn.Linear(8, 3),
         )  # fmt: skip
 
     def stages(self, epochs: int) -> list[Stage]:
@@ -86,12 +93,12 @@ def main(out: Path, data: Path, pairs: Path) -> None:
     original = phase.build_task
     weights = _remember_weights()
     for name in ("mae", "finetune", "batchnorm", "common", "sr"):
-        for reproducible in (False, True):
+        for variant in ("", "-reproducible", "-auto"):
             task = "finetune" if name == "batchnorm" else name
             changes: dict[str, Any] = {
                 "train.max_steps": 20, "train.log_every": 1, "train.ema": 0.9,
-                "train.reproducible": str(reproducible).lower(), "optim.clip_norm": 1.0,
-                "augment.rot180": "true",
+                "train.reproducible": str(variant == "-reproducible").lower(),
+                "optim.clip_norm": 1.0, "augment.rot180": "true",
             }  # fmt: skip
             if task in ("finetune", "sr"):
                 changes |= {"frozen_epochs": 1, "train.epochs": 6}
@@ -103,7 +110,10 @@ def main(out: Path, data: Path, pairs: Path) -> None:
                 changes["encoder"] = out / "mae-reproducible"
             else:
                 changes["train.epochs"] = 20
-            folder = out / (name + ("-reproducible" if reproducible else ""))
+            if variant == "-auto":  # a micro-batch a process; nothing is drawn for it as a whole
+                changes |= {"train.micro_batch": "auto", _DROPOUT[task]: 0}
+                changes["train.sync_batchnorm"] = "true"
+            folder = out / (name + variant)
             images = pairs if task == "sr" else data
             config, *overrides = settings(task, images, folder, **changes)
             path = Path(config.removeprefix("--config="))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lensdist.engine.batches import plan_steps
+from lensdist.config import load
+from lensdist.config.schema import TASKS, schema_of
+from lensdist.engine.batches import check_shares, plan_steps
 from lensdist.engine.batchnorm import RunningStatistics
+from lensdist.engine.differences import differences
 from lensdist.engine.gradients import Averaged, FixedOrder
 from lensdist.errors import UserError
+from tests.conftest import ROOT
 from tests.unit.worlds import FakeWorld, on_all, seeded
 
 pytestmark = pytest.mark.unit
@@ -31,15 +36,67 @@ def test_processes_share_the_same_micro_batches(size: int) -> None:
     ("batch", "micro", "samples", "size", "sentence"),
     [
         (12, 4, 100, 2, r"3 micro-batches of 4, which 2 processes.*train\.micro_batch to 6"),
-        (7, 7, 100, 2, "after making it divisible"),
+        (7, 7, 100, 2, r"set train\.global_batch to 6 or 8, and train\.micro_batch to auto"),
+        (16, "auto", 100, 3, r"16 cannot be shared evenly by 3.*global_batch to 15 or 18, or st"),
+        (4, "auto", 100, 8, r"4 cannot be shared evenly by 8.*set train\.global_batch to 8, or"),
         (64, 8, 63, 1, "more than the 63 training images"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(
-    batch: int, micro: int, samples: int, size: int, sentence: str
+    batch: int, micro: int | Literal["auto"], samples: int, size: int, sentence: str
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         plan_steps(batch, micro, samples, 0, size)
+
+
+PRESETS = sorted(p for task in TASKS for p in (ROOT / "configs" / task).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_preset_runs_as_it_stands_on_1_2_4_and_8_processes(preset: Path) -> None:
+    cfg = load(preset, schema=schema_of)
+    batch = cfg.train.global_batch
+    for size in (1, 2, 4, 8):
+        check_shares(cfg, size)
+        plans = [plan_steps(batch, cfg.train.micro_batch, batch, r, size) for r in range(size)]
+        assert sum(len(plan.mine) * plan.micro_batch for plan in plans) == batch
+        assert {plan.micro_batch for plan in plans} == {cfg.train.micro(size)}
+
+
+@pytest.mark.parametrize(
+    ("preset", "words", "size", "sentence"),
+    [
+        ("common/debug", [], 16, "needs 2 images or more; set train.global_batch to 32, or tr"),
+        ("finetune/debug", ["model.head_norm=true"], 16, "needs 2 images or more"),
+        ("mae/debug", ["train.reproducible=true"], 4, "set train.micro_batch to 4, or to a div"),
+        ("mae/debug", [], 3, "set train.global_batch to 15 or 18"),
+    ],
+)
+def test_what_auto_cannot_do_is_refused(
+    preset: str, words: list[str], size: int, sentence: str
+) -> None:
+    cfg = load(ROOT / "configs" / f"{preset}.yaml", words, schema=schema_of)
+    with pytest.raises(UserError, match=sentence):
+        check_shares(cfg, size)
+
+
+def test_synchronised_batchnorm_takes_one_image_a_process() -> None:
+    words = ["train.sync_batchnorm=true"]
+    more = [*words, "train.micro_batch=4"]
+    check_shares(load(ROOT / "configs" / "common" / "debug.yaml", words, schema=schema_of), 16)
+    with pytest.raises(UserError, match="sync_batchnorm goes with micro_batch: auto, not 4"):
+        load(ROOT / "configs" / "common" / "debug.yaml", more, schema=schema_of)
+
+
+def test_configurations_from_before_auto_mean_the_same() -> None:
+    debug = ROOT / "configs" / "mae" / "debug.yaml"
+    old, new = (
+        load(debug, ["train.micro_batch=null"], schema=schema_of),
+        load(debug, schema=schema_of),
+    )
+    assert old == new
+    assert differences(old.model_dump(mode="json"), new.model_dump(mode="json")) == []
+    assert new.train.micro() == new.train.global_batch
 
 
 # ---- gradients

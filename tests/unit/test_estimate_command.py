@@ -42,6 +42,21 @@ def test_on_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert parts["total"] == pytest.approx(sum(v for k, v in parts.items() if k != "total"))
 
 
+def test_auto_is_the_part_of_each_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "estimate.json"
+    assert main([*DEBUG, *EIGHT, "--gpus", "1,8,16,32", "--json", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert "16 over the number of GPUs (train.micro_batch: auto)" in text
+    assert "~ so many GPUs cannot share the step's 16 images evenly" in text
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["batch"], row["micros"], row["weak"]) for row in rows] == [
+        *[(16, 1, False)] * 3,
+        (32, 1, True),
+    ]
+    held = [row["memory"]["activations"] for row in rows]
+    assert held == pytest.approx([held[0], held[0] / 8, held[0] / 16, held[0] / 16])
+
+
 def test_without_a_cluster_memory_but_no_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(DEBUG) == 0
     text = capsys.readouterr().out

@@ -52,9 +52,10 @@ def test_a_real_optimizer_s_state() -> None:
 
 
 def test_what_each_engine_divides() -> None:
-    whole = _memory("train.ema=0.9")
-    assert _memory("train.ema=0.9", gpus=1024) == whole  # DDP divides nothing
-    fsdp = _memory("engine=fsdp", "train.ema=0.9")
+    words = ("train.ema=0.9", "train.micro_batch=16")
+    whole = _memory(*words)
+    assert _memory(*words, gpus=1024) == whole  # DDP divides nothing
+    fsdp = _memory("engine=fsdp", *words)
     for name in ("weights", "gradients", "moments", "average"):
         assert getattr(fsdp, name) == pytest.approx(getattr(whole, name) / 8)
     assert fsdp.activations == whole.activations

@@ -187,7 +187,7 @@ def test_rows_share_the_step_as_far_as_it_goes() -> None:
 
 
 def test_no_epoch_of_fewer_images_than_a_batch() -> None:
-    cfg = _config("mae/reference", "train.global_batch=64")
+    cfg = _config("mae/reference", "train.global_batch=64", "train.micro_batch=64")
     assert _rows(cfg, 1)[0].epoch_s is None
     assert _rows(cfg, 1, samples=63)[0].gpu_hours is None
     assert _rows(cfg, 2, samples=64)[0].epoch_s is None  # 128 images are a step there

@@ -155,6 +155,17 @@ def test_each_contradiction_is_a_sentence(
     assert sentence in found
 
 
+def test_auto_is_the_part_of_each_process() -> None:
+    auto = run("train.micro_batch=auto", "engine=deepspeed")
+    two = Settings("F", "deepspeed", micro="8", processes=2)
+    assert conflicts(auto, two) == []
+    assert conflicts(auto, Settings("F", "deepspeed", micro="8")) == []  # on two it will be so
+    (found,) = conflicts(auto, Settings("F", "deepspeed", micro="8", processes=4))
+    assert found.startswith("train.micro_batch: the run's configuration says 4 but F says 8")
+    (found,) = conflicts(auto, Settings("F", "deepspeed", accumulation="2", processes=2))
+    assert "sets gradient_accumulation_steps to 2; leave it at 1" in found
+
+
 def test_all_contradictions_are_told_at_once() -> None:
     asked = Settings("F", "deepspeed", 1, True, True, "fp8", (), "3", "1", "1", 1.0, "eager")
     told = conflicts(run("engine=fsdp"), asked)

@@ -98,6 +98,6 @@ def test_the_large_preset() -> None:
     assert len(blocks_of(model)) == 24 + 8
     for processes in (8, 16, 32, 64):
         plan = plan_steps(
-            cfg.train.global_batch, cfg.train.micro, cfg.data.stream_epoch, 0, processes
+            cfg.train.global_batch, cfg.train.micro_batch, cfg.data.stream_epoch, 0, processes
         )
         assert len(plan.mine) == 64 // processes

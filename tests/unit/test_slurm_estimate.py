@@ -11,6 +11,7 @@ import torch
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
 from lensdist.data.packed import PackedSet
+from lensdist.data.samples import samples_of
 from lensdist.data.source import View
 from lensdist.engine import checkpoint
 from lensdist.errors import UserError
@@ -21,7 +22,6 @@ from lensdist.files import to_json, write_atomic
 from lensdist.track.log import MetricsLog
 from slurm.config.cluster import Cluster
 from slurm.planning.estimate import Estimate, estimate, line, total
-from slurm.planning.samples import samples_of
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit

@@ -116,6 +116,10 @@ def test_uneven_shares_are_refused_for_every_phase(tmp_path: Path) -> None:
     assert [one.split(":")[0] for one in told] == ["pretrain", "finetune"]
     assert "which 3 processes cannot share evenly" in told[0]
     assert len(make_plan(chain, cluster, ["train.global_batch=24"]).steps) == 3
+    with pytest.raises(UserError, match=r"evenly by 3 processes; set train\.global_batch"):
+        make_plan(chain, cluster, ["train.micro_batch=auto"])
+    plan = make_plan(chain, cluster, ["train.global_batch=24", "train.micro_batch=auto"])
+    assert "24 images = 3 micro-batches of 8" in shown(plan)
 
 
 def _planned(tmp_path: Path, *words: str, **cluster: Any) -> Plan:

@@ -37,7 +37,7 @@ def measure(session: Session) -> Facts:
         "engine": cfg.engine,
         "precision": cfg.precision,
         "global_batch": cfg.train.global_batch,
-        "micro_batch": cfg.train.micro,
+        "micro_batch": ours.plan.micro_batch,
         "windows": bench.windows,
         "window_steps": session.steps,
         "torch": torch.__version__,

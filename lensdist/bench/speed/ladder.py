@@ -84,10 +84,11 @@ def _of_training(cfg: BaseRun, processes: int, steps: int) -> Iterator[Rung]:
     yield Rung((f"checkpoint.background={background}",), saving)
     yield Rung((f"train.ema={'null' if cfg.train.ema else '0.999'}",))
     if _micro_batch_is_free(cfg):
-        half = cfg.train.micro // 2
-        if cfg.train.micro < cfg.train.global_batch // processes:
+        micro = cfg.train.micro(processes)
+        half = micro // 2
+        if micro < cfg.train.global_batch // processes:
             yield Rung((f"train.micro_batch={cfg.train.global_batch // processes}",))
-        elif cfg.train.micro % 2 == 0 and half:
+        elif micro % 2 == 0 and half:
             yield Rung((f"train.micro_batch={half}",))
 
 

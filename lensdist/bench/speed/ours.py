@@ -107,7 +107,7 @@ class Ours:
         self.validation: Images = self._prepared(validation)
         size, rank = self.world.size, self.world.rank
         self.plan = plan_steps(
-            cfg.train.global_batch, cfg.train.micro, self.source.size, rank, size
+            cfg.train.global_batch, cfg.train.micro_batch, self.source.size, rank, size
         )
         torch.manual_seed(rng.key(cfg.seed, "initial weights") % 2**63)
         self.network = task.build() if network is None else network

@@ -27,7 +27,7 @@ _DROPOUT = {
 # BatchNorm and Adam make much of rounding at the recipe's rate.
 _GENTLE = {"common": ("optim.lr=1e-5",)}
 STILL = ("optim.schedule.kind=constant", "optim.schedule.warmup_steps=0")
-BARE = ("precision=no", "optim.weight_decay=0", "optim.clip_norm=null", "train.micro_batch=null")
+BARE = ("precision=no", "optim.weight_decay=0", "optim.clip_norm=null", "train.micro_batch=auto")
 UNTURNED = tuple(f"augment.{way}=false" for way in ("rot180", "rot90", "flip"))
 
 

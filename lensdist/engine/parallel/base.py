@@ -72,14 +72,9 @@ class Engine(ABC):
             self.world.unwrap(module)
             speed.restore(module)
             fp8.undo(module)
-        for name, parameter in self.bare.named_parameters():
-            parameter.requires_grad_(trains(name))
+        train_only(self.bare, trains)
+        for parameter in self.bare.parameters():
             parameter.grad = None
-        self.bare.train()
-        for module in self.bare.modules():  # as frozen parts will be in use: no dropout, no drift
-            parameters = list(module.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
-                module.eval()
 
     def wrap(self, called: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Make everything that depends on which parameters train.
@@ -224,6 +219,18 @@ class Engine(ABC):
         whole = self.build()
         whole.load_state_dict(state)
         return whole
+
+
+def train_only(network: nn.Module, trains: Callable[[str], bool]) -> None:
+    """Say which parameters train, and put what is frozen into the state in which it will be used:
+    no dropout, and running statistics that stay."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(trains(name))
+    network.train()
+    for module in network.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            module.eval()
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,95 @@
+"""How long a run takes on a CPU, and which preset takes less than an hour (torch-free)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from lensdist.config import load
+from lensdist.config.schema import BaseRun, schema_of
+from lensdist.data.samples import samples_of
+from lensdist.errors import UserError
+from lensdist.estimate.network import train_flops
+
+LONG = 3600.0
+"""Seconds; a run that takes more is announced."""
+_MARGIN = 3  # what is said to be quick must be so where paper is wrong by as much
+_SHARE = 0.4  # of the rate of matrix products, which convolutions and small layers do not reach
+_FITS = 40  # images a second and core whose smooth lens is found (`preprocess.scale: lens_fit`)
+
+
+def operations(cfg: BaseRun, done: int = 0) -> float | None:
+    """Floating-point operations of a run's steps, from the `done`-th on.
+
+    Returns:
+        None where the network or the images are not known.
+    """
+    flops, samples = train_flops(cfg), _samples(cfg)
+    if flops is None or samples is None:
+        return None
+    batch = cfg.train.global_batch
+    steps = cfg.train.max_steps or cfg.train.epochs * (samples // batch)
+    return flops * max(steps - done, 0) * batch
+
+
+def seconds(cfg: BaseRun, rate: float, done: int = 0) -> float | None:
+    """How long that takes where matrix products do `rate` operations a second.
+
+    Returns:
+        None as `operations`.
+    """
+    found = operations(cfg, done)
+    if found is None:
+        return None
+    fits = (_samples(cfg) or 0) / _FITS if cfg.preprocess.scale == "lens_fit" else 0.0
+    return found / (_SHARE * rate) + fits
+
+
+def warning(cfg: BaseRun, rate: float, done: int, presets: Path) -> str | None:
+    """A sentence where a run takes more than an hour, with a preset that takes less.
+
+    Args:
+        cfg: the run's configuration.
+        rate: operations a second of matrix products.
+        done: steps of the run that are behind it.
+        presets: folder of the task's configurations; it need not exist.
+    """
+    takes = seconds(cfg, rate, done)
+    if takes is None or takes <= LONG:
+        return None
+    fits = max(_quick(cfg, rate, presets), default=None)
+    advice = f"; {fits[1]} takes about {words(fits[0])}" if fits else ""
+    return f"warning: this run takes about {words(takes)} on this CPU{advice}"
+
+
+def _quick(cfg: BaseRun, rate: float, presets: Path) -> Iterator[tuple[float, Path]]:
+    """Presets for the same images that take far less than an hour, with the seconds they take."""
+    path = [f"data.path={cfg.data.path}"] if cfg.data.path else []
+    for file in presets.glob("*.yaml"):
+        with suppress(UserError):
+            other = load(file, path, schema=schema_of)
+            takes = seconds(other, rate)
+            if takes is not None and takes <= LONG / _MARGIN and _suits(other, cfg):
+                yield takes, file
+
+
+def _suits(other: BaseRun, cfg: BaseRun) -> bool:
+    """Whether a preset takes the run's images, and needs no encoder that is not there."""
+    encoder = getattr(other, "encoder", None)
+    sees = [(one.model.in_channels, one.model.image_size) for one in (other, cfg)]  # type: ignore[attr-defined]
+    return sees[0] == sees[1] and (encoder is None or encoder.exists())
+
+
+def _samples(cfg: BaseRun) -> int | None:
+    with suppress(UserError):
+        return samples_of(cfg)
+    return None
+
+
+def words(seconds: float) -> str:
+    """A rough length of time, such as `13 days`."""
+    for name, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.0f} {name}s"
+    return "a minute"
