@@ -104,7 +104,8 @@ def test_a_best_checkpoint_that_is_lost_is_not_claimed(
     assert train.main(words(tiny_set, tmp_path, **{"train.eval_every_epochs": 5})) == 0
     done = completed(tmp_path)
     assert done is not None
-    assert done["metrics"] == {"selected_by": "nothing: the last weights", "val": None, "step": 20}
+    said = "nothing: the last weights; the best, of step 10, are lost"
+    assert done["metrics"] == {"selected_by": said, "val": None, "step": 20}
 
 
 def test_going_back_to_an_older_checkpoint_is_not_undone_by_newer_ones(
