@@ -87,16 +87,16 @@ def test_other_data_run_a_phase_again(tmp_path: Path, tiny_set: Path) -> None:
     plan = _finished(tmp_path, tiny_set)
     _complete(plan, 0, data="older")
     found = _plan(tmp_path, data=tiny_set).steps[0].standing
-    assert found == Standing("again", (f"other data in {tiny_set}",))
+    assert found == Standing("again", (f"data.path: other images in {tiny_set}",))
     kept = _plan(tmp_path, data=tiny_set, triggers=("config", "code")).steps[0].standing
     assert kept.state == "done"
-    assert "though other data" in kept.sentence
+    assert "though data.path: other images" in kept.sentence
 
 
 def test_another_encoder_runs_the_fine_tuning_again(tmp_path: Path, tiny_set: Path) -> None:
     plan = _finished(tmp_path, tiny_set)
     _complete(plan, 1, encoder="older")
-    assert "another encoder" in _plan(tmp_path, data=tiny_set).steps[1].standing.sentence
+    assert "encoder: other weights in" in _plan(tmp_path, data=tiny_set).steps[1].standing.sentence
 
 
 def test_changed_code_is_named(tmp_path: Path, tiny_set: Path) -> None:
