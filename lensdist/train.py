@@ -54,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="auto|never|PATH",
         help="auto (default): from the newest whole checkpoint, if any; never: refuse if there are "
-        "any; PATH: start from that checkpoint, where the run has none of its own yet",
+        "any; PATH: start from that checkpoint, or from the newest of that run, where this run has "
+        "none of its own yet",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings")
 

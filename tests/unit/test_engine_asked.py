@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from lensdist import train
+from lensdist.config.schema import CommonRun
 from lensdist.data.manifest import Manifest
+from lensdist.engine.asked import named_weights, other_inputs
+from lensdist.errors import UserError
 from lensdist.phases import completed
 from tests.conftest import settings
 
@@ -177,3 +180,25 @@ def test_a_run_that_goes_on_says_what_is_asked_otherwise_now(
     record = completed(run)
     assert record is not None
     assert record["config"]["train"]["early_stop"] == 9
+
+
+def test_files_of_weights_are_known_by_what_they_hold(tiny_set: Path, tmp_path: Path) -> None:
+    file, moved = tmp_path / "resnet18.pth", tmp_path / "moved.pth"
+    file.write_bytes(b"one")
+    moved.write_bytes(b"one")
+    raw = {"task": "common", "run": {"dir": tmp_path}, "data": {"path": tiny_set}}
+
+    def run(**more: Any) -> CommonRun:
+        return CommonRun.model_validate({**raw, "model": {"members": ["resnet18"]}, **more})
+
+    cfg = run(weights={"resnet18": file})
+    saved = {"config": cfg.model_dump(mode="json"), "weights": named_weights(cfg)}
+    assert other_inputs(saved, run(weights={"resnet18": moved})) == []
+    assert len(other_inputs(saved, run())) == 1
+    file.write_bytes(b"two")
+    assert other_inputs(saved, cfg) == [f"weights: other ones in {{'resnet18': '{file}'}}"]
+    # What an older version has not recorded cannot be compared.
+    assert other_inputs({"config": saved["config"]}, cfg) == []
+    file.unlink()
+    with pytest.raises(UserError, match=r"weights\.resnet18: .* No such file"):
+        other_inputs(saved, cfg)
