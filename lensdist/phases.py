@@ -38,3 +38,21 @@ def completed(run: Path) -> dict[str, Any] | None:
         if found != digest:
             raise UserError(f"{path} was altered since its run was completed")
     return record
+
+
+def check_finished(path: Path, key: str = "") -> None:
+    """Make sure that a model to be used is not that of a run which is still to end, or ends anew.
+
+    Args:
+        path: a run, or an export, in its run or by itself.
+        key: the setting that names it, for the error.
+
+    Raises:
+        UserError: the run is not finished, or damaged.
+    """
+    around = path.absolute().parent
+    inside = path.name == "export" and (around / "config.yaml").exists()
+    run = around if inside else path
+    if (run / "export").is_dir() and completed(run) is None:
+        whose = f"{key}: " if key else ""
+        raise UserError(f"{whose}{run} is not finished; run its command again first")

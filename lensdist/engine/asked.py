@@ -60,8 +60,9 @@ def other_inputs(saved: Mapping[str, Any], cfg: BaseRun) -> list[str]:
         UserError: an input is not there, or is damaged.
     """
     config, found = saved["config"], []
-    if _other_data(saved, cfg):
-        found.append(_line("data.path", config["data"].get("path"), cfg.data.path, "images"))
+    path = config.get("data", {}).get("path")
+    if _other_data(saved, cfg, path):
+        found.append(_line("data.path", path, cfg.data.path, "images"))
     key, encoder = _encoder(cfg)
     if saved.get("encoder", encoder) != encoder:
         found.append(_line(key, config.get(key), getattr(cfg, key, None), "weights"))
@@ -91,12 +92,12 @@ def _encoder(cfg: BaseRun) -> tuple[str, str | None]:
     return "encoder", None if encoder is None else _digest("encoder", encoder)
 
 
-def _other_data(saved: Mapping[str, Any], cfg: BaseRun) -> bool:
+def _other_data(saved: Mapping[str, Any], cfg: BaseRun, before: str | None) -> bool:
     path = cfg.data.path
     if path is None:
         path = cfg.run.dir / "data"
         if not (path / MANIFEST).exists():  # the settings, which are compared, make it anew
-            return saved["config"]["data"].get("path") is not None
+            return before is not None
     return saved.get("data") not in (None, Manifest.load(path).fingerprint)
 
 

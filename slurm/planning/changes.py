@@ -115,15 +115,16 @@ def _of_begun(run: Path, config: BaseRun, wanted: dict[str, Any]) -> Standing:
     if not checkpoints:
         return Standing("new")
     try:
-        before = yaml.safe_load((run / "config.yaml").read_text())
-        meta = json.loads(checkpoints[-1].read_text())["meta"]
-    except (OSError, ValueError, KeyError, yaml.YAMLError):
+        before = dict(yaml.safe_load((run / "config.yaml").read_text()))
+        meta = dict(json.loads(checkpoints[-1].read_text())["meta"])
+        steps = int(checkpoints[-1].parent.name.removeprefix("step-"))
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return Standing("begun")  # the run itself reads them again, and names what is damaged
     found: dict[Trigger, list[str]] = {
         "config": differences(before, wanted),
-        "data": _other_data({"config": before, **meta}, config),
+        "data": _other_data({**meta, "config": before}, config),
     }
-    steps, limit = int(checkpoints[-1].parent.name[5:]), config.train.max_steps
+    limit = config.train.max_steps
     if limit is not None and steps > limit:
         found["config"].append(f"train.max_steps: {steps} steps are done already, not {limit}")
     # Not a matter of choice: a run never goes on with other settings or data.

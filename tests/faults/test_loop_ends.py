@@ -80,6 +80,9 @@ def test_early_stop_ends_once_and_for_all(
     steps = first["steps"]
     assert steps < 20
     assert first["metrics"] == {"selected_by": "val mse", "val": 1.0, "step": steps // 2}
+    assert train.main(words(tiny_set, tmp_path, **more)) == 0  # nothing to do
+    assert completed(tmp_path) == first
+    assert train.main(words(tiny_set, tmp_path, **more, **{"train.epochs": 99})) == 2
     (tmp_path / "COMPLETE.json").unlink()  # killed between the last save and the export
     scores(monkeypatch, [])  # a resumed run must not evaluate, or train, again
     assert train.main(words(tiny_set, tmp_path, **more)) == 0

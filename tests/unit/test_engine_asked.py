@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lensdist import train
+from lensdist import cli, train
 from lensdist.config.schema import CommonRun
 from lensdist.data.manifest import Manifest
 from lensdist.engine.asked import named_weights, other_inputs
@@ -180,6 +180,20 @@ def test_a_run_that_goes_on_says_what_is_asked_otherwise_now(
     record = completed(run)
     assert record is not None
     assert record["config"]["train"]["early_stop"] == 9
+
+
+def test_the_model_of_a_run_that_is_not_finished_is_not_used(
+    run: Path, tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "COMPLETE.json").unlink()
+    for model in (run, run / "export"):
+        assert cli.main(["evaluate", str(model), "--data", str(tiny_set)]) == 2
+        assert f"{run} is not finished" in capsys.readouterr().err
+        words = _words(tiny_set, tmp_path / "finetune", "finetune", encoder=model)
+        code, said = _asked(words, capsys)
+        assert code == 2
+        assert f"{run} is not finished" in said
+    assert not (tmp_path / "finetune").exists()
 
 
 def test_files_of_weights_are_known_by_what_they_hold(tiny_set: Path, tmp_path: Path) -> None:
