@@ -50,9 +50,8 @@ def check_finished(path: Path, key: str = "") -> None:
     Raises:
         UserError: the run is not finished, or damaged.
     """
-    around = path.absolute().parent
-    inside = path.name == "export" and (around / "config.yaml").exists()
-    run = around if inside else path
-    if (run / "export").is_dir() and completed(run) is None:
+    run = path.absolute().parent if path.name == "export" else path
+    begun = (run / "config.yaml").exists() or (run / "checkpoints").exists()
+    if begun and (run / "export").is_dir() and completed(run) is None:
         whose = f"{key}: " if key else ""
         raise UserError(f"{whose}{run} is not finished; run its command again first")

@@ -157,14 +157,13 @@ class Cluster(Strict):
     requeue: Requeue = Requeue()
     preflight: Preflight = Preflight()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_line_each(cls, raw: Any) -> Any:
+    @model_validator(mode="after")
+    def _one_line_each(self) -> Self:
         """What is written into a batch script must not become another line, or flag, of it."""
-        for where, text in _texts(raw):
+        for where, text in _texts(self.model_dump()):
             if breaks_lines(text) and where != ("preflight", "command"):
                 raise ValueError(f"{'.'.join(where)}: holds a control character ({text!r})")
-        return raw
+        return self
 
     @field_validator("sbatch", "srun")
     @classmethod

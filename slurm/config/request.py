@@ -16,9 +16,9 @@ from slurm.config.cluster import Cluster, breaks_lines
 
 # What a folder that jobs run in cannot be called, whatever the quoting.
 _SIGNS = {
-    "%": "to which SLURM gives a meaning in names of files",
-    "\\": "to which SLURM gives a meaning in names of files",
-    ":": "which parts the folders of PYTHONPATH",
+    "%": "SLURM gives % in names of files a meaning",
+    "\\": "SLURM gives \\ in names of files a meaning",
+    ":": "in PYTHONPATH a colon ends the name of a folder",
 }
 
 
@@ -60,9 +60,9 @@ def read_request(chain_file: Path, words: Sequence[str]) -> Request:
     runs_at = str(chain.runs.absolute())
     for sign, meaning in _SIGNS.items():
         if sign in runs_at:
-            errors.append(f"runs={chain.runs}: {runs_at} holds {sign}, {meaning}; rename it")
+            errors.append(f"runs={runs_at}: {meaning}; rename it")
     if breaks_lines(runs_at):
-        errors.append(f"runs={chain.runs}: {runs_at!r} holds a control character; rename it")
+        errors.append(f"runs={runs_at!r}: holds a control character; rename it")
     for name in names:
         if name.partition("@")[0] not in chain.phases:
             near = get_close_matches(name, chain.phases, n=1)

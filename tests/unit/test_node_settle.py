@@ -266,7 +266,7 @@ def test_code_that_was_altered_neither_begins_nor_is_queued_again(
     assert "was altered since it was made" in script.last.reason
     assert not [call for call in script.told if call[1] == "requeue"]
     assert begin.main(str(script.file)) == 1
-    assert "was altered since it was made" in said()[1]
+    assert "was altered since it was made" in said()
     assert script.last.verdict == "stop"
 
 
