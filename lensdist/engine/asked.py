@@ -129,7 +129,7 @@ def _going_on(cfg: BaseRun, record: dict[str, Any], now: dict[str, Any]) -> str:
     states = sorted((cfg.run.dir / "checkpoints").glob("step-*/checkpoint.json"))
     try:
         bad = json.loads(states[-1].read_bytes())["meta"]["state"]["bad_evals"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return ""
     train, before = cfg.train, record["config"]["train"]
     if train.early_stop is not None and bad >= train.early_stop:

@@ -81,28 +81,29 @@ def _copy(source: Path, root: Path, step: int) -> None:
     """
     temporary = root / f".step-{step:08d}.{os.getpid()}.tmp"
     try:
-        if source.is_dir():
-            root.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.copytree(source, temporary, copy_function=_link)
-        copied = checkpoint.read(temporary if source.is_dir() else source)
-        if copied.step != step:
-            raise Damaged(f"{source}: holds step {copied.step}")
+        files = [file for file in source.glob("*") if file.is_file()]
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for file in files:
+            _link(file, temporary / file.name)
+        # Of what is not there, the source is what the error is to name.
+        if checkpoint.read(temporary if files else source).step != step:
+            raise Damaged(f"{source}: holds another step")
         fsync(temporary)
         temporary.rename(root / f"step-{step:08d}")
         fsync(root)
-    except (OSError, shutil.Error) as e:
+    except OSError as e:
         raise RunError(f"{source} cannot be brought to {root}: {e}") from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _link(source: str, target: str) -> None:
+def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
-        fsync(Path(target))
+        fsync(target)
 
 
 def _given(path: Path) -> Checkpoint:
