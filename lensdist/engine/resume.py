@@ -81,17 +81,18 @@ def _copy(source: Path, root: Path, step: int) -> None:
     """
     temporary = root / f".step-{step:08d}.{os.getpid()}.tmp"
     try:
-        files = [file for file in source.glob("*") if file.is_file()]
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        for file in files:
-            _link(file, temporary / file.name)
-        # Of what is not there, the source is what the error is to name.
-        if checkpoint.read(temporary if files else source).step != step:
+        for file in source.glob("*"):
+            if file.is_file():
+                _link(file, temporary / file.name)
+        if checkpoint.read(temporary).step != step:
             raise Damaged(f"{source}: holds another step")
         fsync(temporary)
         temporary.rename(root / f"step-{step:08d}")
         fsync(root)
+    except Damaged as e:
+        raise Damaged(str(e).replace(str(temporary), str(source))) from e
     except OSError as e:
         raise RunError(f"{source} cannot be brought to {root}: {e}") from e
     finally:
