@@ -33,7 +33,7 @@ pytestmark = pytest.mark.unit
         ({"partition": "gpu\n#SBATCH --uid=0"}, "partition: holds a control character"),
         ({"account": "a\u2028b"}, "account: holds a control character"),
         ({"executor": "slurm", "sbatch": {"comment": "a\nb"}}, "comment: holds a control"),
-        ({"executor": "slurm", "sbatch": {"comment\n": "a"}}, "sbatch: holds a control"),
+        ({"executor": "slurm", "sbatch": {"comment\n": "a"}}, "not the name of a flag"),
         ({"executor": "slurm", "sbatch": {"comment --uid": "0"}}, "not the name of a flag"),
         ({"executor": "slurm", "srun": {"x;id": ""}}, "not the name of a flag"),
         ({"executor": "slurm", "setup": ["module load x\rid"]}, "setup: holds a control"),
