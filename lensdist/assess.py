@@ -27,7 +27,7 @@ from lensdist.evaluate.bootstrap import paired_bootstrap
 from lensdist.export import find_export, read_export
 from lensdist.files import to_json, write_atomic
 from lensdist.loaded import LoadedModel
-from lensdist.phases import COMPLETE
+from lensdist.phases import COMPLETE, check_finished
 from lensdist.tasks.base import Batch, Task
 from lensdist.tasks.build import build_task
 from lensdist.track.log import read
@@ -127,6 +127,7 @@ def open_subject(model: Path, data: Path, out: Path | None = None) -> Subject:
     Raises:
         UserError: the model, the data or both together do not fit.
     """
+    check_finished(model)
     folder = find_export(model)
     description, weights = read_export(folder)
     packed = PackedSet(data)

@@ -38,3 +38,20 @@ def completed(run: Path) -> dict[str, Any] | None:
         if found != digest:
             raise UserError(f"{path} was altered since its run was completed")
     return record
+
+
+def check_finished(path: Path, key: str = "") -> None:
+    """Make sure that a model to be used is not that of a run which is still to end, or ends anew.
+
+    Args:
+        path: a run, or an export, in its run or by itself.
+        key: the setting that names it, for the error.
+
+    Raises:
+        UserError: the run is not finished, or damaged.
+    """
+    run = path.absolute().parent if path.name == "export" else path
+    begun = (run / "config.yaml").exists() or (run / "checkpoints").exists()
+    if begun and (run / "export").is_dir() and completed(run) is None:
+        whose = f"{key}: " if key else ""
+        raise UserError(f"{whose}{run} is not finished; run its command again first")

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
+from lensdist.engine.asked import is_as_asked
 from lensdist.engine.batches import check_shares
-from lensdist.engine.differences import differences
 from lensdist.engine.launcher import agreed, from_environment
 from lensdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError, say
 from lensdist.outcome import conclude
@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="auto|never|PATH",
         help="auto (default): from the newest whole checkpoint, if any; never: refuse if there are "
-        "any; PATH: start from that checkpoint, where the run has none of its own yet",
+        "any; PATH: start from that checkpoint, or from the newest of that run, where this run has "
+        "none of its own yet",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings")
 
@@ -73,12 +74,12 @@ def launch(args: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _too_early)
     cfg = load(args.config, args.overrides, schema=schema_of)
+    asked = from_environment(os.environ)
+    cfg = agreed(cfg, asked)
     done = _already_done(cfg, args.resume)
     if done:
         say(done)
         return EXIT_DONE
-    asked = from_environment(os.environ)
-    cfg = agreed(cfg, asked)
     if asked.unread:
         say(f"{asked.whose}: left unread, and none changes a result: {', '.join(asked.unread)}")
     check_shares(cfg, asked.processes or 1)
@@ -116,11 +117,9 @@ def _already_done(cfg: BaseRun, resume: str) -> str | None:
     record = completed(cfg.run.dir)
     if record is None:
         return None
-    changed = differences(record["config"], cfg.model_dump(mode="json"))
-    if resume == "auto" and not changed:
-        return f"{cfg.run.dir} is complete ({record['steps']} steps); nothing to do"
-    why = f"with other settings ({changed[0]})" if changed else "already"
-    raise UserError(f"{cfg.run.dir} was completed {why}; give another run.dir")
+    if resume != "auto":
+        raise UserError(f"{cfg.run.dir} was completed already; give another run.dir")
+    return is_as_asked(cfg, record)
 
 
 if __name__ == "__main__":

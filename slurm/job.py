@@ -10,12 +10,13 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from lensdist.config.base import Strict
 from lensdist.data.manifest import MANIFEST, Manifest
+from lensdist.engine.differences import unmet
 from lensdist.errors import UserError
 from lensdist.phases import COMPLETE, completed
 from slurm.config.cluster import Cluster
@@ -32,6 +33,8 @@ class Goal(Strict):
     kind: Literal["run", "scores", "set", "table"] = "run"
     split: Literal["train", "val", "test"] = "test"
     """What `scores` are of."""
+    settings: dict[str, Any] | None = None
+    """What a `run` must have been asked for; None: anything."""
 
     def marker(self) -> Path:
         """The file that says so."""
@@ -47,13 +50,20 @@ class Goal(Strict):
         """Whether it is there, whole, and (scores) about the weights that the run has now.
 
         Raises:
-            UserError: it says that it is finished, but its files are damaged.
+            UserError: it says that it is finished, but its files are damaged, or it is a run with
+                other settings.
         """
         if self.kind == "set":
             return self.marker().exists() and bool(Manifest.load(self.run))
         if self.kind == "table":
             return self.marker().exists()
         record = completed(self.run)
+        other = unmet(record["config"], self.settings) if record and self.settings else []
+        if other:
+            raise UserError(
+                f"{self.run} was completed with other settings ({'; '.join(other)}) than "
+                f"{self.phase} was sent with; submit it again"
+            )
         if record is None or self.kind == "run":
             return record is not None
         try:

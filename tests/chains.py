@@ -11,6 +11,9 @@ from typing import Any
 
 from tests.conftest import ROOT, environment, settings
 
+ODD = '-it\'s a "$HOME" dïr;'
+"""Name of a folder that no shell, and no option parser, takes as it stands."""
+
 SUBMIT = [sys.executable, str(ROOT / "slurm" / "submit.py")]
 
 

@@ -19,7 +19,7 @@ from types import FrameType
 
 from lensdist.config import load
 from lensdist.config.schema import schema_of
-from lensdist.engine.differences import differences
+from lensdist.engine.differences import unmet
 from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError
 from lensdist.phases import COMPLETE, completed
 from lensdist.train import add_arguments
@@ -106,7 +106,7 @@ def _refuse_other_settings(job: Job) -> None:
     add_arguments(parser)
     args = parser.parse_args(job.argv)
     wanted = load(args.config, args.overrides, schema=schema_of).model_dump(mode="json")
-    changed = differences(record["config"], wanted)
+    changed = unmet(record["config"], wanted)
     if changed:
         raise UserError(
             f"{job.run} was finished with other settings ({changed[0]}); give another --out"

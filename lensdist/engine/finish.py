@@ -25,7 +25,7 @@ def finish(
     outcome: Outcome,
     packed: PackedSet,
     seconds: float,
-    encoder: str | None = None,
+    facts: dict[str, Any],
 ) -> None:
     """Export the best checkpoint's model and write `COMPLETE.json`, last of all.
 
@@ -35,14 +35,16 @@ def finish(
         outcome: how training ended.
         packed: the data.
         seconds: that this life of the run took.
-        encoder: SHA-256 of the weights that it started from; None where they were random.
+        facts: hashes that name what it was trained with: `data`, `encoder`, `weights`.
     """
     folder, state = cfg.run.dir, outcome.state
     model, step = best_model(folder / "checkpoints", outcome, cfg.train.ema is not None)
     name, _ = task.select
     chosen = step == state.best_step
+    lost = "" if chosen or state.best_step is None else f"; the best, of step {state.best_step}, "
+    lost += "are lost" if lost else ""
     metrics: dict[str, Any] = {
-        "selected_by": f"val {name}" if chosen else "nothing: the last weights",
+        "selected_by": f"val {name}" if chosen else f"nothing: the last weights{lost}",
         "val": state.best if chosen else None,
         "step": step,
     }
@@ -56,8 +58,7 @@ def finish(
         "steps": state.step,
         "metrics": metrics,
         "seconds": round(seconds, 1),
-        "data": packed.manifest.fingerprint,
-        "encoder": encoder,
+        **{name: facts[name] for name in ("data", "encoder", "weights")},
         "code": provenance.code(),
         "config": cfg.model_dump(mode="json"),
         "files": files,

@@ -19,7 +19,7 @@ from lensdist.export import PREPROCESS, WEIGHTS, encoder_of, find_export, read_e
 from lensdist.exporting.combine import combined
 from lensdist.files import sha256
 from lensdist.models.ensemble import Ensemble
-from lensdist.phases import completed
+from lensdist.phases import check_finished
 from lensdist.weights.imagenet import imagenet_state
 
 Weights = dict[str, Tensor]
@@ -51,7 +51,7 @@ def starting_point(
         UserError: what the configuration names is not there, not finished, or of another shape.
     """
     if isinstance(cfg, (FinetuneRun, SuperResolutionRun)) and cfg.encoder is not None:
-        _check_finished("encoder", cfg.encoder)
+        check_finished(cfg.encoder, "encoder")
         if isinstance(cfg, FinetuneRun):
             theirs, weights = encoder_of(cfg.encoder, cfg.model, "model")
         else:
@@ -72,11 +72,6 @@ def starting_point(
     if isinstance(cfg, CommonRun) and cfg.init == "imagenet":
         return preprocess, _imagenet(cfg, len(labels), world), None
     return preprocess, None, None
-
-
-def _check_finished(key: str, run: Path) -> None:
-    if (run / "export").is_dir() and completed(run) is None:
-        raise UserError(f"{key}: {run} is not finished; run its command again first")
 
 
 def _check_preprocess(cfg: BaseRun, theirs: Preprocess, where: Path) -> None:
@@ -106,7 +101,7 @@ def _imagenet(cfg: CommonRun, classes: int, world: World) -> Weights:
 def _members(cfg: CommonRun, labels: tuple[str, ...]) -> tuple[Preprocess, Weights, str]:
     """The members of finished runs, which must agree in all but the networks themselves."""
     for run in cfg.members_from:
-        _check_finished("members_from", run)
+        check_finished(run, "members_from")
     runs = [(run, read_export(run)) for run in cfg.members_from]
     description, weights = combined(runs, "logits")
     named = ", ".join(map(str, cfg.members_from))

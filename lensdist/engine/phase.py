@@ -15,10 +15,10 @@ from lensdist.config.schema import BaseRun, ClassifierRun, SuperResolutionRun
 from lensdist.data.manifest import Manifest
 from lensdist.data.packed import PackedSet
 from lensdist.data.source import Images, PackedSource, Source, StreamSource, View
-from lensdist.engine import checkpoint, fp8, pace, speed
+from lensdist.engine import fp8, pace, speed
+from lensdist.engine.asked import named_weights
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.checkpoint import Checkpoint
-from lensdist.engine.differences import differences
 from lensdist.engine.finish import finish
 from lensdist.engine.initial import check_start, starting_point
 from lensdist.engine.journal import Journal
@@ -27,6 +27,7 @@ from lensdist.engine.loop import train
 from lensdist.engine.pairs import check_pairs
 from lensdist.engine.preflight import check_devices
 from lensdist.engine.prepared import PreparedView
+from lensdist.engine.resume import bring, find_checkpoint
 from lensdist.engine.saver import Saver
 from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import STOP, Deadline, Stopper, job_ends
@@ -65,6 +66,7 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
         "config": cfg.model_dump(mode="json"),
         "data": packed.manifest.fingerprint,
         "encoder": digest,
+        "weights": named_weights(cfg),
     }
     source = _source(cfg, packed, validation.labels, world)
     task = build_task(cfg, tuple(validation.labels), preprocess, weights)
@@ -80,7 +82,7 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
         facts,
         weighted=bool(_WEIGHTS & set(packed.manifest.files)),
     )
-    resumed = _resume(phase, resume)
+    resumed = find_checkpoint(phase, resume)
     world.agree("steps to resume from", resumed.step if resumed else 0)
     if (cfg.run.dir / STOP).exists():
         raise UserError(f"{cfg.run.dir / STOP} tells this run to stop; delete the file to go on")
@@ -90,6 +92,8 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
         return _train(phase, world, resumed, packed, ends)
     cfg.run.dir.mkdir(parents=True, exist_ok=True)
     with held(cfg.run.dir):
+        if resumed is not None:
+            bring(resumed, cfg.run.dir / "checkpoints")
         save(cfg, cfg.run.dir / "config.yaml")
         return _train(phase, world, resumed, packed, ends)
 
@@ -121,7 +125,7 @@ def _train(
             return EXIT_REQUEUE
         if world.main:
             seconds = time.time() - started
-            finish(cfg, phase.task, outcome, packed, seconds, phase.facts["encoder"])
+            finish(cfg, phase.task, outcome, packed, seconds, phase.facts)
             journal.event(outcome.state.step, "finished", str(folder))
     finally:
         try:
@@ -208,40 +212,3 @@ def _prepared(phase: Phase, world: World) -> Phase:
     if isinstance(source, PackedSource):
         source = PackedSource(prepare(source.view), cfg.seed)
     return replace(phase, validation=validation, source=source)
-
-
-def _resume(phase: Phase, resume: str) -> Checkpoint | None:
-    """The checkpoint to go on from, if any, checked against the configuration and the data.
-
-    A run's own checkpoints come first, so that the command of a run that was stopped is the
-    command that lets it go on, whatever it started from.
-    """
-    root = phase.cfg.run.dir / "checkpoints"
-    if resume == "never" and checkpoint.steps(root):
-        raise UserError(
-            f"--resume never: {root} already holds checkpoints; give another run.dir or "
-            "--resume auto"
-        )
-    found, damaged = checkpoint.newest(root)
-    for sentence in damaged:
-        say(f"warning: passed over a damaged checkpoint: {sentence}")
-    if found is None and resume not in ("auto", "never"):
-        try:
-            found = checkpoint.read(Path(resume))
-        except checkpoint.Damaged as e:
-            raise UserError(f"--resume: {e}") from e
-    if found is None:
-        return None
-    changed = differences(found.meta["config"], phase.facts["config"])
-    if changed:
-        raise UserError(
-            f"{found.path} was saved with other settings: {'; '.join(changed)}; put them back, "
-            "or give another run.dir"
-        )
-    for what, name in (("data", "data.path"), ("encoder", "encoder")):
-        if found.meta[what] != phase.facts[what]:
-            raise UserError(
-                f"{found.path} was trained with another {name} than is there now; put it back, or "
-                "give another run.dir"
-            )
-    return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -31,7 +33,34 @@ _OURS = {
 }
 _LAUNCHERS = {"array", "dependency", "kill-on-invalid-dep", "job-name", "output", "error"}
 _LAUNCHERS |= {"open-mode", "requeue", "no-requeue", "chdir", "export"}
+_FLAG = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RANGE = re.compile(r"(\d+)-(\d+)")
+
+
+def breaks_lines(text: str) -> bool:
+    """Whether a text holds control characters, or what some programs take for the end of a line."""
+    return any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text)
+
+
+def _texts(raw: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """All keys and values that are text, and where."""
+    if isinstance(raw, str):
+        yield at, raw
+    elif isinstance(raw, dict):
+        for key, value in raw.items():
+            yield at, str(key)
+            yield from _texts(value, (*at, str(key)))
+    elif isinstance(raw, list | tuple):
+        for value in raw:
+            yield from _texts(value, at)
+
+
+def _named(values: dict[str, str], pattern: re.Pattern[str], what: str) -> dict[str, str]:
+    for name in values:
+        if not pattern.fullmatch(name):
+            raise ValueError(f"{name!r} {what}")
+    return values
 
 
 class Requeue(Strict):
@@ -127,6 +156,24 @@ class Cluster(Strict):
     )
     requeue: Requeue = Requeue()
     preflight: Preflight = Preflight()
+
+    @model_validator(mode="after")
+    def _one_line_each(self) -> Self:
+        """What is written into a batch script must not become another line, or flag, of it."""
+        for where, text in _texts(self.model_dump()):
+            if breaks_lines(text) and where != ("preflight", "command"):
+                raise ValueError(f"{'.'.join(where)}: holds a control character ({text!r})")
+        return self
+
+    @field_validator("sbatch", "srun")
+    @classmethod
+    def _flags(cls, value: dict[str, str]) -> dict[str, str]:
+        return _named(value, _FLAG, "is not the name of a flag; leave out its dashes")
+
+    @field_validator("env")
+    @classmethod
+    def _variables(cls, value: dict[str, str]) -> dict[str, str]:
+        return _named(value, _VARIABLE, "is not the name of a variable")
 
     @field_validator("nodes", mode="before")
     @classmethod

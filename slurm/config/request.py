@@ -12,7 +12,14 @@ import yaml
 from lensdist.config import load
 from lensdist.errors import UserError
 from slurm.config.chain import Chain
-from slurm.config.cluster import Cluster
+from slurm.config.cluster import Cluster, breaks_lines
+
+# What a folder that jobs run in cannot be called, whatever the quoting.
+_SIGNS = {
+    "%": "SLURM gives % in names of files a meaning",
+    "\\": "SLURM gives \\ in names of files a meaning",
+    ":": "in PYTHONPATH a colon ends the name of a folder",
+}
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,12 @@ def read_request(chain_file: Path, words: Sequence[str]) -> Request:
     inner = {s: _inner(s, kinds) for s in settings if _inner(s, kinds)}
     chain = load(chain_file, [*runs, *filter(None, inner.values())], schema=Chain)
     errors = settings_of_nothing(chain, settings)
-    if "%" in str(chain.runs):
-        errors.append(f"runs={chain.runs}: SLURM gives % in names of files a meaning; rename it")
+    runs_at = str(chain.runs.absolute())
+    for sign, meaning in _SIGNS.items():
+        if sign in runs_at:
+            errors.append(f"runs={runs_at}: {meaning}; rename it")
+    if breaks_lines(runs_at):
+        errors.append(f"runs={runs_at!r}: holds a control character; rename it")
     for name in names:
         if name.partition("@")[0] not in chain.phases:
             near = get_close_matches(name, chain.phases, n=1)

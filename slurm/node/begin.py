@@ -17,6 +17,7 @@ from slurm import scheduler
 from slurm.job import Job, load_job
 from slurm.ledger import Ledger, attempts
 from slurm.node.command import ATTEMPT
+from slurm.sending import snapshot
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def begin(job: Job, job_id: str, nodes: tuple[str, ...], left: float | None) -> 
         left: seconds until the job is killed; None: nobody knows.
 
     Raises:
-        UserError: what the phase needs is not complete; that is written down too.
+        UserError: what the phase needs is not complete, or the code was altered since it was sent;
+            that is written down too.
     """
     ledger = Ledger(job.ledger)
     attempt = len(attempts(ledger.events())) + 1
@@ -57,6 +59,7 @@ def begin(job: Job, job_id: str, nodes: tuple[str, ...], left: float | None) -> 
     event = {"attempt": attempt, "step": job.step()}
     ledger.append("started", job_id, job.folder.name, nodes=nodes[:usable], **event)
     try:
+        snapshot.check(job.code, job.state)
         for need in job.needs:
             if not need.reached():
                 raise UserError(f"{need.phase} is not complete ({need.marker()})")

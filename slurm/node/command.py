@@ -127,5 +127,6 @@ def environment(
 def line(job: Job, place: Place) -> str:
     """The command as one would type it, to show."""
     settings = " ".join(f"{k}={shlex.quote(v)}" for k, v in variables(job, place.count).items())
-    words = " ".join(w if w.startswith("$") else shlex.quote(w) for w in command(job, place))
+    unknown = (place.rank, place.head, place.port)  # variables, which quotes would hide
+    words = " ".join(w if w in unknown else shlex.quote(w) for w in command(job, place))
     return f"{settings} {words}".strip()

@@ -21,6 +21,7 @@ from slurm.ledger import Event, Ledger, attempts
 from slurm.node.command import ATTEMPT
 from slurm.node.preflight import bad_nodes
 from slurm.node.verdict import Decision, End, judge
+from slurm.sending import snapshot
 
 
 def settle(job: Job, job_id: str, attempt: int, code: int, state: str, *, again: bool) -> Decision:
@@ -64,8 +65,13 @@ def settle(job: Job, job_id: str, attempt: int, code: int, state: str, *, again:
         cancelled=_cancelled(events, attempt),
     )
     decision = judge(end, past, job.cluster.requeue)
-    if damage is not None and decision.verdict == "requeue":
-        decision = Decision("stop", str(damage), "failed")
+    if decision.verdict == "requeue":
+        try:
+            snapshot.check(job.code, job.state)
+        except UserError as e:
+            damage = damage or e
+        if damage is not None:
+            decision = Decision("stop", str(damage), "failed")
     ledger.append(
         "ended",
         job_id,

@@ -85,8 +85,8 @@ def array_file(folder: Path, phase: str, index: int | str) -> Path:
 def _around(job: Job, array: str | None) -> tuple[list[str], list[str]]:
     file = shlex.quote(str(job.folder / f"{job.goal.phase}.json"))
     if array is not None:
-        whole = shlex.quote(str(array_file(job.folder, array, "INDEX")))
-        file = whole.replace("INDEX", '"$SLURM_ARRAY_TASK_ID"')
+        before, after = str(array_file(job.folder, array, "\0")).split("\0")
+        file = f'{shlex.quote(before)}"$SLURM_ARRAY_TASK_ID"{shlex.quote(after)}'
     python = shlex.quote(sys.executable)
     setup = [
         # The snapshot, and nothing that happens to lie where the chain was sent from.

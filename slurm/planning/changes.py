@@ -14,7 +14,8 @@ import yaml
 from lensdist import provenance
 from lensdist.config.schema import BaseRun
 from lensdist.data.manifest import Manifest
-from lensdist.engine.differences import differences
+from lensdist.engine.asked import other_inputs
+from lensdist.engine.differences import differences, unmet
 from lensdist.errors import UserError
 from lensdist.phases import completed
 from slurm.job import Goal, load_job
@@ -67,8 +68,8 @@ def of_run(
     wanted = config.model_dump(mode="json")
     if record is None:
         return _of_begun(goal.run, config, wanted)
-    found: dict[Trigger, list[str]] = {"config": differences(record["config"], wanted)}
-    found["data"] = _other_data(config, record.get("data"), record.get("encoder"))
+    found: dict[Trigger, list[str]] = {"config": unmet(record["config"], wanted)}
+    found["data"] = _other_data(record, config)
     recorded = record.get("code")
     edited = provenance.changed(recorded, package, _made_with(goal, state)) if recorded else []
     found["code"] = [f"changed code ({_few(edited)})"] if edited else []
@@ -114,14 +115,18 @@ def _of_begun(run: Path, config: BaseRun, wanted: dict[str, Any]) -> Standing:
     if not checkpoints:
         return Standing("new")
     try:
-        before = yaml.safe_load((run / "config.yaml").read_text())
-        meta = json.loads(checkpoints[-1].read_text())["meta"]
-    except (OSError, ValueError, KeyError, yaml.YAMLError):
+        before = dict(yaml.safe_load((run / "config.yaml").read_text()))
+        meta = dict(json.loads(checkpoints[-1].read_text())["meta"])
+        steps = int(checkpoints[-1].parent.name.removeprefix("step-"))
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return Standing("begun")  # the run itself reads them again, and names what is damaged
     found: dict[Trigger, list[str]] = {
         "config": differences(before, wanted),
-        "data": _other_data(config, meta.get("data"), meta.get("encoder")),
+        "data": _other_data({**meta, "config": before}, config),
     }
+    limit = config.train.max_steps
+    if limit is not None and steps > limit:
+        found["config"].append(f"train.max_steps: {steps} steps are done already, not {limit}")
     # Not a matter of choice: a run never goes on with other settings or data.
     return _judged("begun", found, TRIGGERS)
 
@@ -135,23 +140,11 @@ def _judged(
     return Standing(state, tuple(one for those in found.values() for one in those))
 
 
-def _other_data(config: BaseRun, data: str | None, encoder: str | None) -> list[str]:
-    changed = []
-    if config.data.path is not None and data is not None:
-        try:
-            if Manifest.load(config.data.path).fingerprint != data:
-                changed.append(f"other data in {config.data.path}")
-        except UserError:
-            pass  # not there (yet): the run will say so, or an earlier phase makes it
-    start = getattr(config, "encoder", None)
-    if start is not None and encoder is not None:
-        try:
-            now = completed(start)
-        except UserError:
-            now = None
-        if now is not None and now["files"].get("export/model.safetensors") != encoder:
-            changed.append(f"another encoder in {start}")
-    return changed
+def _other_data(saved: Mapping[str, Any], config: BaseRun) -> list[str]:
+    try:
+        return other_inputs(saved, config)
+    except UserError:
+        return []  # not there (yet): the run will say so, or an earlier phase makes it
 
 
 def _made_with(goal: Goal, state: Path) -> Path | None:

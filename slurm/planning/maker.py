@@ -90,7 +90,11 @@ class Maker:
             config = self._agreed(config, cluster, counts)
             if lacking:
                 return []  # whose mistakes have been told; this one's are, too
-            goal = Goal(phase=self._name(name, point), run=self._folder(name, point))
+            goal = Goal(
+                phase=self._name(name, point),
+                run=self._folder(name, point),
+                settings=config.model_dump(mode="json") if "config" in self._triggers else None,
+            )
             standing = of_run(goal, config, self._state, self._package, self._triggers)
             source = f"train {_short(self._chain_file.parent / phase.train)}"
         else:
@@ -98,12 +102,20 @@ class Maker:
                 return []
             cluster = cluster.at_most(1)
             goal, words, source, standing = self._other(name, point, earlier)
-        again = [step.name for step in earlier if step.standing.state == "again"]
-        if again and standing.state in ("done", "begun"):
-            standing = Standing("again", tuple(f"{other} runs again" for other in again))
+        standing = self._after(earlier, standing)
         return [
             Step(name, goal, needs, (), source, config, words, cluster, counts, standing, point)
         ]
+
+    def _after(self, earlier: Sequence[Step], standing: Standing) -> Standing:
+        """How a phase stands, once it is known how those that it is made from do."""
+        if standing.state not in ("done", "begun"):
+            return standing
+        again = [f"{s.name} runs again" for s in earlier if s.standing.state == "again"]
+        if standing.state == "done" and "data" in self._triggers:
+            # It was made from what is not there any more, and may come out otherwise.
+            again += [f"{s.name} is not complete" for s in earlier if s.made_anew]
+        return Standing("again", tuple(again)) if again else standing
 
     def sweep_table(self, steps: Sequence[Step]) -> list[Step]:
         """The table of a sweep, made when all its points have ended, well or not."""

@@ -54,6 +54,11 @@ class Step:
         """Whether there is nothing to do."""
         return self.standing.state == "done"
 
+    @property
+    def made_anew(self) -> bool:
+        """Whether what others are made from is still to be made."""
+        return self.goal.kind in ("run", "set") and self.standing.state in ("new", "begun")
+
     def job(
         self,
         chain: str,

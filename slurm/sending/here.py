@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
-from lensdist.errors import RunError
+from lensdist.errors import RunError, UserError
 from lensdist.files import to_json, write_atomic
 from lensdist.outcome import node_name
 from slurm.job import Job
@@ -209,9 +209,15 @@ class _Attempt:
                 self._cancel()
             time.sleep(_POLL)
         log = task.paths.stdout
-        if not told and not self._job.goal.reached() and log.exists():
+        if not told and not self._reached() and log.exists():
             for line in log.read_text(errors="replace").splitlines()[-_TAIL:]:
                 self._say(f"  | {line}")
+
+    def _reached(self) -> bool:
+        try:
+            return self._job.goal.reached()
+        except UserError:  # damaged, or with other settings: it is settled so
+            return False
 
     def _cancel(self) -> None:
         self._ledger.append("cancelled", self._id, self._job.folder.name)

@@ -20,6 +20,7 @@ from slurm.ledger import Ledger
 from slurm.planning.changes import set_aside
 from slurm.planning.step import shared_evenly
 from slurm.sending.send import dispatch, new_submission
+from slurm.sending.snapshot import check
 from slurm.watching import status
 from slurm.watching.status import Seen, look
 
@@ -135,10 +136,9 @@ def _to_send(one: Seen, again: Mapping[str, Job], named: bool, asked: bool, say:
         if named:
             say(f"{phase}: complete already, skipped")
         return None
-    if not one.job.code.is_dir():
-        raise UserError(
-            f"{one.job.code}, the code that {phase} was sent with, is gone: `submit` it"
-        )
+    if one.damage:
+        raise UserError(f"{phase}: {one.damage}")
+    check(one.job.code, one.job.state)
     stuck = one.slurm is not None and one.slurm.stuck
     if one.live and not stuck and not (one.by_slurm and (waits or follows)):
         word, reason = one.state

@@ -89,7 +89,7 @@ def dispatch(
     """
     say(f"submission {folder}")
     for name, job in jobs.items():
-        write_atomic(folder / f"{name}.json", job.model_dump_json(indent=2))
+        write_atomic(folder / f"{name}.json", job.model_dump_json(indent=2, exclude_defaults=True))
     if next(iter(jobs.values())).cluster.executor == "slurm":
         queue(jobs, arrays, queued, folder / JOBS, say)
     else:

@@ -17,6 +17,8 @@ from lensdist.errors import UserError
 from lensdist.files import to_json, write_atomic
 
 PARTS = ("lensdist", "slurm", "accelerate_config.yaml")
+_FACTS = ("code.json", "code.patch")
+_NAME = 12  # characters of the hash that a copy is called by
 
 
 def take(root: Path, state: Path) -> Path:
@@ -33,10 +35,9 @@ def take(root: Path, state: Path) -> Path:
         UserError: a copy of that name is there, but was altered.
     """
     digest = code_hash(root)
-    final = state / "code" / digest[:12]
+    final = state / "code" / digest[:_NAME]
     if final.exists():
-        if code_hash(final) != digest:
-            raise UserError(f"{final} was altered since it was made; delete it, and send again")
+        check(final, state)
         return final
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
@@ -46,7 +47,7 @@ def take(root: Path, state: Path) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
         patch = _git(root, "diff", "HEAD", "--", *PARTS)
-        write_atomic(temporary / "code.patch", patch)
+        write_atomic(temporary / _FACTS[1], patch)
         facts = {
             "sha256": digest,
             "commit": _git(root, "rev-parse", "HEAD").strip() or None,
@@ -55,7 +56,7 @@ def take(root: Path, state: Path) -> Path:
                 root, "ls-files", "--others", "--exclude-standard", "--", *PARTS
             ).splitlines(),
         }
-        write_atomic(temporary / "code.json", to_json(facts))
+        write_atomic(temporary / _FACTS[0], to_json(facts))
         try:
             temporary.rename(final)
         except OSError:
@@ -64,6 +65,28 @@ def take(root: Path, state: Path) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final
+
+
+def check(code: Path, state: Path) -> None:
+    """Make sure that a copy is what it was when it was made, before anything of it runs.
+
+    Raises:
+        UserError: it was altered, or is gone.
+    """
+    if not code.is_dir():
+        raise UserError(f"{code}, the code that was sent, is gone; submit the phase again")
+    if code.parent != state / "code":
+        return  # not a copy that `take` has made
+    try:
+        strange = {path.name for path in code.iterdir()} - {*PARTS, *_FACTS, "__pycache__"}
+        same = not strange and code_hash(code)[:_NAME] == code.name
+    except OSError as e:
+        raise UserError(f"{e.filename}: {e.strerror}; submit the phase again") from e
+    if not same:
+        more = f" ({min(strange)} was added)" if strange else ""
+        raise UserError(
+            f"{code} was altered since it was made{more}; delete it, and submit the phase again"
+        )
 
 
 def code_hash(root: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 
 from lensdist.config import load
@@ -23,7 +24,7 @@ def advise(case: Case) -> Cause:
     seen, before, goal = case.seen, case.before, case.seen.goal
     if seen.damage:
         means = "Put its files back; or move them away, and submit it again."
-        return Cause("", means, f"mv {goal.run} {goal.run}.damaged")
+        return Cause("", means, shlex.join(["mv", str(goal.run), f"{goal.run}.damaged"]))
     if seen.complete:
         return Cause("", "There is nothing to do for it.", "status")
     if seen.unreadable:

@@ -59,7 +59,7 @@ def headline(seen: Seen) -> str:
     """What became of a phase, in a sentence."""
     phase, last = seen.goal.phase, seen.last
     if seen.damage:
-        return f"{phase} is marked complete, but it is damaged: {seen.damage}."
+        return f"{phase} is marked complete, but it is damaged, or is another run: {seen.damage}."
     if seen.complete:
         return f"{phase} is complete."
     if last is None or seen.sent is None:

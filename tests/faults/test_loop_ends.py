@@ -80,6 +80,9 @@ def test_early_stop_ends_once_and_for_all(
     steps = first["steps"]
     assert steps < 20
     assert first["metrics"] == {"selected_by": "val mse", "val": 1.0, "step": steps // 2}
+    assert train.main(words(tiny_set, tmp_path, **more)) == 0  # nothing to do
+    assert completed(tmp_path) == first
+    assert train.main(words(tiny_set, tmp_path, **more, **{"train.epochs": 99})) == 2
     (tmp_path / "COMPLETE.json").unlink()  # killed between the last save and the export
     scores(monkeypatch, [])  # a resumed run must not evaluate, or train, again
     assert train.main(words(tiny_set, tmp_path, **more)) == 0
@@ -104,7 +107,8 @@ def test_a_best_checkpoint_that_is_lost_is_not_claimed(
     assert train.main(words(tiny_set, tmp_path, **{"train.eval_every_epochs": 5})) == 0
     done = completed(tmp_path)
     assert done is not None
-    assert done["metrics"] == {"selected_by": "nothing: the last weights", "val": None, "step": 20}
+    said = "nothing: the last weights; the best, of step 10, are lost"
+    assert done["metrics"] == {"selected_by": said, "val": None, "step": 20}
 
 
 def test_going_back_to_an_older_checkpoint_is_not_undone_by_newer_ones(

@@ -42,6 +42,7 @@ def test_an_encoder_that_is_not_finished(
 ) -> None:
     encoder = tmp_path / "encoder"
     (encoder / "export").mkdir(parents=True)
+    (encoder / "config.yaml").write_text("")
     (encoder / "export" / "config.json").write_text("{}")
     (encoder / "export" / "model.safetensors").write_text("")
     words = settings("finetune", tiny_set, tmp_path / "run", encoder=encoder)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from lensdist.phases import completed
-from tests.chains import jobs_of, submit, write_chain, write_cluster
+from tests.chains import ODD, jobs_of, submit, write_chain, write_cluster
 from tests.slurm.minislurm import MiniSlurm
 from tests.slurm.watch import attempts_of, log_of
 
@@ -102,6 +103,8 @@ def test_what_needs_a_failed_phase_is_cancelled_and_healed_by_resume(
 def test_a_sweep_is_an_array_with_a_table(
     cluster: MiniSlurm, tiny_set: Path, tmp_path: Path
 ) -> None:
+    tmp_path = tmp_path / ODD  # whatever the folder is called
+    tmp_path.mkdir()
     chain = write_chain(tmp_path, tiny_set)
     where = write_cluster(tmp_path, executor="slurm", cpus_per_task=1)
     sweep = ["--sweep", "finetune.optim.lr=1e-3,-1e-3,2e-3"]
@@ -120,6 +123,11 @@ def test_a_sweep_is_an_array_with_a_table(
         "CANCELLED",
         "COMPLETED",
     ]
+    failed = next(name for name, job in jobs.items() if job == f"{array}_1")
+    told = submit("logs", chain, where, failed, env=cluster.environment).stdout
+    assert "is not a packed set" in told
+    told = submit("why", chain, where, failed, env=cluster.environment).stdout
+    assert shlex.quote(str(chain)) in told
     rows = json.loads((tmp_path / "runs" / table / "results.json").read_text())["rows"]
     assert len(rows) == 2
     assert "accuracy" in rows[0]

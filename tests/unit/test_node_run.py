@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -105,6 +106,25 @@ def test_success_is_the_marker_not_the_exit_code(
     assert "ended with code 0, but is not complete" in decision.reason
     _complete(tmp_path / "finetune")
     assert _attempt(_job(tmp_path, "raise SystemExit(1)"), monkeypatch).verdict == "done"
+
+
+def test_a_run_with_other_settings_is_not_what_was_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"optim": {"schedule": {"kind": "constant"}}, "train": {"max_steps": 6}}
+    for name in ("pretrain", "finetune"):
+        _complete(tmp_path / name)
+        record = json.loads((tmp_path / name / "COMPLETE.json").read_text()) | {"config": asked}
+        write_atomic(tmp_path / name / "COMPLETE.json", to_json(record))
+    more = {**asked, "train": {"max_steps": 12}}
+    need = Goal(phase="pretrain", run=tmp_path / "pretrain", settings=more)
+    with pytest.raises(UserError, match=r"settings \(train\.max_steps: 6 -> 12\) than pretrain"):
+        begin(_job(tmp_path, "", need), "7", ("here",), None)
+    job = _job(tmp_path, "")
+    for settings, verdict in ((asked, "done"), (more, "stop")):
+        goal = job.goal.model_copy(update={"settings": settings})
+        decision = _attempt(job.model_copy(update={"goal": goal}), monkeypatch)
+        assert decision.verdict == verdict
 
 
 def test_a_folder_that_others_may_write_to_is_not_trusted(tmp_path: Path) -> None:

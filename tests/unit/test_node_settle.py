@@ -18,7 +18,10 @@ from slurm import scheduler
 from slurm.ledger import Ledger
 from slurm.node import begin, settle
 from slurm.node.command import ATTEMPT
-from slurm.planning.batch import batch_script
+from slurm.planning.batch import array_file, batch_script
+from slurm.sending.snapshot import take
+from tests.chains import ODD
+from tests.fakes.slurm import FakeSlurm
 from tests.unit.queued import fake, mark_complete
 from tests.unit.scripts import Script, script
 
@@ -229,6 +232,42 @@ def test_a_task_of_an_array_has_its_own_name_and_slurm_s_number(script: Script) 
     script.settle()
     assert script.last.job == "90_3"
     assert script.told[0] == ["scontrol", "requeue", script.id]
+
+
+def test_the_script_of_an_array_runs_in_a_folder_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeSlurm
+) -> None:
+    folder = tmp_path / ODD / "INDEX"
+    folder.mkdir(parents=True)
+    script = Script(folder, monkeypatch, fake)
+    job = script.write(counts=(1, 2))
+    task = array_file(job.folder, "finetune", 3)
+    task.parent.mkdir(mode=0o700)
+    task.symlink_to("../finetune.json")
+    script.allot("gpu[7-8]", ARRAY_JOB_ID="90", ARRAY_TASK_ID="3")
+    write_atomic(tmp_path / "bin" / "srun", "#!/bin/sh\nexit 3\n")
+    (tmp_path / "bin" / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    text = batch_script(job, [], array="finetune")
+    done = subprocess.run(["bash", "-s"], input=text, capture_output=True, text=True, check=False)
+    assert "finetune: ended with code 3" in done.stderr
+    assert script.last.job == "90_3"
+
+
+def test_code_that_was_altered_neither_begins_nor_is_queued_again(
+    script: Script, tmp_path: Path, said: Said
+) -> None:
+    job = script.job.model_copy(update={"code": take(tmp_path / "clone", script.job.state)})
+    write_atomic(script.file, job.model_dump_json())
+    script.begin()
+    (job.code / "lensdist" / "a.py").write_text("A = 2\n")
+    assert script.settle(1) == 1
+    assert script.last.verdict == "stop"
+    assert "was altered since it was made" in script.last.reason
+    assert not [call for call in script.told if call[1] == "requeue"]
+    assert begin.main(str(script.file)) == 1
+    assert "was altered since it was made" in said()
+    assert script.last.verdict == "stop"
 
 
 def test_the_script_as_it_is_sent(

@@ -9,7 +9,7 @@ import pytest
 
 from lensdist.errors import UserError
 from lensdist.files import sha256, to_json, write_atomic
-from lensdist.phases import COMPLETE, completed
+from lensdist.phases import COMPLETE, check_finished, completed
 
 pytestmark = pytest.mark.unit
 
@@ -33,6 +33,18 @@ def test_a_finished_run_is_believed(run: Path) -> None:
 def test_an_unfinished_run_is_not(tmp_path: Path) -> None:
     assert completed(tmp_path) is None
     assert completed(tmp_path / "absent") is None
+
+
+def test_a_run_that_is_not_finished_lends_no_model(run: Path, tmp_path: Path) -> None:
+    for path in (run, run / "export"):
+        check_finished(path)
+    check_finished(tmp_path / "nothing")
+    (run / COMPLETE).unlink()
+    for path in (run, run / "export"):
+        with pytest.raises(UserError, match="is not finished; run its command again first"):
+            check_finished(path)
+    (tmp_path / "alone").mkdir()
+    check_finished((run / "export").rename(tmp_path / "alone" / "export"))
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "export/config.json"])

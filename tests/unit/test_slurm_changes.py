@@ -87,16 +87,16 @@ def test_other_data_run_a_phase_again(tmp_path: Path, tiny_set: Path) -> None:
     plan = _finished(tmp_path, tiny_set)
     _complete(plan, 0, data="older")
     found = _plan(tmp_path, data=tiny_set).steps[0].standing
-    assert found == Standing("again", (f"other data in {tiny_set}",))
+    assert found == Standing("again", (f"data.path: other images in {tiny_set}",))
     kept = _plan(tmp_path, data=tiny_set, triggers=("config", "code")).steps[0].standing
     assert kept.state == "done"
-    assert "though other data" in kept.sentence
+    assert "though data.path: other images" in kept.sentence
 
 
 def test_another_encoder_runs_the_fine_tuning_again(tmp_path: Path, tiny_set: Path) -> None:
     plan = _finished(tmp_path, tiny_set)
     _complete(plan, 1, encoder="older")
-    assert "another encoder" in _plan(tmp_path, data=tiny_set).steps[1].standing.sentence
+    assert "encoder: other weights in" in _plan(tmp_path, data=tiny_set).steps[1].standing.sentence
 
 
 def test_changed_code_is_named(tmp_path: Path, tiny_set: Path) -> None:
@@ -119,6 +119,39 @@ def test_a_run_that_was_begun_otherwise_starts_anew(tmp_path: Path, tiny_set: Pa
     assert _states(_plan(tmp_path, data=tiny_set))[0] == "begun"
     other = _plan(tmp_path, "pretrain.seed=9", data=tiny_set).steps[0].standing
     assert other == Standing("again", ("seed: 0 -> 9",))
+
+
+@pytest.mark.parametrize("setting", ["train.max_steps=9", "train.epochs=9", "train.early_stop=1"])
+def test_another_length_is_another_result(setting: str, tmp_path: Path, tiny_set: Path) -> None:
+    _finished(tmp_path, tiny_set)
+    plan = _plan(tmp_path, f"pretrain.{setting}", data=tiny_set)
+    assert _states(plan) == ["again", "again", "new"]
+    assert setting.partition("=")[0] in plan.steps[0].standing.sentence
+    assert _states(_plan(tmp_path, f"pretrain.{setting}", data=tiny_set, triggers=()))[:2] == [
+        "done",
+        "done",
+    ]
+
+
+def test_what_was_made_from_a_run_that_is_gone_is_outdated(tmp_path: Path, tiny_set: Path) -> None:
+    plan = _finished(tmp_path, tiny_set)
+    set_aside(plan.steps[0].goal.run)
+    again = _plan(tmp_path, data=tiny_set)
+    assert _states(again) == ["new", "again", "new"]
+    assert again.steps[1].standing.reasons == ("pretrain is not complete",)
+
+
+def test_a_run_past_the_steps_that_are_asked_for_starts_anew(
+    tmp_path: Path, tiny_set: Path
+) -> None:
+    plan = _plan(tmp_path, data=tiny_set)
+    run, config = plan.steps[0].goal.run, plan.steps[0].config
+    assert config is not None
+    write_atomic(run / "config.yaml", config.model_dump_json())
+    meta = {"meta": {"data": Manifest.load(tiny_set).fingerprint, "encoder": None}}
+    write_atomic(run / "checkpoints" / "step-00000004" / "checkpoint.json", to_json(meta))
+    found = _plan(tmp_path, "pretrain.train.max_steps=3", data=tiny_set).steps[0].standing
+    assert found == Standing("again", ("train.max_steps: 4 steps are done already, not 3",))
 
 
 def test_a_damaged_run_is_told_and_not_sent_over(tmp_path: Path, tiny_set: Path) -> None:

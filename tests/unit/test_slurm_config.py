@@ -12,6 +12,7 @@ from lensdist.config import load
 from lensdist.errors import UserError
 from slurm.config.chain import TAKEN, Chain
 from slurm.config.cluster import Cluster
+from slurm.config.request import read_request
 from tests.chains import write_cluster
 
 pytestmark = pytest.mark.unit
@@ -29,6 +30,16 @@ pytestmark = pytest.mark.unit
         ({"gpus_per_node": 4, "processes_per_node": 2}, "is not gpus_per_node"),
         ({"walltime": 2, "save_before_end": 120}, "is the whole walltime"),
         ({"env": {"A": 1}}, "env.A"),
+        ({"partition": "gpu\n#SBATCH --uid=0"}, "partition: holds a control character"),
+        ({"account": "a\u2028b"}, "account: holds a control character"),
+        ({"executor": "slurm", "sbatch": {"comment": "a\nb"}}, "comment: holds a control"),
+        ({"executor": "slurm", "sbatch": {"comment\n": "a"}}, "not the name of a flag"),
+        ({"executor": "slurm", "sbatch": {"comment --uid": "0"}}, "not the name of a flag"),
+        ({"executor": "slurm", "srun": {"x;id": ""}}, "not the name of a flag"),
+        ({"executor": "slurm", "setup": ["module load x\rid"]}, "setup: holds a control"),
+        ({"exclude": ["a\nb"]}, "exclude: holds a control character"),
+        ({"env": {"A": "1\n2"}}, "env.A: holds a control character"),
+        ({"env": {"A B": "1"}}, "not the name of a variable"),
     ],
 )  # fmt: skip
 def test_a_cluster_that_contradicts_itself(
@@ -60,6 +71,17 @@ def test_a_chain_that_cannot_be(tmp_path: Path, phases: dict[str, Any], sentence
     file.write_text(json.dumps({"name": "x", "runs": "runs", "phases": phases}))
     with pytest.raises(UserError, match=sentence):
         load(file, schema=Chain)
+
+
+@pytest.mark.parametrize("runs", ["a%j", "a:b", "a\\\\b", "a\nb"])
+def test_a_folder_that_no_quoting_helps_is_refused(runs: str, tmp_path: Path) -> None:
+    (tmp_path / runs).mkdir()
+    file = tmp_path / "chain.yaml"
+    phases = {"a": {"train": "x.yaml"}}
+    folder = str(tmp_path / runs / "runs")
+    file.write_text(json.dumps({"name": "x", "runs": folder, "phases": phases}))
+    with pytest.raises(UserError, match="rename it"):
+        read_request(file, [])
 
 
 def test_a_phase_may_have_fewer_processes(tmp_path: Path) -> None:

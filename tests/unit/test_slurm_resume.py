@@ -16,6 +16,7 @@ from lensdist.errors import RunError, UserError
 from slurm import scheduler
 from slurm.job import Job, load_job
 from slurm.sending.resume import cancel, resume
+from slurm.sending.snapshot import take
 from slurm.watching import status
 from tests.conftest import ROOT, settings
 from tests.fakes.slurm import FakeSlurm
@@ -142,6 +143,21 @@ def test_complete_phases_are_skipped(chain: Chain) -> None:
     chain.resume()
     assert waits(chain.fake) == {"103": ""}
     assert chain.resume("pretrain") == ["pretrain: complete already, skipped"]
+
+
+def test_code_that_was_altered_is_not_sent_again(chain: Chain, tmp_path: Path) -> None:
+    chain.broken()
+    code = take(tmp_path / "clone", chain.state)
+    for phase in ("pretrain", "finetune", "evaluate"):
+        file = chain.state / "first" / f"{phase}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"code": str(code)}))
+    (code / "lensdist" / "a.py").write_text("A = 2\n")
+    with pytest.raises(UserError, match="was altered since it was made"):
+        chain.resume()
+    assert not _calls(chain, "sbatch", "scancel")
+    (code / "lensdist" / "a.py").write_text("A = 1\n")
+    chain.resume()
+    assert len(waits(chain.fake)) == 3
 
 
 def test_what_was_never_sent_is_not_resumed(chain: Chain) -> None:

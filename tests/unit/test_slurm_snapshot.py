@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lensdist.errors import UserError
-from slurm.sending.snapshot import code_hash, take
+from slurm.sending.snapshot import check, code_hash, take
 
 pytestmark = pytest.mark.unit
 
@@ -58,6 +58,21 @@ def test_an_altered_copy_is_refused(clone: Path, tmp_path: Path) -> None:
     (copy / "lensdist" / "a.py").write_text("x = 1\n")
     with pytest.raises(UserError, match="was altered since it was made"):
         take(clone, tmp_path / "state")
+
+
+@pytest.mark.parametrize("file", ["lensdist/a.py", "lensdist/new.py", "torch.py"])
+def test_whoever_runs_a_copy_finds_it_as_it_was_made(
+    file: str, clone: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    copy = take(clone, state)
+    (copy / "lensdist" / "__pycache__").mkdir()  # what running it leaves
+    check(copy, state)
+    (copy / file).write_text("x = 1\n")
+    with pytest.raises(UserError, match="was altered since it was made"):
+        check(copy, state)
+    with pytest.raises(UserError, match="is gone"):
+        check(copy.with_name("absent"), state)
 
 
 def test_git_says_what_was_not_committed(clone: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from lensdist.errors import RunError
 from slurm import commands
+from slurm.job import load_job
 from slurm.submit import main
 from tests.chains import write_chain, write_cluster
 from tests.fakes.slurm import FakeSlurm
@@ -177,6 +178,11 @@ def test_what_is_complete_is_left(run: Run, tmp_path: Path, fake: FakeSlurm) -> 
     code, said, _ = run("submit", "pretrain", "--rerun-on", "none", "slurm")
     assert code == 0
     assert said.startswith("pretrain: complete already, skipped (though ")
+    code, _, told = run("resume", "pretrain")  # which is what was sent, or nothing
+    assert code == 2
+    assert "was completed with other settings" in told
+    (sent,) = (tmp_path / "runs" / ".submit").glob("2*/pretrain.json")
+    mark_complete(tmp_path / "runs" / "pretrain", load_job(sent).goal.settings)
     assert run("resume", "pretrain") == (0, "pretrain: complete already, skipped\n", "")
     assert [*fake.jobs] == ["101"]
 
