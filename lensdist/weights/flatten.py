@@ -107,8 +107,9 @@ class _Walk:
         self.classes.add(module.kind)
         state = module.state
         unsaved = state.get("_non_persistent_buffers_set") or []
-        if not isinstance(unsaved, list) or len(unsaved) > 1000:
+        if not isinstance(unsaved, list) or not all(isinstance(name, str) for name in unsaved):
             raise BadPickle("its module's buffers are not named")
+        unsaved = set(unsaved)
         for group in ("_parameters", "_buffers"):
             for name, value in self._entries(state, group):
                 if value is None or (group == "_buffers" and name in unsaved):
