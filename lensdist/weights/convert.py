@@ -79,7 +79,10 @@ def _preprocess(found: Published, choices: Choices) -> Preprocess:
     cfg = PreprocessConfig(scale=choices.scale(found.scale))
     normal = choices.normalisation(found.seen)
     if normal and found.task == "mae":
-        raise UserError("it draws images, whose mean and deviation it keeps; leave out --mean")
+        raise UserError(
+            "it draws images, and would have to draw others; leave out --mean, --std and "
+            "--preprocess imagenet"
+        )
     bands = found.model.in_channels
     mean, std = normal or ([0.0] * bands, [1.0] * bands)
     return Preprocess(cfg, mean, std, normalise=normal is not None)
