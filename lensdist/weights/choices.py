@@ -47,6 +47,11 @@ class Choices:
         if self.preprocess == "imagenet":
             if mean is not None:
                 raise UserError("--preprocess imagenet is a mean and a deviation; leave --mean out")
+            if seen != 3:
+                raise UserError(
+                    f"--preprocess imagenet is for 3 bands, but the network sees {seen}; give "
+                    "--mean and --std"
+                )
             mean, std = IMAGENET
         if mean is None or std is None:
             return None

@@ -77,12 +77,12 @@ def convert(file: Path, dest: Path, choices: Choices) -> tuple[Published, dict[s
 
 def _preprocess(found: Published, choices: Choices) -> Preprocess:
     cfg = PreprocessConfig(scale=choices.scale(found.scale))
-    normal = choices.normalisation(found.seen)
-    if normal and found.task == "mae":
+    if found.task == "mae" and (choices.mean or choices.std or choices.preprocess == "imagenet"):
         raise UserError(
             "it draws images, and would have to draw others; leave out --mean, --std and "
             "--preprocess imagenet"
         )
+    normal = choices.normalisation(found.seen)
     bands = found.model.in_channels
     mean, std = normal or ([0.0] * bands, [1.0] * bands)
     return Preprocess(cfg, mean, std, normalise=normal is not None)

@@ -65,7 +65,7 @@ def test_an_imported_network_is_evaluated(resnet: Any, tmp_path: Path, tiny_set:
     task, test = (subject := open_subject(tmp_path / "export", tiny_set)).task, [3, 5, 70]
     raw = torch.from_numpy(np.load(tiny_set / "images.npy", mmap_mode="r")[test]).float()
     with torch.no_grad():
-        found = subject.loaded.network(task.preprocess(raw))
+        found = subject.model.network(task.preprocess(raw))
     np.testing.assert_allclose(found, loaded.predict(raw.numpy())["logits"], atol=1e-5)
     seen = (raw.expand(-1, 3, -1, -1) - columns(MEAN)) / columns(STD)
     np.testing.assert_allclose(found, resnet(seen).detach(), rtol=1e-4, atol=1e-5)
