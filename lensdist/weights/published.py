@@ -259,7 +259,7 @@ def _custom_mae(cfg: MaeConfig, network: MaskedAutoencoder) -> nn.Module:
         patch_embed=network.encoder.embed,
         pos_embed=network.encoder.position,
         encoder=_transformer(cfg),
-        decoder=nn.Sequential(*network.decoder.up, network.decoder.out),
+        decoder=nn.Sequential(*network.decoder.up.children(), network.decoder.out),
     )
 
 
