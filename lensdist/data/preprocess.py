@@ -28,6 +28,8 @@ class Preprocess:
         cfg: the settings.
         mean, std: of the train split's pixels, one a band; needed by `standard` and `asinh`.
         smooth: what `residual` takes off.
+        normalise: after `minmax` or `none`, take `mean` off and divide by `std`, which are then of
+            the scaled images. With one a kernel of the first layer, one band becomes as many.
     """
 
     def __init__(
@@ -36,11 +38,13 @@ class Preprocess:
         mean: list[float],
         std: list[float],
         smooth: Smooth | None = None,
+        normalise: bool = False,
     ) -> None:
         self.cfg = cfg
         self.mean = mean
         self.std = std
         self.smooth = smooth
+        self.normalise = normalise
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._fits: dict[torch.device, SmoothLensFit] = {}
 
@@ -68,13 +72,13 @@ class Preprocess:
     def _scale(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
         if self.cfg.scale == "minmax":
             low, span = _range(low, high)
-            return (x - low) / span
-        if self.cfg.scale == "none":
+            x = (x - low) / span
+        if self.cfg.scale in ("minmax", "none") and not self.normalise:
             return x
         if self.cfg.scale == "residual":
             return torch.asinh((x - self._smooth.of(x)) / self._residual_unit)
         mean, std = self._on(x.device)
-        if self.cfg.scale == "standard":
+        if self.cfg.scale != "asinh":
             return (x - mean) / std
         return torch.asinh(x / (std * self.cfg.softening))
 
@@ -152,6 +156,8 @@ class Preprocess:
     def state(self) -> dict[str, Any]:
         """What `from_state` needs, as JSON; the basis of `residual` is in `tensors()`."""
         state = {**self.cfg.model_dump(mode="json"), "mean": self.mean, "std": self.std}
+        if self.normalise:
+            state["normalise"] = True
         return state if self.smooth is None else {**state, "residual_rms": self.smooth.scale}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -170,7 +176,8 @@ class Preprocess:
         if cfg.scale == "residual":
             mean, rows = ((tensors or {})[name] for name in ("smooth_mean", "smooth_rows"))
             smooth = Smooth(mean, rows, float(state["residual_rms"]))
-        return cls(cfg, list(state["mean"]), list(state["std"]), smooth)
+        normalise = state.get("normalise", False)
+        return cls(cfg, list(state["mean"]), list(state["std"]), smooth, normalise)
 
 
 def _limits(raw: Tensor, good: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,8 @@ def _model(run: Path, description: dict[str, Any]) -> EnsembleConfig:
 def _facts(description: dict[str, Any], model: EnsembleConfig) -> dict[str, Any]:
     """What runs must have in common, by name."""
     how = dict(description.get("preprocessing") or {})
-    if how.get("scale") in ("minmax", "none"):  # of the image alone: the rest has no effect
+    # Of the image alone: the rest has no effect.
+    if how.get("scale") in ("minmax", "none") and not how.get("normalise"):
         how = {"scale": how["scale"]}
     settings = model.model_dump(mode="json", exclude=set(_OWN))
     return {

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from lensdist.data.preprocess import Preprocess
 from lensdist.errors import UserError
+from lensdist.exporting._onnxruntime import import_onnxruntime
 from lensdist.loaded import LoadedModel
 from lensdist.models.config import masked_count
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
@@ -234,7 +235,7 @@ def _write_onnx(
     program: torch.export.ExportedProgram, names: list[str], output: str, path: Path
 ) -> tuple[int, Runner]:
     """Returns the opset, and a way to run the file."""
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     log = logging.getLogger("torch.onnx")
     level = log.level

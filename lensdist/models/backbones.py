@@ -56,13 +56,9 @@ class Backbone(nn.Module):
             _channels_last(self)
             return
         self._repeat = bands == 1 and cfg.grey == "repeat"
-        net = _build(architecture)
-        place, last = _last_linear(net)
-        head = make_head(last.in_features, cfg, classes)
-        if not self._repeat:
-            _fold_first(net, bands)
         # The head once where the classifier was, so that torchvision's names are known; then out.
-        _put(net, place, head)
+        net, place = whole(architecture, cfg, classes, bands)
+        head = net.get_submodule(place)
         _channels_last(net)
         theirs = {id(t): name for name, t in net.state_dict(keep_vars=True).items()}
         _put(net, place, nn.Identity())
@@ -151,6 +147,23 @@ def fold(kernels: Tensor, bands: int) -> Tensor:
     """Kernels for RGB (O, 3, h, w) -> (O, bands, h, w), which answer to the mean of the bands as
     the old ones do to that mean repeated three times."""
     return (kernels.sum(1, keepdim=True) / bands).expand(-1, bands, -1, -1).contiguous()
+
+
+def whole(
+    architecture: str, cfg: EnsembleConfig, classes: int, bands: int
+) -> tuple[nn.Module, str]:
+    """torchvision's own network with the first and last layers of `cfg`, and the last one's name.
+
+    Raises:
+        UserError: torchvision has no such classifier, or it cannot be used so.
+    """
+    net = _build(architecture)
+    place, last = _last_linear(net)
+    head = make_head(last.in_features, cfg, classes)
+    if bands != 1 or cfg.grey != "repeat":
+        _fold_first(net, bands)
+    _put(net, place, head)
+    return net, place
 
 
 def architectures() -> list[str]:

@@ -164,6 +164,7 @@ class _Wandb:
         folder.mkdir(parents=True, exist_ok=True)
         # wandb reads these when it starts its service; what the user has set stands.
         os.environ.setdefault("WANDB_SILENT", "true")  # its banners would tear the progress line
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # to its makers, offline too
         for name in ("cache", "data"):
             os.environ.setdefault(f"WANDB_{name.upper()}_DIR", str(folder / name))
         wandb = importlib.import_module("wandb")

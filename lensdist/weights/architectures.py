@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 from torch import Tensor
@@ -30,7 +31,8 @@ _RESNETS: dict[Any, str] = {
     ((3, 4, 6, 3), (128, 128), True): "wide_resnet50_2",
     ((3, 4, 23, 3), (128, 128), True): "wide_resnet101_2",
 }
-_OLD_DENSE = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.[a-z_]+)")
+MAX_LAYERS = 32  # of a head
+_OLD_DENSE = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.[a-z_]+)")
 
 
 def architecture_of(state: Weights) -> str | None:
@@ -48,8 +50,8 @@ def architecture_of(state: Weights) -> str | None:
 
 def _counts(state: Weights, pattern: str) -> tuple[int, ...]:
     found = {m.groups() for name in state if (m := re.match(pattern, name))}
-    blocks = [block for block, _ in found]
-    return tuple(blocks.count(b) for b in sorted(set(blocks), key=int))
+    blocks = Counter(block for block, _ in found)
+    return tuple(blocks[b] for b in sorted(blocks, key=int))
 
 
 def members_of(tensors: Weights) -> list[tuple[str, Weights]]:
@@ -92,6 +94,8 @@ def head_of(state: Weights) -> tuple[tuple[int, ...], int, int]:
     linear = {n: t for n, t in state.items() if n.startswith(f"{place}.") and t.dim() == 2}
     if not linear:
         raise UserError(f"its network ends without a {place} layer, so it tells no classes apart")
+    if len(linear) > MAX_LAYERS:
+        raise UserError(f"its {place} holds {len(linear)} layers, more than {MAX_LAYERS}")
     # `fc.weight`, or in order `fc.0.weight`, `fc.4.weight`, …; all else is refused later.
     widths = [linear[name].shape[0] for name in sorted(linear, key=lambda n: (len(n), n))]
     return tuple(widths[:-1]), widths[-1], dim(state, first, 4, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.preprocess import Preprocess
@@ -11,25 +12,21 @@ from lensdist.errors import RunError, UserError
 from lensdist.export import write_export
 from lensdist.files import sha256
 from lensdist.models.config import MaskConfig
+from lensdist.weights.choices import Choices
 from lensdist.weights.pth import read_pth
 from lensdist.weights.published import Published, recognise
 
 
-def convert(
-    file: Path,
-    dest: Path,
-    labels: tuple[str, ...] | None = None,
-    size: int | None = None,
-    resize: int | None = 224,
-) -> Published:
+def convert(file: Path, dest: Path, choices: Choices) -> tuple[Published, dict[str, Any]]:
     """Write the network in `file` as an export to `dest`, which must be new.
 
     Args:
         file: written by `torch.save`.
         dest: a folder that does not exist yet, or is empty.
-        labels: the classes in the order of the logits; None: the recipe's.
-        size: pixels a side of the images on disk; None: the recipe's.
-        resize: pixels a side that torchvision's networks see; None: as on disk.
+        choices: what the file does not say.
+
+    Returns:
+        The network, and its description: `assumed` names what neither file nor choices say.
 
     Raises:
         UserError: the file cannot be imported so; nothing was written.
@@ -38,12 +35,11 @@ def convert(
     check_free(dest.resolve())
     pth = read_pth(file)
     try:
-        found = recognise(pth.tensors, size, resize)
-        names = _labels(found, labels)
+        found = recognise(pth.tensors, choices, pth.module)
+        names = _labels(found, choices.labels)
+        preprocess = _preprocess(found, choices)
     except UserError as error:
         raise UserError(f"{file} cannot be imported: {error}") from error
-    bands = found.model.in_channels
-    preprocess = Preprocess(PreprocessConfig(scale=found.scale), [0.0] * bands, [1.0] * bands)
     description = {
         "task": found.task,
         "preset": "imported",
@@ -59,6 +55,10 @@ def convert(
             "classes": list(pth.classes),
             "left_out": list(pth.beside),
         },
+        "assumed": [
+            *found.assumed,
+            *choices.assumed(found.seen, found.model.in_channels, found.scale, found.labels),
+        ],
     }
     if found.task == "mae":
         description |= {"mask": MaskConfig().model_dump(mode="json"), "loss": "image"}
@@ -72,7 +72,20 @@ def convert(
         raise RunError(f"cannot write {dest}: {error.strerror}") from error
     finally:
         staging.discard()
-    return found
+    return found, description
+
+
+def _preprocess(found: Published, choices: Choices) -> Preprocess:
+    cfg = PreprocessConfig(scale=choices.scale(found.scale))
+    if found.task == "mae" and (choices.mean or choices.std or choices.preprocess == "imagenet"):
+        raise UserError(
+            "it draws images, and would have to draw others; leave out --mean, --std and "
+            "--preprocess imagenet"
+        )
+    normal = choices.normalisation(found.seen)
+    bands = found.model.in_channels
+    mean, std = normal or ([0.0] * bands, [1.0] * bands)
+    return Preprocess(cfg, mean, std, normalise=normal is not None)
 
 
 def _labels(found: Published, given: tuple[str, ...] | None) -> tuple[str, ...]:

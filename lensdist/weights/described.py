@@ -71,7 +71,14 @@ def _first(tensor: Any, *rest: Any) -> Any:
 
 
 def _subclass(function: Any, kind: Any, args: Any, state: Any) -> Any:
-    """A tensor with attributes of its own; they are not weights."""
+    """A tensor with attributes of its own; they are not weights.
+
+    Raises:
+        BadPickle: it is of a class of its own, which computes as its code says.
+    """
+    name = kind.name if isinstance(kind, Global) else type(kind).__name__
+    if name not in _TENSORS:
+        raise BadPickle(f"it holds a tensor of class {name}, whose code is not in the file")
     return call(function, args)
 
 
@@ -106,6 +113,11 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "builtins.frozenset": _list,
     "builtins.list": _list,
 }
+
+_TENSORS = frozenset(
+    {"torch.Tensor", "torch._tensor.Tensor"}
+    | {f"torch.nn.parameter.{name}" for name in ("Parameter", "Buffer")}
+)
 
 # What stands beside weights in checkpoints: kept as a description, of no further use.
 _BESIDE = frozenset(
@@ -147,9 +159,11 @@ def find_global(module: Any, name: Any) -> Global:
     """
     if not (isinstance(module, str) and isinstance(name, str)):
         raise BadPickle("its pickle asks for a class without a name")
+    if len(module) + len(name) > 200:
+        raise BadPickle("its pickle asks for a class with an impossible name")
     full = f"{module}.{name}".replace("__builtin__.", "builtins.")  # as Python 2 called it
-    if len(full) > 200 or not all(part.isidentifier() for part in full.split(".")):
-        raise BadPickle(f"its pickle asks for {full[:200]!a}, which is no name")
+    if not all(part.isidentifier() for part in full.split(".")):
+        raise BadPickle(f"its pickle asks for {full!a}, which is no name")
     ours = full in _CALLS or full in _BESIDE or full in _BUILTIN_CLASSES
     if not ours and full.split(".")[0] in sys.stdlib_module_names:
         raise BadPickle(f"its pickle asks for {full}, which no weights need")
@@ -214,6 +228,8 @@ def find_storage(pid: Any) -> Any:
 def set_state(target: Any, state: Any) -> None:
     """Record an object's state, which a file would have put into its attributes."""
     if isinstance(target, Object):
+        if target.state is not None:  # Python would merge them
+            raise BadPickle("its pickle sets the state of one object twice")
         target.state = state
     elif not isinstance(target, dict):  # an ordered dictionary's attributes: _metadata
         raise BadPickle("its pickle changes something that is no object")

@@ -10,7 +10,9 @@ from lensdist.weights.described import BadPickle, Object, Storage, Strided
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network")
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.compile
-_MAX_NAMES = 100_000  # modules may hold each other: 2^n names from n modules
+_MAX_NAMES = (
+    50_000  # of 16 DenseNet-201: 20,000; modules may hold each other: 2^n names from n modules
+)
 _MAX_DEPTH = 100
 
 
@@ -22,6 +24,7 @@ class Flat:
     kind: Literal["module", "state_dict"]
     classes: tuple[str, ...]
     beside: tuple[str, ...]
+    module: Object | None
 
 
 def flatten(root: Any) -> Flat:
@@ -38,7 +41,7 @@ def flatten(root: Any) -> Flat:
             raise BadPickle(f"it holds weights under each of {', '.join(inner)}; save one of them")
         if inner:
             beside = tuple(
-                sorted(str(k)[:80] for k in root if isinstance(k, str) and k != inner[0])
+                sorted(k[:80] for k in root if isinstance(k, str) and k != inner[0])[:100]
             )
             root = root[inner[0]]
     if _is_module(root):
@@ -50,6 +53,8 @@ def flatten(root: Any) -> Flat:
         items = root.items if isinstance(root, Object) else root
         if not isinstance(items, dict):
             raise BadPickle("it holds neither a network nor a state_dict")
+        if len(items) > _MAX_NAMES:
+            raise BadPickle(f"it names more than {_MAX_NAMES:,} tensors")
         named = {}
         for key, value in items.items():
             tensor = _as_tensor(value)
@@ -64,7 +69,8 @@ def flatten(root: Any) -> Flat:
     odd = next((name for name in named if not name.isprintable() or len(name) > 500), None)
     if odd is not None:  # sentences show names, and a terminal obeys some
         raise BadPickle(f"its tensor {_shown(odd)} has an impossible name")
-    return Flat(_without_prefixes(named), kind, classes, beside)
+    module = root if kind == "module" else None
+    return Flat(_without_prefixes(named), kind, classes, beside, module)
 
 
 def _is_module(value: Any) -> bool:
@@ -101,8 +107,9 @@ class _Walk:
         self.classes.add(module.kind)
         state = module.state
         unsaved = state.get("_non_persistent_buffers_set") or []
-        if not isinstance(unsaved, list) or len(unsaved) > 1000:
+        if not isinstance(unsaved, list) or not all(isinstance(name, str) for name in unsaved):
             raise BadPickle("its module's buffers are not named")
+        unsaved = set(unsaved)
         for group in ("_parameters", "_buffers"):
             for name, value in self._entries(state, group):
                 if value is None or (group == "_buffers" and name in unsaved):

@@ -12,6 +12,7 @@ from lensdist._torchvision import import_torchvision
 from lensdist.errors import UserError
 from lensdist.files import sha256
 from lensdist.weights.architectures import modern_names
+from lensdist.weights.modules import check_module
 from lensdist.weights.pth import read_pth
 
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.")  # of the content, in the names of published files
@@ -45,7 +46,15 @@ def imagenet_state(architecture: str, file: Path | None = None) -> dict[str, Ten
             f"{path} is damaged: its hash does not begin with the {prefix[1] if prefix else ''} in "
             f"its name; remove it and get {url} again"
         )
-    return modern_names(read_pth(path).tensors)
+    pth = read_pth(path)
+    if pth.module is not None:
+        models = import_torchvision().models
+        try:
+            with torch.device("meta"):
+                check_module(pth.module, models.get_model(architecture, weights=None))
+        except UserError as error:
+            raise UserError(f"weights.{architecture}: {path}: {error}") from error
+    return modern_names(pth.tensors)
 
 
 def _url(architecture: str) -> str:

@@ -24,7 +24,7 @@ from lensdist.weights.described import (
     set_state,
 )
 
-_MAX_OPCODES = 2_000_000  # the whole DenseNet-161 + ResNet-18 pickled as modules: about 200,000
+_MAX_OPCODES = 1_000_000  # the whole DenseNet-161 + ResNet-18 pickled as modules: about 200,000
 
 
 def parse(data: bytes) -> tuple[Any, int]:

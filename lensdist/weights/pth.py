@@ -9,6 +9,7 @@ machine, the object, the keys of its storages), then each storage as a count and
 from __future__ import annotations
 
 import io
+import math
 import os
 import stat
 import zipfile
@@ -27,8 +28,9 @@ from lensdist.weights.pickles import parse
 
 MAX_BYTES = 16 << 30
 _MAX_PICKLE = 64 << 20  # of DenseNet-161 + ResNet-18, whole modules: 0.5 MB
-_MAX_MEMBERS = 100_000
-_MAX_DIRECTORY = 32 << 20
+_MAX_MEMBERS = 20_000
+_MAX_DIRECTORY = 4 << 20
+_SLACK = 4 << 20  # bytes beyond what a file holds, for small tensors that repeat numbers
 _MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -55,12 +57,14 @@ class Pth:
         kind: whether the file holds a whole module or a state dict.
         classes: the module's classes, by name; they were not imported.
         beside: what the file holds beside the weights (`epoch`, `optimizer`, …), by name.
+        module: what the file says of the whole module, for `modules.check_module`.
     """
 
     tensors: dict[str, Tensor]
     kind: Literal["module", "state_dict"]
     classes: tuple[str, ...]
     beside: tuple[str, ...]
+    module: Object | None
 
 
 def read_pth(path: str | os.PathLike[str]) -> Pth:
@@ -89,12 +93,13 @@ def _read(file: io.BufferedReader, size: int) -> Pth:
         root, fetch = (_zip if start == b"PK\x03\x04" else _stream)(file, size)
         flat = flatten(root)
         storages: dict[str, Tensor] = {}
+        _check_sizes(flat.tensors, size)
         tensors = {name: _tensor(name, t, fetch, storages) for name, t in flat.tensors.items()}
     except (BadPickle, OSError):
         raise
     except Exception as error:  # damaged archives raise whatever their bytes happen to spell
         raise BadPickle(f"it is damaged ({type(error).__name__}: {error})") from error
-    return Pth(tensors, flat.kind, flat.classes, flat.beside)
+    return Pth(tensors, flat.kind, flat.classes, flat.beside, flat.module)
 
 
 # ---- containers
@@ -243,18 +248,31 @@ def _dtype(storage: Storage) -> torch.dtype:
         raise BadPickle(f"it holds numbers of type {storage.type}, which no network has") from None
 
 
+def _check_sizes(tensors: Mapping[str, Strided], held: int) -> None:
+    """Make sure of shapes, and that all tensors together are not far more than the file holds.
+
+    Strides of 0 and shared storages repeat numbers, without limit; copies of them take room.
+    """
+    left = 4 * held + _SLACK  # names of one weight, and small types that become float32
+    for name, tensor in tensors.items():
+        offset, size, stride = tensor.offset, tensor.size, tensor.stride
+        if (
+            not (isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride))
+            or len(size) > 16
+            or not all(type(n) is int and 0 <= n < 1 << 40 for n in (offset, *size, *stride))
+        ):
+            raise BadPickle(f"its tensor {name!a} is of an impossible shape")
+        left -= 4 * math.prod(size)
+        if left < 0:
+            raise BadPickle("its tensors are of far more numbers than the file holds")
+
+
 def _tensor(name: str, described: Strided, fetch: _Fetch, storages: dict[str, Tensor]) -> Tensor:
     """The described tensor, if its elements are all within its storage."""
     storage = described.storage
     if not isinstance(storage, Storage):
         raise BadPickle(f"its tensor {name!a} has no numbers")
     offset, size, stride = described.offset, described.size, described.stride
-    if (
-        not (isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride))
-        or not all(type(n) is int and 0 <= n < 1 << 40 for n in (offset, *size, *stride))
-        or len(size) > 16
-    ):
-        raise BadPickle(f"its tensor {name!a} is of an impossible shape")
     dtype = _dtype(storage)
     if storage.key not in storages:
         data = fetch(storage.key, storage.whole * dtype.itemsize)
@@ -265,13 +283,9 @@ def _tensor(name: str, described: Strided, fetch: _Fetch, storages: dict[str, Te
     if flat.dtype != dtype or len(flat) != storage.whole:
         raise BadPickle(f"its storage {storage.key!a} is of two types or sizes")
     flat = flat[storage.start : storage.start + storage.count]
-    elements = 1
-    for n in size:
-        elements *= n
-    if not elements:
+    if not math.prod(size):
         return torch.empty(size, dtype=dtype)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    # A stride of 0 repeats numbers: within reason, or a file of bytes would unfold to anything.
-    if last >= len(flat) or elements > max(len(flat), 1 << 20):
+    if last >= len(flat):
         raise BadPickle(f"its tensor {name!a} reaches beyond its numbers")
     return flat.as_strided(size, stride, storage.start + offset)

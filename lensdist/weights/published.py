@@ -18,12 +18,31 @@ import torch
 from torch import nn
 
 from lensdist.errors import UserError
+from lensdist.models.backbones import whole
 from lensdist.models.classifier import Classifier
-from lensdist.models.config import ClassifierConfig, EnsembleConfig, MaeConfig, prime_factors
+from lensdist.models.config import (
+    ClassifierConfig,
+    EncoderConfig,
+    EnsembleConfig,
+    MaeConfig,
+    prime_factors,
+)
 from lensdist.models.ensemble import Ensemble
 from lensdist.models.mae import MaskedAutoencoder
-from lensdist.weights.architectures import Weights, dim, head_of, members_of, modern_names, some
+from lensdist.weights.architectures import (
+    MAX_LAYERS,
+    Weights,
+    dim,
+    head_of,
+    members_of,
+    modern_names,
+    some,
+)
+from lensdist.weights.choices import RECIPE_RESIZE, RECIPE_SIZE, Choices
+from lensdist.weights.described import Object
+from lensdist.weights.modules import check_module, stand_in, values_of
 
+_MAX_MEMBERS = 16
 _HEADS = 8  # attention heads of the recipe; no shape tells them
 _LAYER = {  # nn.TransformerEncoderLayer -> lensdist.models.vit.Block
     "self_attn.in_proj_": "attention.qkv.",
@@ -33,11 +52,11 @@ _LAYER = {  # nn.TransformerEncoderLayer -> lensdist.models.vit.Block
     "norm1.": "norm1.",
     "norm2.": "norm2.",
 }
-_NOTE = (
-    "trained with attention across the images of a batch (nn.TransformerEncoder without "
-    "batch_first){more}; here attention stays within an image, so these weights do not do what "
-    "they did there: fine-tune before use"
+_ACROSS = (
+    "with attention across the images of a batch (nn.TransformerEncoder without batch_first), "
+    "which stays within an image here"
 )
+_NOTE = "trained {}, so these weights do not do what they did there: fine-tune before use"
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,8 @@ class Published:
         labels: the classes in the order of the recipe's notebook.
         scale: how the notebook scaled images, as in `PreprocessConfig`.
         network: ours, with the weights, in float32.
+        seen: bands that the network's first layer sees.
+        assumed: of the network, since the file does not say it.
         note: what a user must know of these weights, if anything.
     """
 
@@ -58,51 +79,77 @@ class Published:
     labels: tuple[str, ...]
     scale: Literal["none", "minmax"]
     network: nn.Module
+    seen: int
+    assumed: tuple[str, ...]
     note: str | None = None
 
 
-def recognise(tensors: Weights, size: int | None = None, resize: int | None = 224) -> Published:
+def recognise(
+    tensors: Weights, choices: Choices | None = None, module: Object | None = None
+) -> Published:
     """Find the network that the tensors are of, and put them into it.
 
     Args:
         tensors: by the names that they were published under.
-        size: pixels a side of the images on disk; None: the recipe's.
-        resize: pixels a side that torchvision's networks see; None: as on disk.
+        choices: what the user says of them.
+        module: what the file says of the whole module; None: it holds a state dict.
 
     Raises:
-        UserError: no network here has exactly these weights; says which are missing or unknown.
+        UserError: no network here has exactly these weights, or computes what the module says;
+            names what differs.
     """
+    choices = choices or Choices()
+    empty = [n for n, t in tensors.items() if not t.numel()]
+    if empty:
+        raise UserError(f"its {some(empty)} hold no numbers")
     bad = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise UserError(f"its {some(bad)} hold NaN or infinity: they are of a failed training")
     if "pos_embed" in tensors:
-        found = _mae(tensors) if "patch_embed.weight" in tensors else _classifier(tensors)
-        if size not in (None, found.model.image_size):
-            raise UserError(f"--size: this network takes {found.model.image_size} pixels a side")
+        make = _mae if "patch_embed.weight" in tensors else _classifier
+        found = make(tensors, module)
+        size, bands = found.model.image_size, found.model.in_channels
+        own = {"size": size, "bands": bands, "resize": None}
+        if any(getattr(choices, option) not in (None, value) for option, value in own.items()):
+            raise UserError(
+                f"this network takes images of {size} pixels a side and {bands} band(s) as they "
+                "are; leave out --size, --bands and --resize"
+            )
         return found
-    return _ensemble(members_of(tensors), size or 150, resize)
+    return _ensemble(members_of(tensors), choices, module)
 
 
 # ---- torchvision's networks
 
 
-def _ensemble(members: list[tuple[str, Weights]], size: int, resize: int | None) -> Published:
+def _ensemble(
+    members: list[tuple[str, Weights]], choices: Choices, module: Object | None
+) -> Published:
+    if len(members) > _MAX_MEMBERS:
+        raise UserError(f"it holds {len(members)} networks, more than {_MAX_MEMBERS}")
     shapes = {head_of(state) for _, state in members}
     if len(shapes) > 1:
         raise UserError("its networks have different heads or bands; import them one by one")
-    dims, classes, bands = shapes.pop()
+    dims, classes, seen = shapes.pop()
+    # Kernels for RGB are the recipe's, which showed them one band three times.
+    bands = choices.bands or (1 if seen == 3 else seen)
+    if bands not in ((1, 3) if seen == 3 else (seen,)):
+        raise UserError(f"--bands {bands}: its first layer is for {seen} bands")
+    size = choices.size or RECIPE_SIZE
+    resize = RECIPE_RESIZE if choices.resize is None else choices.resize or None
     with _sentences():
         cfg = EnsembleConfig(
             members=tuple(architecture for architecture, _ in members),
             image_size=size,
-            # Kernels for RGB are the recipe's, which showed them one band three times.
-            in_channels=1 if bands == 3 else bands,
-            grey="repeat" if bands == 3 else "fold",
+            in_channels=bands,
+            grey="repeat" if seen == 3 else "fold",
             resize=resize,
             head_dims=dims,
         )
         with torch.device("meta"):
             network = Ensemble(cfg, classes)
+            if module is not None:
+                check_module(module, _as_published(cfg, classes))
     try:
         network.check(size)
     except UserError as error:
@@ -118,13 +165,40 @@ def _ensemble(members: list[tuple[str, Weights]], size: int, resize: int | None)
         if name.endswith("num_batches_tracked"):  # files from before PyTorch 0.4.1 lack it
             weights.setdefault(name, torch.zeros(value.shape, dtype=value.dtype))
     _fill(network, weights)
-    return Published("common", cfg, classes, ("no", "sphere", "vort"), "none", network)
+    assumed = _assumed(cfg, choices, module)
+    labels = ("no", "sphere", "vort")
+    return Published("common", cfg, classes, labels, "none", network, seen, assumed)
+
+
+def _as_published(cfg: EnsembleConfig, classes: int) -> nn.Module:
+    """The network as torchvision and the notebook build it."""
+    nets = [whole(name, cfg, classes, cfg.in_channels)[0] for name in cfg.members]
+    if len(nets) == 1:
+        return nets[0]
+    return stand_in("EnsembleModel", **{f"model{k}": net for k, net in enumerate(nets, start=1)})
+
+
+def _assumed(cfg: EnsembleConfig, choices: Choices, module: Object | None) -> tuple[str, ...]:
+    """What neither the file nor the user says."""
+    found = []
+    if module is None:
+        found.append(
+            f"{' and '.join(cfg.members)} of torchvision, strides, pooling, activations and the "
+            "epsilon of BatchNorm (1e-5) included: a state_dict tells names and shapes only"
+        )
+    if len(cfg.members) > 1:
+        found.append("the mean of the members' logits, as in the recipe's EnsembleModel")
+    if choices.size is None:
+        found.append(f"--size {cfg.image_size}: pixels a side of the images on disk")
+    if choices.resize is None:
+        found.append(f"--resize {cfg.resize}: pixels a side in the network, bilinear, antialiased")
+    return tuple(found)
 
 
 # ---- the recipe's autoencoder and classifier
 
 
-def _mae(tensors: Weights) -> Published:
+def _mae(tensors: Weights, module: Object | None) -> Published:
     facts, names = _encoder(tensors, "patch_embed", "encoder")
     factors = prime_factors(facts["patch_size"])
     for i in range(len(factors) + 1):
@@ -134,15 +208,18 @@ def _mae(tensors: Weights) -> Published:
         cfg = MaeConfig(**facts, decoder_dim=dim(tensors, "decoder.0.weight", 4, 1))
         with torch.device("meta"):
             network = MaskedAutoencoder(cfg)
+            if module is not None:
+                check_module(module, _custom_mae(cfg, network))
     _fill(network, _renamed(tensors, names))
-    note = _NOTE.format(more=" and with tokens scrambled before the decoder (view for transpose)")
-    return Published("mae", cfg, 0, (), "minmax", network, note)
+    note = _note(module, ["with tokens scrambled before the decoder (view for transpose)"])
+    assumed = _vit_assumed("CustomMAE", module)
+    return Published("mae", cfg, 0, (), "minmax", network, cfg.in_channels, assumed, note)
 
 
-def _classifier(tensors: Weights) -> Published:
+def _classifier(tensors: Weights, module: Object | None) -> Published:
     facts, names = _encoder(tensors, "encoder", "transformer")
     widths: list[int] = []
-    while f"cls_head.{2 * len(widths)}.weight" in tensors:
+    while f"cls_head.{2 * len(widths)}.weight" in tensors and len(widths) <= MAX_LAYERS:
         i = len(widths)
         # Ours has a dropout before each linear layer, so three modules to their two.
         names |= {f"cls_head.{2 * i}.{k}": f"head.{3 * i + 1}.{k}" for k in ("weight", "bias")}
@@ -153,11 +230,61 @@ def _classifier(tensors: Weights) -> Published:
         cfg = ClassifierConfig(**facts, head_dims=tuple(widths[:-1]))
         with torch.device("meta"):
             network = Classifier(cfg, widths[-1])
+            if module is not None:
+                check_module(module, _mae_classifier(cfg, network))
     _fill(network, _renamed(tensors, names))
     # The notebook showed it raw images, though its encoder was pretrained on scaled ones.
     labels = ("axion", "no_sub", "cdm")
-    note = _NOTE.format(more="")
-    return Published("finetune", cfg, widths[-1], labels, "none", network, note)
+    assumed = _vit_assumed("MAEClassifier", module)
+    note = _note(module, [])
+    return Published(
+        "finetune", cfg, widths[-1], labels, "none", network, cfg.in_channels, assumed, note
+    )
+
+
+def _note(module: Object | None, wrong: list[str]) -> str | None:
+    if module is None or not all(values_of(module, "batch_first")):
+        wrong = [_ACROSS, *wrong]
+    return _NOTE.format(" and ".join(wrong)) if wrong else None
+
+
+def _custom_mae(cfg: MaeConfig, network: MaskedAutoencoder) -> nn.Module:
+    """The autoencoder as the notebook builds it; layers of ours that are the same are taken."""
+    return stand_in(
+        "CustomMAE",
+        img_size=cfg.image_size,
+        patch_size=cfg.patch_size,
+        num_patches=cfg.grid**2,
+        embed_dim=cfg.dim,
+        patch_embed=network.encoder.embed,
+        pos_embed=network.encoder.position,
+        encoder=_transformer(cfg),
+        decoder=nn.Sequential(*network.decoder.up.children(), network.decoder.out),
+    )
+
+
+def _mae_classifier(cfg: ClassifierConfig, network: Classifier) -> nn.Module:
+    return stand_in(
+        "MAEClassifier",
+        encoder=network.encoder.embed,
+        pos_embed=network.encoder.position,
+        transformer=_transformer(cfg),
+        cls_head=nn.Sequential(*(m for m in network.head if not isinstance(m, nn.Dropout))),
+    )
+
+
+def _transformer(cfg: EncoderConfig) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(cfg.dim, cfg.heads, cfg.mlp_dim, dropout=cfg.dropout)
+    return nn.TransformerEncoder(layer, cfg.depth, enable_nested_tensor=False)
+
+
+def _vit_assumed(name: str, module: Object | None) -> tuple[str, ...]:
+    if module is not None:
+        return (f"what {name} of the recipe computes: a file does not hold the code of a class",)
+    return (
+        f"{name} of the recipe, {_HEADS} heads, ReLU and the epsilon of LayerNorm (1e-5) included: "
+        "a state_dict tells names and shapes only",
+    )
 
 
 def _encoder(tensors: Weights, conv: str, layers: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -166,7 +293,7 @@ def _encoder(tensors: Weights, conv: str, layers: str) -> tuple[dict[str, Any], 
     depth = 0
     names = {"pos_embed": "encoder.position"}
     names |= {f"{conv}.{kind}": f"encoder.embed.{kind}" for kind in ("weight", "bias")}
-    while any(name.startswith(f"{layers}.layers.{depth}.") for name in tensors):
+    while f"{layers}.layers.{depth}.linear1.weight" in tensors:
         for theirs, ours in _LAYER.items():
             for kind in ("weight", "bias"):
                 name = f"{layers}.layers.{depth}.{theirs}{kind}"

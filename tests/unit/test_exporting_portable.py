@@ -18,6 +18,7 @@ from lensdist.data.smooth import principal
 from lensdist.errors import UserError
 from lensdist.export import PREPROCESS
 from lensdist.exporting import portable
+from lensdist.exporting._onnxruntime import import_onnxruntime
 from lensdist.exporting.portable import as_module, largest_difference, samples, write
 from lensdist.loaded import LoadedModel
 from lensdist.models.classifier import Classifier
@@ -43,7 +44,8 @@ def loaded(task: str, cfg: Any, scale: str, **more: Any) -> LoadedModel:
     net = MaskedAutoencoder(cfg) if task == "mae" else classes[task](cfg, 3)
     smooth = principal(torch.rand(20, 1, 16, 16), 4) if scale == "residual" else None
     how = PreprocessConfig(scale=scale)  # type: ignore[arg-type]
-    preprocess = Preprocess(how, [5.0], [2.0], smooth)
+    normalise = more.pop("normalise", False)
+    preprocess = Preprocess(how, [5.0], [2.0], smooth, normalise)
     description = {
         "task": task, "labels": ["a", "b", "c"], "preprocessing": preprocess.state(),
         "model": cfg.model_dump(mode="json"), **more,
@@ -56,6 +58,8 @@ def model(name: str) -> LoadedModel:
     mask = {"mask": {"ratio": 0.3, "informative": 0.5}}
     if name == "classifier":
         return loaded("finetune", ClassifierConfig(**SIZE, head_norm=True), "residual")
+    if name == "normalised":
+        return loaded("finetune", ClassifierConfig(**SIZE), "minmax", normalise=True)
     cfg = MaeConfig(**SIZE, decoder=name, decoder_dim=16)  # type: ignore[arg-type]
     loss = "masked" if name == "tokens" else "image"
     return loaded("mae", cfg, "asinh" if name == "tokens" else "minmax", loss=loss, **mask)
@@ -66,9 +70,7 @@ def run_file(
 ) -> tuple[npt.NDArray[Any], list[str]]:
     """As somebody without lensdist would: the output, and the inputs' names."""
     if kind == "onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(path)
+        session = import_onnxruntime().InferenceSession(path)
         names = [i.name for i in session.get_inputs()]
         return session.run(None, dict(zip(names, inputs, strict=True)))[0], names
     module = torch.export.load(path).module()
@@ -76,7 +78,7 @@ def run_file(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["classifier", "upconv", "tokens"])
+@pytest.mark.parametrize("name", ["classifier", "normalised", "upconv", "tokens"])
 def test_any_number_of_raw_images(name: str, kind: str, tmp_path: Path) -> None:
     original = model(name)
     facts, run = write(original, kind, tmp_path)

@@ -93,6 +93,18 @@ def row(step: int, kind: str = "train", **values: Any) -> dict[str, Any]:
     return {"step": step, "kind": kind, **values}
 
 
+def test_wandb_reports_no_errors_to_its_makers(
+    tmp_path: Path, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its service looks for a server of theirs as it starts, offline too."""
+    found = []
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "x")  # so that what trackers set is undone
+    monkeypatch.delenv("WANDB_ERROR_REPORTING")
+    wandb.trouble["init"] = lambda: found.append(os.environ.get("WANDB_ERROR_REPORTING"))
+    Trackers(tmp_path / "run", "offline").close()
+    assert found == ["false"]
+
+
 def test_rows_arrive_in_order_with_their_kind(tmp_path: Path, wandb: FakeWandb) -> None:
     tracker = Trackers(tmp_path / "run7", "offline", "lenses", False, {"seed": 3})
     tracker.log(row(1, loss=0.5, lr=None, ok=True, nonfinite="lr"))

@@ -125,3 +125,13 @@ def test_old_names_are_renamed(cache: Path, tmp_path: Path) -> None:
     assert list(imagenet_state("densenet161", tmp_path / "d.pth")) == [
         "features.denseblock1.denselayer1.norm1.weight"
     ]
+
+
+def test_a_whole_module_must_be_that_of_torchvision(cache: Path, tmp_path: Path) -> None:
+    module = import_torchvision().models.resnet18(weights=None)
+    torch.save(module, tmp_path / "whole.pth")
+    assert len(imagenet_state("resnet18", tmp_path / "whole.pth")) == 122
+    module.layer1[0].bn1.eps = 0.1
+    torch.save(module, tmp_path / "whole.pth")
+    with pytest.raises(UserError, match=r"weights\.resnet18: .*layer1\.0\.bn1 has eps 0\.1"):
+        imagenet_state("resnet18", tmp_path / "whole.pth")

@@ -17,6 +17,7 @@ from lensdist.cli import main
 from lensdist.errors import UserError
 from lensdist.files import sha256
 from lensdist.weights import architectures
+from lensdist.weights.choices import Choices
 from lensdist.weights.published import recognise
 
 pytestmark = pytest.mark.unit
@@ -147,14 +148,14 @@ def test_old_names_and_missing_counters() -> None:
     old = old_names(theirs.state_dict())
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     x = images(1, 64).repeat(1, 3, 1, 1)
-    network = recognise(old, 64, None).network
+    network = recognise(old, Choices(size=64, resize=0)).network
     torch.testing.assert_close(network(x[:, :1]), theirs(x), rtol=1e-4, atol=1e-4)
     counters = {n: int(v) for n, v in network.state_dict().items() if "tracked" in n}
     assert counters
     assert set(counters.values()) == {0}
     both = {**theirs.state_dict(), **old}
     with pytest.raises(UserError, match="both old and new names"):
-        recognise(both, 64, None)
+        recognise(both, Choices(size=64, resize=0))
 
 
 @pytest.mark.parametrize("prefixes", [("densenet.", "resnet."), ("members.0.", "members.1.")])

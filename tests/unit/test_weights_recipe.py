@@ -112,8 +112,11 @@ def test_the_published_autoencoder(tmp_path: Path, capsys: pytest.CaptureFixture
 @torch.no_grad()
 def test_the_published_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs = randomise(MAEClassifier(CustomMAE(fixed=True)))
+    note = recognise(theirs.state_dict()).note
+    assert note is not None  # a state dict does not tell batch_first
+    assert "attention across the images" in note
     loaded = imported(tmp_path, theirs)
-    assert "fine-tune before use" in capsys.readouterr().err
+    assert "warning" not in capsys.readouterr().err  # of a whole module batch_first is known
     x = 4 * images(3, 64)
     found = loaded.predict(x.numpy())["logits"]
     np.testing.assert_allclose(found, theirs(x).numpy(), rtol=1e-5, atol=1e-5)
@@ -136,7 +139,7 @@ def test_the_recipes_networks_with_something_amiss(
         ({**state, "decoder.2.weight": torch.rand(9, 9, 4, 4)}, "do not fit", ()),
         (without(state, "encoder.layers.0.linear1.weight"), "linear1.weight is missing", ()),
         (state, "leave out --labels", ("--labels", "a,b")),
-        (state, "takes 64 pixels", ("--size", "150")),
+        (state, "images of 64 pixels", ("--size", "150")),
         (without(head, "cls_head.4.weight"), "unknown", ()),
         ({n: v for n, v in head.items() if n[:3] != "cls"}, "no decoder and no cls_head", ()),
         (head, "--labels names 2", ("--labels", "a,b")),
