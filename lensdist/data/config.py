@@ -41,6 +41,12 @@ class DataConfig(Strict):
         "auto", description="keep the set in device memory; auto: on a GPU that has room for it"
     )
 
+    verify: Literal["auto", "full", "off"] = Field(
+        "auto",
+        description="hashing of the set's large arrays: auto, once for as long as the files do not "
+        "change, and more than 4 GB in the background; full, at every start; off, never",
+    )
+
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:
         if self.path is None and self.sim is None:

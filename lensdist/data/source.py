@@ -95,6 +95,7 @@ class View:
         self.rows = rows
         self._renumber = torch.from_numpy(renumber)
         self._device = device
+        self._verification = packed.verification
         keep = cfg.resident == "yes" or (cfg.resident == "auto" and _fits(packed, device))
         self._gather = (packed.resident(device) if keep else packed).gather
         self._renumber_resident = self._renumber.to(device) if keep else self._renumber
@@ -103,7 +104,12 @@ class View:
         return len(self.rows)
 
     def gather(self, places: npt.NDArray[np.int64]) -> Batch:
-        """The images at these places of the split, on the device."""
+        """The images at these places of the split, on the device.
+
+        Raises:
+            RunError: the set was found damaged meanwhile.
+        """
+        self._verification.check()
         rows = self.rows[places]
         batch = self._gather(rows)
         batch["label"] = self._renumber_resident[batch["label"]]

@@ -19,6 +19,7 @@ _FREE = (
     "train.early_stop",
     "train.log_every",
     "data.resident",
+    "data.verify",
     "data.path",  # its fingerprint is compared instead: a set may be moved
 )
 

@@ -32,7 +32,7 @@ from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import STOP, Deadline, Stopper, job_ends
 from lensdist.engine.torch_settings import settle
 from lensdist.engine.world import World
-from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, UserError, say
+from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, say
 from lensdist.sim.write import write_packed
 from lensdist.tasks.build import build_task
 
@@ -52,7 +52,9 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     fp8.check_device(cfg, world.device)
     check_devices(world)
     check_start(cfg, world)
-    packed = PackedSet(_data(cfg, world))
+    # One process a node hashes large arrays; where it finds damage, the launcher ends the others.
+    verify = cfg.data.verify if world.accelerator.is_local_main_process else "off"
+    packed = PackedSet(_data(cfg, world), verify, background=True)
     check_images(cfg, packed)
     if isinstance(cfg, SuperResolutionRun):
         check_pairs(cfg, packed)
@@ -113,6 +115,7 @@ def _train(
         outcome = train(phase, world, journal, saver, stopper, resumed)
         if outcome.status == "stopped":
             return EXIT_REQUEUE
+        _refuse_damage(packed, world)
         if world.main:
             seconds = time.time() - started
             finish(cfg, phase.task, outcome, packed, seconds, phase.facts["encoder"])
@@ -123,6 +126,17 @@ def _train(
         finally:
             journal.close()
     return EXIT_DONE
+
+
+def _refuse_damage(packed: PackedSet, world: World) -> None:
+    """Wait until the set is verified on all nodes: no run is complete that learned from damage."""
+    damage: RunError | None = None
+    try:
+        packed.verification.check(wait=True)
+    except RunError as e:
+        damage = e
+    if world.any(damage is not None):
+        raise damage or RunError(f"another process has found {packed.path} damaged")
 
 
 def _data(cfg: BaseRun, world: World) -> Path:

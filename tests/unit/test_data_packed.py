@@ -135,7 +135,8 @@ def test_supplied_splits_are_kept_by_the_writer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"images": IMAGES * np.nan}, ValueError),
+        ({"images": IMAGES * np.nan}, UserError),
+        ({"images": IMAGES * 1e300}, UserError),  # finite, but not in float32
         ({"images": IMAGES[0]}, ValueError),
         ({"images": IMAGES * 2, "dtype": "float16"}, UserError),
         ({"images": IMAGES, "kind": "pairs"}, ValueError),
