@@ -1,14 +1,15 @@
-"""`lensdist check`: what was written, hashed and read again (torch-free until there are tensors)."""
+"""`lensdist check`: what was written, read again (torch-free until there are tensors)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lensdist.data.manifest import MANIFEST, REPORT, Manifest
+from lensdist.data.manifest import MANIFEST, REPORT, FileInfo, Manifest
 from lensdist.data.verified import check_file, open_arrays
 from lensdist.errors import RunError, UserError
 from lensdist.files import sha256
@@ -108,10 +109,12 @@ def _set(folder: Path) -> Iterator[Finding]:
     if manifest.wrong:
         return
     about = Manifest.load(folder)
-    files = {**about.files, **({REPORT: about.report} if about.report else {})}
+    files: dict[str, FileInfo] = {**about.files}
+    if about.report is not None:
+        files[REPORT] = about.report
     whole = True
     for name, info in sorted(files.items()):
-        [finding] = _one(folder / name, "file", lambda n=name, i=info: check_file(folder / n, i))
+        [finding] = _one(folder / name, "file", partial(check_file, folder / name, info))
         whole &= not finding.wrong
         yield finding
     if whole:
@@ -130,12 +133,17 @@ def _run(folder: Path) -> Iterator[Finding]:
     )
     for name, read in (("config.yaml", _read_config), ("metrics.jsonl", _read_rows)):
         if (folder / name).exists():
-            yield from _one(folder / name, "file", lambda r=read, n=name: r(folder / n))
+            yield from _one(folder / name, "file", partial(read, folder / name))
     for scores in sorted((folder / "eval").glob("*.json")):
-        yield from _one(scores, "scores", lambda s=scores: _read_object(s.read_bytes()))
-    for part in ("export", "data", "checkpoints"):
+        yield from _one(scores, "scores", partial(_read_json, scores))
+    for part in ("export", "data"):
         for check in _things(folder / part):
             yield from check()
+    checkpoints = folder / "checkpoints"
+    if checkpoints.exists() and not checkpoints.is_dir():
+        yield Finding(checkpoints, "checkpoints", 0, f"{checkpoints} is not a folder")
+    for path in sorted(checkpoints.glob("step-*")):
+        yield from _one(path, "checkpoint", partial(_read_checkpoint, path))
 
 
 def _read_checkpoint(folder: Path) -> None:
@@ -181,6 +189,10 @@ def _read_rows(path: Path) -> None:
             int(_read_object(row)["step"])
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(f"{path}:{number} is not a row of metrics") from e
+
+
+def _read_json(path: Path) -> None:
+    _read_object(path.read_bytes())
 
 
 def _read_object(text: bytes) -> dict[str, Any]:

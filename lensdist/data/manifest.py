@@ -39,8 +39,7 @@ FileName = Literal[
     "split.npy",
     "files.jsonl",
 ]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
 Length = Annotated[int, Field(gt=0)]
 
 
@@ -57,10 +56,10 @@ class Statistics(Strict):
     (Over all pixels where nothing is in the train split, as in a set made for testing only.)
     """
 
-    min: list[Finite]
-    max: list[Finite]
-    mean: list[Finite]
-    std: list[Finite]
+    min: list[float]
+    max: list[float]
+    mean: list[float]
+    std: list[float]
 
 
 class Manifest(Strict):
@@ -84,7 +83,7 @@ class Manifest(Strict):
     pixel_scale_arcsec: Positive | None = None
     """Arcseconds a pixel, of `images.npy`; None where unknown."""
     psf_fwhm_arcsec: Positive | None = None
-    zero_point_mag: Finite | None = None
+    zero_point_mag: float | None = None
     """The magnitude of one image unit."""
     source: dict[str, JsonValue]
     """Where the samples came from: a folder and its layout, or a simulation and its priors."""

@@ -36,6 +36,10 @@ class Source(Protocol):
         """
         ...
 
+    def name_of(self, sample: int) -> str:
+        """What a sample is, for a sentence."""
+        ...
+
 
 class Images(Protocol):
     """The images of a split, by their places in it."""
@@ -44,6 +48,10 @@ class Images(Protocol):
 
     def gather(self, places: npt.NDArray[np.int64]) -> Batch:
         """The images at these places, as `Source.take` returns them."""
+        ...
+
+    def name_of(self, sample: int) -> str:
+        """What a sample is, for a sentence."""
         ...
 
 
@@ -95,7 +103,7 @@ class View:
         self.rows = rows
         self._renumber = torch.from_numpy(renumber)
         self._device = device
-        self._verification = packed.verification
+        self._packed = packed
         keep = cfg.resident == "yes" or (cfg.resident == "auto" and _fits(packed, device))
         self._gather = (packed.resident(device) if keep else packed).gather
         self._renumber_resident = self._renumber.to(device) if keep else self._renumber
@@ -109,12 +117,16 @@ class View:
         Raises:
             RunError: the set was found damaged meanwhile.
         """
-        self._verification.check()
+        self._packed.verification.check()
         rows = self.rows[places]
         batch = self._gather(rows)
         batch["label"] = self._renumber_resident[batch["label"]]
         batch["sample"] = torch.from_numpy(rows)
         return {k: v.to(self._device, non_blocking=True) for k, v in batch.items()}
+
+    def name_of(self, sample: int) -> str:
+        """The set, and what a sample of it was made of."""
+        return f"{self._packed.path}: {self._packed.name_of(sample)}"
 
 
 def _few(
@@ -172,6 +184,10 @@ class PackedSource:
         """See `Source.take`."""
         return self.view.gather(self.places(epoch, offset, n))
 
+    def name_of(self, sample: int) -> str:
+        """See `View.name_of`."""
+        return self.view.name_of(sample)
+
     def places(self, epoch: int, offset: int, n: int) -> npt.NDArray[np.int64]:
         """Where in `view` the images lie that `take` returns."""
         if epoch != self._epoch:
@@ -214,3 +230,7 @@ class StreamSource:
         batch = self._simulator.batch(self._key, samples)
         batch["label"] = self._renumber[batch["label"]]
         return batch
+
+    def name_of(self, sample: int) -> str:
+        """See `View.name_of`."""
+        return f"simulated sample {sample}"

@@ -19,6 +19,7 @@ from lensdist.data.manifest import UNLABELLED
 
 SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
+_Counts = dict[Literal["train", "val", "test"], dict[str, int]]
 UNDECIDED = 255  # a code of `supplied`: no split came with this sample
 
 
@@ -81,7 +82,7 @@ def assign_splits(
 
 def count_classes(
     labels: npt.NDArray[Any], split: npt.NDArray[Any], names: Sequence[str]
-) -> dict[Literal["train", "val", "test"], dict[str, int]]:
+) -> _Counts:
     """Samples per split and class name; those of no class are `unlabelled`, where there are any."""
     classes = {name: labels == number for number, name in enumerate(names)}
     if not names or (labels < 0).any():
@@ -90,4 +91,4 @@ def count_classes(
         key: {name: int(np.sum(of & (split == code))) for name, of in classes.items()}
         for code, key in enumerate(SPLITS)
     }
-    return cast(Any, counts)
+    return cast(_Counts, counts)

@@ -74,7 +74,7 @@ def open_arrays(folder: Path, about: Manifest) -> Arrays:
         raise UserError(f"{folder} has no {name}")
     for name, info in about.files.items():
         check_file(folder / name, info, content=name in TABLES)
-    arrays = {name: _mapped(folder / name) for name in about.files if name != FILES}
+    arrays: Arrays = {name: _mapped(folder / name) for name in about.files if name != FILES}
     _check_shapes(folder, about, arrays)
     _check_values(folder, about, arrays)
     return arrays
