@@ -18,6 +18,7 @@ from lensdist.data.config import DataConfig
 from lensdist.data.packed import PackedSet
 from lensdist.errors import UserError
 from lensdist.sim.config import SimConfig
+from lensdist.sim.families import FAMILIES
 
 Batch = dict[str, Tensor]
 
@@ -215,6 +216,12 @@ class StreamSource:
         self.size = size
         self._device = device
         self._key = rng.key(seed, "stream")
+        unknown = sorted(set(labels) - set(FAMILIES[sim.family].labels))
+        if unknown:
+            raise UserError(
+                f"data.sim: {sim.family} does not simulate {unknown[0]!r}; name classes that it "
+                "does in data.classes"
+            )
         if labels:
             sim = sim.model_copy(update={"classes": labels})
         self._simulator = Simulator(sim, device)

@@ -28,6 +28,7 @@ from lensdist.engine.pairs import check_pairs
 from lensdist.engine.preflight import check_devices
 from lensdist.engine.prepared import PreparedView
 from lensdist.engine.saver import Saver
+from lensdist.engine.sizes import check_images
 from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import STOP, Deadline, Stopper, job_ends
 from lensdist.engine.torch_settings import settle
@@ -55,9 +56,9 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     # One process a node hashes large arrays; where it finds damage, the launcher ends the others.
     verify = cfg.data.verify if world.accelerator.is_local_main_process else "off"
     packed = PackedSet(_data(cfg, world), verify, background=True)
-    check_images(cfg, packed)
     if isinstance(cfg, SuperResolutionRun):
         check_pairs(cfg, packed)
+    check_images(cfg, packed)
     validation = View(packed, "val", cfg.data, cfg.seed, world.device)
     preprocess, weights, digest = starting_point(cfg, packed, tuple(validation.labels), world)
     facts = {
@@ -157,30 +158,6 @@ def _data(cfg: BaseRun, world: World) -> Path:
             "give another run.dir"
         )
     return own
-
-
-def check_images(cfg: BaseRun, packed: PackedSet) -> None:
-    """Make sure that the network takes the images of a set.
-
-    Raises:
-        UserError: it does not, or the preprocessing cannot.
-    """
-    bands, height, width = packed.manifest.image_shape
-    model = cfg.model  # type: ignore[attr-defined]
-    wanted = (model.in_channels, model.image_size, model.image_size)
-    if (bands, height, width) != wanted:
-        patches = " and a model.patch_size that divides it" if hasattr(model, "patch_size") else ""
-        raise UserError(
-            f"{packed.path} holds images of {bands}x{height}x{width} but the model takes "
-            f"{'x'.join(map(str, wanted))}; set model.in_channels={bands} "
-            f"model.image_size={height}{patches}"
-        )
-    masked = sorted({"badpix.npy", "weights.npy"} & set(packed.manifest.files))
-    if cfg.preprocess.scale == "lens_fit" and masked:
-        raise UserError(
-            f"preprocess.scale: lens_fit cannot pass over pixels, and {packed.path} holds "
-            f"{masked[0]}; use another scale"
-        )
 
 
 def _source(
