@@ -17,7 +17,7 @@ from lensdist.errors import UserError
 
 pytestmark = pytest.mark.unit
 
-HUGE = "9" * 30
+HUGE = "9" * 31
 # What no number may be: it overflows, is none, or is something else.
 ODD = ("-1", HUGE, "1e308", ".nan", ".inf", "-.inf", "true", "'3'", "[1]")
 ODD_LISTS = ("[-1, -1]", f"[{HUGE}, {HUGE}]", "[.nan, 0]", "[.inf, 0]", "[true, 0]", "['3', 0]")

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lensdist import train
 from lensdist.data import verified
 from lensdist.data.manifest import FileInfo, Manifest
 from lensdist.data.packed import PackedSet
 from lensdist.data.packed_writer import PackedWriter
 from lensdist.errors import RunError, UserError
+from tests.conftest import settings
 
 pytestmark = pytest.mark.faults
 
@@ -223,3 +225,19 @@ def test_what_is_hashed_in_the_background_is_told_before_it_counts(
     with pytest.raises(RunError, match=r"images\.npy was changed"):
         packed.verification.check(wait=True)
     assert refused(folder)  # what is not a run waits
+
+
+def test_a_run_on_damage_found_late_is_not_complete(
+    tiny_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(verified, "_AT_ONCE", 1)
+    data, run = tmp_path / "set", tmp_path / "run"
+    shutil.copytree(tiny_set, data)
+    flip(data / "images.npy", 8 * 5000)
+    assert train.main([*settings("mae", data, run), "train.max_steps=1"]) == 1
+    assert "images.npy was changed or damaged" in capsys.readouterr().err
+    assert not (run / "COMPLETE.json").exists()
+    assert train.main([*settings("mae", data, run), "data.verify=full"]) == 2
