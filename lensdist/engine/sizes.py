@@ -84,7 +84,7 @@ def _remedy(cfg: BaseRun, encoder: dict[str, int] | None, shape: tuple[int, int,
     if isinstance(cfg, CommonRun):
         return _remedy_common(cfg, shape, words)
     if isinstance(cfg, SuperResolutionRun):
-        words += [f"model.encoder.in_channels={bands}"] if encoder is None else []
+        words.append(f"model.encoder.in_channels={bands}")
     elif encoder is not None:
         words.append(f"model.patch_size={encoder['patch_size']}")
     elif height % cfg.model.patch_size:  # type: ignore[attr-defined]
