@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lensdist.data.manifest import MANIFEST, REPORT, FileInfo, Manifest
+from lensdist.data.manifest import MANIFEST, REPORT, Manifest
 from lensdist.data.verified import check_file, open_arrays
 from lensdist.errors import RunError, UserError
 from lensdist.files import sha256
@@ -109,7 +109,7 @@ def _set(folder: Path) -> Iterator[Finding]:
     if manifest.wrong:
         return
     about = Manifest.load(folder)
-    files: dict[str, FileInfo] = {**about.files}
+    files = {str(name): info for name, info in about.files.items()}
     if about.report is not None:
         files[REPORT] = about.report
     whole = True

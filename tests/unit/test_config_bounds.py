@@ -45,9 +45,11 @@ def _kinds(kind: Any) -> list[Any]:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_odd_numbers_are_refused(task: str) -> None:
-    found, taken = list(numbers(TASKS[task])), []
-    assert {"optim.lr", "optim.betas", "data.sim.psf_scale"} <= dict(found).keys()
-    for name, is_list in found:
+    found, taken = dict(numbers(TASKS[task])), []
+    assert {"optim.lr", "optim.betas", "data.sim.psf_scale"} <= found.keys()
+    known = set[str]() if task == "mae" else dict(numbers(TASKS["mae"])).keys()
+    for name in sorted(found.keys() - known):  # each once, for there are many
+        is_list = found[name]
         for value in ODD_LISTS if is_list else ODD:
             words = ["run.dir=x", f"{name}={value}"]
             if name.startswith("data.sim.lens_light.") and not name.endswith(".magnitude"):
