@@ -49,10 +49,13 @@ def _encoder(cfg: BaseRun) -> dict[str, int] | None:
     """Bands, pixels a side and of a patch of the pretrained encoder, where there is one."""
     if not isinstance(cfg, (FinetuneRun, SuperResolutionRun)) or cfg.encoder is None:
         return None
-    model = read_export(cfg.encoder)[0].get("model")
+    try:
+        model = read_export(cfg.encoder)[0].get("model")
+    except UserError:  # what reads the weights will say it better: it may not be finished
+        return None
     fields = ("in_channels", "image_size", "patch_size")
     if not isinstance(model, dict) or not all(isinstance(model.get(f), int) for f in fields):
-        return None  # what reads the weights will say what is wrong
+        return None
     return {field: model[field] for field in fields}
 
 
