@@ -49,6 +49,9 @@ class _Turned:
     def __len__(self) -> int:
         return len(self._images)
 
+    def name_of(self, sample: int) -> str:
+        return self._images.name_of(sample)
+
     def gather(self, places: npt.NDArray[np.int64]) -> Batch:
         return turned(self._images.gather(places), self._way)
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": "apply a trained model to image files",
     "import": "turn published weights into an export",
     "export": "write a trained model in another format",
+    "check": "verify sets, runs, checkpoints and exports",
     "report": "put finished runs into one table",
     "estimate": "work out memory, time and scaling of a run on a cluster, on paper",
     "bench": "run a benchmark",

@@ -109,15 +109,16 @@ def encoder_of(
     model = description.get("model")
     if not isinstance(model, dict):
         raise UserError(f"{path} does not describe its model")
-    for field, described in EncoderConfig.model_fields.items():
-        # An export from before a field existed is of its default.
-        theirs = model.get(field, described.get_default())
-        ours = getattr(wanted, field)
-        if field != "dropout" and theirs != ours:
-            raise UserError(
-                f"the encoder in {path} has {field} {theirs} but {key}.{field} is {ours}; "
-                f"set {key}.{field}={theirs}"
-            )
+    # An export from before a field existed is of its default.
+    fields = EncoderConfig.model_fields.items()
+    theirs = {field: model.get(field, known.get_default()) for field, known in fields}
+    odd = [f for f in theirs if f != "dropout" and theirs[f] != getattr(wanted, f)]
+    if odd:
+        first = odd[0]
+        raise UserError(
+            f"the encoder in {path} has {first} {theirs[first]} but {key}.{first} is "
+            f"{getattr(wanted, first)}; set {' '.join(f'{key}.{f}={theirs[f]}' for f in odd)}"
+        )
     try:
         preprocess = Preprocess.from_state(description["preprocessing"], under(PREPROCESS, weights))
     except (LookupError, TypeError, ValueError) as e:

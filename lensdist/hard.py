@@ -105,6 +105,10 @@ class Simulated:
     def __len__(self) -> int:
         return self._n
 
+    def name_of(self, sample: int) -> str:
+        """See `View.name_of`."""
+        return f"simulated sample {sample}"
+
     def gather(self, places: npt.NDArray[np.int64]) -> Batch:
         """`image` (n, C, H, W) float32, `label` (n,) and `sample` (n,) int64; pairs also have
         `target` and `truth`."""

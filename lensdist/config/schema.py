@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lensdist.config.base import Strict
+from lensdist.config.base import Positive, Strict
 from lensdist.data.config import LIGHT_KEEPING, AugmentConfig, DataConfig, PreprocessConfig
 from lensdist.engine.config import (
     CacheConfig,
@@ -142,7 +142,10 @@ class FinetuneRun(ClassifierRun):
         None, description="a finished MAE run, or its export; null: random weights"
     )
     frozen_epochs: int = Field(
-        10, ge=0, description="epochs in which the encoder stays as it is; then everything trains"
+        10,
+        ge=0,
+        le=10**12,
+        description="epochs in which the encoder stays as it is; then everything trains",
     )
     linear_probe: bool = Field(False, description="the encoder never trains")
 
@@ -225,16 +228,18 @@ class SuperResolutionRun(BaseRun):
         None, description="a finished MAE run, or its export; null: random weights"
     )
     frozen_epochs: int = Field(
-        5, ge=0, description="epochs in which the encoder stays as it is; then everything trains"
+        5,
+        ge=0,
+        le=10**12,
+        description="epochs in which the encoder stays as it is; then everything trains",
     )
     loss: Literal["mse", "poisson"] = Field(
         "mse",
         description="mse: squared error; poisson: divided by the variance that counting photons "
         "makes, brightness plus `floor`",
     )
-    floor: float = Field(
+    floor: Positive = Field(
         0.02,
-        gt=0,
         description="poisson: brightness at which the sky's noise is the source's, as the network "
         "sees it",
     )
@@ -243,8 +248,8 @@ class SuperResolutionRun(BaseRun):
         description="truth: HR without its noise, known of simulated pairs only; take exact_means "
         "off, for LR's own noise is in its means",
     )
-    data_range: float = Field(
-        1.0, gt=0, description="largest minus smallest value on disk, for PSNR and SSIM"
+    data_range: Positive = Field(
+        1.0, description="largest minus smallest value on disk, for PSNR and SSIM"
     )
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from lensdist.config.base import Strict
+from lensdist.config.base import Count, Positive, Strict
 from lensdist.sim.config import SimConfig
 
 LIGHT_KEEPING = ("minmax", "standard", "none")
@@ -24,25 +24,31 @@ class DataConfig(Strict):
     sim: SimConfig | None = Field(
         None, description="what to simulate, for the stream or for a set of the run's own"
     )
-    n_per_class: int = Field(200, ge=10, description="images per class of a set of the run's own")
-    stream_epoch: int = Field(
-        30_000, ge=1, description="images that count as one epoch of the stream"
-    )
+    n_per_class: Count = Field(200, ge=10, description="images per class of a set of the run's own")
+    stream_epoch: Count = Field(30_000, description="images that count as one epoch of the stream")
     classes: tuple[str, ...] | None = Field(
-        None, description="train and validate on these classes only (null: all)"
+        None, min_length=1, description="train and validate on these classes only (null: all)"
     )
-    labels_per_class: int | None = Field(
-        None, ge=1, description="train on this many images per class, drawn by the seed"
+    labels_per_class: Count | None = Field(
+        None, description="train on this many images per class, drawn by the seed"
     )
-    train_images: int | None = Field(
-        None, ge=1, description="train on this many images of any class, drawn by the seed"
+    train_images: Count | None = Field(
+        None, description="train on this many images of any class, drawn by the seed"
     )
     resident: Literal["auto", "yes", "no"] = Field(
         "auto", description="keep the set in device memory; auto: on a GPU that has room for it"
     )
 
+    verify: Literal["auto", "full", "off"] = Field(
+        "auto",
+        description="hashing of the set's large arrays: auto, once for as long as the files do not "
+        "change, and more than 4 GB in the background; full, at every start; off, never",
+    )
+
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:
+        if len(set(self.classes or ())) != len(self.classes or ()):
+            raise ValueError("classes must name each class once")
         if self.path is None and self.sim is None:
             raise ValueError("needs `path` (a packed set) or `sim` (what to simulate)")
         if self.source == "stream" and self.sim is None:
@@ -66,12 +72,11 @@ class PreprocessConfig(Strict):
         "what the smooth lens that fits best leaves, in units of the noise, and that lens, at half "
         "the resolution (150 px images as of the common task); none",
     )
-    softening: float = Field(
+    softening: Positive = Field(
         0.1,
-        gt=0,
         description="asinh and residual are linear below this many train-split standard deviations",
     )
-    components: int = Field(120, ge=1, description="residual: principal components taken off")
+    components: Count = Field(120, description="residual: principal components taken off")
     smooth_class: str | None = Field(
         None, description="residual: the class whose images are smooth; null: all images"
     )

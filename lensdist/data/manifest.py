@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,7 +39,8 @@ FileName = Literal[
     "split.npy",
     "files.jsonl",
 ]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
+Length = Annotated[int, Field(gt=0)]
 
 
 class FileInfo(Strict):
@@ -69,9 +71,9 @@ class Manifest(Strict):
     labels: list[str]
     """Class names; `labels.npy` holds indices into this list, -1 where unlabelled."""
     count: int = Field(gt=0)
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[Length, Length, Length]
     """(C, H, W)."""
-    target_shape: tuple[int, int, int] | None = None
+    target_shape: tuple[Length, Length, Length] | None = None
     dtype: DType
     counts: dict[Literal["train", "val", "test"], dict[str, int]]
     """Samples per split and class name (`unlabelled` where there are no classes)."""
@@ -81,13 +83,17 @@ class Manifest(Strict):
     pixel_scale_arcsec: Positive | None = None
     """Arcseconds a pixel, of `images.npy`; None where unknown."""
     psf_fwhm_arcsec: Positive | None = None
-    zero_point_mag: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    zero_point_mag: float | None = None
     """The magnitude of one image unit."""
     source: dict[str, JsonValue]
     """Where the samples came from: a folder and its layout, or a simulation and its priors."""
     files: dict[FileName, FileInfo]
     fingerprint: str
     """Names the data: a hash over everything above but `source`."""
+    report: FileInfo | None = None
+    """`report.json`; None in sets from before there were seals."""
+    seal: str = ""
+    """A hash over everything above; empty in those."""
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -98,8 +104,10 @@ class Manifest(Strict):
         """
         path = folder / MANIFEST
         try:
-            if path.stat().st_size > _MAX_BYTES:
-                raise UserError(f"{path} is too large to be a manifest")
+            found = path.stat()
+            # Opening a named pipe would wait for ever.
+            if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
+                raise UserError(f"{path} is too large to be a manifest, or not a regular file")
             text = path.read_bytes()
         except OSError as error:
             raise UserError(
@@ -114,16 +122,29 @@ class Manifest(Strict):
             raise UserError(f"{path} is not a valid manifest: {where}: {first['msg']}") from error
         if manifest.format != FORMAT:
             raise UserError(f"{path} is of format {manifest.format}; this version reads {FORMAT}")
-        if manifest.fingerprint != manifest.hash():
-            raise UserError(f"{path} was changed after packing: its fingerprint does not match")
+        try:
+            whole = manifest.fingerprint == manifest.hash()
+            whole = whole and manifest.seal in ("", manifest.hash(sealed=True))
+        except ValueError:  # a number of more digits than Python writes
+            whole = False
+        if not whole:
+            raise UserError(
+                f"{path} was changed or damaged after packing: its fingerprint or seal does not "
+                "match; copy the set again from where it is whole, or pack it again"
+            )
+        bands = manifest.image_shape[0]
+        if any(len(v) != bands for v in manifest.statistics.model_dump().values()):
+            raise UserError(f"{path} is not a valid manifest: statistics: not one a band")
         return manifest
 
-    def hash(self) -> str:
-        """What `fingerprint` should be: SHA-256 of the canonical JSON of all other fields.
+    def hash(self, *, sealed: bool = False) -> str:
+        """What `fingerprint`, or `seal`, should be: SHA-256 of the canonical JSON of other fields.
 
-        `source` is left out: the same data packed from a folder of another name is the same data.
+        The fingerprint leaves out `source` and the report: the same data packed from a folder of
+        another name is the same data. The seal leaves out itself alone.
         """
-        facts = self.model_dump(mode="json", exclude={"fingerprint", "source"})
+        left_out = {"seal"} if sealed else {"seal", "fingerprint", "source", "report"}
+        facts = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,18 +6,20 @@ memory work too, for mapped pages are the kernel's to drop.
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from lensdist.data.manifest import FILES, Manifest, file_info
+from lensdist.data.manifest import FILES, Manifest
 from lensdist.data.splits import SPLITS
+from lensdist.data.verified import Verification, Verify, open_arrays
 from lensdist.errors import UserError
 
 Batch = dict[str, torch.Tensor]
@@ -79,24 +81,31 @@ class Resident:
 
 
 class PackedSet:
-    """A packed set, opened.
+    """A packed set, opened and verified.
 
     Args:
         path: the folder.
+        verify: how thoroughly the large arrays are.
+        background: whether to hash in a thread what would take more than a few seconds;
+            `verification` then says how that went.
 
     Raises:
-        UserError: not a packed set, or a file of it is missing, cut short or of another shape.
+        UserError: not a packed set, or a file of it is missing, altered or of another shape.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        verify: Verify = "auto",
+        *,
+        background: bool = False,
+    ) -> None:
         self.path = Path(path)
         self.manifest = Manifest.load(self.path)
-        arrays: dict[str, npt.NDArray[Any]] = {
-            name: self._open(name, info.bytes)
-            for name, info in self.manifest.files.items()
-            if name != FILES
-        }
-        self._check_shapes(arrays)
+        arrays = open_arrays(self.path, self.manifest)
+        self.verification = Verification(
+            self.path, self.manifest.files, verify, background=background
+        )
         self._split = np.asarray(arrays.pop("split.npy"))
         self.labels: npt.NDArray[np.int64] = np.asarray(arrays["labels.npy"], np.int64)
         """(N,) indices into `manifest.labels`; -1 is unlabelled."""
@@ -107,42 +116,6 @@ class PackedSet:
             # torch warns that mapped files are read-only; nothing here writes to them.
             warnings.filterwarnings("ignore", message=".*not writable")
             self._tensors = {_KEYS[name]: torch.from_numpy(a) for name, a in arrays.items()}
-
-    def _open(self, name: str, expected: int) -> npt.NDArray[Any]:
-        path = self.path / name
-        try:
-            size = path.stat().st_size
-            if size != expected:
-                raise UserError(f"{path} has {size} bytes, its manifest says {expected}")
-            array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be opened: {error}") from error
-        return array
-
-    def _check_shapes(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        about = self.manifest
-        n = about.count
-        expected: dict[str, tuple[tuple[int, ...], str]] = {
-            "images.npy": ((n, *about.image_shape), about.dtype),
-            "targets.npy": ((n, *(about.target_shape or ())), about.dtype),
-            "truths.npy": ((n, *(about.target_shape or ())), about.dtype),
-            "badpix.npy": ((n, *about.image_shape), "bool"),
-            "weights.npy": ((n, *about.image_shape), "float32"),
-            "labels.npy": ((n,), "int16"),
-            "mass.npy": ((n,), "float64"),
-            "split.npy": ((n,), "uint8"),
-        }
-        needed = {"images.npy", "labels.npy", "split.npy", FILES}
-        needed |= {"targets.npy"} if about.kind == "pairs" else set()
-        for name in sorted(needed - set(about.files)):
-            raise UserError(f"{self.path} has no {name}")
-        for name, array in arrays.items():
-            shape, dtype = expected[name]
-            if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
-                raise UserError(
-                    f"{self.path / name} holds {array.dtype} {array.shape}, "
-                    f"its manifest says {dtype} {shape}"
-                )
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -198,16 +171,15 @@ class PackedSet:
         """
         return _gather(self._tensors, torch.as_tensor(indices, dtype=torch.int64), out, dtype)
 
+    def name_of(self, row: int) -> str:
+        """What a sample was made of: a file relative to the source, where that is known."""
+        try:
+            with (self.path / FILES).open(encoding="utf-8") as lines:
+                name = json.loads(next(itertools.islice(lines, row, None)))["name"]
+        except (OSError, ValueError, LookupError, TypeError, StopIteration):
+            name = ""
+        return f"sample {row} ({name})" if name else f"sample {row}"
+
     def resident(self, device: torch.device | str) -> Resident:
         """The set with all its arrays copied to a device."""
         return Resident(self._tensors, device)
-
-    def verify(self) -> None:
-        """Hash every file again.
-
-        Raises:
-            UserError: one differs from what was packed.
-        """
-        for name, info in self.manifest.files.items():
-            if file_info(self.path / name).sha256 != info.sha256:
-                raise UserError(f"{self.path / name} was changed or damaged after packing")

@@ -22,7 +22,6 @@ from lensdist.data.manifest import (
     FILES,
     MANIFEST,
     REPORT,
-    UNLABELLED,
     DType,
     FileInfo,
     FileName,
@@ -31,7 +30,14 @@ from lensdist.data.manifest import (
     file_info,
 )
 from lensdist.data.quarantine import Report
-from lensdist.data.splits import SPLITS, TRAIN, UNDECIDED, assign_splits, content_digest
+from lensdist.data.splits import (
+    SPLITS,
+    TRAIN,
+    UNDECIDED,
+    assign_splits,
+    content_digest,
+    count_classes,
+)
 from lensdist.data.staging import Staging
 from lensdist.data.statistics import image_moments, join_moments
 from lensdist.errors import UserError
@@ -152,14 +158,15 @@ class PackedWriter:
             file_sha256s: N hashes of the source files.
 
         Raises:
-            UserError: float16 was asked for and an image leaves 0..1.
-            ValueError: shapes or labels do not fit, or a good pixel is not finite.
+            UserError: float16 was asked for and an image leaves 0..1, or a good pixel is not
+                finite.
+            ValueError: shapes or labels do not fit.
         """
         if badpix is not None:
             images = np.where(badpix, 0, images)
         n = len(images)
         self._check(images, labels, names, targets, truths, weights)
-        stored = images.astype(self._dtype)
+        stored = images.astype(self._dtype, copy=False)
         optional = {
             "targets": (self._dtype, 0, targets),
             "truths": (self._dtype, 0, truths),
@@ -222,9 +229,16 @@ class PackedWriter:
             if key in self._columns and values.shape[1:] != self._columns[key].row:
                 row = self._columns[key].row
                 raise ValueError(f"{names[0]}: {key} are {row} a sample, not {values.shape[1:]}")
-            bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            # As it will be stored: float32 cannot hold all that float64 can.
+            stored = "float32" if key == "weights" else self._dtype
+            with np.errstate(over="ignore"):
+                good = np.isfinite(values.astype(stored, copy=False))
+            if key == "weights":
+                good &= values >= 0
+            bad = ~good.reshape(len(values), -1).all(axis=1)
             if bad.any():
-                raise ValueError(f"{names[int(bad.argmax())]}: {key} hold NaN or infinity")
+                odd = "NaN, infinity" + (" or less than 0" if key == "weights" else "")
+                raise UserError(f"{names[int(bad.argmax())]}: {key} hold {odd}")
             if key in ("images", "targets"):
                 check_scaled(self._dtype, values.min(), values.max(), names[0])
 
@@ -250,19 +264,12 @@ class PackedWriter:
 
         manifest = self._manifest(label, split)
         manifest = manifest.model_copy(update={"fingerprint": manifest.hash()})
+        manifest = manifest.model_copy(update={"seal": manifest.hash(sealed=True)})
         (self._folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         self._staging.publish()
         return manifest
 
     def _manifest(self, label: Array, split: Array) -> Manifest:
-        names = self._labels or [UNLABELLED]
-        of_class = np.where(label < 0, len(self._labels), label)
-        if (label < 0).any() and self._labels:
-            names = [*names, UNLABELLED]
-        counts = {
-            key: {c: int(np.sum((split == code) & (of_class == i))) for i, c in enumerate(names)}
-            for code, key in enumerate(SPLITS)
-        }
         files: dict[FileName, FileInfo] = {
             cast(FileName, path.name): file_info(path)
             for path in sorted(self._folder.iterdir())
@@ -277,10 +284,11 @@ class PackedWriter:
             image_shape=cast(tuple[int, int, int], self._columns["images"].row),
             target_shape=cast(tuple[int, int, int], targets.row) if targets else None,
             dtype=self._dtype,
-            counts=cast(Any, counts),
+            counts=count_classes(label, split, self._labels),
             seed=self._seed,
             statistics=join_moments(np.concatenate(self._moments)[train if train.any() else ...]),
             files=files,
+            report=file_info(self._folder / REPORT),
             fingerprint="",
             **self._facts,
         )

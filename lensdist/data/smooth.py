@@ -75,10 +75,22 @@ def fit_smooth(packed: PackedSet, name: str | None, components: int) -> Smooth:
         chosen = rows[packed.labels[rows] == packed.manifest.labels.index(name)]
     if not len(chosen):
         raise UserError(f"{packed.path} has no train images of {name or 'any class'}")
-    smooth = principal(packed.gather(_some(chosen))["image"], components)
-    images = packed.gather(_some(rows))["image"]
+    smooth = principal(_finite(packed, _some(chosen)), components)
+    images = _finite(packed, _some(rows))
     smooth.scale = float((images - smooth.of(images)).square().mean().sqrt())
     return smooth
+
+
+def _finite(packed: PackedSet, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
+    images = packed.gather(rows)["image"]
+    odd = ~images.isfinite().flatten(1).all(1)
+    if odd.any():
+        name = packed.name_of(int(rows[odd.numpy()][0]))
+        raise UserError(
+            f"{packed.path}: {name}: its image holds NaN or infinity; mend or remove it "
+            "and pack the set again"
+        )
+    return images
 
 
 def _some(

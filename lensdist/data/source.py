@@ -18,6 +18,7 @@ from lensdist.data.config import DataConfig
 from lensdist.data.packed import PackedSet
 from lensdist.errors import UserError
 from lensdist.sim.config import SimConfig
+from lensdist.sim.families import FAMILIES
 
 Batch = dict[str, Tensor]
 
@@ -36,6 +37,10 @@ class Source(Protocol):
         """
         ...
 
+    def name_of(self, sample: int) -> str:
+        """What a sample is, for a sentence."""
+        ...
+
 
 class Images(Protocol):
     """The images of a split, by their places in it."""
@@ -44,6 +49,10 @@ class Images(Protocol):
 
     def gather(self, places: npt.NDArray[np.int64]) -> Batch:
         """The images at these places, as `Source.take` returns them."""
+        ...
+
+    def name_of(self, sample: int) -> str:
+        """What a sample is, for a sentence."""
         ...
 
 
@@ -95,6 +104,7 @@ class View:
         self.rows = rows
         self._renumber = torch.from_numpy(renumber)
         self._device = device
+        self._packed = packed
         keep = cfg.resident == "yes" or (cfg.resident == "auto" and _fits(packed, device))
         self._gather = (packed.resident(device) if keep else packed).gather
         self._renumber_resident = self._renumber.to(device) if keep else self._renumber
@@ -103,12 +113,21 @@ class View:
         return len(self.rows)
 
     def gather(self, places: npt.NDArray[np.int64]) -> Batch:
-        """The images at these places of the split, on the device."""
+        """The images at these places of the split, on the device.
+
+        Raises:
+            RunError: the set was found damaged meanwhile.
+        """
+        self._packed.verification.check()
         rows = self.rows[places]
         batch = self._gather(rows)
         batch["label"] = self._renumber_resident[batch["label"]]
         batch["sample"] = torch.from_numpy(rows)
         return {k: v.to(self._device, non_blocking=True) for k, v in batch.items()}
+
+    def name_of(self, sample: int) -> str:
+        """The set, and what a sample of it was made of."""
+        return f"{self._packed.path}: {self._packed.name_of(sample)}"
 
 
 def _few(
@@ -166,6 +185,10 @@ class PackedSource:
         """See `Source.take`."""
         return self.view.gather(self.places(epoch, offset, n))
 
+    def name_of(self, sample: int) -> str:
+        """See `View.name_of`."""
+        return self.view.name_of(sample)
+
     def places(self, epoch: int, offset: int, n: int) -> npt.NDArray[np.int64]:
         """Where in `view` the images lie that `take` returns."""
         if epoch != self._epoch:
@@ -193,6 +216,12 @@ class StreamSource:
         self.size = size
         self._device = device
         self._key = rng.key(seed, "stream")
+        unknown = sorted(set(labels) - set(FAMILIES[sim.family].labels))
+        if unknown:
+            raise UserError(
+                f"data.sim: {sim.family} does not simulate {unknown[0]!r}; name classes that it "
+                "does in data.classes"
+            )
         if labels:
             sim = sim.model_copy(update={"classes": labels})
         self._simulator = Simulator(sim, device)
@@ -208,3 +237,7 @@ class StreamSource:
         batch = self._simulator.batch(self._key, samples)
         batch["label"] = self._renumber[batch["label"]]
         return batch
+
+    def name_of(self, sample: int) -> str:
+        """See `View.name_of`."""
+        return f"simulated sample {sample}"

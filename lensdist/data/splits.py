@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from lensdist.data.manifest import UNLABELLED
+
 SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
+_Counts = dict[Literal["train", "val", "test"], dict[str, int]]
 UNDECIDED = 255  # a code of `supplied`: no split came with this sample
 
 
@@ -75,3 +78,17 @@ def assign_splits(
             drawn = i // share if share else len(draws)
             split_of[content] = draws[drawn] if drawn < len(draws) else TRAIN
     return np.array([split_of[content] for content in contents], dtype=np.uint8)
+
+
+def count_classes(
+    labels: npt.NDArray[Any], split: npt.NDArray[Any], names: Sequence[str]
+) -> _Counts:
+    """Samples per split and class name; those of no class are `unlabelled`, where there are any."""
+    classes = {name: labels == number for number, name in enumerate(names)}
+    if not names or (labels < 0).any():
+        classes[UNLABELLED] = labels < 0
+    counts = {
+        key: {name: int(np.sum(of & (split == code))) for name, of in classes.items()}
+        for code, key in enumerate(SPLITS)
+    }
+    return cast(_Counts, counts)

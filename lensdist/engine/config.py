@@ -5,7 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from lensdist.config.base import Strict
+from lensdist.config.base import Count, Epochs, Positive, Strict
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ScheduleConfig(Strict):
@@ -14,9 +16,11 @@ class ScheduleConfig(Strict):
     kind: Literal["constant", "cosine", "step"] = Field(
         "constant", description="cosine: to `final` over the stage; step: x gamma every step_epochs"
     )
-    warmup_steps: int = Field(0, ge=0, description="linear warm-up from 0, in optimizer steps")
+    warmup_steps: int = Field(
+        0, ge=0, le=10**12, description="linear warm-up from 0, in optimizer steps"
+    )
     final: float = Field(0.0, ge=0, le=1, description="cosine's last learning rate, as a share")
-    step_epochs: float = Field(8, gt=0, description="StepLR's step size, in epochs")
+    step_epochs: Epochs = Field(8, description="StepLR's step size, in epochs")
     gamma: float = Field(0.1, gt=0, le=1, description="StepLR's factor")
     per_stage: bool = Field(
         False, description="start again at each stage (when layers unfreeze); else one curve"
@@ -27,20 +31,22 @@ class OptimConfig(Strict):
     """The optimizer."""
 
     name: Literal["adam", "adamw"] = Field("adamw", description="torch.optim's Adam or AdamW")
-    lr: float = Field(1e-4, gt=0, description="peak learning rate")
-    weight_decay: float = Field(1e-4, ge=0, description="decoupled for adamw; not on biases, norms")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's moment decays")
-    clip_norm: float | None = Field(None, gt=0, description="clip the global gradient norm")
+    lr: Positive = Field(1e-4, description="peak learning rate")
+    weight_decay: float = Field(
+        1e-4, ge=0, le=1e30, description="decoupled for adamw; not on biases, norms"
+    )
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Adam's moment decays")
+    clip_norm: Positive | None = Field(None, description="clip the global gradient norm")
     schedule: ScheduleConfig = ScheduleConfig()
 
 
 class TrainConfig(Strict):
     """How long, in what batches, and when to look."""
 
-    epochs: int = Field(10, ge=1, description="passes over the train split")
-    max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps")
-    global_batch: int = Field(64, ge=1, description="images per optimizer step, over all processes")
-    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    epochs: Count = Field(10, description="passes over the train split")
+    max_steps: Count | None = Field(None, description="stop after this many optimizer steps")
+    global_batch: Count = Field(64, description="images per optimizer step, over all processes")
+    micro_batch: Count | Literal["auto"] = Field(
         "auto",
         description="images per forward pass. A number: whatever the number of processes, which "
         "share whole micro-batches, so that the result does not depend on it. auto: global_batch "
@@ -63,12 +69,12 @@ class TrainConfig(Strict):
         description="decay of an exponential moving average of the weights, "
         "which is then what is evaluated and exported",
     )
-    early_stop: int | None = Field(
-        None, ge=1, description="stop after this many evaluations without improvement"
+    early_stop: Count | None = Field(
+        None, description="stop after this many evaluations without improvement"
     )
-    eval_every_epochs: float = Field(1, gt=0, description="evaluate on the validation split")
-    eval_batch: int = Field(256, ge=1, description="images per forward pass in evaluation")
-    log_every: int = Field(20, ge=1, description="optimizer steps between rows of metrics.jsonl")
+    eval_every_epochs: Epochs = Field(1, description="evaluate on the validation split")
+    eval_batch: Count = Field(256, description="images per forward pass in evaluation")
+    log_every: Count = Field(20, description="optimizer steps between rows of metrics.jsonl")
     deterministic: bool = Field(
         True, description="torch's deterministic kernels on a GPU (a CPU's always are)"
     )
@@ -104,9 +110,9 @@ class TrainConfig(Strict):
 class CheckpointConfig(Strict):
     """When the state of the run is saved. The best so far is always kept besides."""
 
-    every_epochs: float = Field(2, gt=0, description="the recipe saves every 2 epochs")
-    every_steps: int | None = Field(None, ge=1, description="in optimizer steps instead")
-    keep: int = Field(2, ge=1, description="how many of the newest to keep")
+    every_epochs: Epochs = Field(2, description="the recipe saves every 2 epochs")
+    every_steps: Count | None = Field(None, description="in optimizer steps instead")
+    keep: Count = Field(2, description="how many of the newest to keep")
     background: bool = Field(True, description="write in a thread while training goes on")
 
 
@@ -147,9 +153,8 @@ class SpeedConfig(Strict):
         True,
         description="convolutional networks: pixels' channels beside each other in memory (ddp)",
     )
-    bucket_mb: int = Field(
+    bucket_mb: Count = Field(
         100,
-        ge=1,
         description="gradients travel in pieces of this size while the rest of the backward pass "
         "goes on; under deepspeed, parameters too",
     )
@@ -159,7 +164,7 @@ class CacheConfig(Strict):
     """Outputs of a network's frozen part, computed once a stage in place of once an epoch."""
 
     max_gb: float = Field(
-        4.0, ge=0, description="memory for them, on the run's device, per process; 0: never"
+        4.0, ge=0, le=1e9, description="memory for them, on the run's device, per process; 0: never"
     )
 
 

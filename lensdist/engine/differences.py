@@ -18,6 +18,7 @@ _IDLE = (
     "track.",
     "train.log_every",
     "data.resident",
+    "data.verify",
     "data.path",
     "encoder",
     "members_from",

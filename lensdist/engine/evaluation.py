@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lensdist.data.source import Images
+from lensdist.engine.nonfinite import find_nonfinite
 from lensdist.engine.world import World
 from lensdist.tasks.base import Task
 
@@ -21,7 +22,11 @@ def outputs_of(task: Task, model: nn.Module, view: Images, batch: int, world: Wo
 
     Batches are the same whatever the number of processes, which take turns; the padding that
     evens out what each has to send is dropped again by its row number.
+
+    Raises:
+        RunError: a sample is not finite, nor what comes of it.
     """
+    batch = min(batch, len(view))
     starts = range(0, len(view), batch)
     rounds = -(-len(starts) // world.size)
     padded = rounds * batch
@@ -53,6 +58,13 @@ def outputs_of(task: Task, model: nn.Module, view: Images, batch: int, world: Wo
         full = value.new_zeros(padded, *value.shape[1:])
         full[: len(value)] = value
         result[name] = world.gather(full)[keep][order].cpu()
+    odd = torch.zeros(len(view), dtype=torch.bool)
+    for name, value in result.items():
+        if value.is_floating_point() and name != "mass":  # which is unknown of some classes
+            odd |= ~value.flatten(1).isfinite().all(1) if value.dim() > 1 else ~value.isfinite()
+    if odd.any():
+        some = view.gather(np.flatnonzero(odd.numpy())[:batch])
+        find_nonfinite(view, [some], task.preprocess)
     return result
 
 

@@ -28,6 +28,7 @@ class CachedSource:
         self.size = source.size
         self._task, self._source, self._seed = task, source, seed
         self._whole = whole
+        self.name_of = source.name_of
 
     def take(self, epoch: int, offset: int, n: int) -> Batch:
         """As `Source.take`, without images."""

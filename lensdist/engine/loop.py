@@ -16,6 +16,7 @@ from lensdist.engine.checkpoint import Checkpoint
 from lensdist.engine.dependence import of_processes
 from lensdist.engine.evaluation import evaluate
 from lensdist.engine.journal import Journal
+from lensdist.engine.nonfinite import find_nonfinite
 from lensdist.engine.optim import learning_rate
 from lensdist.engine.parallel import build_engine
 from lensdist.engine.saver import Saver
@@ -128,7 +129,7 @@ def train(
         if state.step % log_every == 0 or state.step == total:
             _flush(losses, state, world)
             journal.train(state.step, sum(state.window) / len(state.window), rate)
-            _refuse_nonfinite(state)
+            _refuse_nonfinite(state, phase)
             state.window.clear()
             saver.poll()
 
@@ -148,7 +149,7 @@ def train(
         due = state.step % save_every == 0 or state.step == total
         if due or improved or leaving:
             _flush(losses, state, world)
-            _refuse_nonfinite(state)  # such a state would push out the last good one
+            _refuse_nonfinite(state, phase)  # such a state would push out the last good one
             with journal.aside():
                 began = time.perf_counter()
                 captured = engine.capture()
@@ -179,9 +180,13 @@ def _flush(losses: list[Tensor], state: TrainState, world: World) -> None:
     losses.clear()
 
 
-def _refuse_nonfinite(state: TrainState) -> None:
+def _refuse_nonfinite(state: TrainState, phase: Phase) -> None:
     for step, loss in enumerate(state.window, start=state.step - len(state.window) + 1):
         if not math.isfinite(loss):
+            plan = phase.plan
+            places = (plan.place(step - 1, micro) for micro in range(plan.count))
+            batches = (phase.source.take(*place, plan.micro_batch) for place in places)
+            find_nonfinite(phase.source, batches, phase.task.preprocess)
             raise RunError(
                 f"the loss is {loss} at step {step}; lower optim.lr, set optim.clip_norm, or use "
                 "precision bf16 in place of fp16"

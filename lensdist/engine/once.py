@@ -31,6 +31,7 @@ def for_every_image(
         Tensors by the same names (N, …), on the device where they were computed.
     """
     n = len(images)
+    batch = min(batch, n)
     whole: Batch = {}
     for start in range(0, n, batch * world.size):
         mine = start + world.rank * batch

@@ -29,11 +29,12 @@ from lensdist.engine.preflight import check_devices
 from lensdist.engine.prepared import PreparedView
 from lensdist.engine.resume import bring, find_checkpoint
 from lensdist.engine.saver import Saver
+from lensdist.engine.sizes import check_images
 from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import STOP, Deadline, Stopper, job_ends
 from lensdist.engine.torch_settings import settle
 from lensdist.engine.world import World
-from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, UserError, say
+from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, say
 from lensdist.sim.write import write_packed
 from lensdist.tasks.build import build_task
 
@@ -56,10 +57,12 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     check_devices(world)
     check_start(cfg, world)
     pace.announce(cfg, world)
-    packed = PackedSet(_data(cfg, world))
-    check_images(cfg, packed)
+    # One process a node hashes large arrays; where it finds damage, the launcher ends the others.
+    verify = cfg.data.verify if world.accelerator.is_local_main_process else "off"
+    packed = PackedSet(_data(cfg, world), verify, background=True)
     if isinstance(cfg, SuperResolutionRun):
         check_pairs(cfg, packed)
+    check_images(cfg, packed)
     validation = View(packed, "val", cfg.data, cfg.seed, world.device)
     preprocess, weights, digest = starting_point(cfg, packed, tuple(validation.labels), world)
     facts = {
@@ -123,6 +126,7 @@ def _train(
         outcome = train(phase, world, journal, saver, stopper, resumed)
         if outcome.status == "stopped":
             return EXIT_REQUEUE
+        _refuse_damage(packed, world)
         if world.main:
             seconds = time.time() - started
             finish(cfg, phase.task, outcome, packed, seconds, phase.facts)
@@ -133,6 +137,17 @@ def _train(
         finally:
             journal.close()
     return EXIT_DONE
+
+
+def _refuse_damage(packed: PackedSet, world: World) -> None:
+    """Wait until the set is verified on all nodes: no run is complete that learned from damage."""
+    damage: RunError | None = None
+    try:
+        packed.verification.check(wait=True)
+    except RunError as e:
+        damage = e
+    if world.any(damage is not None):
+        raise damage or RunError(f"another process has found {packed.path} damaged")
 
 
 def _data(cfg: BaseRun, world: World) -> Path:
@@ -153,30 +168,6 @@ def _data(cfg: BaseRun, world: World) -> Path:
             "give another run.dir"
         )
     return own
-
-
-def check_images(cfg: BaseRun, packed: PackedSet) -> None:
-    """Make sure that the network takes the images of a set.
-
-    Raises:
-        UserError: it does not, or the preprocessing cannot.
-    """
-    bands, height, width = packed.manifest.image_shape
-    model = cfg.model  # type: ignore[attr-defined]
-    wanted = (model.in_channels, model.image_size, model.image_size)
-    if (bands, height, width) != wanted:
-        patches = " and a model.patch_size that divides it" if hasattr(model, "patch_size") else ""
-        raise UserError(
-            f"{packed.path} holds images of {bands}x{height}x{width} but the model takes "
-            f"{'x'.join(map(str, wanted))}; set model.in_channels={bands} "
-            f"model.image_size={height}{patches}"
-        )
-    masked = sorted(_WEIGHTS & set(packed.manifest.files))
-    if cfg.preprocess.scale == "lens_fit" and masked:
-        raise UserError(
-            f"preprocess.scale: lens_fit cannot pass over pixels, and {packed.path} holds "
-            f"{masked[0]}; use another scale"
-        )
 
 
 def _source(

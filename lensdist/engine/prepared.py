@@ -23,10 +23,15 @@ class PreparedView:
     """
 
     def __init__(self, view: Images, preprocess: Preprocess, batch: int, world: World) -> None:
+        self._view = view
         self._whole = for_every_image(view, batch, world, lambda images: _seen(images, preprocess))
 
     def __len__(self) -> int:
         return len(self._whole["sample"])
+
+    def name_of(self, sample: int) -> str:
+        """See `View.name_of`."""
+        return self._view.name_of(sample)
 
     def gather(self, places: npt.NDArray[np.int64]) -> Batch:
         """The images at these places of the split."""

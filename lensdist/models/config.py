@@ -4,13 +4,13 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from lensdist.config.base import Strict
+from lensdist.config.base import Strict, Width
 
 
 class EncoderConfig(Strict):
     """The vision transformer that every MAE-based task shares."""
 
-    image_size: int = Field(64, ge=8, description="pixels a side; DeepLenseSim II and III are 64")
+    image_size: Width = Field(64, ge=8, description="pixels a side; DeepLenseSim II and III are 64")
     patch_size: int = Field(8, ge=2, description="pixels a side of a patch; 10 suits 150")
     stem: Literal["patch", "conv"] = Field(
         "patch",
@@ -24,11 +24,11 @@ class EncoderConfig(Strict):
         "(Xiong et al. 2020, arXiv:2002.04745: no warm-up needed); postnorm: LayerNorm after each "
         "sum, ReLU, up-convolutions with ReLU too, as in the published weights (`lensdist import`)",
     )
-    in_channels: int = Field(1, ge=1, description="bands")
+    in_channels: Width = Field(1, description="bands")
     dim: int = Field(512, ge=8, le=65_536, description="width of a token")
     depth: int = Field(6, ge=1, le=1000, description="transformer layers")
     heads: int = Field(8, ge=1, description="attention heads; divides dim")
-    mlp_dim: int = Field(1024, ge=8, description="width of the hidden layer between attentions")
+    mlp_dim: Width = Field(1024, ge=8, description="width of the hidden layer between attentions")
     dropout: float = Field(0.0, ge=0, lt=1, description="in attention output and MLP")
 
     @model_validator(mode="after")
@@ -55,13 +55,15 @@ class MaeConfig(EncoderConfig):
         description="upconv: the recipe's, masked patches stay in the sequence; tokens: as He et "
         "al. 2022, the encoder sees visible patches only, so a mask of 0.75 is four times cheaper",
     )
-    decoder_dim: int = Field(
+    decoder_dim: Width = Field(
         256,
         ge=8,
         description="channels of the first up-convolution's output; or width of the decoder's "
         "tokens, which heads must divide",
     )
-    decoder_depth: int = Field(1, ge=1, description="tokens: transformer layers of the decoder")
+    decoder_depth: int = Field(
+        1, ge=1, le=1000, description="tokens: transformer layers of the decoder"
+    )
 
     @model_validator(mode="after")
     def _decoder_divides(self) -> Self:
@@ -88,7 +90,7 @@ class MaskConfig(Strict):
 class ClassifierConfig(EncoderConfig):
     """Encoder + global average pooling over patch tokens + head."""
 
-    head_dims: tuple[int, ...] = Field(
+    head_dims: tuple[Width, ...] = Field(
         (256,), description="hidden widths of the head (the recipe's 512 -> 256 -> classes)"
     )
     head_norm: bool = Field(
@@ -108,9 +110,9 @@ class EnsembleConfig(Strict):
         description="torchvision classifiers by name, or lensnet, our small one for fitted lenses; "
         "one makes a single network",
     )
-    image_size: int = Field(150, ge=8, description="pixels a side, as on disk")
-    in_channels: int = Field(1, ge=1, description="bands")
-    resize: int | None = Field(
+    image_size: Width = Field(150, ge=8, description="pixels a side, as on disk")
+    in_channels: Width = Field(1, description="bands")
+    resize: Width | None = Field(
         None,
         ge=8,
         description="pixels a side that the networks see (the recipe: 224); null: as on disk",
@@ -120,7 +122,7 @@ class EnsembleConfig(Strict):
         description="how other than three bands meet kernels for RGB: repeat one band three "
         "times; or fold the kernels over the bands, the same outputs for less work",
     )
-    head_dims: tuple[int, ...] = Field(
+    head_dims: tuple[Width, ...] = Field(
         (1024, 64), description="widths of the head's linear + ReLU + BatchNorm + dropout layers"
     )
     head_dropout: float = Field(0.33, ge=0, lt=1, description="after each of them")
@@ -140,9 +142,9 @@ class EnsembleConfig(Strict):
 class SuperResolverConfig(Strict):
     """Super-resolution: the MAE's encoder, and what draws the large image from it."""
 
-    image_size: int = Field(75, ge=8, description="pixels a side of LR, as on disk")
+    image_size: Width = Field(75, ge=8, description="pixels a side of LR, as on disk")
     factor: Literal[2, 3, 4] = Field(2, description="HR is so many times as large as LR")
-    in_channels: int = Field(1, ge=1, description="bands")
+    in_channels: Width = Field(1, description="bands")
     encoder: EncoderConfig = Field(
         EncoderConfig(), description="of the MAE; where its image_size is not LR's, LR is resized"
     )
@@ -153,10 +155,10 @@ class SuperResolverConfig(Strict):
         "from convolutions at LR's own resolution; it expects brightness from 0 to about 1 "
         "(preprocess.scale: minmax)",
     )
-    width: int = Field(
+    width: Width = Field(
         32, ge=4, description="channels: residual, at LR's resolution; upconv, at the largest size"
     )
-    depth: int = Field(4, ge=0, description="residual: blocks of convolutions")
+    depth: int = Field(4, ge=0, le=1000, description="residual: blocks of convolutions")
     exact_means: bool = Field(
         True,
         description="residual: every block of factor x factor pixels has the mean of its LR pixel, "

@@ -24,7 +24,8 @@ def grey_levels(images: Tensor) -> Tensor:
     low = reduce(grey, "b h w -> b 1 1", "min")
     span = reduce(grey, "b h w -> b 1 1", "max") - low
     stretched = (grey - low) / span.clamp_min(torch.finfo(grey.dtype).tiny)
-    return (stretched * 255).round().long()
+    # NaN has no grey level; whoever draws a mask for it will find the loss to be none either.
+    return (stretched * 255).round().nan_to_num(0).clamp(0, 255).long()
 
 
 def patch_entropy(images: Tensor, patch: int) -> Tensor:

@@ -135,7 +135,8 @@ def test_supplied_splits_are_kept_by_the_writer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"images": IMAGES * np.nan}, ValueError),
+        ({"images": IMAGES * np.nan}, UserError),
+        ({"images": IMAGES * 1e300}, UserError),  # finite, but not in float32
         ({"images": IMAGES[0]}, ValueError),
         ({"images": IMAGES * 2, "dtype": "float16"}, UserError),
         ({"images": IMAGES, "kind": "pairs"}, ValueError),
@@ -231,19 +232,6 @@ def test_damage_is_named_at_opening(tmp_path: Path, what: str, names: str) -> No
     damage(tmp_path / "p", what)
     with pytest.raises(UserError, match=names):
         PackedSet(tmp_path / "p")
-
-
-def test_a_flipped_bit_is_found_by_verify(tmp_path: Path) -> None:
-    write(tmp_path / "p")
-    packed = PackedSet(tmp_path / "p")
-    packed.verify()
-    with (tmp_path / "p" / "images.npy").open("r+b") as file:
-        file.seek(500)
-        byte = file.read(1)[0]
-        file.seek(500)
-        file.write(bytes([byte ^ 1]))
-    with pytest.raises(UserError, match=r"images\.npy was changed"):
-        PackedSet(tmp_path / "p").verify()
 
 
 def test_no_packed_set_says_how_to_make_one(tmp_path: Path) -> None:

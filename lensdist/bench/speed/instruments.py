@@ -75,6 +75,9 @@ class Few:
     def __len__(self) -> int:
         return self._n
 
+    def name_of(self, sample: int) -> str:
+        return self._view.name_of(sample)
+
     def gather(self, places: npt.NDArray[np.int64]) -> Batch:
         return self._view.gather(places)
 

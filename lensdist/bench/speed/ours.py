@@ -39,9 +39,9 @@ from lensdist.engine.batches import plan_steps
 from lensdist.engine.initial import check_start, starting_point
 from lensdist.engine.loop import train
 from lensdist.engine.pairs import check_pairs
-from lensdist.engine.phase import check_images
 from lensdist.engine.prepared import PreparedView
 from lensdist.engine.saver import Saver
+from lensdist.engine.sizes import check_images
 from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import Stopper
 from lensdist.engine.torch_settings import settle

@@ -1,0 +1,107 @@
+"""A set of another size: whoever does what the messages say gets a run, or is told that none is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lensdist import train
+from lensdist.data.packed_writer import PackedWriter
+from lensdist.resample import block_means
+from tests.conftest import settings
+
+pytestmark = pytest.mark.unit
+
+
+def pack(dest: Path, bands: int, size: int, width: int = 0, *, pairs: bool = False) -> Path:
+    """40 images of noise; pairs are of half as many pixels a side."""
+    import torch
+
+    draw = np.random.default_rng(0)
+    images = draw.random((40, bands, size, width or size), np.float32)
+    labels = np.full(40, -1) if pairs else np.arange(40) % 2
+    names = [f"{i}.npy" for i in range(40)]
+    kind = "pairs" if pairs else "classify"
+    with PackedWriter(
+        dest, labels=[] if pairs else ["a", "b"], seed=0, source={}, kind=kind
+    ) as writer:
+        if pairs:
+            large = draw.random((40, bands, 2 * size, 2 * size), np.float32)
+            small = block_means(torch.from_numpy(large), 2).numpy()
+            writer.add_batch(small, labels, names, targets=large)
+        else:
+            writer.add_batch(images, labels, names)
+        writer.finish()
+    return dest
+
+
+def follow(words: list[str], capsys: pytest.CaptureFixture[str], rounds: int = 3) -> str:
+    """Train, doing what each message says; what the last says where it says no more, else ""."""
+    words = [*words, "train.max_steps=1", "train.micro_batch=null", "train.global_batch=4"]
+    for _ in range(rounds + 1):
+        code = train.main(words)
+        said = capsys.readouterr().err
+        if code == 0:
+            return ""
+        assert code == 2, said
+        hint = re.search(r"; set ((?:[a-z_.]+=\S+ ?)+)", said)
+        if hint is None:
+            return said
+        words += hint[1].split()
+    raise AssertionError(f"in a circle: {said}")
+
+
+@pytest.mark.parametrize("task", ["mae", "finetune", "common"])
+@pytest.mark.parametrize(("bands", "size"), [(1, 75), (2, 30)])
+def test_its_hints_lead_to_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, bands: int, size: int
+) -> None:
+    words = settings(task, pack(tmp_path / "set", bands, size), tmp_path / "run")
+    words = [w for w in words if not w.startswith("model.grey")] + ["model.image_size=64"]
+    if task == "common":
+        words += ["model.grey=repeat", "init=random"]
+    else:
+        words += ["preprocess.scale=minmax"]
+    assert follow(words, capsys) == ""
+
+
+@pytest.mark.parametrize(("bands", "size"), [(1, 40), (2, 75)])
+def test_pairs_of_another_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bands: int, size: int
+) -> None:
+    data = pack(tmp_path / "set", bands, size, pairs=True)
+    words = settings("sr", data, tmp_path / "run")
+    assert follow([*words, "encoder=null"], capsys) == ""
+
+
+@pytest.mark.parametrize(("size", "width"), [(61, 61), (64, 32), (7, 7)])
+def test_sizes_that_no_setting_helps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int, width: int
+) -> None:
+    words = settings("mae", pack(tmp_path / "set", 1, size, width), tmp_path / "run")
+    assert "pack them again" in follow(words, capsys)
+
+
+def test_a_lens_fit_is_for_one_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config=configs/common/small.yaml", f"run.dir={tmp_path / 'run'}"]
+    words += [f"data.path={pack(tmp_path / 'set', 1, 64)}"]
+    assert follow(words, capsys) == ""
+
+
+def test_a_pretrained_encoder_keeps_its_size(
+    tmp_path: Path, tiny_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = tmp_path / "mae"
+    assert follow(settings("mae", tiny_set, encoder), capsys) == ""
+    other = pack(tmp_path / "set", 1, 75)
+    for own in (64, 75):
+        words = settings("finetune", other, tmp_path / "run", encoder=encoder)
+        words += [f"model.image_size={own}", f"model.patch_size={own // 8 if own == 64 else 5}"]
+        assert "pretrain one on such a set" in follow(words, capsys)
+    # A model of another size, where set and encoder agree: one command with all that differs.
+    words = settings("finetune", tiny_set, tmp_path / "run", encoder=encoder)
+    words += ["model.image_size=75", "model.patch_size=5", "model.dim=64", "model.depth=2"]
+    assert follow(words, capsys) == ""
