@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs",
         metavar="INPUT",
         nargs="+",
-        help="an image file (.npy, .npz, .fits, .fit, .fts, also .gz or .bz2, .fits.fz), a folder of "
+        help="an image file (.npy, .npz, .fits, .fit, .fts; also .gz, .bz2, .fits.fz), a folder of "
         "them, or a quoted pattern",
     )
     parser.add_argument(

@@ -120,14 +120,17 @@ def unpacked(data: bytes) -> bytes:
         BadFile: they would be more than `MAX_BYTES`.
         OSError, EOFError, zlib.error: they are damaged.
     """
-    opener = (
-        gzip.GzipFile if data[:2] == b"\x1f\x8b" else bz2.BZ2File if data[:3] == b"BZh" else None
-    )
-    if opener is not None:
-        with opener(io.BytesIO(data)) as file:  # type: ignore[operator]
+    stream = io.BytesIO(data)
+    if data[:2] == b"\x1f\x8b":
+        with gzip.open(stream) as file:
             data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise BadFile(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
+    elif data[:3] == b"BZh":
+        with bz2.open(stream) as packed:
+            data = packed.read(MAX_BYTES + 1)
+    else:
+        return data
+    if len(data) > MAX_BYTES:
+        raise BadFile(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
     return data
 
 
