@@ -98,7 +98,7 @@ COSTLY: dict[str, tuple[Callable[[], bytes], str, str]] = {
                ".fits", "unpacks to more than"),
     "a tile's content": (gzip_tile, ".fits", "a tile of it unpacks to more"),
     "a size given twice": (
-        lambda: _fits(fits.PrimaryHDU(IMAGE)).replace(END, b"NAXIS1  =                    5".ljust(80), 1),
+        lambda: _fits(fits.PrimaryHDU(IMAGE)).replace(END, b"NAXIS1  = 5".ljust(80), 1),
         ".fits", "NAXIS1 is not one whole number"),
     "members": (members, ".npz", "more than 1000 arrays"),
     "two members of a name": (twice, ".npz", "two arrays called 'image.npy'"),
