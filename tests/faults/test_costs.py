@@ -57,10 +57,9 @@ def tiles(old: bytes, new: bytes) -> bytes:
 def gzip_tile() -> bytes:
     """A tile of 40 bytes by its header, 64 MB by its content."""
     bomb = gzip.compress(bytes(64 << 20))
-    stream = io.BytesIO()
     hdu = fits.CompImageHDU(IMAGE.astype("i2"), compression_type="GZIP_1", tile_shape=(4, 5))
-    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(stream)
-    with fits.open(stream, disable_image_compression=True) as found:
+    plain = io.BytesIO(_fits(fits.PrimaryHDU(), hdu))
+    with fits.open(plain, disable_image_compression=True) as found:
         header = found[1].header.copy()
         column = np.empty(1, object)
         column[0] = np.frombuffer(bomb, np.uint8)
