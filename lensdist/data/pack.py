@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -127,7 +127,8 @@ def pack(
         except UserError as error:
             raise UserError(f"{error}{_write_beside(dest, report)}") from error
         if _is_report(earlier := report_beside(dest)):  # of a failure that is mended now
-            earlier.unlink()
+            with suppress(OSError):
+                earlier.unlink()
 
         scale = agreed("pixel scale", [s.pixel_scale_arcsec for s in surveys.values()], report)
         zero = agreed("zero point", [s.zero_point_mag for s in surveys.values()], report)
@@ -174,7 +175,7 @@ def report_beside(dest: Path) -> Path:
 
 def _is_report(path: Path) -> bool:
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes()) if path.is_file() else None  # no pipe
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and {"files", "quarantined", "skipped"} <= found.keys()
