@@ -32,6 +32,7 @@ from lensdist.tasks.base import Batch, Task
 from lensdist.tasks.build import build_task
 from lensdist.track.log import read
 
+_CLASSIFIERS = ("finetune", "common")
 TTA = {
     "rot180": AugmentConfig(rot180=True),
     "dihedral": AugmentConfig(rot180=True, rot90=True, flip=True),
@@ -74,7 +75,7 @@ class Subject:
     @property
     def classifies(self) -> bool:
         """Whether the model tells classes apart."""
-        return self.model.task in ("finetune", "common")
+        return self.model.task in _CLASSIFIERS
 
     @property
     def enlarges(self) -> bool:
@@ -135,7 +136,7 @@ def open_subject(model: Path, data: Path, out: Path | None = None) -> Subject:
     description, weights = read_export(folder)
     packed = PackedSet(data)
     run = folder.parent if (folder.parent / COMPLETE).exists() else folder
-    cfg = _configuration(description, data)
+    cfg = _configuration(description, packed)
     world = World(cfg)
     loaded = LoadedModel(description, weights, str(world.device))
     _check(loaded, packed)
@@ -155,18 +156,20 @@ def score_split(
         tta: a name in `TTA`; also score the mean of the probabilities over these views.
 
     Returns:
-        The scores (with `tta`, see `_averaged`, where asked for), and the files written.
+        The scores (with `tta`, see `_averaged`, where asked for, and with `_unscored`), and the
+        files written.
 
     Raises:
-        UserError: `eval/<split>.json` holds the scores of other data, the set lacks the model's
-            classes, or `tta` is asked of what is no classifier.
+        UserError: `eval/<split>.json` holds the scores of other data, the split has no image of
+            the model's classes, or `tta` is asked of what is no classifier.
     """
     target = subject.target(split)
     if tta is not None and not subject.classifies:
         raise UserError(f"--tta is for classifiers, and {subject.run} is a {subject.model.task}")
-    view = View(subject.packed, split, subject.cfg.data, subject.cfg.seed, subject.world.device)
+    data, seed, device = subject.cfg.data, subject.cfg.seed, subject.world.device
+    view = View(subject.packed, split, data, seed, device, lenient=True)
     outputs = subject.outputs(view, batch)
-    scores = subject.scores(outputs)
+    scores = subject.scores(outputs) | _unscored(subject, split)
     if tta is not None:
         scores["tta"] = _averaged(subject, view, batch, outputs, tta)
     if not subject.world.main:
@@ -187,8 +190,16 @@ def score_split(
     return scores, [write_atomic(target, to_json(facts)), *written]
 
 
-def _configuration(description: dict[str, Any], data: Path) -> BaseRun:
+def _configuration(description: dict[str, Any], packed: PackedSet) -> BaseRun:
     """Just enough of a configuration for the task to score with."""
+    labels, there = tuple(description["labels"]), packed.manifest.labels
+    if description["task"] not in _CLASSIFIERS and not there:
+        labels = ()  # only classifiers need any
+    if labels and not set(labels) & set(there):
+        raise UserError(
+            f"{packed.path} has none of the model's classes, {', '.join(labels)}; it has "
+            f"{', '.join(there) or 'no labels'}"
+        )
     schema = TASKS[description["task"]]
     told = ("model", "mask", "learn", "loss", "floor", "data_range")
     parts = {
@@ -197,10 +208,26 @@ def _configuration(description: dict[str, Any], data: Path) -> BaseRun:
     return schema(
         task=description["task"],
         run={"dir": "."},
-        data=DataConfig(path=data, classes=tuple(description["labels"]) or None),
+        data=DataConfig(path=packed.path, classes=labels or None),
         augment=AugmentConfig(rot180=False),
         **parts,
     )
+
+
+def _unscored(subject: Subject, split: str) -> dict[str, Any]:
+    """What scores do not cover: `left_out`, the images of classes that the model does not know, or
+    of none, by class; `lacking`, the model's classes of which there is no image; and
+    `not_computed`, what there are too many classes for."""
+    classes, packed = subject.cfg.data.classes, subject.packed
+    names = [*packed.manifest.labels, "unlabelled"]  # whose number is -1
+    numbers = np.asarray(packed.labels)[packed.indices(split)]
+    counts = dict(zip(names, np.bincount(numbers % len(names), minlength=len(names)), strict=True))
+    many = subject.classifies and len(subject.model.labels) > metrics.MANY_CLASSES
+    return {
+        "left_out": {n: int(k) for n, k in counts.items() if classes and k and n not in classes},
+        "lacking": [name for name in classes or () if not counts.get(name)],
+        "not_computed": ["ROC curves", "intervals of AUCs"] if many else [],
+    }
 
 
 def _check(model: LoadedModel, packed: PackedSet) -> None:

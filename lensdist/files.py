@@ -50,6 +50,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def printable(text: object) -> str:
+    r"""A stranger's text, such as a file's name, in one line and harmless to a terminal.
+
+    Control and bidirectional characters, and bytes that are not UTF-8, are escaped: \x1b, \u202e.
+    """
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return "".join(escaped)
+
+
 def plain(value: Any) -> Any:
     """Turn tensors, arrays, paths and NumPy scalars into what JSON knows; NaN and ±inf to None.
 

@@ -30,16 +30,23 @@ def classifier(
     title: str,
 ) -> tuple[dict[str, Any], list[Path]]:
     logits, truth = outputs["logits"], outputs["label"]
-    more: dict[str, Any] = {
-        "roc": metrics.roc_curves(logits, truth, labels),
-        "reliability": metrics.reliability(logits, truth),
-    }
+    more: dict[str, Any] = {"reliability": metrics.reliability(logits, truth)}
+    drawn = []
+    if len(labels) <= metrics.MANY_CLASSES:
+        more["roc"] = metrics.roc_curves(logits, truth, labels)
+        drawn.append(
+            figures.roc(
+                folder / "roc.png",
+                more["roc"],
+                scores["auc_per_class"],
+                scores["n"],
+                f"ROC, {title}",
+            )
+        )
     if "mass" in outputs and {"cdm", "axion"} <= set(labels):
         more["by_axion_mass"] = metrics.mass_binned(logits, truth, outputs["mass"], labels)
     return more, [
-        figures.roc(
-            folder / "roc.png", more["roc"], scores["auc_per_class"], scores["n"], f"ROC, {title}"
-        ),
+        *drawn,
         figures.confusion(
             folder / "confusion.png", scores["confusion"], labels, f"Confusion, {title}"
         ),

@@ -68,12 +68,20 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--batch must be 1 or more, not {args.batch}")
     from lensdist import hard
     from lensdist.assess import open_subject, score_split
+    from lensdist.evaluate.metrics import MANY_CLASSES
     from lensdist.evaluate.report import hard_table, lines
+    from lensdist.files import printable
 
     subject = open_subject(args.model, args.data, args.out)
     planned = None if args.hard is None else hard.plan(subject, args.hard, args.family)
     scores, written = score_split(subject, args.split, args.batch, args.tta)
     print("\n".join(lines(scores)))
+    for name, n in scores["left_out"].items():
+        print(f"left out {n:,} images: {printable(name)}, which is not a class of the model")
+    for name in scores["lacking"]:
+        print(f"no images of {printable(name)}, which is a class of the model")
+    for what in scores["not_computed"]:
+        print(f"left out: {what}, for there are more than {MANY_CLASSES} classes")
     if planned is not None:
         variants, more = hard.score_hard(subject, planned)
         written += more

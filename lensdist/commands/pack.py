@@ -12,8 +12,10 @@ EPILOG = """examples:
   lensdist pack Dataset/ packed/vi_a --pixel-scale 0.101 --psf-fwhm 0.16 --zero-point 24
   lensdist pack Dataset/ packed/vi_b                    # {HR,LR}/sample<N>.npy
   lensdist pack stamps/ packed/survey --layout images   # FITS stamps without labels
+  lensdist pack euclid/ packed/vis --hdu VIS_FLUX       # one of several images in each file
 
-DEST/report.json names every file that was left out, and why.
+DEST/report.json names every file that was left out, and why; where no set could be made,
+DEST.report.json does.
 """
 
 
@@ -56,6 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="class folders, HR/LR pairs, or images without labels (default: auto)",
     )
+    parser.add_argument(
+        "--hdu",
+        metavar="NAME|N",
+        help="which image of a FITS file with several, or array of a .npz (default: the only one)",
+    )
     parser.add_argument("--labels", help="class folders in label order, as a,b,c")
     parser.add_argument("--pixel-scale", type=_positive, help="arcsec a pixel")
     parser.add_argument("--psf-fwhm", type=_positive, help="full width at half maximum, arcsec")
@@ -89,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         pixel_scale_arcsec=args.pixel_scale,
         psf_fwhm_arcsec=args.psf_fwhm,
         zero_point_mag=args.zero_point,
+        hdu=args.hdu,
         jobs=args.jobs or min(4, os.cpu_count() or 1),
         progress=_progress() if sys.stderr.isatty() else None,
     )
@@ -100,10 +108,11 @@ def run(args: argparse.Namespace) -> int:
     for name in manifest.counts["train"]:
         numbers = (of[name] for of in manifest.counts.values())
         print(f"  {name:<{width}}" + "".join(f"{n:9d}" for n in numbers))
-    for why, n in sorted(report.skipped.items()):
-        print(f"skipped {n} ({why})")
+    left = len(report.quarantined)
+    print(f"found {report.files:,} files: {report.files - left:,} packed, {left:,} quarantined")
+    print("".join(f"{line}\n" for line in report.skipped.lines()), end="")
     if report.quarantined:
-        print(f"quarantined {len(report.quarantined)}: {report.top_reasons()}")
+        print(f"quarantined {left}: {report.top_reasons()}")
         print(f"  all of them: {Path(args.dest) / REPORT}")
     for note in report.notes:
         print(f"note: {note}")

@@ -5,82 +5,121 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lensdist.data.fits_bounds import check_gzip_tiles, check_structure
 from lensdist.data.quarantine import BadFile
 from lensdist.data.readers import Raw
 
 _MASKS = ("MASK", "DQ")
 _WEIGHTS = ("WHT", "WEIGHT")
-_NOT_IMAGES = (*_MASKS, *_WEIGHTS, "ERR", "VAR", "VARIANCE", "IVAR", "PSF")
+# What pipelines, HST's and JWST's among them, write beside an image.
+_NOT_IMAGES = (
+    *_MASKS, *_WEIGHTS, "ERR", "VAR", "VARIANCE", "IVAR", "PSF", "RMS", "NOISE", "SIGMA", "CON",
+    "CTX", "VAR_POISSON", "VAR_RNOISE", "VAR_FLAT",
+)  # fmt: skip
 _ZERO_POINTS = ("ZEROPNT", "MAGZERO", "PHOTZP", "ZP")
-# Compressed images stay tables: their tiles unpack to what the file says, without a bound.
-OPTIONS = {"memmap": False, "disable_image_compression": True}
-"""Of `astropy.io.fits.open`, for files of strangers."""
-
+_LISTED = 30  # HDUs that a message names
 _ARCSEC = {"deg": 3600.0, "arcmin": 60.0, "arcsec": 1.0}
 
 
-def parse_fits(data: bytes) -> Raw:
-    """Read `SCI`, or else the first image with data that is not a mask, weight or error map.
+def parse_fits(data: bytes, choice: str | None = None) -> Raw:
+    """Read the chosen image, or the only one that is not a mask, weight or error map.
 
     `MASK` or `DQ` gives bad pixels (nonzero is bad), `WHT` or `WEIGHT` the weights.
 
     Raises:
-        BadFile: no image, or one whose header promises more than the file holds.
+        BadFile: no image, several and no choice, or more than may be unpacked.
     """
-    from astropy.io import fits
-
-    if not data.startswith(b"SIMPLE  ="):
-        raise BadFile("it is not a FITS file")
-    quiet = warnings.catch_warnings(action="ignore")  # astropy warns of every odd card
-    with quiet, fits.open(io.BytesIO(data), **OPTIONS) as hdus:
-        if any(hdu.header.get("ZIMAGE") for hdu in hdus):
-            raise BadFile("it is tile-compressed: unpack it with `funpack` first")
-        images = _images(hdus)
-        science = science_hdu(hdus)
+    with open_fits(data) as hdus:
+        science = science_hdu(hdus, choice)
         return Raw(
-            _pixels(science, len(data)),
-            badpix=_pixels(_named(images, _MASKS), len(data)),
-            weight=_pixels(_named(images, _WEIGHTS), len(data)),
+            _pixels(science, data, hdus),
+            badpix=_pixels(_beside(hdus, _MASKS, science), data, hdus),
+            weight=_pixels(_beside(hdus, _WEIGHTS, science), data, hdus),
             pixel_scale_arcsec=_pixel_scale(science.header),
             zero_point_mag=_zero_point(science.header, hdus[0].header),
         )
 
 
-def science_hdu(hdus: Any) -> Any:
-    """The HDU with the image: `SCI`, or else the first that is not a mask, weight or error map.
+@contextmanager
+def open_fits(data: bytes) -> Iterator[Any]:
+    """astropy's list of HDUs, once the structure is known to be small enough for it.
 
     Raises:
-        BadFile: there is none.
+        BadFile: see `check_structure`.
+    """
+    from astropy.io import fits
+
+    if not data.startswith(b"SIMPLE  ="):
+        raise BadFile("it is not a FITS file")
+    check_structure(data)
+    quiet = warnings.catch_warnings(action="ignore")  # astropy warns of every odd card
+    with quiet, fits.open(io.BytesIO(data), memmap=False) as hdus:
+        yield hdus
+
+
+def science_hdu(hdus: Any, choice: str | None = None) -> Any:
+    """The HDU with the image: the chosen one, or the only one that is an image of its own.
+
+    Args:
+        hdus: of the file.
+        choice: the HDU's number from 0, or its EXTNAME in any case.
+
+    Raises:
+        BadFile: there is none, or there are several; the message lists all HDUs.
     """
     images = _images(hdus)
-    found = _named(images, ("SCI",)) or next(
-        (hdu for hdu in images if hdu.name not in _NOT_IMAGES), None
-    )
-    if found is None:
-        raise BadFile("it has no image")
-    return found
+    if choice is None:
+        found = [hdu for hdu in images if hdu.name not in _NOT_IMAGES]
+    elif choice.isdecimal():
+        found = [hdu for i, hdu in enumerate(hdus) if i == int(choice) and hdu in images]
+    else:
+        found = [hdu for hdu in images if hdu.name == choice.upper()]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(
+        f"{i} {hdu.name} ({'x'.join(map(str, hdu.shape)) or 'empty' if hdu.is_image else 'table'})"
+        for i, hdu in enumerate(hdus[:_LISTED])
+    ) + (f" and {len(hdus) - _LISTED} more" if len(hdus) > _LISTED else "")
+    many = f"has {len(found)} images" if found else "has no image"
+    if choice is None:
+        raise BadFile(f"it {many}{'; choose one with --hdu NAME or N' if found else ''}: {listed}")
+    raise BadFile(f"it {many} that --hdu {choice} could mean: {listed}")
 
 
 def _images(hdus: Any) -> list[Any]:
     return [hdu for hdu in hdus if hdu.is_image and hdu.header.get("NAXIS", 0) > 0]
 
 
-def _named(hdus: list[Any], names: tuple[str, ...]) -> Any:
-    return next((hdu for name in names for hdu in hdus if hdu.name == name), None)
+def _beside(hdus: Any, names: tuple[str, ...], science: Any) -> Any:
+    """The HDU of the first of these names that is there; of several, or beside several images of
+    the same name, the one with the image's EXTVER."""
+    images = _images(hdus)
+    found: list[Any] = next(
+        (same for name in names if (same := [hdu for hdu in images if hdu.name == name])), []
+    )
+    if len(found) > 1 or sum(hdu.name == science.name for hdu in images) > 1:
+        found = [hdu for hdu in found if hdu.ver == science.ver]
+    if len(found) > 1:
+        raise BadFile(f"it has {len(found)} HDUs called {found[0].name} of one EXTVER")
+    return found[0] if found else None
 
 
-def _pixels(hdu: Any, present: int) -> Any:
+def _pixels(hdu: Any, data: bytes, hdus: Any) -> Any:
+    from astropy.io import fits
+
     if hdu is None:
         return None
-    header = hdu.header
-    shape = [int(header[f"NAXIS{i + 1}"]) for i in range(int(header["NAXIS"]))]
-    if min(shape) < 0 or math.prod(shape) * abs(int(header["BITPIX"])) // 8 > present:
-        raise BadFile("it is cut short: its header promises more pixels than the file holds")
+    if isinstance(hdu, fits.CompImageHDU):
+        options = {"memmap": False, "disable_image_compression": True}
+        with fits.open(io.BytesIO(data), **options) as tables:
+            check_gzip_tiles(tables[hdus.index(hdu)])
     pixels: npt.NDArray[Any] = np.asarray(hdu.data)
     return pixels
 

@@ -13,20 +13,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from lensdist.data.manifest import MANIFEST, Kind
-from lensdist.data.readers import SUFFIXES
+from lensdist.data.folders import walk
+from lensdist.data.manifest import Kind
+from lensdist.data.quarantine import Passed
+from lensdist.data.readers import ENDINGS
 from lensdist.data.splits import SPLITS
 from lensdist.errors import UserError
+from lensdist.files import printable
 
 Layout = Literal["auto", "classes", "pairs", "images"]
 _KINDS: dict[str, Kind] = {"classes": "classify", "pairs": "pairs", "images": "images"}
 
+_MAX_CLASSES = 1000
 _CANONICAL = (("no_sub", "cdm", "axion"), ("no", "sphere", "vort"))
 _SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -60,7 +63,7 @@ class Listing:
     entries: list[Entry] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)
     """Image files outside any class or split folder."""
-    skipped: Counter[str] = field(default_factory=Counter)
+    skipped: Passed = field(default_factory=Passed)
 
 
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -83,9 +86,15 @@ def find(root: Path, layout: Layout = "auto", labels: Sequence[str] | None = Non
             meaning cannot be told; the message names them.
     """
     listing = Listing(root)
-    files, folders = _walk(root, listing.skipped)
+    inside = dict(walk(root, listing.skipped))
+    files = [file for names in inside.values() for file in names]
     if not files:
-        raise UserError(f"{root} holds no image files ({', '.join(SUFFIXES)})")
+        passed = "; ".join(("", *listing.skipped.lines()))
+        raise UserError(f"{printable(root)} holds no image files ({ENDINGS}){passed}")
+    homes = _with_parents(folder for folder, names in inside.items() if names)
+    empty = sorted(inside.keys() - homes)
+    for folder in empty:
+        listing.skipped.add("folder without images", folder)
     anchor = _anchor(files)
     paths = [(file, PurePosixPath(file).relative_to(anchor).parts) for file in files]
     split_of = _split_folders(root, {parts[0] for _, parts in paths if len(parts) > 1})
@@ -106,9 +115,11 @@ def find(root: Path, layout: Layout = "auto", labels: Sequence[str] | None = Non
     listing.kind = _KINDS[layout]
 
     if layout == "classes":
-        _classes(listing, members, folders, labels)
+        _classes(listing, members, empty, labels)
     elif labels:
-        raise UserError(f"--labels goes with class folders, and {root} is taken for {layout}")
+        raise UserError(
+            f"--labels goes with class folders, and {printable(root)} is taken for {layout}"
+        )
     elif layout == "pairs":
         _pairs(listing, members)
     else:
@@ -124,48 +135,14 @@ def find(root: Path, layout: Layout = "auto", labels: Sequence[str] | None = Non
     return listing
 
 
-def _walk(root: Path, skipped: Counter[str]) -> tuple[list[str], list[str]]:
-    """Image files and folders below `root`, as relative names; what is passed over is counted."""
-    files: list[str] = []
-    folders: list[str] = []
-    seen: set[tuple[int, int]] = set()
-    todo = [""]
-    while todo:
-        folder = todo.pop()
-        try:
-            about = os.stat(root / folder)
-            if (about.st_dev, about.st_ino) in seen:
-                skipped["folder linked twice"] += 1
-                continue
-            seen.add((about.st_dev, about.st_ino))
-            entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
-        except OSError as error:
-            # A class that cannot be listed is not one bad file: the set would have a hole.
-            raise UserError(f"cannot list {root / folder}: {error.strerror}") from error
-        if any(entry.name == MANIFEST for entry in entries):
-            raise UserError(f"{root / folder} is a packed set already")
-        folders.append(folder)
-        for entry in entries:
-            name = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.name == "__MACOSX":
-                skipped["__MACOSX"] += sum(len(names) for _, _, names in os.walk(root / name))
-            elif entry.name.startswith("."):
-                skipped["hidden"] += 1
-            elif is_folder(entry):
-                todo.append(name)
-            elif entry.name.lower().endswith(SUFFIXES):
-                files.append(name)
-            else:
-                skipped["other file type"] += 1
-    return files, folders
-
-
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is one; a link to itself is not, and as a file it is refused with the reason."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
+def _with_parents(folders: Iterable[str]) -> set[str]:
+    """These folders and all above them, up to the source, ""."""
+    found = {""}
+    for folder in folders:
+        while folder not in found:
+            found.add(folder)
+            folder = folder.rpartition("/")[0]
+    return found
 
 
 def _anchor(files: Iterable[str]) -> PurePosixPath:
@@ -181,9 +158,13 @@ def _split_folders(root: Path, tops: set[str]) -> dict[str, str]:
     if "train" not in split_of.values() or len(split_of) < 2:
         return {}
     if others := sorted(tops - set(split_of)):
-        raise UserError(f"{root} has images in {others[0]!r} beside its train and test folders")
+        raise UserError(
+            f"{printable(root)} has images in {others[0]!r} beside its train and test folders"
+        )
     if len(set(split_of.values())) < len(split_of):
-        raise UserError(f"{root} has two folders for one split: {', '.join(sorted(split_of))}")
+        raise UserError(
+            f"{printable(root)} has two folders for one split: {', '.join(sorted(split_of))}"
+        )
     if "test" in split_of.values():
         return split_of
     return {top: "test" if split == "val" else split for top, split in split_of.items()}
@@ -192,34 +173,43 @@ def _split_folders(root: Path, tops: set[str]) -> dict[str, str]:
 def _classes(
     listing: Listing,
     members: list[tuple[str, str | None, str]],
-    folders: list[str],
+    empty: list[str],
     labels: Sequence[str] | None,
 ) -> None:
     listing.strays += [file for file, _, parent in members if not parent]
     found = {parent for _, _, parent in members if parent}
+    if not labels and len(found) > _MAX_CLASSES:
+        raise UserError(
+            f"{printable(listing.root)} has images in {len(found):,} folders, which do not look "
+            f"like classes (at most {_MAX_CLASSES:,}): give --layout images, or --labels"
+        )
     listing.labels = list(labels) if labels else _label_order(found)
     if labels and (unknown := sorted(found - set(labels))):
-        raise UserError(f"{listing.root} has images in {unknown[0]!r}, which --labels leaves out")
+        raise UserError(
+            f"{printable(listing.root)} has images in {unknown[0]!r}, which --labels leaves out"
+        )
     if odd := sorted(c for c in found if not c.isprintable()):
-        raise UserError(f"{listing.root}: {odd[0]!a} cannot be the name of a class")
+        raise UserError(f"{printable(listing.root)}: {odd[0]!a} cannot be the name of a class")
     if not labels and (confusing := sorted(c for c in found if c.lower() in _SPLIT_NAMES)):
         raise UserError(
-            f"{listing.root}: {confusing[0]!r} is where a class should be; put split folders "
-            "above class folders, or give --labels"
+            f"{printable(listing.root)}: {confusing[0]!r} is where a class should be; put split "
+            "folders above class folders, or give --labels"
         )
-    homes = {str(PurePosixPath(file).parent) for file, _, parent in members if parent}
-    beside = {str(PurePosixPath(home).parent) for home in homes}
-    for folder in folders:
-        leaf = not any(home == folder or home.startswith(f"{folder}/") for home in homes)
-        if leaf and not labels and folder and str(PurePosixPath(folder).parent) in beside:
+    beside = {str(PurePosixPath(file).parent.parent) for file, _, parent in members if parent}
+    for folder in () if labels else empty:
+        if str(PurePosixPath(folder).parent) in beside:
             raise UserError(
-                f"class folder {listing.root / folder} holds no images; remove it, or name the "
-                "classes with --labels"
+                f"class folder {printable(listing.root / folder)} holds no images; remove it, or "
+                "name the classes with --labels"
             )
     for split in {split for _, split, _ in members}:
         missing = set(listing.labels) - {parent for _, s, parent in members if s == split}
         if missing:
-            where = f"the {split} split of {listing.root}" if split else listing.root
+            where = (
+                f"the {split} split of {printable(listing.root)}"
+                if split
+                else printable(listing.root)
+            )
             raise UserError(f"{where} has no images of class {sorted(missing)[0]!r}")
     number = {name: i for i, name in enumerate(listing.labels)}
     listing.entries = [
@@ -242,17 +232,20 @@ def _pairs(listing: Listing, members: list[tuple[str, str | None, str]]) -> None
             continue
         digits = re.findall(r"[0-9]+", PurePosixPath(file).stem)
         if not digits:
-            raise UserError(f"{listing.root / file} has no number to pair it by")
+            raise UserError(f"{printable(listing.root / file)} has no number to pair it by")
         key = (split, int(digits[-1]))
         other = sides[parent.lower()].setdefault(key, file)
         if other != file:
-            raise UserError(f"{other} and {file} in {listing.root} have the same number")
+            raise UserError(
+                f"{printable(other)} and {printable(file)} in {printable(listing.root)} have the "
+                "same number"
+            )
     unmatched = sides["lr"].keys() ^ sides["hr"].keys()
     lone = [side[key] for side in sides.values() for key in unmatched & side.keys()]
     if lone:
         raise UserError(
-            f"{len(lone)} of the files in {listing.root} have no partner of the same number: "
-            f"{', '.join(sorted(lone, key=natural)[:3])}"
+            f"{len(lone)} of the files in {printable(listing.root)} have no partner of the same "
+            f"number: {printable(', '.join(sorted(lone, key=natural)[:3]))}"
         )
     listing.entries = [
         Entry(file, split=key[0], target=sides["hr"][key]) for key, file in sides["lr"].items()

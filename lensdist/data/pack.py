@@ -7,6 +7,7 @@ made on the whole set; the second writes. Results come back in order, so `jobs` 
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
 import os
@@ -15,30 +16,33 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from lensdist.data import layouts
-from lensdist.data.layouts import Entry, Layout
+from lensdist.data.layouts import Entry, Layout, Listing
 from lensdist.data.manifest import DType, Manifest
 from lensdist.data.packed_writer import PackedWriter, check_scaled
 from lensdist.data.quarantine import BadFile, Report
-from lensdist.data.readers import Reading
+from lensdist.data.readers import Reading, check_choice
 from lensdist.data.staging import check_free
 from lensdist.data.survey import (
     Survey,
     agreed,
     check_classes,
     read_all,
+    refuse,
     same_shape,
     survey_files,
     without_duplicates,
 )
 from lensdist.errors import RunError, UserError
+from lensdist.files import printable, to_json, write_atomic
 
 _CHUNK = 32  # files a task: enough to hide a queue's latency
 _CHUNK_BYTES = 32 << 20  # of pixels that a task may bring back: few, where images are large
@@ -59,10 +63,13 @@ def pack(
     pixel_scale_arcsec: float | None = None,
     psf_fwhm_arcsec: float | None = None,
     zero_point_mag: float | None = None,
+    hdu: str | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> tuple[Manifest, Report]:
     """Pack the images of a folder.
+
+    When that fails after all files were looked at, `report_beside(dest)` says what was found.
 
     Args:
         src: the folder; see `layouts` for the forms it may have.
@@ -74,6 +81,7 @@ def pack(
         labels: class names in label order.
         pixel_scale_arcsec, zero_point_mag: default to what FITS headers agree on.
         psf_fwhm_arcsec: of the images' PSF.
+        hdu: which image of FITS files, by number or name, or which array of .npz.
         jobs: processes that read.
         progress: called with (what, done, of).
 
@@ -86,12 +94,17 @@ def pack(
     """
     src, dest = Path(src), Path(dest)
     if not src.is_dir():
-        raise UserError(f"{src} is not a folder")
+        raise UserError(f"{printable(src)} is not a folder")
     if dest.resolve().is_relative_to(src.resolve()):
-        raise UserError(f"{dest} lies inside {src}: the next pack would read it as input")
+        raise UserError(
+            f"{printable(dest)} lies inside {printable(src)}: the next pack would read it as input"
+        )
     check_free(dest)
     listing = layouts.find(src, layout, labels)
     report = Report(skipped=listing.skipped)
+    names = [name for e in listing.entries for name in (e.name, e.target) if name is not None]
+    report.files = len(names) + len(listing.strays)
+    check_choice(hdu, names)
     for name in listing.strays:
         report.refuse(name, "it lies outside any class or split folder")
 
@@ -101,20 +114,21 @@ def pack(
             spawn = multiprocessing.get_context("spawn")  # forking a process with threads may hang
             pool = stack.enter_context(ProcessPoolExecutor(jobs, spawn, _exit_with_parent))
         surveys: dict[Entry, Survey] = {}
-        found = _ordered(pool, jobs, survey_files, src, listing.entries, _CHUNK)
+        found = _ordered(pool, jobs, partial(survey_files, hdu), src, listing.entries, _CHUNK)
         for i, (entry, survey) in enumerate(zip(listing.entries, found, strict=True)):
             if isinstance(survey, Survey):
                 surveys[entry] = survey
             else:
-                report.refuse(entry.name, survey)
+                refuse(report, entry, survey)
             if progress:
                 progress("read", i + 1, len(listing.entries))
-        surveys = same_shape(surveys, report)
-        surveys = without_duplicates(surveys, report)
-        report.check(len(listing.entries) + len(listing.strays), max_bad)
-        check_classes(listing, surveys, report)
-        for entry, survey in surveys.items():
-            check_scaled(dtype, survey.low, survey.high, entry.name)
+        try:
+            surveys = _chosen(listing, surveys, report, max_bad, dtype)
+        except UserError as error:
+            raise UserError(f"{error}{_write_beside(dest, report)}") from error
+        if _is_report(earlier := report_beside(dest)):  # of a failure that is mended now
+            with suppress(OSError):
+                earlier.unlink()
 
         scale = agreed("pixel scale", [s.pixel_scale_arcsec for s in surveys.values()], report)
         zero = agreed("zero point", [s.zero_point_mag for s in surveys.values()], report)
@@ -122,7 +136,7 @@ def pack(
             dest,
             labels=listing.labels,
             seed=seed,
-            source={"folder": ascii(src.resolve().name)[1:-1], "layout": listing.kind},
+            source={"folder": ascii(src.resolve().name)[1:-1], "layout": listing.kind, "hdu": hdu},
             kind=listing.kind,
             pixel_scale_arcsec=scale if pixel_scale_arcsec is None else pixel_scale_arcsec,
             psf_fwhm_arcsec=psf_fwhm_arcsec,
@@ -135,18 +149,68 @@ def pack(
         try:
             pixels = sum(math.prod(shape) for shape in surveys[entries[0]].shapes)
             chunk = min(_CHUNK, max(1, _CHUNK_BYTES // (4 * pixels)))
-            loaded = _ordered(pool, jobs, _load, src, entries, chunk)
+            loaded = _ordered(pool, jobs, partial(_load, hdu), src, entries, chunk)
             for i, (entry, (sha256, readings)) in enumerate(zip(entries, loaded, strict=True)):
                 if sha256 != surveys[entry].sha256:
-                    raise RunError(f"{src / entry.name} changed while it was being packed")
+                    raise RunError(
+                        f"{printable(src / entry.name)} changed while it was being packed"
+                    )
                 _add(writer, entry, sha256, readings)
                 if progress:
                     progress("packed", i + 1, len(entries))
             return writer.finish(), report
         except BadFile as error:
-            raise RunError(f"a file of {src} changed while it was being packed: {error}") from error
+            raise RunError(
+                f"a file of {printable(src)} changed while it was being packed: {error}"
+            ) from error
         except OSError as error:
-            raise RunError(f"cannot write {dest}: {error.strerror or error}") from error
+            raise RunError(f"cannot write {printable(dest)}: {error.strerror or error}") from error
+
+
+def report_beside(dest: Path) -> Path:
+    """Where a pack that makes no set says which files it found: `DEST.report.json`."""
+    dest = Path(os.path.abspath(dest))
+    return dest.with_name(f"{dest.name}.report.json")
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else None  # no pipe
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"files", "quarantined", "skipped"} <= found.keys()
+
+
+def _write_beside(dest: Path, report: Report) -> str:
+    """Write the report of a failure; the sentence that says where, or why not."""
+    path = report_beside(dest)
+    if os.path.lexists(path) and not _is_report(path):
+        return f" (no report: {printable(path)} is another file)"
+    try:
+        write_atomic(path, to_json(report.as_json()) + "\n")
+    except OSError as error:
+        return f" (no report: cannot write {printable(path)}: {error.strerror})"
+    return f" All files: {printable(path)}"
+
+
+def _chosen(
+    listing: Listing,
+    surveys: dict[Entry, Survey],
+    report: Report,
+    max_bad: float,
+    dtype: DType,
+) -> dict[Entry, Survey]:
+    """What becomes of the set; the rest is named in the report.
+
+    Raises:
+        UserError: too many files are bad, or what is left does not make a set.
+    """
+    surveys = without_duplicates(same_shape(surveys, report), report)
+    report.check(max_bad)
+    check_classes(listing, surveys, report)
+    for entry, survey in surveys.items():
+        check_scaled(dtype, survey.low, survey.high, entry.name)
+    return surveys
 
 
 def _exit_with_parent() -> None:
@@ -187,8 +251,8 @@ def _ordered(
         raise RunError("a process that read files was killed; try again with --jobs 1") from error
 
 
-def _load(root: Path, entries: list[Entry]) -> list[tuple[str, list[Reading]]]:
-    return [read_all(root, entry) for entry in entries]
+def _load(hdu: str | None, root: Path, entries: list[Entry]) -> list[tuple[str, list[Reading]]]:
+    return [read_all(root, entry, hdu) for entry in entries]
 
 
 def _add(writer: PackedWriter, entry: Entry, sha256: str, readings: list[Reading]) -> None:

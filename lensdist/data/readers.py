@@ -6,11 +6,16 @@ nothing is allocated on its word, and sizes must agree with the bytes that are t
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import math
 import os
+import re
 import stat
 import zipfile
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +25,18 @@ import numpy.typing as npt
 
 from lensdist.data.pickled import parse_axion
 from lensdist.data.quarantine import BadFile
+from lensdist.errors import UserError
 
-SUFFIXES = (".npy", ".npz", ".fits", ".fit", ".fts")
+ENDINGS = ".npy, .npz, .fits, .fit, .fts, each also .gz or .bz2, and .fits.fz"
+"""How names of image files end, in any case."""
+_NAME = re.compile(
+    r"(.+?)(?:(\.np[yz])(?:\.gz|\.bz2)?|(\.fits|\.fit|\.fts)(?:\.gz|\.bz2|\.fz)?)",
+    re.IGNORECASE | re.DOTALL,
+)
 MAX_BYTES = 256 << 20  # of a file, and of what a compressed one may grow to
+_MAX_MEMBERS = 1000  # of a .npz; zipfile keeps 500 bytes of each
 _MAX_BANDS = 16
+_BESIDE = ("mask", "badpix", "weight", "mass")  # arrays of a .npz that say something of the image
 
 Array = npt.NDArray[Any]
 
@@ -56,13 +69,32 @@ class Raw:
     zero_point_mag: float | None = None
 
 
+def form(name: str) -> tuple[str, str] | None:
+    """What an image file's name is made of: `("a", ".fits")` of `a.FITS.gz`; None: not an image."""
+    found = _NAME.fullmatch(name)
+    return (found[1], (found[2] or found[3]).lower()) if found else None
+
+
+def check_choice(hdu: str | None, names: Iterable[str]) -> None:
+    """Check that `--hdu` can mean anything in these files.
+
+    Raises:
+        UserError: none of them can hold several images.
+    """
+    forms = (form(Path(name).name) for name in names)
+    if hdu is not None and not any(each and each[1] != ".npy" for each in forms):
+        raise UserError(f"--hdu {hdu} chooses an image of FITS or .npz files; there are none here")
+
+
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """The whole of a regular file of at most `MAX_BYTES`.
 
     Raises:
-        BadFile: it is larger, empty, cannot be read, or is a pipe or device.
+        BadFile: it is larger, empty, cannot be read, changes meanwhile, or is a pipe or device.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a device may already do something
+            raise BadFile("it is not a regular file")
         # O_NONBLOCK: opening a named pipe would otherwise wait for ever for somebody to write.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             about = os.fstat(file.fileno())
@@ -71,33 +103,59 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
             if about.st_size > MAX_BYTES:
                 raise BadFile(f"it is larger than {MAX_BYTES >> 20} MiB")
             data = file.read(MAX_BYTES + 1)
+            after = os.fstat(file.fileno())
     except OSError as error:
         raise BadFile(f"it cannot be read: {error.strerror}") from error
+    if (len(data), after.st_mtime_ns) != (about.st_size, about.st_mtime_ns):
+        raise BadFile("it changed while it was read")
     if not data:
         raise BadFile("it is empty")
     return data
 
 
-def parse(data: bytes, suffix: str) -> Reading:
+def unpacked(data: bytes) -> bytes:
+    """The bytes of a file that was compressed as a whole, by gzip or bzip2; else the same bytes.
+
+    Raises:
+        BadFile: they would be more than `MAX_BYTES`.
+        OSError, EOFError, zlib.error: they are damaged.
+    """
+    stream = io.BytesIO(data)
+    if data[:2] == b"\x1f\x8b":
+        with gzip.open(stream) as file:
+            data = file.read(MAX_BYTES + 1)
+    elif data[:3] == b"BZh":
+        with bz2.open(stream) as packed:
+            data = packed.read(MAX_BYTES + 1)
+    else:
+        return data
+    if len(data) > MAX_BYTES:
+        raise BadFile(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
+    return data
+
+
+def parse(data: bytes, suffix: str, hdu: str | None = None) -> Reading:
     """Turn a file's bytes into a checked image.
 
     Args:
-        data: the bytes.
-        suffix: of the file name, `.npy`, `.npz`, `.fits`, `.fit` or `.fts`, in any case.
+        data: the bytes, as in the file or `unpacked`.
+        suffix: see `form`.
+        hdu: which image of a FITS file, by number or name, or which array of a .npz.
 
     Raises:
         BadFile: it is damaged, hostile, not one image of real numbers, constant, or has NaN or
-            infinity outside its bad pixels.
+            infinity outside its bad pixels; or it has several images, and `hdu` is None.
     """
     try:
+        data = unpacked(data)
         if suffix.lower() == ".npy":
             raw = _parse_npy(data)
         elif suffix.lower() == ".npz":
-            raw = _parse_npz(data)
+            raw = _parse_npz(data, hdu)
         else:
             from lensdist.data.fits import parse_fits
 
-            raw = parse_fits(data)
+            raw = parse_fits(data, hdu)
         return _checked(raw)
     except BadFile:
         raise
@@ -107,7 +165,7 @@ def parse(data: bytes, suffix: str) -> Reading:
 
 def read(path: Path) -> Reading:
     """`parse` of `read_bytes`."""
-    return parse(read_bytes(path), path.suffix)
+    return parse(read_bytes(path), (form(path.name) or ("", ""))[1])
 
 
 def _parse_npy(data: bytes) -> Raw:
@@ -140,17 +198,47 @@ def _parse_npy(data: bytes) -> Raw:
     return Raw(flat.reshape(shape, order="F" if fortran else "C"))
 
 
-def _parse_npz(data: bytes) -> Raw:
+def open_npz(data: bytes) -> zipfile.ZipFile:
+    """Open an archive of arrays.
+
+    Raises:
+        BadFile: it has too many members, or two of one name.
+    """
+    if data.count(b"PK\x01\x02") > _MAX_MEMBERS:  # before zipfile makes an object of each
+        raise BadFile(f"it holds more than {_MAX_MEMBERS} arrays")
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    twice = [name for name, n in Counter(archive.namelist()).items() if n > 1]
+    if twice:
+        raise BadFile(f"it holds two arrays called {twice[0]!a}")
+    return archive
+
+
+def image_member(archive: zipfile.ZipFile, choice: str | None) -> str:
+    """The name of the array that is the image: the one chosen, `image`, or the only one.
+
+    Raises:
+        BadFile: there is no such array, or there are several.
+    """
+    names = [name.removesuffix(".npy") for name in archive.namelist()]
+    images = [name for name in names if name not in _BESIDE]
+    wanted = choice or ("image" if "image" in images or len(images) != 1 else images[0])
+    if wanted in names:
+        return wanted
+    listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    if choice:
+        raise BadFile(f"it holds no array {choice!a}, but {listed}")
+    raise BadFile(
+        f"it holds several arrays and none is called `image`; choose one with --hdu NAME: {listed}"
+    )
+
+
+def _parse_npz(data: bytes, choice: str | None) -> Raw:
     """One array, or `image` with `mask` or `badpix` (nonzero is bad), `weight` and `mass`."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    with open_npz(data) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
             raise BadFile(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
-        known = ("mask", "badpix", "weight", "mass")
-        images = [key for key in members if key not in known]
-        key = "image" if "image" in members else images[0] if len(images) == 1 else ""
-        if not key:
-            raise BadFile("it holds several arrays and none is called `image`")
+        key = image_member(archive, choice)
 
         def member(name: str) -> Array | None:
             if name not in members:

@@ -66,17 +66,24 @@ class View:
             latter two in `train` only, so that small runs are compared on the same test images).
         seed: draws the subset to train on.
         device: where batches go.
+        lenient: `classes` may name some that the set has not.
 
     Raises:
         UserError: a class that the set has not, or fewer images than asked for.
     """
 
     def __init__(
-        self, packed: PackedSet, split: str, cfg: DataConfig, seed: int, device: torch.device
+        self,
+        packed: PackedSet,
+        split: str,
+        cfg: DataConfig,
+        seed: int,
+        device: torch.device,
+        lenient: bool = False,
     ) -> None:
         self.labels = cfg.classes or tuple(packed.manifest.labels)
         unknown = [c for c in self.labels if c not in packed.manifest.labels]
-        if unknown:
+        if unknown and not lenient:
             raise UserError(
                 f"data.classes: {packed.path} has no class {unknown[0]!r}; "
                 f"it has {', '.join(packed.manifest.labels) or 'no labels'}"
@@ -84,7 +91,8 @@ class View:
         rows = packed.indices(split)
         renumber = np.full(len(packed.manifest.labels) + 1, -1, np.int64)  # [-1] = unlabelled
         for new, name in enumerate(self.labels):
-            renumber[packed.manifest.labels.index(name)] = new
+            if name not in unknown:
+                renumber[packed.manifest.labels.index(name)] = new
         of_rows = renumber[np.asarray(packed.labels)[rows]]
         self.unlabelled = int((of_rows < 0).sum()) if cfg.classes is None else 0
         """Images without a label, or of none of the run's classes."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lensdist.data.layouts import Entry, Listing
 from lensdist.data.quarantine import BadFile, Report
-from lensdist.data.readers import Reading, parse, read_bytes
+from lensdist.data.readers import Reading, form, parse, read_bytes
 from lensdist.data.splits import content_digest
 from lensdist.errors import UserError
 
@@ -29,14 +29,18 @@ class Survey:
     zero_point_mag: float | None
 
 
-def read_all(root: Path, entry: Entry) -> tuple[str, list[Reading]]:
-    """The SHA-256 and the readings of an entry's file or, of a pair, of LR and HR."""
+def read_all(root: Path, entry: Entry, hdu: str | None) -> tuple[str, list[Reading]]:
+    """The SHA-256 and the readings of an entry's file or, of a pair, of LR and HR.
+
+    Raises:
+        BadFile: see `readers.parse`, which says what `hdu` is.
+    """
     hashes, readings = [], []
     for name in (entry.name,) if entry.target is None else (entry.name, entry.target):
         try:
             data = read_bytes(root / name)
             hashes.append(hashlib.sha256(data).hexdigest())
-            readings.append(parse(data, Path(name).suffix))
+            readings.append(parse(data, (form(Path(name).name) or ("", ""))[1], hdu))
         except BadFile as error:
             whose = "its HR partner cannot be used: " if name == entry.target else ""
             raise BadFile(f"{whose}{error}") from error
@@ -45,14 +49,14 @@ def read_all(root: Path, entry: Entry) -> tuple[str, list[Reading]]:
     return hashes[0], readings
 
 
-def survey_files(root: Path, entries: list[Entry]) -> list[Survey | str]:
+def survey_files(hdu: str | None, root: Path, entries: list[Entry]) -> list[Survey | str]:
     """Look at some entries: a `Survey` each, or why it cannot be used."""
-    return [_survey(root, entry) for entry in entries]
+    return [_survey(root, entry, hdu) for entry in entries]
 
 
-def _survey(root: Path, entry: Entry) -> Survey | str:
+def _survey(root: Path, entry: Entry, hdu: str | None) -> Survey | str:
     try:
-        sha256, readings = read_all(root, entry)
+        sha256, readings = read_all(root, entry, hdu)
     except BadFile as error:
         return str(error)
     images = [reading.image for reading in readings]
@@ -67,14 +71,21 @@ def _survey(root: Path, entry: Entry) -> Survey | str:
     )
 
 
+def refuse(report: Report, entry: Entry, reason: str) -> None:
+    """Name a sample's file, and its partner, which is not used either."""
+    report.refuse(entry.name, reason)
+    if entry.target is not None:
+        report.refuse(entry.target, f"its LR partner is not in the set: {entry.name}")
+
+
 def same_shape(surveys: dict[Entry, Survey], report: Report) -> dict[Entry, Survey]:
     """Quarantine what is not of the commonest shape."""
     shapes = Counter(survey.shapes for survey in surveys.values())
     common = max(shapes, key=lambda shape: (shapes[shape], shape), default=())
     for entry, survey in surveys.items():
         if survey.shapes != common:
-            report.refuse(
-                entry.name, f"its shape {_text(survey.shapes)} is not the set's {_text(common)}"
+            refuse(
+                report, entry, f"its shape {_text(survey.shapes)} is not the set's {_text(common)}"
             )
     if len(common) > 1:
         _check_factor(common)
@@ -106,10 +117,10 @@ def without_duplicates(surveys: dict[Entry, Survey], report: Report) -> dict[Ent
         if len({entry.label for entry in entries}) > 1:
             for entry in entries:
                 other = next(e for e in entries if e.label != entry.label)
-                report.refuse(entry.name, f"the same image has another label: {other.name}")
+                refuse(report, entry, f"the same image has another label: {other.name}")
         else:
             for entry in entries[1:]:
-                report.refuse(entry.name, f"it is an exact copy of another file: {entries[0].name}")
+                refuse(report, entry, f"it is an exact copy of another file: {entries[0].name}")
     return {e: s for e, s in surveys.items() if e.name not in report.quarantined}
 
 

@@ -19,6 +19,7 @@ from lensdist.evaluate.drawing import COLOURS, GREY, MARKS, panels, save, style,
 from lensdist.evaluate.report import number
 
 Array = npt.NDArray[Any]
+_NAMED = 20  # classes, at most, that a figure names
 
 
 def roc(
@@ -46,7 +47,7 @@ def roc(
         for connector in ax.indicate_inset_zoom(inset, edgecolor=GREY).connectors:
             connector.set_visible(False)  # they would cross the tick labels
         inset.set_title("enlarged", fontsize=7, color=GREY, pad=3)
-    if drawn:
+    if 0 < len(drawn) <= _NAMED:
         ax.legend(loc="lower right", frameon=False, fontsize=8)
     return save(fig, path)
 
@@ -57,15 +58,17 @@ def confusion(
     """Counts and shares of each true class; `matrix` has rows of truth."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = 1.6 + 0.9 * len(names)
+    few = len(names) <= _NAMED  # a cell an inch wide: 1,000 classes would be a picture of 60 GB
+    size = 1.6 + 0.9 * len(names) if few else 12.0
     fig, (ax,) = panels(1, size + 0.6, size, f"{title} (n = {counts.sum():,})")
     shown = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (i, j), share in np.ndenumerate(shares):
+    for (i, j), share in np.ndenumerate(shares) if few else ():
         colour = "white" if share > 0.6 else "black"
         text = f"{counts[i, j]:,}\n{share:.1%}"
         ax.text(j, i, text, ha="center", va="center", color=colour, fontsize=9)
-    ax.set_xticks(range(len(names)), names)
-    ax.set_yticks(range(len(names)), names)
+    if few:
+        ax.set_xticks(range(len(names)), names)
+        ax.set_yticks(range(len(names)), names)
     ax.set(xlabel="predicted class", ylabel="true class")
     fig.colorbar(shown, ax=ax, label="share of the true class", shrink=0.85)
     return save(fig, path)

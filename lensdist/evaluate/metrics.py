@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -23,6 +23,8 @@ from torch import Tensor
 from lensdist._torchvision import import_torchvision
 from lensdist.errors import RunError
 from lensdist.evaluate.bootstrap import Z95, auc_intervals, calibration_interval, wilson
+
+_ROWS = 4096  # samples at a time, where a step needs several numbers for each logit
 
 
 def classification(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, Any]:
@@ -46,8 +48,8 @@ def classification(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict
     """
     z, y = _checked(logits, labels, len(names))
     log_p = torch.log_softmax(z, dim=1)
-    p = log_p.exp()
-    hot = torch.nn.functional.one_hot(y, len(names)).to(p)
+    p = log_p.exp()  # less 1 for the true class, from here on
+    p[torch.arange(len(y)), y] -= 1
     confusion = _torchmetrics().multiclass_confusion_matrix(z.argmax(dim=1), y, len(names))
     aucs = [_auc(rank, y == k) for k, rank in enumerate(_ranks(z))]
     present = [auc for auc in aucs if not math.isnan(auc)]
@@ -59,9 +61,13 @@ def classification(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict
         "auc_per_class": aucs,
         "ece": _gaps(z, y).sum(dim=0).abs().sum().item() / len(y),
         "nll": -log_p.gather(1, y[:, None]).mean().item(),
-        "brier": (p - hot).square().sum(dim=1).mean().item(),
+        "brier": p.square().sum(dim=1).mean().item(),
         "confusion": confusion.tolist(),
     }
+
+
+MANY_CLASSES = 50
+"""Of more classes, what costs much for each is left out: ROC curves and the intervals of AUCs."""
 
 
 def intervals(
@@ -72,7 +78,8 @@ def intervals(
 
     Accuracy is a proportion, so its interval is Wilson's, which keeps a width at 100 %; the
     bootstrap's has none there. AUCs are bootstrapped over samples; where every resample
-    separates the classes perfectly the width is 0, so read it beside `n`.
+    separates the classes perfectly the width is 0, so read it beside `n`. Those of more than
+    `MANY_CLASSES` are NaN.
 
     Args:
         logits: (N, K).
@@ -81,8 +88,12 @@ def intervals(
         resamples: how many.
     """
     z, y = _checked(logits, labels, logits.shape[-1])
-    truth = torch.nn.functional.one_hot(y, z.shape[1]).T.bool()
-    macro, each = auc_intervals(_ranks(z), truth, seed=seed, resamples=resamples)
+    macro = [math.nan, math.nan]
+    each = [macro] * z.shape[1]
+    if len(each) <= MANY_CLASSES:
+        truth = torch.nn.functional.one_hot(y, z.shape[1]).T.bool()
+        ranks = torch.stack(list(_ranks(z)))
+        macro, each = auc_intervals(ranks, truth, seed=seed, resamples=resamples)
     return {
         "accuracy_ci": wilson(int((z.argmax(dim=1) == y).sum()), len(y)),
         "auc_macro_ci": macro,
@@ -263,19 +274,22 @@ def _gaps(z: Tensor, y: Tensor, bins: int = 15) -> Tensor:
     return torch.nn.functional.one_hot(where, bins) * (right - confidence)[:, None]
 
 
-def _ranks(z: Tensor) -> Tensor:
-    """(K, N) float64 in [0, 1]: each class's rank of the samples by log-odds against the rest.
+def _ranks(z: Tensor) -> Iterator[Tensor]:
+    """Yield, for each class, (N,) float64 in [0, 1]: ranks by log-odds against the rest.
 
     An AUC depends on the order of the scores alone. Probabilities of a confident model round to
     1 and tie; raw logits would go through torchmetrics' own sigmoid, which rounds too (measured:
     0.023 of AUC lost in float32). Log-odds are monotone in the probability and do not round.
     """
-    z = z - z.amax(dim=1, keepdim=True)  # so that equal odds are equal to the bit
-    odds = []
-    for k in range(z.shape[1]):
-        rest = torch.cat([z[:, :k], z[:, k + 1 :]], dim=1)
-        odds.append(_dense_rank(z[:, k] - rest.logsumexp(dim=1)))
-    return torch.stack(odds)
+    odds = torch.empty_like(z)
+    for part, found in zip(torch.split(z, _ROWS), torch.split(odds, _ROWS), strict=True):
+        part = part - part.amax(dim=1, keepdim=True)  # so that equal odds are equal to the bit
+        before, after = part.logcumsumexp(1), part.flip(1).logcumsumexp(1).flip(1)
+        found[:, 0] = part[:, 0] - after[:, 1]
+        found[:, -1] = part[:, -1] - before[:, -2]
+        found[:, 1:-1] = part[:, 1:-1] - torch.logaddexp(before[:, :-2], after[:, 2:])
+    for each in odds.T:
+        yield _dense_rank(each)
 
 
 def _dense_rank(score: Tensor) -> Tensor:

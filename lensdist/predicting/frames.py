@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import io
-import warnings
-import zipfile
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lensdist.data.fits import OPTIONS, science_hdu
+from lensdist.data.fits import open_fits, science_hdu
 from lensdist.data.quarantine import BadFile
-from lensdist.data.readers import Reading, parse, read_bytes
+from lensdist.data.readers import (
+    ENDINGS,
+    Reading,
+    form,
+    image_member,
+    open_npz,
+    parse,
+    read_bytes,
+    unpacked,
+)
 from lensdist.predicting.inputs import Input
-
-_BESIDE = ("mask", "badpix", "weight", "mass")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +51,28 @@ class Item:
         return bad if bad is not None and bad.any() else None
 
 
-def read_item(source: Input, framed: bool) -> Item:
+def read_item(source: Input, framed: bool, hdu: str | None = None) -> Item:
     """A file's image and, if `framed`, how the file held it, from one reading of its bytes.
 
     Raises:
-        BadFile: see `readers.parse`.
+        BadFile: it is of another kind, or see `readers.parse`.
     """
-    data, suffix = read_bytes(source.path), source.path.suffix.lower()
-    reading = parse(data, suffix)
-    if not framed:
-        return Item(source, reading, Frame(()))
+    named = form(source.path.name)
+    if named is None:
+        raise BadFile(f"it is not an image file: names end in {ENDINGS}")
+    data, suffix = read_bytes(source.path), named[1]
     try:
+        data = unpacked(data)
+        reading = parse(data, suffix, hdu)
+        if not framed:
+            return Item(source, reading, Frame(()))
         if suffix == ".npy":
             return Item(source, reading, Frame(_shape(io.BytesIO(data))[:-2]))
         if suffix == ".npz":
-            return Item(source, reading, Frame(_shape_in_archive(data)[:-2]))
-        return Item(source, reading, _fits_frame(data))
+            return Item(source, reading, Frame(_shape_in_archive(data, hdu)[:-2]))
+        return Item(source, reading, _fits_frame(data, hdu))
+    except BadFile:
+        raise
     except Exception as error:  # bytes that made pixels may still spell anything else
         raise BadFile(f"it is damaged ({type(error).__name__})") from error
 
@@ -76,20 +87,17 @@ def _shape(stream: Any) -> tuple[int, ...]:
     return shape
 
 
-def _shape_in_archive(data: bytes) -> tuple[int, ...]:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-        images = [name for key, name in members.items() if key not in _BESIDE]
-        with archive.open(members.get("image", images[0])) as stream:
+def _shape_in_archive(data: bytes, hdu: str | None) -> tuple[int, ...]:
+    with open_npz(data) as archive:
+        key = image_member(archive, hdu)
+        name = key if key in archive.namelist() else f"{key}.npy"
+        with archive.open(name) as stream:
             return _shape(stream)
 
 
-def _fits_frame(data: bytes) -> Frame:
-    from astropy.io import fits
-
-    quiet = warnings.catch_warnings(action="ignore")
-    with quiet, fits.open(io.BytesIO(data), **OPTIONS) as hdus:
-        science = science_hdu(hdus)
+def _fits_frame(data: bytes, hdu: str | None) -> Frame:
+    with open_fits(data) as hdus:
+        science = science_hdu(hdus, hdu)
         axes = range(science.header["NAXIS"], 2, -1)
         return Frame(
             tuple(int(science.header[f"NAXIS{i}"]) for i in axes),

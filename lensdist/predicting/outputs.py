@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from lensdist.data.readers import form as form_of
 from lensdist.errors import UserError
-from lensdist.predicting.inputs import Input, shown
+from lensdist.files import printable
+from lensdist.predicting.inputs import Input
 
 Format = Literal["auto", "npy", "fits"]
 TABLES = (".csv", ".parquet")
@@ -23,7 +25,7 @@ def table_for(dest: Path) -> None:
     """
     if dest.suffix.lower() not in TABLES:
         raise UserError(
-            f"--out {shown(dest)}: a classifier writes a table; give a name that ends in "
+            f"--out {printable(dest)}: a classifier writes a table; give a name that ends in "
             f"{' or '.join(TABLES)}"
         )
 
@@ -33,22 +35,25 @@ def images_for(
 ) -> dict[Input, Path]:
     """The file that each input's image goes to; FITS if its name ends so, else .npy.
 
+    Inputs that are not images by their names have none.
+
     With `sigma`, the name beside each .npy for its uncertainties is kept free, too.
 
     Raises:
         UserError: two inputs would share a file, or `folder` is or looks like a file.
     """
     if (folder.suffix.lower() in TABLES and not folder.is_dir()) or folder.is_file():
-        raise UserError(f"--out {shown(folder)}: this model writes images; give a folder")
-    found = {one: folder / _named(one.name, form) for one in inputs}
+        raise UserError(f"--out {printable(folder)}: this model writes images; give a folder")
+    named = {one: _named(one.name, form) for one in inputs}
+    found = {one: folder / name for one, name in named.items() if name is not None}
     first: dict[Path, Input] = {}
     for one, path in found.items():
         for reserved in (path, sigma_beside(path)) if sigma else (path,):
             other = first.setdefault(reserved, one)
             if other is not one:
                 raise UserError(
-                    f"{shown(other.path)} and {shown(one.path)} would both be written to "
-                    f"{shown(reserved)}; give the folder above both, or predict one at a time"
+                    f"{printable(other.path)} and {printable(one.path)} would both be written to "
+                    f"{printable(reserved)}; give the folder above both, or predict one at a time"
                 )
     return found
 
@@ -76,12 +81,12 @@ def refuse_losses(outputs: Iterable[Path], inputs: Sequence[Input], overwrite: b
     for path in standing:
         if os.path.exists(path) and (one := given.get(_identity(path))):
             raise UserError(
-                f"{shown(path)} would replace the input {shown(one.path)}; write elsewhere"
+                f"{printable(path)} would replace the input {printable(one.path)}; write elsewhere"
             )
         if os.path.isdir(path):
-            raise UserError(f"{shown(path)} is a folder; remove it, or write elsewhere")
+            raise UserError(f"{printable(path)} is a folder; remove it, or write elsewhere")
         if not overwrite:
-            raise UserError(f"{shown(path)} exists; write elsewhere, or give --overwrite")
+            raise UserError(f"{printable(path)} exists; write elsewhere, or give --overwrite")
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -89,7 +94,11 @@ def _identity(path: Path) -> tuple[int, int]:
     return about.st_dev, about.st_ino
 
 
-def _named(name: Path, form: Format) -> Path:
-    if form == "fits" or (form == "auto" and is_fits(name)):
-        return name if is_fits(name) else name.with_suffix(".fits")
-    return name if name.suffix.lower() == ".npy" else name.with_suffix(".npy")
+def _named(name: Path, form: Format) -> Path | None:
+    parts = form_of(name.name)
+    if parts is None:
+        return None
+    stem, suffix = parts
+    if form == "fits" or (form == "auto" and suffix in _FITS):
+        return name if is_fits(name) else name.with_name(f"{stem}.fits")
+    return name if name.suffix.lower() == ".npy" else name.with_name(f"{stem}.npy")

@@ -13,8 +13,9 @@ import torch
 
 from lensdist.data.quarantine import BadFile
 from lensdist.errors import RunError, UserError, say
+from lensdist.files import printable
 from lensdist.predicting.frames import Item, read_item
-from lensdist.predicting.inputs import Input, shown
+from lensdist.predicting.inputs import Input
 from lensdist.predicting.outputs import Format
 from lensdist.predicting.sinks import IMAGE_OF, Found, ImageSink, Model, TableSink, Write
 from lensdist.predicting.tables import write_skipped
@@ -32,6 +33,7 @@ def predict_files(
     batch: int = 64,
     form: Format | None = None,
     overwrite: bool = False,
+    hdu: str | None = None,
 ) -> dict[Input, str]:
     """Predict for every file; what cannot be is said on standard error and listed beside results.
 
@@ -42,6 +44,7 @@ def predict_files(
         batch: images at a time; those of one shape are predicted together.
         form: of images; None: FITS for FITS, else .npy.
         overwrite: replace results that are there.
+        hdu: which image of FITS files, by number or name, or which array of .npz.
 
     Returns:
         Why each file was skipped, in the order of `inputs`.
@@ -56,16 +59,17 @@ def predict_files(
     skipped: dict[Input, str] = {}
 
     def skip(one: Input, reason: str) -> None:
-        skipped[one] = reason
-        say(f"skipped {shown(one.path)}: {reason}")
+        skipped[one] = printable(reason)
+        say(f"skipped {printable(one.path)}: {skipped[one]}")
 
     with ExitStack() as stack:
         try:
             write = stack.enter_context(sink.open())
         except OSError as error:
-            raise UserError(f"cannot write {shown(dest)}: {error.strerror or error}") from error
+            raise UserError(f"cannot write {printable(dest)}: {error.strerror or error}") from error
         try:
-            _stream(model, inputs, batch, sink.framed, write, skip)
+            readings = _readings(inputs, sink.framed, hdu, skip)
+            _stream(model, readings, len(inputs), batch, write, skip)
             stack.close()
             ordered = {one: skipped[one] for one in inputs if one in skipped}
             if ordered:
@@ -73,15 +77,15 @@ def predict_files(
             else:
                 sink.skipped.unlink(missing_ok=True)  # of what is overwritten now
         except OSError as error:
-            raise RunError(f"cannot write {shown(dest)}: {error.strerror or error}") from error
+            raise RunError(f"cannot write {printable(dest)}: {error.strerror or error}") from error
     return ordered
 
 
 def _stream(
-    model: Model, inputs: Sequence[Input], batch: int, framed: bool, write: Write, skip: Skip
+    model: Model, readings: Iterator[Item], files: int, batch: int, write: Write, skip: Skip
 ) -> None:
     done = 0
-    for items in _windows(inputs, batch, framed, skip):
+    for items in _windows(readings, batch):
         alike: dict[Any, list[Item]] = {}
         for item in items:
             alike.setdefault((item.reading.image.shape, item.bad is None), []).append(item)
@@ -97,19 +101,23 @@ def _stream(
                 write(item, answer)
         done += len(items)
         if sys.stderr.isatty():  # the next line, whatever it says, takes this one's place
-            print(f"{done:,} of {len(inputs):,} files", end="\r", file=sys.stderr, flush=True)
+            print(f"{done:,} of {files:,} files", end="\r", file=sys.stderr, flush=True)
 
 
-def _windows(inputs: Sequence[Input], batch: int, framed: bool, skip: Skip) -> Iterator[list[Item]]:
-    """The files that can be read, as many at a time as go together into memory."""
-    window: list[Item] = []
-    pixels = 0
+def _readings(inputs: Sequence[Input], framed: bool, hdu: str | None, skip: Skip) -> Iterator[Item]:
+    """The files that can be read."""
     for one in inputs:
         try:
-            item = read_item(one, framed)
+            yield read_item(one, framed, hdu)
         except BadFile as error:
             skip(one, str(error))
-            continue
+
+
+def _windows(readings: Iterator[Item], batch: int) -> Iterator[list[Item]]:
+    """As many at a time as go together into memory."""
+    window: list[Item] = []
+    pixels = 0
+    for item in readings:
         size = item.reading.image.size
         if window and (len(window) == batch or pixels + size > _PIXELS):
             yield window

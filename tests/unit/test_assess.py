@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from lensdist.assess import TTA, open_subject, score_split
+from lensdist.cli import main
+from lensdist.data.packed_writer import PackedWriter
 from lensdist.errors import UserError
 from lensdist.evaluate import metrics
 from lensdist.files import to_json
@@ -78,6 +80,29 @@ def test_an_autoencoder_has_no_views_to_average(tiny_set: Path, tmp_path: Path) 
         score_split(subject, "test", tta="rot180")
     scores, _ = score_split(subject, "test")
     assert scores["psnr_ci"][0] < scores["psnr"] < scores["psnr_ci"][1]
+
+
+def test_images_that_are_not_scored_are_counted_by_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model knows no_sub, cdm and axion; of the last there is no image."""
+    names = ["no_sub", "smooth", "cdm"]
+    with PackedWriter(tmp_path / "set", labels=names, seed=0, source={}, kind="classify") as writer:
+        for i in range(24):
+            image = np.random.default_rng(i).random((1, 64, 64))
+            writer.add(image, label=i % 4 if i % 4 < 3 else -1, name=str(i), split="test")
+        writer.finish()
+    for task in ("finetune", "mae"):
+        model = write_model(tmp_path / task, task)
+        assert main(["evaluate", str(model), "--data", str(tmp_path / "set")]) == 0
+        said = capsys.readouterr().out
+        assert "left out 6 images: smooth, which is not a class of the model" in said
+        assert "left out 6 images: unlabelled" in said
+        assert "no images of axion, which is a class of the model" in said
+        found = json.loads((model / "export" / "eval" / "test.json").read_text())["metrics"]
+        assert found["n"] == 12
+        assert found["left_out"] == {"smooth": 6, "unlabelled": 6}
+        assert found["lacking"] == ["axion"]
 
 
 def test_scores_of_other_data_are_kept(tiny_set: Path, tmp_path: Path) -> None:

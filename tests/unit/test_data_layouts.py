@@ -98,7 +98,8 @@ def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
     assert found.kind == "images"
     assert [e.name for e in found.entries] == ["8.npz", "9.fits", "10.npy"]
     assert [e.label for e in found.entries] == [-1, -1, -1]
-    assert found.skipped == {"other file type": 1, "hidden": 1}
+    assert found.skipped == {"other file type (.txt)": 1, "hidden": 1}
+    assert found.skipped.lines()[1] == "passed over 1: other file type (.txt), e.g. readme.txt"
 
 
 def test_flat_split_folders_are_unlabelled_and_split(tmp_path: Path) -> None:
@@ -183,6 +184,28 @@ def test_a_folder_that_cannot_be_listed_stops_the_pack(
 def test_folders_without_a_meaning(tmp_path: Path, names: list[str], why: str) -> None:
     with pytest.raises(UserError, match=why):
         layouts.find(touch(tmp_path, *names))
+
+
+def test_thousands_of_folders_are_not_taken_for_classes(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"system{i}/1.npy" for i in range(1001)))
+    with pytest.raises(UserError, match="images in 1,001 folders, which do not look like classes"):
+        layouts.find(tmp_path)
+    assert len(layouts.find(tmp_path, layout="images").entries) == 1001
+
+
+def test_empty_folders_are_counted_by_name(tmp_path: Path) -> None:
+    touch(tmp_path, "no/1.npy", "vort/1.npy", "no/deep/note.txt")
+    found = layouts.find(tmp_path)
+    assert found.skipped == {"other file type (.txt)": 1, "folder without images": 1}
+    assert found.skipped.examples["folder without images"] == ["no/deep"]
+
+
+def test_a_set_of_many_kinds_of_other_files_is_told_in_few_lines(tmp_path: Path) -> None:
+    touch(tmp_path, "1.npy", *(f"a.x{i}" for i in range(100)), "b\x1b\n.y")
+    found = layouts.find(tmp_path)
+    assert sum(found.skipped.values()) == 101
+    assert len(found.skipped) < 25
+    assert all(line.isprintable() for line in found.skipped.lines())
 
 
 def test_labels_go_with_classes_only(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from lensdist.commands import pack as command
 from lensdist.data.pack import pack
 from lensdist.data.packed import PackedSet
 from lensdist.data.pickled import save_axion
+from lensdist.data.quarantine import Report
 from lensdist.errors import RunError, UserError
 from tests.unit import data_files
 from tests.unit.data_files import image
@@ -154,8 +155,61 @@ def test_too_many_bad_files_stop_the_pack_with_the_reasons(tmp_path: Path) -> No
         np.save(src / f"dataset/train/no/{i}.npy", np.zeros((1, 8, 8)))
     with pytest.raises(UserError, match=r"3 of 72 .*--max-bad 0\.01.*3 x it is constant"):
         pack(src, tmp_path / "out")
-    assert not list(tmp_path.glob("*out*"))
+    assert [path.name for path in tmp_path.glob("*out*")] == ["out.report.json"]
+    report = json.loads((tmp_path / "out.report.json").read_text())
+    assert report["files"] == 72
+    assert [item["name"][-8:] for item in report["quarantined"]] == [
+        f"no/{i}.npy" for i in range(3)
+    ]
     assert pack(src, tmp_path / "out", max_bad=0.05)[0].count == 69
+    assert not (tmp_path / "out.report.json").exists()
+
+
+def test_a_report_of_a_failure_replaces_no_file_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/1.npy").write_bytes(b"junk")
+    (tmp_path / "out.report.json").write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=r"no report: .*out\.report\.json is another file"):
+        pack(tmp_path / "src", tmp_path / "out")
+    assert (tmp_path / "out.report.json").read_text() == '{"mine": 1}'
+
+
+def test_reasons_are_printed_whole() -> None:
+    report = Report(files=9)
+    for i in range(2):
+        report.refuse(f"cut{i}.npy", "it is cut short: the header and the bytes do not agree")
+        report.refuse(f"copy{i}.npy", f"it is an exact copy of another file: {i}.npy")
+    with pytest.raises(UserError) as caught:
+        report.check(0.1)
+    said = str(caught.value)
+    assert "2 x it is cut short: the header and the bytes do not agree (e.g. cut0.npy)" in said
+    whole = "it is an exact copy of another file: 0.npy"
+    assert f"2 x it is an exact copy of another file (e.g. copy0.npy: {whole})" in said
+
+
+def test_of_a_bad_pair_both_files_are_named_and_all_files_are_counted(tmp_path: Path) -> None:
+    src = data_files.pairs(tmp_path / "src")
+    (src / "Dataset/LR/sample3.npy").write_bytes(b"junk")
+    manifest, report = pack(src, tmp_path / "out", max_bad=0.1)
+    assert {name[-14:] for name in report.quarantined} == {"LR/sample3.npy", "HR/sample3.npy"}
+    assert report.files == 24 == 2 * manifest.count + len(report.quarantined)
+
+
+def test_one_image_of_several_is_packed_by_name(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    for i in range(10):
+        hdus = [fits.ImageHDU(image(i), name="VIS"), fits.ImageHDU(image(50 + i), name="NIR")]
+        fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(tmp_path / "src" / f"{i}.fits")
+    with pytest.raises(UserError, match=r"choose one with --hdu .*1 VIS \(8x8\), 2 NIR \(8x8\)"):
+        pack(tmp_path / "src", tmp_path / "out")
+    pack(tmp_path / "src", tmp_path / "out", hdu="nir")
+    batch = PackedSet(tmp_path / "out").gather(np.arange(10))
+    np.testing.assert_array_equal(batch["image"][0, 0], image(50).astype(np.float32))
+    for path in (tmp_path / "src").iterdir():
+        path.unlink()
+    np.save(tmp_path / "src" / "1.npy", image(1))
+    with pytest.raises(UserError, match="--hdu NIR chooses an image of FITS"):
+        pack(tmp_path / "src", tmp_path / "out2", hdu="NIR")
 
 
 def test_a_class_with_nothing_usable_stops_the_pack(tmp_path: Path) -> None:
@@ -251,7 +305,14 @@ def test_the_command_prints_a_summary(tmp_path: Path, capsys: pytest.CaptureFixt
     words += ["--pixel-scale", "0.05", "--psf-fwhm", "0.2", "--jobs", "1"]
     assert command.run(parser.parse_args([str(word) for word in words])) == 0
     printed = capsys.readouterr().out
-    for expected in ("72 images of 1x8x8 float32", "vort", "quarantined 1", "__MACOSX", "partial"):
+    for expected in (
+        "72 images of 1x8x8 float32",
+        "vort",
+        "quarantined 1",
+        "__MACOSX",
+        "partial",
+        "found 73 files: 72 packed, 1 quarantined",
+    ):
         assert expected in printed
     manifest = PackedSet(tmp_path / "out").manifest
     assert manifest.labels == ["vort", "no", "sphere"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 from pathlib import Path
 from typing import Any
@@ -159,7 +161,7 @@ def test_fits_without_coordinates_has_no_scale() -> None:
     np.testing.assert_array_equal(reading.image[0], IMAGE)
 
 
-def test_fits_takes_the_first_image_that_is_data() -> None:
+def test_fits_takes_the_only_image_that_is_data() -> None:
     hdus = [fits.PrimaryHDU(), fits.ImageHDU(IMAGE * 0, name="MASK"), fits.ImageHDU(IMAGE)]
     np.testing.assert_array_equal(parse(fits_bytes(*hdus), ".fits").image[0], IMAGE)
 
@@ -169,12 +171,76 @@ def test_fits_scaled_integers_are_unscaled() -> None:
     np.testing.assert_array_equal(parse(fits_bytes(hdu), ".fits").image[0], IMAGE)
 
 
-def test_fits_without_an_image_or_compressed_is_refused() -> None:
-    with pytest.raises(BadFile, match="no image"):
-        parse(fits_bytes(fits.PrimaryHDU()), ".fits")
-    tiles = fits.CompImageHDU(IMAGE.astype(np.float32))
-    with pytest.raises(BadFile, match="funpack"):
+def test_fits_without_an_image_lists_what_there_is() -> None:
+    table = fits.BinTableHDU.from_columns([fits.Column("x", "E", array=[1.0])], name="CAT")
+    with pytest.raises(BadFile, match=r"no image: 0 PRIMARY \(empty\), 1 CAT \(table\)"):
+        parse(fits_bytes(fits.PrimaryHDU(), table), ".fits")
+
+
+SEVERAL = [
+    fits.PrimaryHDU(),
+    fits.ImageHDU(IMAGE, name="VIS"),
+    fits.ImageHDU(IMAGE + 1, name="NIR_Y"),
+    fits.ImageHDU(IMAGE * 0 + 1, name="RMS"),
+]
+
+
+def test_several_images_are_listed_and_none_is_taken_for_the_image() -> None:
+    data = fits_bytes(*SEVERAL)
+    with pytest.raises(BadFile, match=r"2 images; choose .*--hdu.*1 VIS \(4x5\), 2 NIR_Y \(4x5\)"):
+        parse(data, ".fits")
+    for choice, plus in (("vis", 0), ("NIR_Y", 1), ("2", 1)):
+        np.testing.assert_array_equal(parse(data, ".fits", choice).image[0], IMAGE + plus)
+    for choice in ("0", "9", "J"):
+        with pytest.raises(BadFile, match=f"no image that --hdu {choice} could mean: 0 PRIMARY"):
+            parse(data, ".fits", choice)
+
+
+def test_of_several_chips_each_has_its_own_mask() -> None:
+    hdus = [fits.PrimaryHDU()]
+    for ver in (1, 2):
+        hdus.append(fits.ImageHDU(IMAGE + ver, name="SCI", ver=ver))
+        hdus.append(fits.ImageHDU((ver * 7 == IMAGE).astype("i2"), name="DQ", ver=ver))
+    with pytest.raises(BadFile, match="2 images"):
+        parse(fits_bytes(*hdus), ".fits")
+    with pytest.raises(BadFile, match="2 images that --hdu SCI could mean"):
+        parse(fits_bytes(*hdus), ".fits", "SCI")
+    found = np.asarray(parse(fits_bytes(*hdus), ".fits", "3").badpix)
+    np.testing.assert_array_equal(found[0], IMAGE == 14)
+    # A mask of another chip is not this one's.
+    assert parse(fits_bytes(*hdus[:4]), ".fits", "3").badpix is None
+
+
+@pytest.mark.parametrize("method", ["RICE_1", "GZIP_1", "GZIP_2"])
+def test_tile_compressed_images_are_read(method: Any) -> None:
+    pixels = IMAGE.astype(np.int16)
+    tiles = fits.CompImageHDU(pixels, compression_type=method)
+    data = fits_bytes(fits.PrimaryHDU(), tiles)
+    np.testing.assert_array_equal(parse(data, ".fits").image[0], pixels)
+
+
+def test_hcompress_is_refused_with_what_to_do() -> None:
+    tiles = fits.CompImageHDU(np.resize(IMAGE, (32, 32)), compression_type="HCOMPRESS_1")
+    with pytest.raises(BadFile, match="compressed by HCOMPRESS_1: unpack it with `funpack`"):
         parse(fits_bytes(fits.PrimaryHDU(), tiles), ".fits")
+
+
+@pytest.mark.parametrize("name", ["a.FITS.gz", "b.fits.bz2", "c.npy.gz", "d.fit.GZ"])
+def test_files_compressed_as_a_whole_are_read(tmp_path: Path, name: str) -> None:
+    data = npy(IMAGE) if "npy" in name else fits_bytes(fits.PrimaryHDU(IMAGE))
+    pack = gzip.compress if name.lower().endswith("gz") else bz2.compress
+    (tmp_path / name).write_bytes(pack(data))
+    np.testing.assert_array_equal(read(tmp_path / name).image[0], IMAGE)
+
+
+def test_an_array_of_an_archive_is_chosen_by_name() -> None:
+    stream = io.BytesIO()
+    np.savez(stream, g=IMAGE, r=IMAGE + 1)
+    np.testing.assert_array_equal(parse(stream.getvalue(), ".npz", "r").image[0], IMAGE + 1)
+    with pytest.raises(BadFile, match=r"choose one with --hdu NAME: g, r"):
+        parse(stream.getvalue(), ".npz")
+    with pytest.raises(BadFile, match="no array 'i', but g, r"):
+        parse(stream.getvalue(), ".npz", "i")
 
 
 def test_read_reads_the_field_repositorys_own_form(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -220,3 +221,18 @@ def test_json_never_holds_nan() -> None:
     }
     with pytest.raises(TypeError, match="set"):
         to_json({"a": {1}})
+
+
+def test_many_classes_are_scored_in_little_memory_without_the_costly_parts() -> None:
+    z, y = made(2000, classes=300, skill=3)
+    tracemalloc.start()  # of NumPy's; torch's own is bounded by the samples at a time
+    try:
+        got = metrics.classification(z, y, [str(k) for k in range(300)]) | metrics.intervals(z, y)
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
+    assert got["auc_macro"] > 0.9
+    assert np.isnan(got["auc_per_class_ci"]).all()
+    assert got["accuracy_ci"][0] < got["accuracy"] < got["accuracy_ci"][1]
+    few = metrics.intervals(z[:, :50], y % 50, resamples=10)
+    assert np.isfinite(few["auc_macro_ci"]).all()

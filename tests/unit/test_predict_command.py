@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from astropy.io import fits
 
 import lensdist
 from lensdist.cli import main
@@ -65,6 +66,35 @@ def test_the_command_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     expected = lensdist.load(tmp_path).predict(np.stack([pixels(i, 64, 64) for i in range(2)]))
     found = [[float(row[f"prob_{c}"]) for c in ("no_sub", "cdm", "axion")] for row in rows(dest)]
     np.testing.assert_allclose(found, expected["probs"], atol=1e-6)
+
+
+def test_all_that_a_pattern_matches_is_used_or_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model(tmp_path)
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    hdus = [fits.ImageHDU(pixels(i, 64, 64), name=name) for i, name in enumerate(("VIS", "NIR"))]
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(tmp_path / "in" / "a.fits")
+    fits.HDUList([fits.PrimaryHDU(), hdus[0]]).writeto(tmp_path / "in" / "b.fits.gz")
+    tiles = fits.CompImageHDU(pixels(2, 64, 64), name="VIS")
+    fits.HDUList([fits.PrimaryHDU(), tiles]).writeto(tmp_path / "in" / "c.fits.fz")
+    (tmp_path / "in" / "note.txt").write_text("x")
+    (tmp_path / "in" / "deep" / "d.txt").write_text("x")
+    dest = tmp_path / "t.csv"
+    words = ["predict", str(tmp_path), f"{tmp_path}/in/*", "--out", str(dest), "--device", "cpu"]
+    assert main(words) == 1
+    said = capsys.readouterr()
+    assert said.out == (
+        f"predicted 2 of 4 files, 2 skipped: {dest}\n"
+        "passed over 1: other file type (.txt), e.g. d.txt\n"
+    )
+    assert "in/note.txt: it is not an image file: names end in .npy" in said.err
+    assert "in/a.fits: it has 2 images; choose one with --hdu NAME or N: 0 PRIMARY" in said.err
+    assert [Path(row["file"]).name for row in rows(dest)] == ["b.fits.gz", "c.fits.fz"]
+    assert main([*words, "--hdu", "VIS", "--overwrite"]) == 1
+    assert "predicted 3 of 4 files" in capsys.readouterr().out
+    listed = rows(tmp_path / "t.skipped.csv")
+    assert [Path(row["file"]).name for row in listed] == ["note.txt"]
 
 
 def test_progress_is_shown_to_people_only(tmp_path: Path, monkeypatch: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lensdist.data.quarantine import Passed
 from lensdist.errors import UserError
 from lensdist.predicting.inputs import find
 
@@ -121,16 +122,30 @@ def test_earlier_results_below_the_input_are_no_input(here: Path) -> None:
         (["d/*.txt"], "holds no image files"),
         (["empty"], "empty holds no image files: they end in .npy"),
         (["d/x.txt"], "d/x.txt is no image file"),
-        (["packed"], "packed is a packed set: score it with `lensdist evaluate"),
+        (["packed"], "packed is a packed set already: score a model on it"),
         (["."], "packed is a packed set"),
         (["**/*.npy"], "packed is a packed set"),
-        (["bad\x1bc"], r"'bad\\x1bc' does not exist"),
+        (["bad\x1bc"], r"bad\\x1bc does not exist"),
     ],
 )
 def test_what_means_no_file_is_refused(here: Path, words: list[str], sentence: str) -> None:
     make("d/1.npy", "d/x.txt", "packed/manifest.json", "packed/image.npy", "empty/.keep")
     with pytest.raises(UserError, match=sentence):
         find(words, Path("out"))
+
+
+def test_compressed_names_are_images_and_other_names_of_a_pattern_are_kept_to_be_refused(
+    here: Path,
+) -> None:
+    make(
+        "d/1.fits", "d/2.fits.gz", "d/3.FITS.FZ", "d/4.NPY", "d/5.fit.bz2", "d/6.npy.gz", "d/x.png"
+    )
+    images = ["d/1.fits", "d/2.fits.gz", "d/3.FITS.FZ", "d/4.NPY", "d/5.fit.bz2", "d/6.npy.gz"]
+    assert found("d/*.fits*") == images[:2]
+    assert found("d/*") == [*images, "d/x.png"]
+    passed = Passed()
+    assert [str(one.path) for one in find(["d"], Path("out"), passed)] == images
+    assert passed == {"other file type (.png)": 1}
 
 
 def test_a_folder_that_cannot_be_listed_is_refused(here: Path, monkeypatch: Any) -> None:
