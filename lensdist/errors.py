@@ -4,7 +4,6 @@ Exit codes are part of the contract with shells, schedulers and `slurm/submit.py
 0 done; 1 failure; 2 bad configuration or input, nothing was started; 75 saved, run me again.
 """
 
-import os
 import sys
 
 EXIT_DONE = 0
@@ -28,14 +27,22 @@ class RunError(Exception):
     """A run that had started could not go on; commands exit with 1."""
 
 
+_rank = 0
+
+
+def set_rank(rank: int) -> None:
+    """Say which of a run's processes this is. Others are alone, whatever RANK a shell has left."""
+    global _rank
+    _rank = rank
+
+
 def say(sentence: str) -> None:
     """Tell a person something, once however many processes there are."""
-    if os.environ.get("RANK", "0") == "0":
+    if _rank == 0:
         print(sentence, file=sys.stderr, flush=True)
 
 
 def complain(error: Exception) -> None:
     """Tell a person what went wrong: what is amiss on one node only, the first does not know."""
-    rank = os.environ.get("RANK", "0")
-    where = "" if rank == "0" else f"[process {rank}] "
+    where = f"[process {_rank}] " if _rank else ""
     print(f"{where}error: {error}", file=sys.stderr, flush=True)

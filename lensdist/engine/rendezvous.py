@@ -1,0 +1,123 @@
+"""How the processes of a run meet: where they listen, and how long they wait for each other.
+
+torch's own `env://` listens on all interfaces of the first node, and says nothing for ten minutes
+or more while it waits. Where torchrun keeps the store, it is the launcher that listens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import DistStoreError, PrefixStore, Store, TCPStore
+from torch.distributed.rendezvous import register_rendezvous_handler
+
+from lensdist.errors import UserError, say
+
+METHOD = "lensdist://"  # for `init_process_group`
+PATIENCE = 300.0
+"""Seconds within which all processes must have come: some read torch from a slow disk."""
+_SOON = 20.0  # s, after which those who wait say for whom
+_HINT = (
+    "; if nobody started it, `unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT` to train "
+    "in one process; if a node did, see to it that it reaches the others"
+)
+
+
+def stay_on_this_machine() -> None:
+    """Let gloo and NCCL listen on the loopback where all processes are on this machine."""
+    if _one_machine() and "lo" in (name for _, name in socket.if_nameindex()):
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+
+
+def meet() -> tuple[Store, int, int]:
+    """Wait for all processes; the store that they share, this one's number, how many they are.
+
+    Raises:
+        UserError: process 0 cannot listen where it should.
+        DistStoreError: some did not come, or the first cannot be reached.
+    """
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store: Store | None = None
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        host = "127.0.0.1" if _one_machine() else host
+        if rank == 0:
+            store = _listen(host, port, size)
+    store = store or _reach(host, port, rank, size)
+    # A launcher that starts its processes again may keep the store.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"lensdist/{attempt}", store)
+    _wait_for_all(store, rank, size)
+    return store, rank, size
+
+
+def _wait_for_all(store: Store, rank: int, size: int) -> None:
+    store.set(f"here/{rank}", "")
+    end, said = time.monotonic() + PATIENCE, time.monotonic() + _SOON
+    while missing := [str(r) for r in range(size) if not store.check([f"here/{r}"])]:
+        names = f"process {', '.join(missing)} of {size}"
+        if time.monotonic() > end:
+            raise DistStoreError(f"{names} did not come within {PATIENCE:.0f} s{_HINT}")
+        if time.monotonic() > said:
+            say(f"waiting for {names}")
+            said = end
+        time.sleep(0.1)
+    # None may leave, and take the store down, before all have seen all.
+    if store.add("seen", 1) == size:
+        store.set("all seen", "")
+    store.wait(["all seen"], timedelta(seconds=PATIENCE))
+
+
+def _one_machine() -> bool:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size in ("1", os.environ.get("LOCAL_WORLD_SIZE")):
+        return True
+    return os.environ["MASTER_ADDR"] == "localhost" or os.environ["MASTER_ADDR"].startswith("127.")
+
+
+def _listen(host: str, port: int, size: int) -> Store:
+    """A store that listens at this address of the machine alone."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(1024)
+            number = listener.detach()
+    except OSError as e:
+        raise UserError(
+            f"process 0 cannot listen at {host}, port {port} (MASTER_ADDR, MASTER_PORT): "
+            f"{e.strerror}; give another port, or an address of this machine"
+        ) from e
+    return TCPStore(host, port, size, True, wait_for_workers=False, master_listen_fd=number)
+
+
+def _reach(host: str, port: int, rank: int, size: int) -> Store:
+    """The store of process 0, or of its launcher."""
+    for seconds in (_SOON, PATIENCE):
+        try:
+            wait = timedelta(seconds=seconds)
+            return TCPStore(host, port, size, timeout=wait, wait_for_workers=False)
+        except RuntimeError as e:
+            where = f"process 0 of {size} at {host}, port {port}"
+            if seconds == PATIENCE:
+                raise DistStoreError(f"{where} cannot be reached{_HINT}") from e
+            print(f"[process {rank}] waiting for {where}", file=sys.stderr, flush=True)
+    raise AssertionError
+
+
+def _handle(url: str, **_: Any) -> Iterator[tuple[Store, int, int]]:
+    yield meet()
+    raise RuntimeError("processes meet once")
+
+
+with contextlib.suppress(RuntimeError):  # known already
+    register_rendezvous_handler("lensdist", _handle)
