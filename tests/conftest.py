@@ -17,6 +17,11 @@ from tests import forkserver
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Children inherit what is ignored or blocked, as `nohup` and a shell's background jobs leave it.
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT):
+    signal.signal(_number, signal.SIG_DFL)
 
 # Begun first, for the last to end would run alone; among them no two on a SLURM side by side, for
 # they mostly wait.
@@ -75,7 +80,7 @@ def pairs_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """What a run does to the handlers of signals is undone: here it shares them with pytest."""
-    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):
@@ -95,7 +100,8 @@ def command(*args: object, processes: int = 1, port: int = 0) -> list[str]:
 
 def environment(**more: str) -> dict[str, str]:
     """One thread a process, on the CPU, and nothing that a developer's shell may have set."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "WANDB_"))}
+    theirs = ("ACCELERATE_", "WANDB_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "PET_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(theirs)}
     return {**kept, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **more}
 
 
