@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import DistStoreError, PrefixStore, Store, TCPStore
-from torch.distributed.rendezvous import register_rendezvous_handler
+from torch.distributed import DistStoreError
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import TCPStore, register_rendezvous_handler
 
 from lensdist.errors import UserError, say
 
@@ -120,4 +121,4 @@ def _handle(url: str, **_: Any) -> Iterator[tuple[Store, int, int]]:
 
 
 with contextlib.suppress(RuntimeError):  # known already
-    register_rendezvous_handler("lensdist", _handle)
+    register_rendezvous_handler("lensdist", _handle)  # type: ignore[no-untyped-call]
