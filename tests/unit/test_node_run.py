@@ -260,10 +260,10 @@ def test_a_node_that_is_not_fit_starts_nothing(
 def test_processes_that_do_not_find_each_other_are_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = _job(tmp_path, "import time; time.sleep(60)", preflight={"seconds": 2})
+    job = _job(tmp_path, "import time; time.sleep(300)", preflight={"seconds": 2})
     job = job.model_copy(update={"words": (*job.words, "lensdist.train")})
     began = time.monotonic()
     decision = _attempt(job, monkeypatch)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 200
     assert decision.kind == "device"
     assert "did not show a working device within 2 s" in decision.reason
