@@ -10,13 +10,12 @@ import contextlib
 import os
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 from torch.distributed import DistStoreError
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import TCPStore, register_rendezvous_handler
 
 from lensdist.errors import UserError, say
@@ -24,6 +23,7 @@ from lensdist.errors import UserError, say
 METHOD = "lensdist://"  # for `init_process_group`
 PATIENCE = 300.0
 """Seconds within which all processes must have come: some read torch from a slow disk."""
+_LOOPBACK = "127.0.0.1"
 _SOON = 20.0  # s, after which those who wait say for whom
 _HINT = (
     "; if nobody started it, `unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT` to train "
@@ -46,12 +46,17 @@ def meet() -> tuple[Store, int, int]:
         DistStoreError: some did not come, or the first cannot be reached.
     """
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if size == 1:
+        return HashStore(), 0, 1
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store: Store | None = None
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        host = "127.0.0.1" if _one_machine() else host
+        host = _LOOPBACK if _one_machine() else host
         if rank == 0:
-            store = _listen(host, port, size)
+            number = _socket(host, port).detach()
+            store = TCPStore(
+                host, port, size, True, wait_for_workers=False, master_listen_fd=number
+            )
     store = store or _reach(host, port, rank, size)
     # A launcher that starts its processes again may keep the store.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -62,19 +67,18 @@ def meet() -> tuple[Store, int, int]:
 
 def _wait_for_all(store: Store, rank: int, size: int) -> None:
     store.set(f"here/{rank}", "")
-    end, said = time.monotonic() + PATIENCE, time.monotonic() + _SOON
-    while missing := [str(r) for r in range(size) if not store.check([f"here/{r}"])]:
-        names = f"process {', '.join(missing)} of {size}"
-        if time.monotonic() > end:
-            raise DistStoreError(f"{names} did not come within {PATIENCE:.0f} s{_HINT}")
-        if time.monotonic() > said:
+    if store.add("count", 1) == size:
+        store.set("all", "")
+    for seconds in (_SOON, PATIENCE):
+        try:
+            store.wait(["all"], timedelta(seconds=seconds))
+            break
+        except DistStoreError as e:
+            missing = [str(r) for r in range(size) if not store.check([f"here/{r}"])]
+            names = f"process {', '.join(missing)} of {size}"
+            if seconds == PATIENCE:
+                raise DistStoreError(f"{names} did not come in {seconds:.0f} s{_HINT}") from e
             say(f"waiting for {names}")
-            said = end
-        time.sleep(0.1)
-    # None may leave, and take the store down, before all have seen all.
-    if store.add("seen", 1) == size:
-        store.set("all seen", "")
-    store.wait(["all seen"], timedelta(seconds=PATIENCE))
 
 
 def _one_machine() -> bool:
@@ -84,21 +88,31 @@ def _one_machine() -> bool:
     return os.environ["MASTER_ADDR"] == "localhost" or os.environ["MASTER_ADDR"].startswith("127.")
 
 
-def _listen(host: str, port: int, size: int) -> Store:
-    """A store that listens at this address of the machine alone."""
+def _socket(host: str, port: int) -> socket.socket:
+    """What listens at one address of this machine, or at all where others do not know it by that.
+
+    Raises:
+        UserError: the port is taken.
+    """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(1024)
-            number = listener.detach()
+        if _is_ours(host):
+            return socket.create_server((host, port), backlog=1024)
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        return socket.create_server(("", port), family=family, backlog=1024, dualstack_ipv6=both)
     except OSError as e:
         raise UserError(
             f"process 0 cannot listen at {host}, port {port} (MASTER_ADDR, MASTER_PORT): "
-            f"{e.strerror}; give another port, or an address of this machine"
+            f"{e.strerror}; give another port"
         ) from e
-    return TCPStore(host, port, size, True, wait_for_workers=False, master_listen_fd=number)
+
+
+def _is_ours(host: str) -> bool:
+    """Whether this machine has that IPv4 address; in a container it may be the host's."""
+    with contextlib.suppress(OSError), socket.socket() as probe:
+        probe.bind((host, 0))
+        return host == _LOOPBACK or not probe.getsockname()[0].startswith("127.")
+    return False
 
 
 def _reach(host: str, port: int, rank: int, size: int) -> Store:
@@ -110,7 +124,7 @@ def _reach(host: str, port: int, rank: int, size: int) -> Store:
         except RuntimeError as e:
             where = f"process 0 of {size} at {host}, port {port}"
             if seconds == PATIENCE:
-                raise DistStoreError(f"{where} cannot be reached{_HINT}") from e
+                raise DistStoreError(f"{where} did not answer in {seconds:.0f} s{_HINT}") from e
             print(f"[process {rank}] waiting for {where}", file=sys.stderr, flush=True)
     raise AssertionError
 
