@@ -17,11 +17,12 @@ from tests import forkserver
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Children inherit what is ignored or blocked, as `nohup` and a shell's background jobs leave it.
+# Children inherit what is ignored or blocked (`nohup`, a shell's background jobs), but not what a
+# function ignores, as these tests themselves go on doing.
 signal.pthread_sigmask(signal.SIG_SETMASK, ())
-signal.signal(signal.SIGINT, signal.default_int_handler)
-for _number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT):
-    signal.signal(_number, signal.SIG_DFL)
+for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
 
 # Begun first, for the last to end would run alone; among them no two on a SLURM side by side, for
 # they mostly wait.
