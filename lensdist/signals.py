@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from lensdist.errors import EXIT_FAILED, EXIT_REQUEUE, say
+from lensdist.errors import EXIT_FAILED, EXIT_REQUEUE, say, set_rank
 
 _REQUESTS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 _LAUNCHERS = {
@@ -52,6 +52,9 @@ def begin(*, trains: bool) -> None:
         _launcher = launcher()
         if _launcher is not None:
             _leave_without(_launcher)
+    rank = os.environ.get("RANK", "")
+    if rank.isdigit() and "MASTER_ADDR" in os.environ:  # `lensdist.launched` looks more closely
+        set_rank(int(rank))
     listen(_too_early)
 
 

@@ -14,10 +14,14 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-import torch
-from torch.distributed import DistStoreError
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import TCPStore, register_rendezvous_handler
+from torch.distributed import (  # type: ignore[attr-defined]  # its list of names lacks them
+    DistStoreError,
+    HashStore,
+    PrefixStore,
+    Store,
+    TCPStore,
+)
+from torch.distributed.rendezvous import register_rendezvous_handler
 
 from lensdist.errors import UserError, say
 
@@ -48,7 +52,7 @@ def meet() -> tuple[Store, int, int]:
     """
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if size == 1:
-        return torch.distributed.HashStore(), 0, 1  # type: ignore[attr-defined]
+        return HashStore(), 0, 1
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store: Store | None = None
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
