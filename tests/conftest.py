@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lensdist import signals
 from tests import forkserver
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,6 +87,7 @@ def handlers() -> Iterator[None]:
     yield
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
+    signals._heard = None
 
 
 def command(*args: object, processes: int = 1, port: int = 0) -> list[str]:
