@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from lensdist import __version__
-from lensdist.outcome import conclude
+from lensdist import __version__, signals
 from lensdist.terminal import escaped_output
 
 COMMANDS = {
@@ -29,6 +28,10 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns its exit code."""
+    if argv is None:
+        signals.begin(trains=sys.argv[1:2] == ["train"])  # before the imports, which take a second
+    from lensdist.outcome import conclude
+
     with escaped_output():
         return conclude(lambda: _run(argv))
 

@@ -34,9 +34,18 @@ class RunError(Exception):
     """A run that had started could not go on; commands exit with 1."""
 
 
+_rank = 0
+
+
+def set_rank(rank: int) -> None:
+    """Say which of a run's processes this is. Others are alone, whatever RANK a shell has left."""
+    global _rank
+    _rank = rank
+
+
 def say(sentence: str) -> None:
     """Tell a person something, once however many processes there are."""
-    if os.environ.get("RANK", "0") == "0":
+    if _rank == 0:
         print(sentence, file=sys.stderr, flush=True)
 
 
@@ -46,13 +55,12 @@ def complain(error: Exception) -> None:
     What all processes find, the first of a node says: a launcher ends the others as soon as one
     has left, while they wait. torchrun's report, which comes last, has the sentence too.
     """
-    rank = os.environ.get("RANK", "0")
     if os.environ.get("LOCAL_RANK", "0") == "0":
         _tell_torchrun(str(error))
     else:
         with contextlib.suppress(KeyboardInterrupt):
             time.sleep(_MOMENT)
-    where = "" if rank == "0" else f"[process {rank}] "
+    where = f"[process {_rank}] " if _rank else ""
     print(f"{where}error: {error}", file=sys.stderr, flush=True)
 
 

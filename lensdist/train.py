@@ -9,22 +9,27 @@ asked to stop and has saved: run the same command again.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take a second
+    from lensdist import signals
+
+    signals.begin(trains=True)
+
 import argparse
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from lensdist import signals
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
 from lensdist.engine.asked import is_as_asked
 from lensdist.engine.batches import check_shares
 from lensdist.engine.launcher import agreed, from_environment
-from lensdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError, say
+from lensdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError, say, set_rank
+from lensdist.launched import rank_of
 from lensdist.outcome import conclude
 from lensdist.phases import completed
 from lensdist.terminal import escaped_output
@@ -71,8 +76,8 @@ def launch(args: argparse.Namespace) -> int:
         RunError: training had begun and could not go on.
         DeviceError: this node is not fit for the run.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, _too_early)
+    signals.begin(trains=True)
+    set_rank(rank_of(os.environ))
     cfg = load(args.config, args.overrides, schema=schema_of)
     asked = from_environment(os.environ)
     cfg = agreed(cfg, asked)
@@ -90,12 +95,6 @@ def launch(args: argparse.Namespace) -> int:
     if world.size > 1:
         _leave_with_the_others(world, lambda: run(cfg, args.resume, world))
     return run(cfg, args.resume, world)
-
-
-def _too_early(number: int, frame: FrameType | None) -> NoReturn:
-    """Until the run itself listens there is nothing to save, and the same command goes on."""
-    say(f"told to stop ({signal.Signals(number).name}) before training began; run it again")
-    raise SystemExit(EXIT_REQUEUE)
 
 
 def _leave_with_the_others(world: World, work: Callable[[], int]) -> NoReturn:

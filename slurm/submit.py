@@ -15,12 +15,18 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `slurm` is not installed: it is used from a clone, from anywhere
+
+from lensdist import signals  # noqa: E402
+
+if __name__ == "__main__":
+    signals.begin(trains=False)  # before the imports, which take a second
 
 from lensdist.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, RunError, UserError  # noqa: E402
 from lensdist.terminal import escaped_output  # noqa: E402
@@ -43,6 +49,8 @@ def _main(argv: Sequence[str] | None) -> int:
     args.words += rest
     words = sys.argv[1:] if argv is None else argv
     args.line = shlex.join(["python", "slurm/submit.py", *words])
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         commands.ACTIONS[args.command](args)
     except UserError as e:
@@ -56,10 +64,12 @@ def _main(argv: Sequence[str] | None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        if args.command in ("submit", "resume"):
-            print("interrupted; the same command goes on where it was", file=sys.stderr)
-            return EXIT_FAILED
-        return EXIT_DONE  # the end of `logs -f`
+        if args.command == "logs":  # the end of `logs -f`
+            return EXIT_DONE
+        goes_on = args.command in ("submit", "resume")
+        more = "; the same command goes on where it was" if goes_on else ""
+        print(f"interrupted{more}", file=sys.stderr)
+        return EXIT_FAILED
     return EXIT_DONE
 
 

@@ -13,10 +13,17 @@ from typing import Any
 
 import pytest
 
+from lensdist import signals
 from tests import forkserver
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Children inherit what is ignored or blocked (`nohup`, a shell's background jobs), but not what a
+# function ignores, as these tests themselves go on doing.
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
+for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
 
 # Begun first, for the last to end would run alone; among them no two on a SLURM side by side, for
 # they mostly wait.
@@ -75,11 +82,12 @@ def pairs_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """What a run does to the handlers of signals is undone: here it shares them with pytest."""
-    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
+    signals._heard = None
 
 
 def command(*args: object, processes: int = 1, port: int = 0) -> list[str]:
@@ -95,7 +103,8 @@ def command(*args: object, processes: int = 1, port: int = 0) -> list[str]:
 
 def environment(**more: str) -> dict[str, str]:
     """One thread a process, on the CPU, and nothing that a developer's shell may have set."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "WANDB_"))}
+    theirs = ("ACCELERATE_", "WANDB_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "PET_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(theirs)}
     return {**kept, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **more}
 
 

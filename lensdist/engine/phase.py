@@ -111,8 +111,8 @@ def _train(
     """What `run` does once all has been checked."""
     started = time.time()
     cfg, folder = phase.cfg, phase.cfg.run.dir
-    stopper = Stopper(folder, world)  # from here on a wish to stop is heard
     phase = _prepared(phase, world)
+    stopper = Stopper(folder, world)  # from here on a run that is told to stop has what to save
     journal = Journal(cfg, world, resumed.step if resumed else 0)
     saver = Saver(
         folder / "checkpoints",

@@ -30,7 +30,10 @@ def build_world(cfg: BaseRun) -> World:
         DeviceError: there is no GPU for this process where there must be, or it cannot be used.
     """
     if not _asked():
-        return World(cfg)
+        try:
+            return World(cfg)
+        except torch.distributed.DistStoreError as e:
+            raise UserError(str(e)) from e
     _expect_gpu()
     try:
         return World(cfg)

@@ -1,19 +1,20 @@
 """Asking a run to save and leave: a signal, a file named STOP in its folder, the job's time limit.
 
 A handler only sets a flag; at the end of a step all processes agree, save at that one step and
-leave with exit code 75. SIGUSR2 is what `sbatch --signal` is told to send (NCCL uses SIGUSR1),
-SIGTERM is preemption and scancel, SIGINT is a person, whose second Ctrl-C ends the process at once.
+leave with exit code 75. Which signals those are, `lensdist.signals` says. A second Ctrl-C ends the
+process at once.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 
+from lensdist import signals
 from lensdist.engine.world import World
 from lensdist.errors import UserError
 from lensdist.launched import DEADLINE
@@ -97,15 +98,16 @@ class Stopper:
         self._every = every
         self._next_look = 0.0
         self._world = world
-        self._reason: str | None = None
+        self._reason = signals.heard()  # too early, and lost in what a library was doing
         self.deadline: Deadline | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        signals.listen(self._hear)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._reason = signal.Signals(number).name
+    def _hear(self, number: int, name: str) -> None:
+        self._reason = self._reason or name
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun makes SIGTERM of a second Ctrl-C
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def asked(self) -> str | None:
         """Why this process wants to stop, if it does."""

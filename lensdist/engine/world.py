@@ -14,10 +14,16 @@ from typing import NoReturn, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, KwargsHandler
+from accelerate.utils import (
+    AutocastKwargs,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    KwargsHandler,
+)
 from torch import Tensor, nn
 
 from lensdist.config.schema import BaseRun
+from lensdist.engine import rendezvous
 from lensdist.engine.launcher import ANSWERED, conflicts, from_environment
 from lensdist.errors import UserError
 
@@ -42,12 +48,14 @@ class World:
         for name in ANSWERED:  # accelerate's own engines are not used: engine/parallel
             os.environ.pop(name, None)
         sharded = cfg.engine != "ddp"
+        rendezvous.stay_on_this_machine()
         handlers: list[KwargsHandler] = [
+            InitProcessGroupKwargs(init_method=rendezvous.METHOD),
             DistributedDataParallelKwargs(
                 broadcast_buffers=False,  # running statistics are ours: engine/batchnorm.py
                 gradient_as_bucket_view=True,
                 bucket_cap_mb=cfg.speed.bucket_mb,
-            )
+            ),
         ]
         if sharded:
             # A weight is used once in a forward pass; kept until its end, copies in half precision

@@ -19,6 +19,7 @@ from slurm.scheduler import hostnames
 # torchrun's agent dies of SIGUSR2 unless told to pass it on, and SLURM's signals reach only the
 # agent, never its workers, where processes are tracked by cgroups.
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
+_SAVE = 600  # s that torchrun leaves its processes to save in, before it kills them; its own: 30
 USERS_GPUS = "LENSDIST_USERS_GPUS"  # CUDA_VISIBLE_DEVICES as it was when the chain was sent
 ATTEMPT = "LENSDIST_ATTEMPT"
 
@@ -70,6 +71,8 @@ def command(job: Job, place: Place) -> list[str]:
     launch += ["--num_machines", str(place.count), "--num_processes", str(world)]
     launch += ["--machine_rank", place.rank]
     launch += ["--main_process_ip", place.head, "--main_process_port", place.port]
+    if place.count == 1:  # they meet by a file: torchrun's store would listen to the whole network
+        launch += ["--rdzv_backend", "c10d", "--rdzv_conf", "store_type=file"]
     return [*python, *launch, *job.words]
 
 
@@ -84,7 +87,9 @@ def variables(job: Job, count: int = 1) -> dict[str, str]:
     if cluster.on_cpu:
         ours["ACCELERATE_USE_CPU"] = "true"
     if count * cluster.per_node > 1:
-        ours["PET_SIGNALS_TO_HANDLE"] = _SIGNALS
+        ours |= {"PET_SIGNALS_TO_HANDLE": _SIGNALS, "PET_SHUTDOWN_TIMEOUT": str(_SAVE)}
+        if count == 1:  # and process 0 listens on the loopback: lensdist.engine.rendezvous
+            ours |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PET_LOCAL_ADDR": "127.0.0.1"}
     if cluster.cpus_per_task:
         # Fixed, because the number of threads is part of what makes a resume bit-exact.
         ours["OMP_NUM_THREADS"] = str(max(1, cluster.cpus_per_task // cluster.per_node))

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,7 @@ def run_phase(path: str) -> None:
 def _run(job: Job, here: Place, folder: Path) -> int:
     """Check the node, and run the command; its exit code."""
     child: subprocess.Popen[bytes] | None = None
+    meeting = tempfile.TemporaryDirectory(prefix="lensdist-")  # nobody else's: it holds pickles
 
     def forward(number: int, frame: FrameType | None) -> None:
         if child is None:
@@ -66,6 +68,8 @@ def _run(job: Job, here: Place, folder: Path) -> int:
         if problem:
             sys.exit(f"{job.goal.phase}: {problem}")
         env = environment(job, here, folder, os.environ)
+        if here.count == 1 and not job.cluster.container:  # which may have a /tmp of its own
+            env["PET_RDZV_ENDPOINT"] = f"{meeting.name}/rendezvous"
         ask = _with_its_parent()
         child = subprocess.Popen(command(job, here), env=env, cwd=job.cwd, preexec_fn=ask)
         return _wait(job, here, folder, child)
@@ -73,6 +77,7 @@ def _run(job: Job, here: Place, folder: Path) -> int:
         if child is not None and child.poll() is None:  # Ctrl-C, or the executor's own time limit
             child.terminate()
             child.wait()
+        meeting.cleanup()
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -58,7 +58,7 @@ def run_here(jobs: Mapping[str, Job], ids: Path, say: Say) -> None:
 
 
 class _Stop:
-    """Ctrl-C and SIGTERM: heard at once, heeded where nothing is half done.
+    """Ctrl-C, SIGTERM and SIGHUP: heard at once, heeded where nothing is half done.
 
     Attributes:
         wishes: how many there were.
@@ -69,7 +69,7 @@ class _Stop:
         self._raises = False
 
     def __enter__(self) -> _Stop:
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]  # as under nohup
         self._before = {n: signal.signal(n, self._hear) for n in heard}
         return self

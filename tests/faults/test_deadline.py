@@ -150,6 +150,33 @@ def test_the_process_that_fell_first_is_known(tiny_set: Path, tmp_path: Path, po
     assert all(word.echo for word in others)  # the launcher may kill it before it has a word
 
 
+@pytest.mark.parametrize("number", ["SIGUSR2", "SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_before_training_is_no_crash(number: str, tiny_set: Path, tmp_path: Path) -> None:
+    """Imports take seconds, and reading data may take minutes: SLURM's signal does not wait."""
+    words = command("lensdist.train", *settings("mae", tiny_set, tmp_path / "run"))
+    env = environment(LENSDIST_OUTCOME=str(tmp_path / "words"))
+    # `import torch` comes after the handlers, and is what takes the time here.
+    slow = (
+        f"import pathlib, time\npathlib.Path({str(tmp_path / 'there')!r}).touch()\ntime.sleep(300)"
+    )
+    (tmp_path / "torch.py").write_text(slow)
+    env["PYTHONPATH"] = str(tmp_path)
+    (tmp_path / "words").mkdir()
+    with subprocess.Popen(words, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as run:
+        end = time.monotonic() + 240
+        while not (tmp_path / "there").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        run.send_signal(signal.Signals[number])
+        told = run.communicate(timeout=120)[1]
+    assert run.returncode == 75, told
+    assert f"told to stop ({number}) before training began; run it again" in told
+    assert "Traceback" not in told
+    (word,) = outcome.read(tmp_path / "words")
+    assert word.kind == "saved"
+    assert not (tmp_path / "run").exists()
+
+
 def _arm(when: str, number: int) -> None:
     original = StepPlan.place
 
@@ -168,28 +195,3 @@ if __name__ == "__main__":
     split = sys.argv.index("--")
     _arm(sys.argv[1], int(sys.argv[2]))
     sys.exit(train.main(sys.argv[split + 1 :]))
-
-
-def test_a_signal_before_training_is_no_crash(tiny_set: Path, tmp_path: Path) -> None:
-    """Imports take seconds, and reading data may take minutes: SLURM's signal does not wait."""
-    words = command("lensdist.train", *settings("mae", tiny_set, tmp_path / "run"))
-    env = environment(LENSDIST_OUTCOME=str(tmp_path / "words"))
-    # `import torch` comes after the handlers, and is what takes the time here.
-    slow = (
-        f"import pathlib, time\npathlib.Path({str(tmp_path / 'there')!r}).touch()\ntime.sleep(60)"
-    )
-    (tmp_path / "torch.py").write_text(slow)
-    env["PYTHONPATH"] = str(tmp_path)
-    (tmp_path / "words").mkdir()
-    with subprocess.Popen(words, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as run:
-        end = time.monotonic() + 60
-        while not (tmp_path / "there").exists():
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        run.send_signal(signal.SIGUSR2)
-        told = run.communicate(timeout=30)[1]
-    assert run.returncode == 75, told
-    assert "before training began; run it again" in told
-    (word,) = outcome.read(tmp_path / "words")
-    assert word.kind == "saved"
-    assert not (tmp_path / "run").exists()

@@ -79,7 +79,10 @@ def test_a_launcher_that_would_change_what_a_step_computes(
 def test_errors_of_other_processes_are_said_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", "3")
+    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
     words: list[Any] = settings("mae", tmp_path / "no such set", tmp_path / "run")
     assert train.main(words) == 2
     assert "[process 3] error: " in capsys.readouterr().err

@@ -206,10 +206,10 @@ class MiniSlurm:
         files |= {"seed-file": "munge.seed", "log-file": "log/munged.log"}
         flags = (f"--{k}={self.base / v}" for k, v in files.items())
         self._spawn("munged", "munged", "-F", *flags)
-        _wait((self.base / "munge.sock").exists, 10, "munged")
+        _wait((self.base / "munge.sock").exists, 60, "munged")
         self._spawn("slurmctld", "slurmctld", "-D", "-i")
         # A slurmd that finds no controller tries again only after seconds.
-        _wait(lambda: _answers(controller), 20, "slurmctld")
+        _wait(lambda: _answers(controller), 60, "slurmctld")
         for name in self.names:
             self._spawn(name, "slurmd", "-D", "-N", name)
         for name in self.names:
@@ -232,12 +232,12 @@ class MiniSlurm:
 
     def _cancel_all(self) -> None:
         self.run("scancel", "--user=root", check=False)
-        _wait(lambda: not self.run("squeue", "-h", check=False).strip(), 60, "the last jobs")
+        _wait(lambda: not self.run("squeue", "-h", check=False).strip(), 120, "the last jobs")
 
     def _ready(self, name: str) -> None:
         bad = {"DOWN", "UNKNOWN", "NOT_RESPONDING"}
         what = f"node {name}; see {self.base / 'log'}"
-        _wait(lambda: bad.isdisjoint(self.node(name).split("+")), 30, what)
+        _wait(lambda: bad.isdisjoint(self.node(name).split("+")), 120, what)
 
     def _spawn(self, name: str, *words: str) -> None:
         with (self.base / "log" / "daemons.log").open("ab") as log:

@@ -6,8 +6,10 @@ Every run here computes the same: what it logs is compared with a run that nobod
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -15,11 +17,11 @@ import pytest
 
 from lensdist.phases import completed
 from tests.chains import jobs_of, submit, write_chain, write_cluster
-from tests.conftest import forked, settings
+from tests.conftest import forked, settings, start
 from tests.slurm.minislurm import MiniSlurm
 from tests.slurm.watch import attempts_of, log_of, losses, wait_step
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 STEPS = 300
 RUN = {
@@ -63,7 +65,7 @@ class Sent:
     def text(self) -> str:
         return log_of(self.runs, self.job)
 
-    def completes(self, losses_of: dict[int, float], timeout: float = 200) -> None:
+    def completes(self, losses_of: dict[int, float], timeout: float = 400) -> None:
         """Wait for the end: complete, with the losses of the run that nobody disturbed."""
         state = self.slurm.finished(self.job, timeout)
         assert state == "COMPLETED", self.text()
@@ -80,7 +82,14 @@ class Sent:
 def test_a_run_outlives_its_time_limit(
     cluster: MiniSlurm, tiny_set: Path, tmp_path: Path, undisturbed: dict[int, float]
 ) -> None:
-    sent = Sent(cluster, tiny_set, tmp_path, walltime=1, save_before_end=40)
+    # The signal must not come before the run can have begun, which takes as long as importing here.
+    began = time.monotonic()
+    start([sys.executable, "-c", "import lensdist.engine.phase, lensdist.engine.preflight"])
+    until = max(20, math.ceil(5 * (time.monotonic() - began)))
+    walltime = until // 60 + 2
+    sent = Sent(
+        cluster, tiny_set, tmp_path, walltime=walltime, save_before_end=60 * walltime - until
+    )
     wait_step(sent.run, 4)
     # However fast the machine is: the run stands still until SLURM has sent its signal.
     with contextlib.suppress(OSError, ValueError):  # it may have heard the signal, and be gone
@@ -88,7 +97,7 @@ def test_a_run_outlives_its_time_limit(
         (run,) = (p for p in cluster.tasks(sent.job, "127.0.0.1") if words in _command(p))
         os.kill(run, signal.SIGSTOP)
         try:
-            end = time.monotonic() + 90
+            end = time.monotonic() + until + 90
             while not _is_pending(run, signal.SIGUSR2):
                 assert time.monotonic() < end
                 time.sleep(0.1)

@@ -21,7 +21,7 @@ def losses(run: Path) -> dict[int, float]:
     }
 
 
-def wait_step(run: Path, step: int, seconds: float = 120) -> int:
+def wait_step(run: Path, step: int, seconds: float = 300) -> int:
     """Wait until a run has logged a step or a later one; which."""
     end = time.monotonic() + seconds
     while (there := max(losses(run), default=0)) < step:

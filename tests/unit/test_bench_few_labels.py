@@ -134,11 +134,11 @@ def test_a_wish_to_stop_reaches_the_runs(tmp_path: Path) -> None:
     bench = subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
     run = out / "runs" / "none" / "mae-no_sub"
     log = run / "metrics.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.2)
     bench.send_signal(signal.SIGTERM)
-    assert bench.wait(timeout=30) == 75
+    assert bench.wait(timeout=200) == 75
     assert any((run / "checkpoints").glob("step-*"))
     assert [each.name for each in run.parent.iterdir()] == ["mae-no_sub"]  # none begun after it
 

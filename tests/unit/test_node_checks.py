@@ -256,7 +256,7 @@ def test_a_check_that_hangs_is_killed_with_all_it_started(
     monkeypatch.setattr(checks, "_LEAST", 0.5)
     job = impatient(node_job(tmp_path, preflight={"command": command}), 0.1)
     assert "did not end preflight.command (killed after" in _problem(job)
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while True:
         assert time.monotonic() < end
         try:

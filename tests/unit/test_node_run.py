@@ -36,7 +36,7 @@ _SAVES = (
     "    pathlib.Path('finetune/checkpoints/step-00000003').mkdir(parents=True)\n"
     "    outcome.leave('saved'); sys.exit(75)\n"
     "signal.signal(signal.SIGUSR2, saved); signal.signal(signal.SIGTERM, saved)\n"
-    "pathlib.Path('ready').touch(); time.sleep(60)\n"
+    "pathlib.Path('ready').touch(); time.sleep(300)\n"
 )
 
 
@@ -234,7 +234,7 @@ def _start_one_that_saves(tmp_path: Path, job: Job) -> subprocess.Popen[str]:
 
 
 def _until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not true():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -246,7 +246,7 @@ def test_signals_reach_the_run_and_the_job_waits_for_it(tmp_path: Path, number: 
     start = begin(job, "7", ("here",), None)
     node = _start_one_that_saves(tmp_path, job)
     node.send_signal(number)
-    assert "Traceback" not in node.communicate(timeout=30)[1]
+    assert "Traceback" not in node.communicate(timeout=200)[1]
     assert (tmp_path / "saved").read_text() == str(int(number))
     assert node.returncode == 75
     decision = settle(job, "7", start.attempt, 75, "RUNNING", again=False)
@@ -280,10 +280,10 @@ def test_a_node_that_is_not_fit_starts_nothing(
 def test_processes_that_do_not_find_each_other_are_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = _job(tmp_path, "import time; time.sleep(60)", preflight={"seconds": 2})
+    job = _job(tmp_path, "import time; time.sleep(300)", preflight={"seconds": 2})
     job = job.model_copy(update={"words": (*job.words, "lensdist.train")})
     began = time.monotonic()
     decision = _attempt(job, monkeypatch)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 200
     assert decision.kind == "device"
     assert "did not show a working device within 2 s" in decision.reason

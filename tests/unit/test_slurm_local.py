@@ -23,6 +23,7 @@ from slurm.ledger import Event, Ledger
 from slurm.sending.resume import cancel
 from tests.chains import ODD, SUBMIT, start_submit, submit, write_chain, write_cluster
 from tests.conftest import ROOT, environment
+from tests.sockets import children, listeners
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(300)]
 
@@ -53,7 +54,7 @@ def save(number, frame):
 for number in numbers:
     signal.signal(number, save)
 pathlib.Path("ready").write_text(str(os.getpid()))
-time.sleep(100)
+time.sleep(300)
 """
 
 
@@ -130,12 +131,12 @@ def test_a_run_here_is_cancelled_from_another_terminal(tmp_path: Path, tiny_set:
     chain, here = write_chain(tmp_path, tiny_set, steps=100_000), write_cluster(tmp_path)
     many = ["pretrain", "train.epochs=100000", "train.eval_every_epochs=1000"]
     with start_submit(chain, here, *many) as launcher:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 200
         while not read(tmp_path / "runs" / "pretrain" / "metrics.jsonl"):
             assert time.monotonic() < end
             time.sleep(0.2)
         assert "told to save and leave" in submit("cancel", chain, here).stdout
-        told = launcher.communicate(timeout=60)[0]
+        told = launcher.communicate(timeout=200)[0]
     assert launcher.returncode == 1
     assert "cancelled; saved at step" in told
     assert list((tmp_path / "runs" / "pretrain" / "checkpoints").glob("step-*"))
@@ -178,7 +179,7 @@ def _launch(folder: Path, *jobs: Job) -> subprocess.Popen[str]:
 
 
 def _until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 200
     while not true():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -213,7 +214,7 @@ def test_a_launcher_that_is_told_to_stop_waits_for_its_run(
     with _launch(tmp_path, job, other) as launcher:
         _until((tmp_path / "train" / "ready").exists)
         (os.killpg if whole else os.kill)(launcher.pid, number)
-        told = launcher.communicate(timeout=60)[0]
+        told = launcher.communicate(timeout=200)[0]
     assert launcher.returncode == 1
     assert "train: cancelled; saved at step 3" in told
     assert "KeyboardInterrupt: \n" in told
@@ -237,7 +238,7 @@ def test_a_phase_that_waits_for_its_next_attempt_is_cancelled(alone: bool, tmp_p
             assert said == ["train: will not be started again"]
         else:
             launcher.terminate()
-        told = launcher.communicate(timeout=60)[0]
+        told = launcher.communicate(timeout=200)[0]
     assert launcher.returncode == 1
     assert "train: cancelled, not started again" in told
     assert _events(job)[-1].what == "cancelled"
@@ -263,7 +264,7 @@ def test_a_phase_that_waits_is_cancelled_alone(tmp_path: Path) -> None:
         cancel([jobs[1].goal], tmp_path / ".submit", said.append)
         assert said == ["finetune: will not be started"]
         (tmp_path / "pretrain" / "go").touch()
-        told = launcher.communicate(timeout=60)[0]
+        told = launcher.communicate(timeout=200)[0]
     assert launcher.returncode == 1
     assert "finetune: cancelled, not started\n" in told
     assert "RunError: finetune is not complete; what needs it was not started" in told
@@ -287,9 +288,23 @@ def test_a_training_saves_at_ctrl_c_in_the_terminal(tmp_path: Path, tiny_set: Pa
     ) as launcher:
         _until(lambda: read(run / "metrics.jsonl"))
         os.killpg(launcher.pid, signal.SIGINT)
-        told = launcher.communicate(timeout=60)[0]
+        told = launcher.communicate(timeout=200)[0]
     assert launcher.returncode == 1
     assert "pretrain: cancelled; saved at step" in told
     assert "interrupted; the same command goes on where it was" in told
     assert "Traceback" not in told
     assert list((run / "checkpoints").glob("step-*"))
+
+
+def test_processes_of_one_node_listen_to_nobody_else(tmp_path: Path, tiny_set: Path) -> None:
+    chain = write_chain(tmp_path, tiny_set, steps=100_000)
+    here = write_cluster(tmp_path, processes_per_node=2)
+    many = ["pretrain", "train.epochs=100000", "train.eval_every_epochs=1000"]
+    with start_submit(chain, here, *many) as launcher:
+        _until(lambda: read(tmp_path / "runs" / "pretrain" / "metrics.jsonl"))
+        found = {where for each in children(launcher.pid) for where in listeners(each)}
+        launcher.terminate()
+        told = launcher.communicate(timeout=200)[0]
+    assert "cancelled; saved at step" in told
+    assert len(found) >= 3  # gloo's of both, and the store
+    assert {address for address, _ in found} == {"127.0.0.1"}

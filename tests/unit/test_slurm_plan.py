@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +58,13 @@ def test_a_plan_is_quick_and_torch_free_from_anywhere(tmp_path: Path) -> None:
     code += "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
     code += "except SystemExit as e: assert e.code == 0, e.code\n"
     code += "sys.exit('torch imported' if 'torch' in sys.modules else 0)"
-    began = time.monotonic()
+    before = os.times().children_user
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert f"{tmp_path}/runs/vi_a/pretrain" in done.stdout
-    assert time.monotonic() - began < 5  # 0.4 s alone; the machine may be busy
+    assert os.times().children_user - before < 5  # 0.4 s of a core, however busy the machine is
     assert not list(tmp_path.iterdir())  # a plan writes nothing
 
 

@@ -131,7 +131,7 @@ def test_a_process_here_runs_while_it_lives_and_slurm_is_not_asked(standing: Sta
     row = _rows(standing)["pretrain"]
     assert (row["state"], row["ETA"]) == ("running", "26 s")
     process.stdin.close()
-    process.wait(timeout=30)
+    process.wait(timeout=200)
     process.stdout.close()
     row = _rows(standing)["pretrain"]
     assert (row["state"], row["ETA"]) == ("lost?", "-")

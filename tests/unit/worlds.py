@@ -86,7 +86,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 def on_all(size: int, work: Callable[[Any], Any]) -> list[Any]:
     """Run `work(world)` on `size` processes; their results in rank order."""
-    shared = {"parts": [None] * size, "barrier": threading.Barrier(size, timeout=20)}
+    shared = {"parts": [None] * size, "barrier": threading.Barrier(size, timeout=120)}
     results: list[Any] = [None] * size
 
     def run(rank: int) -> None:
