@@ -82,9 +82,13 @@ def launch(args: argparse.Namespace) -> int:
     from lensdist.engine.preflight import build_world
 
     world = build_world(cfg)
+
+    def work() -> int:
+        return run(cfg, args.resume, world, lambda: _already_done(cfg, args.resume))
+
     if world.size > 1:
-        _leave_with_the_others(world, lambda: run(cfg, args.resume, world))
-    return run(cfg, args.resume, world)
+        _leave_with_the_others(world, work)
+    return work()
 
 
 def _too_early(number: int, frame: FrameType | None) -> NoReturn:
