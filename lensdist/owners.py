@@ -20,9 +20,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-_TAG = r"(\d+)-(\d+)-[0-9a-f]{6}@([0-9a-f]{8})-([\w.-]+)"
-_OWNED = re.compile(rf"\..+\.{_TAG}")
-_TEMPORARY = re.compile(rf"\.(.+)\.{_TAG}\.tmp")
+_TAG = r"(\d+)-(\d+)-[0-9a-f]{6}@([0-9a-f]{8})-([\w.-]+?)"
+_OWNED = re.compile(rf"\..+\.{_TAG}(?:\.tmp(?:\..+)?)?")
+_TEMPORARY = re.compile(rf"\.(.+)\.{_TAG}\.tmp(?:\..+)?")
 # Earlier versions named no machine, so only who holds a run's lock may remove these.
 _OLDER = re.compile(r"\..+\.(?:\d+\.(?:tmp|old)|[0-9a-f]{8}\.partial)")
 
@@ -75,7 +75,7 @@ def tag() -> str:
 
 def owner_of(name: str) -> Owner | None:
     """Whose a file is by its name; None where the name does not say it."""
-    found = _OWNED.fullmatch(name.removesuffix(".tmp"))
+    found = _OWNED.fullmatch(name)
     return Owner(int(found[1]), int(found[2]), found[3], found[4]) if found else None
 
 

@@ -23,11 +23,17 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `slurm` is not installed: it is used from a clone, from anywhere
 
 from lensdist.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, RunError, UserError  # noqa: E402
+from lensdist.streams import output_lost, tolerant  # noqa: E402
 from slurm import commands  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
+    with tolerant():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     # Options may stand between the words, which argparse cannot do with sub-commands.
     args, rest = parser.parse_known_args(argv)
@@ -39,12 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.line = shlex.join(["python", "slurm/submit.py", *words])
     try:
         commands.ACTIONS[args.command](args)
+        lost = output_lost()
+        if lost is not None:
+            raise RunError(f"standard output: {lost}; not all of it was written")
     except UserError as e:
         for line in str(e).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except BrokenPipeError:  # `status | head`
-        sys.stderr.close()
+    except BrokenPipeError:  # `logs -f | head`
         return EXIT_DONE
     except (RunError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from lensdist.errors import EXIT_DONE, UserError
+from lensdist.errors import EXIT_DONE, UserError, begun
 from lensdist.sim.config import FamilyName
 
 EXAMPLES = """examples:
@@ -72,12 +72,14 @@ def run(args: argparse.Namespace) -> int:
 
     subject = open_subject(args.model, args.data, args.out)
     planned = None if args.hard is None else hard.plan(subject, args.hard, args.family)
-    scores, written = score_split(subject, args.split, args.batch, args.tta)
-    print("\n".join(lines(scores)))
-    if planned is not None:
-        variants, more = hard.score_hard(subject, planned)
-        written += more
-        print(f"\n{hard_table(variants)}\n")
+    subject.target(args.split)
+    with begun(subject.out):
+        scores, written = score_split(subject, args.split, args.batch, args.tta)
+        print("\n".join(lines(scores)))
+        if planned is not None:
+            variants, more = hard.score_hard(subject, planned)
+            written += more
+            print(f"\n{hard_table(variants)}\n")
     for path in written:
         print(f"wrote {path}")
     return EXIT_DONE

@@ -100,6 +100,8 @@ def check_writable(folder: Path) -> None:
         if not place.is_dir():
             raise UserError(f"cannot write to {folder}: {place} is not a folder")
         if not os.access(place, os.W_OK | os.X_OK):
-            raise UserError(f"cannot write to {folder}: no permission in {place}")
+            raise UserError(
+                f"cannot write to {folder}: no permission in {place}; give another place"
+            )
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error

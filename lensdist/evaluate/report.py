@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from lensdist.data.staging import check_ours
 from lensdist.files import plain, to_json, write_atomic
 from lensdist.track import log
 
@@ -25,6 +26,15 @@ HARD = (
     "the lenses are the same throughout (`lensdist evaluate RUN --data PACKED --hard`)."
 )
 """What a reader must know to judge the table of `hard_rows`."""
+
+
+def check_results(folder: Path) -> None:
+    """Refuse a folder with somebody's own `results.json` or `results.md`.
+
+    Raises:
+        UserError: see `check_ours`.
+    """
+    check_ours(folder / "results.json", "title", "rows", beside=(folder / "results.md",))
 
 
 def write_results(
