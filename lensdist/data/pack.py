@@ -87,7 +87,7 @@ def pack(
     src, dest = Path(src), Path(dest)
     if not src.is_dir():
         raise UserError(f"{src} is not a folder")
-    if dest.resolve().is_relative_to(src.resolve()):
+    if Path(os.path.realpath(dest)).is_relative_to(src.resolve()):
         raise UserError(f"{dest} lies inside {src}: the next pack would read it as input")
     check_free(dest)
     listing = layouts.find(src, layout, labels)

@@ -19,7 +19,9 @@ class Staging:
     """
 
     def __init__(self, dest: str | os.PathLike[str]) -> None:
-        self.dest = Path(dest).resolve()  # a link to an empty folder is filled, not replaced
+        self.dest = Path(
+            os.path.realpath(dest)
+        )  # a link to an empty folder is filled, not replaced
         check_free(self.dest)
         sweep(self.dest.parent)
         self.folder = temporary(self.dest)
@@ -57,7 +59,7 @@ def check_free(dest: Path) -> None:
         UserError: `dest` is a file, or a folder with something in it.
     """
     try:
-        free = not os.path.lexists(dest) or (dest.is_dir() and not any(dest.iterdir()))
+        free = not _stands(dest) or (dest.is_dir() and not any(dest.iterdir()))
     except OSError as error:
         raise UserError(f"cannot look into {dest}: {error.strerror}") from error
     if not free:
@@ -96,7 +98,7 @@ def check_writable(folder: Path) -> None:
         UserError: it, or the nearest above it that exists, is no folder or may not be written to.
     """
     try:
-        place = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
+        place = next(p for p in (folder, *folder.absolute().parents) if _stands(p))
         if not place.is_dir():
             raise UserError(f"cannot write to {folder}: {place} is not a folder")
         if not os.access(place, os.W_OK | os.X_OK):
@@ -105,3 +107,12 @@ def check_writable(folder: Path) -> None:
             )
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def _stands(path: Path) -> bool:
+    """Whether anything has this name; an OSError where nothing can."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True

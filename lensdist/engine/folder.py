@@ -41,7 +41,9 @@ def check_folder(cfg: BaseRun) -> None:
     if is_run(folder):
         return
     for what, path in (("data.path", cfg.data.path), ("encoder", getattr(cfg, "encoder", None))):
-        if path is not None and folder.resolve().is_relative_to(path.resolve()):
+        if path is not None and Path(os.path.realpath(folder)).is_relative_to(
+            os.path.realpath(path)
+        ):
             raise UserError(f"run.dir {folder} lies in {what} {path}; give another run.dir")
     for path in sorted(folder.iterdir()):
         harmless = path.name.startswith(".") or path.suffix in _LOGS or path.name == "STOP"

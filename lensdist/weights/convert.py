@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lensdist.data.config import PreprocessConfig
@@ -35,7 +36,7 @@ def convert(
         UserError: the file cannot be imported so; nothing was written.
         RunError: the disk is full.
     """
-    check_free(dest.resolve())
+    check_free(Path(os.path.realpath(dest)))
     pth = read_pth(file)
     try:
         found = recognise(pth.tensors, size, resize)
