@@ -110,12 +110,14 @@ class Subject:
         path = self.out / "eval" / f"{name}.json"
         drawn = (self.out / "figures" / f"{one}.png" for one in illustrate.NAMES)
         scored = any(path.parent.glob("*.json"))  # this split or another: then figures are ours
-        check_ours(path, "data", "weights", beside=() if scored else tuple(drawn))
+        check_ours(path, "data", beside=() if scored else tuple(drawn))
         check_writable(self.out / "figures")
         try:
             before = json.loads(path.read_text())["data"]["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except FileNotFoundError:
             return path
+        except (OSError, ValueError, KeyError, TypeError):
+            before = None
         if before != self.packed.manifest.fingerprint:
             raise UserError(f"{path} holds the scores of other data; give --out")
         return path

@@ -47,8 +47,9 @@ class Stream:
             yield
         except UnicodeEncodeError as error:  # a file's name need not be text
             self.write(error.object.encode("ascii", "backslashreplace").decode())
-        except OSError as error:
-            self.lost = self.lost or error
+        except (OSError, ValueError) as error:  # ValueError: somebody has closed it
+            lost = error if isinstance(error, OSError) else OSError(errno.EBADF, str(error))
+            self.lost = self.lost or lost
             with contextlib.suppress(OSError, ValueError):
                 _to_nowhere(self._stream.fileno())  # what it still holds is flushed there
 
