@@ -29,12 +29,13 @@ HARD = (
 
 
 def check_results(folder: Path) -> None:
-    """Refuse a folder with somebody's own `results.json` or `results.md`.
+    """Refuse a folder with somebody's own `results.json`, `results.md` or figures of those names.
 
     Raises:
         UserError: see `check_ours`.
     """
-    check_ours(folder / "results.json", "title", "rows", beside=(folder / "results.md",))
+    beside = (folder / "results.md", *folder.glob("figures/few-labels-*.png"))
+    check_ours(folder / "results.json", "title", "rows", beside=beside)
 
 
 def write_results(
