@@ -19,6 +19,7 @@ from lensdist.data.config import AugmentConfig, DataConfig
 from lensdist.data.packed import PackedSet
 from lensdist.data.preprocess import Turn, turned, views
 from lensdist.data.source import Images, View
+from lensdist.data.staging import check_ours, check_writable
 from lensdist.engine.evaluation import outputs_of
 from lensdist.engine.world import World
 from lensdist.errors import UserError
@@ -108,13 +109,19 @@ class Subject:
         """`eval/<name>.json`.
 
         Raises:
-            UserError: it holds the scores of other data.
+            UserError: it holds the scores of other data, or is no file of ours.
         """
         path = self.out / "eval" / f"{name}.json"
+        drawn = (self.out / "figures" / f"{one}.png" for one in illustrate.NAMES)
+        scored = any(path.parent.glob("*.json"))  # this split or another: then figures are ours
+        check_ours(path, "data", beside=() if scored else tuple(drawn))
+        check_writable(self.out / "figures")
         try:
             before = json.loads(path.read_text())["data"]["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except FileNotFoundError:
             return path
+        except (OSError, ValueError, KeyError, TypeError):
+            before = None
         if before != self.packed.manifest.fingerprint:
             raise UserError(f"{path} holds the scores of other data; give --out")
         return path

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from lensdist import __version__, signals
-from lensdist.terminal import escaped_output
 
 COMMANDS = {
     "simulate": "make images of strong lenses",
@@ -32,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signals.begin(trains=sys.argv[1:2] == ["train"])  # before the imports, which take a second
     from lensdist.outcome import conclude
 
-    with escaped_output():
-        return conclude(lambda: _run(argv))
+    return conclude(lambda: _run(argv))
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -5,11 +5,15 @@ Exit codes are part of the contract with shells, schedulers and `slurm/submit.py
 """
 
 import contextlib
+import errno
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+from lensdist.owners import final_name
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -23,7 +27,12 @@ class UserError(Exception):
     """Something the user can mend: one sentence that says what is wrong, where, and what to do.
 
     Raised before any work is started or any file is written, so commands exit with 2.
+
+    Attributes:
+        told: another process of the run says it.
     """
+
+    told = False
 
 
 class Busy(UserError):
@@ -31,7 +40,67 @@ class Busy(UserError):
 
 
 class RunError(Exception):
-    """A run that had started could not go on; commands exit with 1."""
+    """A run that had started could not go on; commands exit with 1.
+
+    Attributes:
+        told: as in `UserError`.
+    """
+
+    told = False
+
+
+_MAY_NOT = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_SUCH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BROKEN = {errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ENOTCONN, errno.ENXIO, errno.ENODEV}
+_TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.ETXTBSY, errno.EINVAL}
+
+
+def refusal(error: OSError, where: object = None) -> str | None:
+    """What a disk has to say, as a sentence; None: it is not a disk that says it.
+
+    Args:
+        error: what was raised.
+        where: the file or folder that was being written, should the error not name one.
+    """
+    number, name = error.errno, error.filename if error.filename is not None else where
+    if number is None and "requested and" in str(error):  # NumPy's, of a full disk
+        number = errno.ENOSPC
+    if number not in (
+        _FULL | _BROKEN | (_MAY_NOT | _NO_SUCH | _TAKEN if name is not None else set())
+    ):
+        return None
+    assert number is not None
+    why = os.strerror(number)
+    if number in _FULL:
+        why += "; make room, then run the command again"
+    elif number in _MAY_NOT:
+        why += "; look at its owner and permissions (ls -ld), or give another place"
+    return f"{'the disk' if name is None else final_name(os.fsdecode(str(name)))}: {why}"
+
+
+def is_mistake(error: OSError) -> bool:
+    """Whether it is the place that is wrong, and not the disk that is full or failing."""
+    return error.errno in _MAY_NOT | _NO_SUCH
+
+
+@contextlib.contextmanager
+def begun(where: object = None) -> Iterator[None]:
+    """Work has begun: what a disk refuses from here on is a failure, not a wrong request.
+
+    Args:
+        where: as in `refusal`.
+
+    Raises:
+        RunError: the disk is full, fails or refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        sentence = refusal(error, where)
+        if sentence is None:
+            raise
+        raise RunError(sentence) from error
 
 
 _rank = 0
@@ -46,7 +115,7 @@ def set_rank(rank: int) -> None:
 def say(sentence: str) -> None:
     """Tell a person something, once however many processes there are."""
     if _rank == 0:
-        print(sentence, file=sys.stderr, flush=True)
+        _tell(sentence)
 
 
 def complain(error: Exception) -> None:
@@ -60,8 +129,14 @@ def complain(error: Exception) -> None:
     else:
         with contextlib.suppress(KeyboardInterrupt):
             time.sleep(_MOMENT)
-    where = f"[process {_rank}] " if _rank else ""
-    print(f"{where}error: {error}", file=sys.stderr, flush=True)
+    if not getattr(error, "told", False):
+        _tell(f"[process {_rank}] error: {error}" if _rank else f"error: {error}")
+
+
+def _tell(line: str) -> None:
+    if sys.stderr is not None:  # else it would go to standard output
+        with contextlib.suppress(OSError, ValueError):  # closed, or its reader has left
+            print(line, file=sys.stderr, flush=True)
 
 
 def _tell_torchrun(sentence: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from lensdist.files import sha256, to_json, write_atomic
 from lensdist.models.config import (
     EncoderConfig,
 )
+from lensdist.owners import temporary
 from lensdist.tensors import write_safetensors
 
 FORMAT = 1
@@ -50,9 +50,12 @@ def write_export(
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().cpu() for k, v in model.state_dict().items()}
     weights |= {PREPROCESS + k: v.cpu() for k, v in (preprocess or {}).items()}
-    temporary = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
-    _, digest = write_safetensors(temporary, weights)
-    temporary.replace(folder / WEIGHTS)
+    beside = temporary(folder / WEIGHTS)
+    try:
+        _, digest = write_safetensors(beside, weights)
+        beside.replace(folder / WEIGHTS)
+    finally:
+        beside.unlink(missing_ok=True)
     facts = {"format": FORMAT, **description, "sha256": {WEIGHTS: digest}}
     write_atomic(folder / CONFIG, to_json(facts))
     return {WEIGHTS: digest, CONFIG: sha256(folder / CONFIG)}

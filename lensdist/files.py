@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -9,6 +10,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from lensdist.owners import temporary
+
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 
 
 def write_atomic(path: Path, data: str | bytes) -> Path:
@@ -18,28 +23,50 @@ def write_atomic(path: Path, data: str | bytes) -> Path:
         OSError: the disk is full or read-only; the old file is untouched then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two writers apart; a dot hides what a crash leaves from globs.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = temporary(path)
     try:
-        with open(temporary, "wb") as file:
+        with open(beside, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            sync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        # A full disk names no file, and people do not know the hidden one.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
     fsync(path.parent)
     return path
+
+
+def sync(handle: int) -> None:
+    """Wait until the disk has an open file, where the file system knows how to wait.
+
+    Raises:
+        OSError: the disk is full, or fails.
+    """
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def fsync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk.
 
-    A rename in a folder that was not synced may be lost with the power.
+    A rename in a folder that was not synced may be lost with the power. Some file systems cannot
+    sync a folder, and some folders may be written to but not opened: nothing is waited for then.
     """
-    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        unable = error.errno in {*_NO_SYNC, errno.EACCES, errno.EPERM, errno.EISDIR}
+        if unable and path.is_dir():
+            return
+        raise
+    try:
+        sync(handle)
     finally:
         os.close(handle)
 

@@ -18,6 +18,11 @@ from lensdist.resample import bicubic, enlarge, with_means
 from lensdist.tasks.base import Batch
 from lensdist.tasks.mae import good_pixels
 
+NAMES = (
+    "roc", "confusion", "reliability", "reconstructions", "super_resolution", "learning_curves",
+    "hard",
+)  # fmt: skip
+"""Of all figures that are drawn beside scores."""
 _SHOWN = 4  # images of a figure
 _PAIRS = 2  # in two rows each
 

@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -28,8 +27,12 @@ from lensdist.errors import (
     RunError,
     UserError,
     complain,
+    is_mistake,
+    refusal,
+    say,
 )
 from lensdist.files import write_atomic
+from lensdist.streams import output_lost, tolerant
 
 FOLDER = "LENSDIST_OUTCOME"
 """Environment variable: where to leave the word; nothing is left without it."""
@@ -104,8 +107,16 @@ def conclude(work: Callable[[], int]) -> int:
     Raises:
         BaseException: what nobody foresaw, and SystemExit, once the word is left.
     """
+    with tolerant():
+        return _conclude(work)
+
+
+def _conclude(work: Callable[[], int]) -> int:
     try:
         code = work()
+        lost = output_lost()
+        if lost is not None and code == EXIT_DONE:
+            raise RunError(f"standard output: {lost}; not all of it was written")
     except Busy as e:
         return _complained("busy", e, EXIT_BAD_INPUT)
     except UserError as e:
@@ -115,15 +126,20 @@ def conclude(work: Callable[[], int]) -> int:
     except DeviceError as e:
         return _complained("device", e, EXIT_FAILED)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         leave("failed", "interrupted")
         return EXIT_FAILED
     except SystemExit as e:
         _leave_code(e.code)
         raise
     except BaseException as e:
-        leave("crashed", e)
-        raise
+        sentence = refusal(e) if isinstance(e, OSError) else None
+        if sentence is None or not isinstance(e, OSError):
+            leave("crashed", e)
+            raise
+        if is_mistake(e):
+            return _complained("input", UserError(sentence), EXIT_BAD_INPUT)
+        return _complained("failed", RunError(sentence), EXIT_FAILED)
     _leave_code(code)
     return code
 

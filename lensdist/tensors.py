@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lensdist.files import sync
 
 _NAMES = {
     torch.float64: "F64",
@@ -57,7 +58,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, s
             f.write(part)
             digest.update(part)
         f.flush()
-        os.fsync(f.fileno())
+        sync(f.fileno())
     return 8 + len(head) + offset, digest.hexdigest()
 
 

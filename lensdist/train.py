@@ -32,7 +32,6 @@ from lensdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError, say
 from lensdist.launched import rank_of
 from lensdist.outcome import conclude
 from lensdist.phases import completed
-from lensdist.terminal import escaped_output
 
 if TYPE_CHECKING:
     from lensdist.engine.world import World
@@ -48,8 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python -m lensdist.train`; returns its exit code."""
     parser = argparse.ArgumentParser(prog="lensdist train")
     add_arguments(parser)
-    with escaped_output():
-        return conclude(lambda: launch(parser.parse_args(argv)))
+    return conclude(lambda: launch(parser.parse_args(argv)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,9 +90,13 @@ def launch(args: argparse.Namespace) -> int:
     from lensdist.engine.preflight import build_world
 
     world = build_world(cfg)
+
+    def work() -> int:
+        return run(cfg, args.resume, world, lambda: _already_done(cfg, args.resume))
+
     if world.size > 1:
-        _leave_with_the_others(world, lambda: run(cfg, args.resume, world))
-    return run(cfg, args.resume, world)
+        _leave_with_the_others(world, work)
+    return work()
 
 
 def _leave_with_the_others(world: World, work: Callable[[], int]) -> NoReturn:

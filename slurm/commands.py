@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,17 @@ SUMMARIES = {
 
 def _say(sentence: str) -> None:
     print(sentence, flush=True)
+
+
+def _show(sentence: str) -> None:
+    """Say it to somebody who reads on; without a reader there is nothing to follow for.
+
+    Raises:
+        BrokenPipeError: the reader has left.
+    """
+    _say(sentence)
+    if getattr(sys.stdout, "lost", None) is not None:
+        raise BrokenPipeError
 
 
 def _planned(args: argparse.Namespace) -> Plan:
@@ -84,7 +96,7 @@ def _logs(args: argparse.Namespace) -> None:
     named = bool(phase_names(args.words))
     phases = [goal.phase for goal in goals] if named else []
     more = {"all_nodes": args.all_nodes, "options": _options(args)}
-    logs(goals, state, phases, args.follow, args.lines, _say, **more)
+    logs(goals, state, phases, args.follow, args.lines, _show, **more)
 
 
 def _cancel(args: argparse.Namespace) -> None:

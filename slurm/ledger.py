@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from lensdist.config.base import Strict
+from lensdist.files import sync
 
 What = Literal["sent", "started", "ended", "cancelled"]
 Verdict = Literal["done", "requeue", "leave", "stop"]
@@ -57,7 +58,7 @@ class Ledger:
         try:
             # A leading newline ends the line that a lost life may have left torn.
             os.write(handle, b"\n" + event.model_dump_json(exclude_defaults=True).encode() + b"\n")
-            os.fsync(handle)
+            sync(handle)
         finally:
             os.close(handle)
         return event

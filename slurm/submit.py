@@ -29,13 +29,13 @@ if __name__ == "__main__":
     signals.begin(trains=False)  # before the imports, which take a second
 
 from lensdist.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, RunError, UserError  # noqa: E402
-from lensdist.terminal import escaped_output  # noqa: E402
+from lensdist.streams import output_lost, tolerant  # noqa: E402
 from slurm import commands  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    with escaped_output():
+    with tolerant():
         return _main(argv)
 
 
@@ -53,12 +53,14 @@ def _main(argv: Sequence[str] | None) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         commands.ACTIONS[args.command](args)
+        lost = output_lost()
+        if lost is not None:
+            raise RunError(f"standard output: {lost}; not all of it was written")
     except UserError as e:
         for line in str(e).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except BrokenPipeError:  # `status | head`
-        sys.stderr.close()
+    except BrokenPipeError:  # `logs -f | head`
         return EXIT_DONE
     except (RunError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from lensdist.data.packed import PackedSet
 from lensdist.errors import UserError
 from lensdist.evaluate import metrics
 from lensdist.evaluate.bootstrap import auc_interval, paired_bootstrap
+from lensdist.owners import temporary
 from lensdist.sim.config import SimConfig
 from lensdist.sim.write import write_packed
 from lensdist.tensors import write_safetensors
@@ -45,9 +45,12 @@ def simulated_set(
 def keep(path: Path, scores: Mapping[str, Tensor]) -> None:
     """Write scores of single images, (N,) each by name; they appear whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_safetensors(temporary, scores)
-    temporary.replace(path)
+    beside = temporary(path)
+    try:
+        write_safetensors(beside, scores)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def kept(path: Path) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from typing import TypeVar, get_args
 from lensdist.bench.settings import CommonTable, FewLabels, Size, SuperResolutionTable, Table
 from lensdist.bench.speed.settings import SpeedBench
 from lensdist.config.base import Strict
-from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, UserError
+from lensdist.data.staging import check_ours
+from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, UserError, begun
 
 FEW_LABELS_EXAMPLES = """examples:
   lensdist bench few-labels --out runs/few-labels --jobs 2        # small: about 30 minutes
@@ -198,7 +199,7 @@ def _few_labels(args: argparse.Namespace) -> int:
 
     from lensdist.bench.few_labels import few_labels
 
-    return _table(lambda: few_labels(cfg))
+    return _table(cfg.out, lambda: few_labels(cfg))
 
 
 def _common(args: argparse.Namespace) -> int:
@@ -206,7 +207,7 @@ def _common(args: argparse.Namespace) -> int:
 
     from lensdist.bench.common import common_table
 
-    return _table(lambda: common_table(cfg))
+    return _table(cfg.out, lambda: common_table(cfg))
 
 
 def _super_resolution(args: argparse.Namespace) -> int:
@@ -214,7 +215,7 @@ def _super_resolution(args: argparse.Namespace) -> int:
 
     from lensdist.bench.super_resolution import super_resolution_table
 
-    return _table(lambda: super_resolution_table(cfg))
+    return _table(cfg.out, lambda: super_resolution_table(cfg))
 
 
 def _speed(args: argparse.Namespace) -> int:
@@ -222,7 +223,9 @@ def _speed(args: argparse.Namespace) -> int:
 
     from lensdist.bench.speed.run import measure
 
-    page, world = measure(cfg)
+    check_ours(cfg.out / "speed.json", "config", "figures", beside=(cfg.out / "speed.md",))
+    with begun(cfg.out):
+        page, world = measure(cfg)
     if world.main:
         print(f"{page.read_text()}\nwrote {page} and {page.with_suffix('.json')}", flush=True)
     if world.size > 1:
@@ -242,11 +245,14 @@ def _settings(schema: type[T], args: argparse.Namespace) -> T:
         raise UserError(flag + first["msg"].removeprefix("Value error, ")) from error
 
 
-def _table(benchmark: Callable[[], Path]) -> int:
+def _table(out: Path, benchmark: Callable[[], Path]) -> int:
     from lensdist.bench.runs import StoppedError
+    from lensdist.evaluate.report import check_results
 
+    check_results(out)
     try:
-        path = benchmark()
+        with begun(out):
+            path = benchmark()
     except StoppedError:
         return EXIT_REQUEUE
     print(path.read_text())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.data.samples import samples_of
+from lensdist.data.staging import check_ours
 from lensdist.errors import EXIT_DONE, UserError
 from lensdist.files import to_json, write_atomic
 
@@ -55,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     of_cluster = [word for word in args.words if word.startswith("cluster.")]
     words = [word for word in args.words if word not in of_cluster]
     cfg = load(args.config, words, schema=schema_of)
+    if args.json is not None:
+        check_ours(args.json, "network", "rows", flag="--json")
     cluster = _cluster(args.cluster, of_cluster)
     per_node = 1 if cluster is None else cluster.per_node
     hardware = None if cluster is None else cluster.hardware

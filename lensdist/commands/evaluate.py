@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from lensdist.errors import EXIT_DONE, UserError
+from lensdist.errors import EXIT_DONE, UserError, begun
 from lensdist.sim.config import FamilyName
 
 EXAMPLES = """examples:
@@ -74,18 +74,20 @@ def run(args: argparse.Namespace) -> int:
 
     subject = open_subject(args.model, args.data, args.out)
     planned = None if args.hard is None else hard.plan(subject, args.hard, args.family)
-    scores, written = score_split(subject, args.split, args.batch, args.tta)
-    print("\n".join(lines(scores)))
-    for name, n in scores["left_out"].items():
-        print(f"left out {n:,} images: {printable(name)}, which is not a class of the model")
-    for name in scores["lacking"]:
-        print(f"no images of {printable(name)}, which is a class of the model")
-    for what in scores["not_computed"]:
-        print(f"left out: {what}, for there are more than {MANY_CLASSES} classes")
-    if planned is not None:
-        variants, more = hard.score_hard(subject, planned)
-        written += more
-        print(f"\n{hard_table(variants)}\n")
+    subject.target(args.split)
+    with begun(subject.out):
+        scores, written = score_split(subject, args.split, args.batch, args.tta)
+        print("\n".join(lines(scores)))
+        for name, n in scores["left_out"].items():
+            print(f"left out {n:,} images: {printable(name)}, which is not a class of the model")
+        for name in scores["lacking"]:
+            print(f"no images of {printable(name)}, which is a class of the model")
+        for what in scores["not_computed"]:
+            print(f"left out: {what}, for there are more than {MANY_CLASSES} classes")
+        if planned is not None:
+            variants, more = hard.score_hard(subject, planned)
+            written += more
+            print(f"\n{hard_table(variants)}\n")
     for path in written:
         print(f"wrote {path}")
     return EXIT_DONE

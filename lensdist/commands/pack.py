@@ -81,7 +81,6 @@ def run(args: argparse.Namespace) -> int:
 
     from lensdist.data.manifest import REPORT
     from lensdist.data.pack import pack
-    from lensdist.data.staging import leftovers
     from lensdist.errors import EXIT_DONE
 
     started = time.monotonic()
@@ -116,8 +115,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"  all of them: {Path(args.dest) / REPORT}")
     for note in report.notes:
         print(f"note: {note}")
-    for folder in leftovers(Path(args.dest)):
-        print(f"note: {folder} is what an interrupted pack left; remove it")
     seconds = time.monotonic() - started
     print(f"{seconds:.1f} s, {manifest.count / seconds:,.0f} images/s")
     return EXIT_DONE

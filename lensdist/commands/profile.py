@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lensdist.config import load
 from lensdist.config.schema import schema_of
+from lensdist.data.staging import check_ours
 from lensdist.engine.launcher import agreed, from_environment
 from lensdist.errors import EXIT_DONE, UserError
 
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--steps must be 1 or more, not {args.steps}")
     cfg = load(args.config, args.overrides, schema=schema_of)
     cfg = agreed(cfg, from_environment(os.environ))
+    check_ours(args.out / "profile.json", "costliest", beside=(args.out / "trace.json.gz",))
     keep = any(word.startswith("run.dir=") for word in args.overrides)
 
     from lensdist.engine.preflight import build_world

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lensdist.errors import EXIT_DONE, UserError
+from lensdist.errors import EXIT_DONE, UserError, begun
 
 EXAMPLES = """example:
   lensdist report runs/a runs/b --out runs/comparison --note "64 px, noiseless"
@@ -31,15 +31,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Collect the runs' scores and figures into `results.md` and `results.json`."""
-    from lensdist.evaluate.report import collect, hard_rows, table, tables, write_results
+    from lensdist.evaluate.report import (
+        check_results,
+        collect,
+        hard_rows,
+        table,
+        tables,
+        write_results,
+    )
 
     for folder in args.runs:
         if not (args.partial or (folder / "config.yaml").is_file()):
             raise UserError(f"{folder} is not a run: it has no config.yaml")
+    check_results(args.out)
     rows = collect(args.runs)
     figures = [p for folder in args.runs for p in sorted((folder / "figures").glob("*.png"))]
     hard = hard_rows(args.runs)
-    path = write_results(args.out, rows, args.title, args.note, figures, hard)
+    with begun(args.out):
+        path = write_results(args.out, rows, args.title, args.note, figures, hard)
     print(tables(rows))
     if hard:
         print(f"\nHarder images:\n\n{table(hard)}")

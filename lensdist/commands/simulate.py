@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from lensdist.errors import EXIT_DONE, UserError
+from lensdist.errors import EXIT_DONE, UserError, begun
 from lensdist.sim.config import FamilyName, LensLight, SimConfig
 
 EXAMPLES = """examples:
@@ -95,10 +95,11 @@ def run(args: argparse.Namespace) -> int:
     from lensdist.sim.write import write_packed, write_raw
 
     common = (args.dest, cfg, args.n_per_class, args.seed, args.device, _progress())
-    if args.layout == "raw":
-        write_raw(*common, params=args.params)
-    else:
-        write_packed(*common, truth=args.truth)
+    with begun(args.dest):
+        if args.layout == "raw":
+            write_raw(*common, params=args.params)
+        else:
+            write_packed(*common, truth=args.truth)
     print(f"simulated {args.n_per_class * len(cfg.labels):,} images into {args.dest}")
     return EXIT_DONE
 

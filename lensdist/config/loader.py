@@ -9,7 +9,6 @@ file or on the command line, is told at once, with its line and the likely remed
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,17 +66,29 @@ def dump(config: BaseModel) -> str:
     """YAML that `load` reads back to an equal configuration, with nothing left to defaults."""
     # round_trip leaves out computed fields, which could not be read back.
     data = config.model_dump(mode="json", by_alias=True, round_trip=True)
+    return _to_yaml(data)
+
+
+def raw(path: Path) -> tuple[dict[str, Any], bool]:
+    """What a file says, unchecked, and whether it is as `save` writes files.
+
+    It is not where somebody has added a comment, say. Of a file that cannot be read: {}, False.
+    """
+    problems: list[Problem] = []
+    try:
+        found = compose(path, (), problems).plain()
+        return ({}, False) if problems else (found, path.read_text() == _to_yaml(found))
+    except (UserError, OSError, ValueError, RecursionError):
+        return {}, False
+
+
+def _to_yaml(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**31)
 
 
 def save(config: BaseModel, path: Path) -> None:
     """Write `dump(config)` to `path`: after a crash, all of it is there, or the old file."""
     write_atomic(path, dump(config))
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too, has to survive a power cut
-    finally:
-        os.close(folder)
 
 
 def json_schema(model: type[BaseModel]) -> dict[str, Any]:

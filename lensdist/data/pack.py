@@ -95,7 +95,7 @@ def pack(
     src, dest = Path(src), Path(dest)
     if not src.is_dir():
         raise UserError(f"{printable(src)} is not a folder")
-    if dest.resolve().is_relative_to(src.resolve()):
+    if Path(os.path.realpath(dest)).is_relative_to(src.resolve()):
         raise UserError(
             f"{printable(dest)} lies inside {printable(src)}: the next pack would read it as input"
         )

@@ -1,14 +1,14 @@
-"""A folder that appears whole or not at all (torch-free)."""
+"""A folder that appears whole or not at all, and files that are not replaced (torch-free)."""
 
 from __future__ import annotations
 
+import json
 import os
-import secrets
-import shutil
 from pathlib import Path
 
-from lensdist.errors import UserError
+from lensdist.errors import UserError, say
 from lensdist.files import fsync
+from lensdist.owners import leftovers, owner_of, remove, sweep, temporary
 
 
 class Staging:
@@ -19,9 +19,15 @@ class Staging:
     """
 
     def __init__(self, dest: str | os.PathLike[str]) -> None:
-        self.dest = Path(dest).resolve()  # a link to an empty folder is filled, not replaced
+        self.dest = Path(
+            os.path.realpath(dest)
+        )  # a link to an empty folder is filled, not replaced
         check_free(self.dest)
-        self.folder = self.dest.with_name(f".{self.dest.name}.{secrets.token_hex(4)}.partial")
+        sweep(self.dest.parent)
+        self.folder = temporary(self.dest)
+        for left in leftovers(self.dest):
+            say(f"note: {left} is what {owner_of(left.name) or 'a killed process'} left, unless "
+                "it is still at work; remove it if not")  # fmt: skip
         try:
             self.folder.mkdir(parents=True)
         except OSError as error:
@@ -43,7 +49,7 @@ class Staging:
 
     def discard(self) -> None:
         """Remove what was not published."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder)
 
 
 def check_free(dest: Path) -> None:
@@ -53,13 +59,60 @@ def check_free(dest: Path) -> None:
         UserError: `dest` is a file, or a folder with something in it.
     """
     try:
-        free = not os.path.lexists(dest) or (dest.is_dir() and not any(dest.iterdir()))
+        free = not _stands(dest) or (dest.is_dir() and not any(dest.iterdir()))
     except OSError as error:
         raise UserError(f"cannot look into {dest}: {error.strerror}") from error
     if not free:
         raise UserError(f"{dest} exists already: choose another destination, or remove it first")
 
 
-def leftovers(dest: Path) -> list[Path]:
-    """Folders that killed writers of `dest` left behind."""
-    return sorted(dest.resolve().parent.glob(f".{dest.name}.*.partial"))
+def check_ours(path: Path, *keys: str, flag: str = "--out", beside: tuple[Path, ...] = ()) -> None:
+    """Refuse to replace results that this command did not write, and a folder without the right to.
+
+    Args:
+        path: a JSON file of results; it need not exist.
+        keys: that it holds if this command wrote it.
+        flag: the option that gives another place.
+        beside: files that are written with it, and are ours only if it is.
+
+    Raises:
+        UserError: a file is somebody's own, or no file can be written there.
+    """
+    check_writable(path.parent)
+    standing = [one for one in (path, *beside) if os.path.lexists(one)]
+    try:
+        found = json.loads(path.read_bytes()) if standing else {}
+    except (OSError, ValueError, RecursionError):
+        found = {}
+    if standing and not (isinstance(found, dict) and found.keys() >= {*keys}):
+        raise UserError(
+            f"{standing[0]} was not written by this command and would be replaced; give another "
+            f"{flag}, or move it away"
+        )
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which nothing can be written, before any work is done for it.
+
+    Raises:
+        UserError: it, or the nearest above it that exists, is no folder or may not be written to.
+    """
+    try:
+        place = next(p for p in (folder, *folder.absolute().parents) if _stands(p))
+        if not place.is_dir():
+            raise UserError(f"cannot write to {folder}: {place} is not a folder")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(
+                f"cannot write to {folder}: no permission in {place}; give another place"
+            )
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def _stands(path: Path) -> bool:
+    """Whether anything has this name; an OSError where nothing can."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True

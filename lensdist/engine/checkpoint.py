@@ -14,9 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +24,8 @@ from safetensors.torch import load as parse_safetensors
 from torch import Tensor
 
 from lensdist.errors import RunError
-from lensdist.files import fsync
+from lensdist.files import fsync, sync
+from lensdist.owners import remove, sweep, temporary
 from lensdist.tensors import write_safetensors
 
 FORMAT = 1
@@ -68,33 +67,31 @@ def write(root: Path, step: int, tensors: Mapping[str, Tensor], meta: dict[str, 
     """
     root.mkdir(parents=True, exist_ok=True)
     final = root / f"step-{step:08d}"
-    # What killed lives left goes first: it may be what fills the disk.
-    for leaving in [*root.glob(".step-*.tmp"), *root.glob(".step-*.old")]:
-        shutil.rmtree(leaving, ignore_errors=True)
-    temporary = root / f".step-{step:08d}.{os.getpid()}.tmp"
+    sweep(root, locked=True)  # what killed lives left may be what fills the disk
+    beside = temporary(final)
     try:
-        temporary.mkdir()
-        size, digest = write_safetensors(temporary / _TENSORS, tensors)
+        beside.mkdir()
+        size, digest = write_safetensors(beside / _TENSORS, tensors)
         manifest = {
             "format": FORMAT,
             "step": step,
             "files": {_TENSORS: {"bytes": size, "sha256": digest}},
             "meta": meta,
         }
-        with (temporary / _MANIFEST).open("w") as f:
+        with (beside / _MANIFEST).open("w") as f:
             json.dump({**manifest, "seal": _seal(manifest)}, f, indent=1, allow_nan=False)
             f.flush()
-            os.fsync(f.fileno())
-        fsync(temporary)
+            sync(f.fileno())
+        fsync(beside)
         if final.exists():  # a replay of the same step after a resume from before it
-            old = root / f".step-{step:08d}.{os.getpid()}.old"
+            old = temporary(final)
             final.rename(old)
-            temporary.rename(final)
-            shutil.rmtree(old)
+            beside.rename(final)
+            remove(old)
         else:
-            temporary.rename(final)
+            beside.rename(final)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(beside)
         raise
     fsync(root)
     return final
@@ -174,6 +171,6 @@ def prune(root: Path, saved: int, keep: int, protect: set[int]) -> None:
     for step, path in found:
         if step not in kept:
             # Out of the way first: a reader must never find half of a checkpoint by this name.
-            doomed = path.with_name(f".{path.name}.{os.getpid()}.old")
+            doomed = temporary(path)
             path.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            remove(doomed)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
-from lensdist.config import save
 from lensdist.config.schema import BaseRun, ClassifierRun, SuperResolutionRun
 from lensdist.data.manifest import Manifest
 from lensdist.data.packed import PackedSet
@@ -20,6 +22,7 @@ from lensdist.engine.asked import named_weights
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.checkpoint import Checkpoint
 from lensdist.engine.finish import finish
+from lensdist.engine.folder import check_folder, claim_folder
 from lensdist.engine.initial import check_start, starting_point
 from lensdist.engine.journal import Journal
 from lensdist.engine.lock import held
@@ -34,15 +37,24 @@ from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import STOP, Deadline, Stopper, job_ends
 from lensdist.engine.torch_settings import settle
 from lensdist.engine.world import World
-from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, say
+from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, begun, say
 from lensdist.sim.write import write_packed
 from lensdist.tasks.build import build_task
 
+T = TypeVar("T")
 _WEIGHTS = {"badpix.npy", "weights.npy"}  # of a packed set, where pixels do not all count alike
 
 
-def run(cfg: BaseRun, resume: str, world: World) -> int:
+def run(
+    cfg: BaseRun, resume: str, world: World, done: Callable[[], str | None] = lambda: None
+) -> int:
     """Train a phase and return its exit code.
+
+    Args:
+        cfg: what to train.
+        resume: auto, never, or a checkpoint's path.
+        world: the processes.
+        done: says in a sentence that nothing is left to do; asked once nobody else can write.
 
     Raises:
         UserError: the data, the pretrained encoder or what the folder holds do not suit the
@@ -57,6 +69,40 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
     check_devices(world)
     check_start(cfg, world)
     pace.announce(cfg, world)
+    with ExitStack() as stack:
+
+        def enter() -> str | None:
+            """Nothing that the folder holds is looked at before, for it might change."""
+            stack.enter_context(held(cfg.run.dir))
+            said = done()
+            if said is None:
+                check_folder(cfg)
+            return said
+
+        said = _by_main(world, enter)
+        if said is None:
+            return _run(cfg, resume, world, ends)
+    say(said)
+    return EXIT_DONE
+
+
+def _by_main(world: World, work: Callable[[], T]) -> T | None:
+    """What the main process finds, on every process; what it refuses, all of them refuse."""
+    found, error = None, None
+    if world.main:
+        try:
+            found = work()
+        except (UserError, RunError) as e:
+            error = e
+    found, error = world.from_main((found, error))
+    if error is not None:
+        error.told = not world.main
+        raise error
+    return found
+
+
+def _run(cfg: BaseRun, resume: str, world: World, ends: float | None) -> int:
+    """What `run` does with a folder that it holds."""
     # One process a node hashes large arrays; where it finds damage, the launcher ends the others.
     verify = cfg.data.verify if world.accelerator.is_local_main_process else "off"
     packed = PackedSet(_data(cfg, world), verify, background=True)
@@ -91,13 +137,14 @@ def run(cfg: BaseRun, resume: str, world: World) -> int:
         raise UserError(f"{cfg.run.dir / STOP} tells this run to stop; delete the file to go on")
 
     # ---- all that a user can get wrong has been checked; from here on the run writes
-    if not world.main:
-        return _train(phase, world, resumed, packed, ends)
-    cfg.run.dir.mkdir(parents=True, exist_ok=True)
-    with held(cfg.run.dir):
+
+    def claim() -> None:
+        claim_folder(cfg)
         if resumed is not None:
             bring(resumed, cfg.run.dir / "checkpoints")
-        save(cfg, cfg.run.dir / "config.yaml")
+
+    _by_main(world, claim)
+    with begun(cfg.run.dir):
         return _train(phase, world, resumed, packed, ends)
 
 
@@ -109,7 +156,7 @@ def _train(
     ends: float | None,
 ) -> int:
     """What `run` does once all has been checked."""
-    started = time.time()
+    started = time.monotonic()
     cfg, folder = phase.cfg, phase.cfg.run.dir
     phase = _prepared(phase, world)
     stopper = Stopper(folder, world)  # from here on a run that is told to stop has what to save
@@ -128,7 +175,7 @@ def _train(
             return EXIT_REQUEUE
         _refuse_damage(packed, world)
         if world.main:
-            seconds = time.time() - started
+            seconds = time.monotonic() - started
             finish(cfg, phase.task, outcome, packed, seconds, phase.facts)
             journal.event(outcome.state.step, "finished", str(folder))
     finally:
@@ -156,11 +203,7 @@ def _data(cfg: BaseRun, world: World) -> Path:
         return cfg.data.path
     assert cfg.data.sim is not None  # the configuration has checked
     own = cfg.run.dir / "data"
-    if world.main and not own.exists():
-        say(f"simulating {cfg.data.n_per_class} images per class into {own}")
-        truth = isinstance(cfg, SuperResolutionRun) and cfg.data.sim.family == "sr"
-        write_packed(own, cfg.data.sim, cfg.data.n_per_class, cfg.seed, truth=truth)
-    world.barrier()
+    _by_main(world, lambda: None if own.exists() else _simulate(cfg, own))
     made, now = Manifest.load(own).source, cfg.data.sim.model_dump(mode="json")
     if made != {"simulated": now, "n_per_class": cfg.data.n_per_class, "seed": cfg.seed}:
         raise UserError(
@@ -168,6 +211,14 @@ def _data(cfg: BaseRun, world: World) -> Path:
             "give another run.dir"
         )
     return own
+
+
+def _simulate(cfg: BaseRun, own: Path) -> None:
+    assert cfg.data.sim is not None  # the configuration has checked
+    say(f"simulating {cfg.data.n_per_class} images per class into {own}")
+    truth = isinstance(cfg, SuperResolutionRun) and cfg.data.sim.family == "sr"
+    with begun(own):
+        write_packed(own, cfg.data.sim, cfg.data.n_per_class, cfg.seed, truth=truth)
 
 
 def _source(

@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 import yaml
 
-from lensdist.files import plain, to_json, write_atomic
-from lensdist.terminal import printable
+from lensdist.data.staging import check_ours
+from lensdist.files import plain, printable, to_json, write_atomic
 from lensdist.track import log
 
 Row = Mapping[str, Any]
@@ -30,6 +30,16 @@ HARD = (
     "the lenses are the same throughout (`lensdist evaluate RUN --data PACKED --hard`)."
 )
 """What a reader must know to judge the table of `hard_rows`."""
+
+
+def check_results(folder: Path) -> None:
+    """Refuse a folder with somebody's own `results.json`, `results.md` or figures of those names.
+
+    Raises:
+        UserError: see `check_ours`.
+    """
+    beside = (folder / "results.md", *folder.glob("figures/few-labels-*.png"))
+    check_ours(folder / "results.json", "title", "rows", beside=beside)
 
 
 def write_results(

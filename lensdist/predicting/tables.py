@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from lensdist.errors import UserError
 from lensdist.files import fsync, write_atomic
+from lensdist.owners import temporary
 
 _TOGETHER = 8192  # rows of a Parquet row group: small ones are slow to read
 Row = Sequence[str | float]
@@ -38,9 +39,9 @@ def open_table(dest: Path, labels: Sequence[str]) -> Iterator[AddRow]:
         _require_pyarrow()
         kind = _parquet
     dest.parent.mkdir(parents=True, exist_ok=True)
-    temporary = dest.with_name(f".{dest.name}.{os.getpid()}.tmp")
+    beside = temporary(dest)
     try:
-        with kind(temporary, [_text(column) for column in columns]) as put:
+        with kind(beside, [_text(column) for column in columns]) as put:
 
             def add(file: str, found: Mapping[str, npt.NDArray[Any]]) -> None:
                 label = labels[int(np.argmax(found["probs"]))]
@@ -48,11 +49,11 @@ def open_table(dest: Path, labels: Sequence[str]) -> Iterator[AddRow]:
                 put([_text(file), _text(label), *numbers])
 
             yield add
-        fsync(temporary)
-        os.replace(temporary, dest)
+        fsync(beside)
+        os.replace(beside, dest)
         fsync(dest.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
 
 
 def write_skipped(path: Path, skipped: Mapping[str, str]) -> None:

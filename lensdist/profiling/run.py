@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,9 @@ from torch.profiler import profile
 from lensdist.config.schema import BaseRun
 from lensdist.engine.phase import run
 from lensdist.engine.world import World
-from lensdist.errors import RunError
+from lensdist.errors import RunError, begun
 from lensdist.files import to_json, write_atomic
+from lensdist.owners import remove, temporary
 from lensdist.profiling.watch import Done, Watch
 
 TOP = 10
@@ -40,13 +39,7 @@ def profile_run(cfg: BaseRun, out: Path, steps: int, world: World, *, keep: bool
         UserError: as for any run.
         RunError: it was told to stop.
     """
-    if world.main:
-        out.mkdir(parents=True, exist_ok=True)
-    made = None
-    if not keep:
-        made = world.from_main(
-            Path(tempfile.mkdtemp(prefix=".run-", dir=out)) if world.main else None
-        )
+    made = None if keep else world.from_main(temporary(out / "run"))
     watch = Watch(steps, world.device, trace=world.main)
     try:
         with watch.watching():
@@ -56,14 +49,18 @@ def profile_run(cfg: BaseRun, out: Path, steps: int, world: World, *, keep: bool
         pass
     finally:
         if made is not None and world.main:
-            shutil.rmtree(made, ignore_errors=True)
+            remove(made)
     if watch.profiler is None:
         return []
     found = _found(cfg, watch, watch.profiler, world)
-    temporary = out / f".trace.{os.getpid()}.json.gz"
-    watch.profiler.export_chrome_trace(str(temporary))
-    os.replace(temporary, out / "trace.json.gz")
-    write_atomic(out / "profile.json", to_json(found) + "\n")
+    with begun(out):
+        write_atomic(out / "profile.json", to_json(found) + "\n")
+        trace = Path(f"{temporary(out / 'trace')}.json.gz")  # by which torch compresses it
+        try:
+            watch.profiler.export_chrome_trace(str(trace))
+            os.replace(trace, out / "trace.json.gz")
+        finally:
+            trace.unlink(missing_ok=True)
     return lines(found)
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lensdist.files import plain, write_atomic
+from lensdist.files import plain, sync, write_atomic
 
 Row = dict[str, Any]
 _HELD = 1 << 20  # bytes of rows kept while the disk refuses them: hours of training
@@ -75,7 +74,7 @@ class MetricsLog:
         """Wait until the disk has the rows: call it where a checkpoint is saved."""
         self._write()
         try:
-            os.fsync(self._file.fileno())
+            sync(self._file.fileno())
         except OSError as error:
             self._complain(error)
 

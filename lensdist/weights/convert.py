@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def convert(file: Path, dest: Path, choices: Choices) -> tuple[Published, dict[s
         UserError: the file cannot be imported so; nothing was written.
         RunError: the disk is full.
     """
-    check_free(dest.resolve())
+    check_free(Path(os.path.realpath(dest)))
     pth = read_pth(file)
     try:
         found = recognise(pth.tensors, choices, pth.module)

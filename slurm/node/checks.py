@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lensdist.files import sync
 from slurm.config.cluster import Preflight
 from slurm.job import Job
 from slurm.node.command import USERS_GPUS
@@ -138,7 +139,7 @@ def _try_disk(place: Path, clock: Callable[[], float]) -> tuple[float, float]:
         for _ in range(_WRITTEN):
             file.write(block)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
         rate = _WRITTEN / (time.perf_counter() - start)
         # Touched: the time of the writing lies as far back as the disk is slow.
         os.utime(file.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -106,6 +107,8 @@ def of_set(goal: Goal, wanted: Mapping[str, object], triggers: Sequence[Trigger]
 def set_aside(folder: Path) -> Path:
     """Rename what is outdated: nothing is ever deleted. Returns where it is now."""
     kept = folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+    while os.path.lexists(kept):  # of the same second, or from before a clock was set back
+        kept = kept.with_name(f"{kept.name}+")
     folder.rename(kept)
     return kept
 

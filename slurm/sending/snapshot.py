@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lensdist.errors import UserError
 from lensdist.files import to_json, write_atomic
+from lensdist.owners import temporary
 
 PARTS = ("lensdist", "slurm", "accelerate_config.yaml")
 _FACTS = ("code.json", "code.patch")
@@ -40,14 +41,14 @@ def take(root: Path, state: Path) -> Path:
         check(final, state)
         return final
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    beside = temporary(final)
     try:
         for file in _files(root):
-            copy = temporary / file.relative_to(root)
+            copy = beside / file.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
         patch = _git(root, "diff", "HEAD", "--", *PARTS)
-        write_atomic(temporary / _FACTS[1], patch)
+        write_atomic(beside / _FACTS[1], patch)
         facts = {
             "sha256": digest,
             "commit": _git(root, "rev-parse", "HEAD").strip() or None,
@@ -56,14 +57,14 @@ def take(root: Path, state: Path) -> Path:
                 root, "ls-files", "--others", "--exclude-standard", "--", *PARTS
             ).splitlines(),
         }
-        write_atomic(temporary / _FACTS[0], to_json(facts))
+        write_atomic(beside / _FACTS[0], to_json(facts))
         try:
-            temporary.rename(final)
+            beside.rename(final)
         except OSError:
             if not final.exists():  # else somebody else sent the same code at this moment
                 raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
     return final
 
 

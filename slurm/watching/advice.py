@@ -88,7 +88,7 @@ def _pace(case: Case) -> str:
         return "Nothing seems wrong; it has not written any numbers yet."
     if quiet > _QUIET:
         return f"It has written no numbers for {duration(quiet)}: look whether its log goes on."
-    return f"Nothing is wrong; its last numbers are {duration(max(0, quiet))} old."
+    return f"Nothing is wrong; its last numbers are {duration(quiet)} old."
 
 
 def _waiting(case: Case) -> Cause:

@@ -20,6 +20,7 @@ from slurm.job import Goal, Job, load_job
 from slurm.ledger import Event, Ledger
 from slurm.scheduler import JobState
 
+_SKEW = 60  # s that clocks of one cluster may differ
 HEADER = ("phase", "job", "state", "attempts", "progress", "ETA", "last val", "complete")
 _RECENT = 5  # rows of training that the pace is taken from
 _REASON = 40  # characters of the reason in the table; `why` has all of it
@@ -212,8 +213,13 @@ def log_file(state: Path, sent: Event, node: int = 0) -> Path:
 
 
 def duration(seconds: float) -> str:
-    """As people say it: 40 s, 3 min, 2:10 h, 3 d 4 h."""
+    """As people say it: 40 s, 3 min, 2:10 h, 3 d 4 h; `clock set back` of less than nothing.
+
+    Times of several machines, or from before a clock was set, are no measure of what took how long.
+    """
     whole = round(seconds)
+    if whole < 0:
+        return "0 s" if whole >= -_SKEW else "? (clock set back)"
     if whole < 60:
         return f"{whole} s"
     minutes = round(seconds / 60)

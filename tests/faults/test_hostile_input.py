@@ -301,7 +301,7 @@ def test_a_killed_pack_leaves_no_set_and_no_process(tmp_path: Path) -> None:
     process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": os.getcwd()})
     try:
         # Killed while samples are being written: the staging folder exists, the set does not.
-        assert wait_for(lambda: list(tmp_path.glob(".out.*.partial/images.npy")))
+        assert wait_for(lambda: list(tmp_path.glob(".out.*.tmp/images.npy")))
         workers = children(process.pid)
         assert workers
     finally:
@@ -311,6 +311,7 @@ def test_a_killed_pack_leaves_no_set_and_no_process(tmp_path: Path) -> None:
     assert wait_for(lambda: not any(alive(pid) for pid in workers))
     manifest, _ = pack(src, tmp_path / "out")
     assert manifest.count == 120
+    assert not list(tmp_path.glob(".out.*"))  # what the killed one left is gone
 
 
 _FULL = """

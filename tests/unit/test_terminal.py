@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from lensdist.evaluate.report import lines, table, write_results
-from lensdist.terminal import escaped_output, printable
+from lensdist.files import printable
+from lensdist.streams import tolerant
 
 pytestmark = pytest.mark.unit
 
@@ -24,7 +25,7 @@ def test_every_control_character_becomes_visible() -> None:
 
 
 def test_what_commands_print_is_escaped_but_for_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with escaped_output():
+    with tolerant():
         print(f"{HOSTILE}\nsecond\tcolumn")
         print(HOSTILE, file=sys.stderr)
         sys.stdout.writelines([HOSTILE])

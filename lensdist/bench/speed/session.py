@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 from lensdist.bench.scores import simulated_set
 from lensdist.bench.speed.ours import Ours
 from lensdist.bench.speed.settings import SpeedBench
@@ -13,6 +11,7 @@ from lensdist.config.schema import BaseRun, SuperResolutionRun, schema_of
 from lensdist.data.packed import PackedSet
 from lensdist.engine.world import World
 from lensdist.errors import UserError
+from lensdist.owners import remove, temporary
 
 _STEPS_OF_DATA = 8  # a simulated set is as large as the images of so many steps, but at least
 _LEAST = 1024  # images in all
@@ -43,9 +42,11 @@ class Session:
 
     def __init__(self, bench: SpeedBench) -> None:
         self.bench = bench
-        self.scratch = bench.out / "scratch"
+        self.scratch = temporary(bench.out / "scratch")  # which is deleted: no name of the user's
         self.cfg = self.load()
         self.world = World(self.cfg)
+        self.scratch = self.world.from_main(self.scratch)
+        self.cfg = self.load()
         self.device = self.world.device
         cuda = self.device.type == "cuda"
         self.skip = 10 if cuda else 3  # during the second step, room is made for checkpoints
@@ -75,7 +76,7 @@ class Session:
     def clean(self) -> None:
         """Delete what the runs have left."""
         if self.world.main:  # the others write nothing
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            remove(self.scratch)
 
     def _images(self) -> tuple[PackedSet, float]:
         """The set, and how many times as large the run's own is: simulated ones are small here."""

@@ -1,0 +1,157 @@
+"""Which process a file belongs to, as the file's name says it, and whether it lives (torch-free).
+
+    .NAME.PID-START-TOKEN@MACHINE-HOST.tmp
+
+Every temporary file and folder of the toolkit has such a name, and so has the lock of a run's
+folder. A process that is killed leaves its files behind. Whoever writes to the same folder next
+removes them, if they are of this machine and their process is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+_TAG = r"(\d+)-(\d+)-[0-9a-f]{6}@([0-9a-f]{8})-([\w.-]+?)"
+_OWNED = re.compile(rf"\..+\.{_TAG}(?:\.tmp(?:\..+)?)?")
+_TEMPORARY = re.compile(rf"\.(.+)\.{_TAG}\.tmp(?:\..+)?")
+# Earlier versions named no machine, so only who holds a run's lock may remove these.
+_OLDER = re.compile(r"\..+\.(?:\d+\.(?:tmp|old)|[0-9a-f]{8}\.partial)")
+
+
+class Owner(NamedTuple):
+    """A process.
+
+    Attributes:
+        pid: its number.
+        started: clock ticks from the machine's start to its own; 0 where nobody can tell.
+        machine: of this start of this machine, and of this space of process numbers.
+        host: the machine's name.
+    """
+
+    pid: int
+    started: int
+    machine: str
+    host: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+    @property
+    def here(self) -> bool:
+        """Whether this machine can tell if it lives."""
+        return self.machine == _machine()
+
+    @property
+    def dead(self) -> bool:
+        """Whether it is certain to be gone. Of a process elsewhere, nothing is certain."""
+        if not self.here:
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # another user's
+            pass
+        about = _about(self.pid)
+        return about is not None and (about[0] in "ZX" or about[1] != self.started)
+
+
+def tag() -> str:
+    """This process, and a few random digits, in characters that fit a file's name."""
+    about = _about(os.getpid())
+    host = re.sub(r"[^\w.-]", "_", os.environ.get("SLURMD_NODENAME") or socket.gethostname())
+    started = about[1] if about else 0
+    return f"{os.getpid()}-{started}-{secrets.token_hex(3)}@{_machine()}-{host[:48]}"
+
+
+def owner_of(name: str) -> Owner | None:
+    """Whose a file is by its name; None where the name does not say it."""
+    found = _OWNED.fullmatch(name)
+    return Owner(int(found[1]), int(found[2]), found[3], found[4]) if found else None
+
+
+def temporary(path: Path) -> Path:
+    """A hidden name beside `path`, to write to and then rename.
+
+    The first in a folder also removes what killed processes of this machine have left there.
+    """
+    _sweep_once(path.parent)
+    return path.with_name(f".{path.name[:32]}.{tag()}.tmp")
+
+
+def final_name(path: str) -> str:
+    """A path in which temporary names are those that people know."""
+    return "/".join(_TEMPORARY.sub(r"\1", part) for part in path.split("/"))
+
+
+def sweep(folder: Path, *, locked: bool = False) -> None:
+    """Remove temporary files whose process is gone.
+
+    Args:
+        folder: where; folders in it are not looked into.
+        locked: nobody else can be writing there: remove those of other machines too.
+    """
+    for path in _listed(folder):
+        owner = owner_of(path.name) if _TEMPORARY.fullmatch(path.name) else None
+        ours = locked and (owner is not None or _OLDER.fullmatch(path.name) is not None)
+        if ours or (owner is not None and owner.dead):
+            remove(path)
+
+
+def leftovers(dest: Path) -> list[Path]:
+    """Temporary names of `dest` that other processes made and nobody here may remove."""
+    return [
+        path
+        for path in _listed(dest.parent)
+        if path.name.startswith(f".{dest.name[:32]}.")
+        and (_TEMPORARY.fullmatch(path.name) or _OLDER.fullmatch(path.name))
+    ]
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder and all in it; what cannot be removed stays."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+@cache
+def _sweep_once(folder: Path) -> None:
+    sweep(folder)
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return [folder / name for name in sorted(os.listdir(folder)) if name.startswith(".")]
+    except OSError:
+        return []
+
+
+def _about(pid: int) -> tuple[str, int] | None:
+    """State and start of a process, where the system tells."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return words[0].decode(), int(words[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+@cache
+def _machine() -> str:
+    """Not the host's name alone: two may have one name, and containers number processes anew."""
+    told = socket.gethostname()
+    with contextlib.suppress(OSError):
+        told = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        told += os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(told.encode()).hexdigest()[:8]

@@ -1,0 +1,118 @@
+"""Standard output and error that may be closed, and show control characters (torch-free).
+
+`lensdist … | head -1` and `2>&-` must not change what a command does, nor its exit code. Python
+raises where something is printed, and again when it flushes at its end (exit code 120).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
+
+# C0 and C1 controls, DEL, what turns the direction of text, and the halves of characters by which
+# Python keeps bytes that are not UTF-8. Lines, tabs, and a line drawn again (\r) and cleared
+# (\x1b[K) are what commands print themselves.
+_FOREIGN = re.compile(
+    r"(\x1b\[K|[\t\n\r])|[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def escaped(text: str) -> str:
+    r"""What is to be printed, with control characters of strangers' text as escapes (\x1b)."""
+    return _FOREIGN.sub(lambda found: found[1] or _escape(found[0]), text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+class Stream:
+    """A text stream that takes everything and raises nothing; it escapes control characters.
+
+    Attributes:
+        lost: why nothing arrives any more; None: all is well.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.lost: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._tolerant():
+            self._stream.write(escaped(text))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        with self._tolerant():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        try:
+            yield
+        except UnicodeEncodeError as error:  # a file's name need not be text
+            self.write(error.object.encode("ascii", "backslashreplace").decode())
+        except (OSError, ValueError) as error:  # ValueError: somebody has closed it
+            lost = error if isinstance(error, OSError) else OSError(errno.EBADF, str(error))
+            self.lost = self.lost or lost
+            with contextlib.suppress(OSError, ValueError):
+                _to_nowhere(self._stream.fileno())  # what it still holds is flushed there
+
+
+@contextlib.contextmanager
+def tolerant() -> Iterator[None]:
+    """Meanwhile nothing that is printed raises."""
+    before = sys.stdout, sys.stderr
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            _open_nowhere(number, name)
+    if not isinstance(sys.stdout, Stream):
+        sys.stdout = cast(TextIO, Stream(sys.stdout))
+    if not isinstance(sys.stderr, Stream):
+        sys.stderr = cast(TextIO, Stream(sys.stderr))
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = (
+            now if was is None else was
+            for was, now in zip(before, (sys.stdout, sys.stderr), strict=True)
+        )
+
+
+def output_lost() -> str | None:
+    """Why not all of standard output is where it should be, though somebody wanted it there."""
+    sys.stdout.flush()
+    lost = getattr(sys.stdout, "lost", None)
+    if lost is None or lost.errno in (errno.EPIPE, errno.EBADF):
+        return None
+    return str(lost.strerror or lost)
+
+
+def _open_nowhere(number: int, name: str) -> None:
+    """Else the next file that is opened gets the number, and all that C code prints."""
+    try:
+        os.fstat(number)
+    except OSError:
+        _to_nowhere(number)
+    setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _to_nowhere(number: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, number)
+    if null != number:
+        os.close(null)
