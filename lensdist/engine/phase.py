@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+
+import torch
+from torch import nn
 
 from lensdist.config import save
 from lensdist.config.schema import BaseRun, ClassifierRun, SuperResolutionRun
 from lensdist.data.manifest import Manifest
 from lensdist.data.packed import PackedSet
 from lensdist.data.source import Images, PackedSource, Source, StreamSource, View
-from lensdist.engine import checkpoint, fp8, speed
+from lensdist.engine import checkpoint, fp8, speed, state
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.checkpoint import Checkpoint
 from lensdist.engine.differences import differences
@@ -115,8 +121,9 @@ def _train(
             return EXIT_REQUEUE
         if world.main:
             seconds = time.time() - started
+            journal.event(outcome.state.step, "finished", str(folder))  # the record seals the rows
+            journal.sync()
             finish(cfg, phase.task, outcome, packed, seconds, phase.facts["encoder"])
-            journal.event(outcome.state.step, "finished", str(folder))
     finally:
         try:
             saver.wait()  # whatever ended training: what is being written is worth having
@@ -216,12 +223,13 @@ def _resume(phase: Phase, resume: str) -> Checkpoint | None:
             f"--resume never: {root} already holds checkpoints; give another run.dir or "
             "--resume auto"
         )
-    found, damaged = checkpoint.newest(root)
+    check = _check(phase)
+    found, damaged = checkpoint.newest(root, check)
     for sentence in damaged:
         say(f"warning: passed over a damaged checkpoint: {sentence}")
     if found is None and resume not in ("auto", "never"):
         try:
-            found = checkpoint.read(Path(resume))
+            found = checkpoint.read(Path(resume), check)
         except checkpoint.Damaged as e:
             raise UserError(f"--resume: {e}") from e
     if found is None:
@@ -239,3 +247,19 @@ def _resume(phase: Phase, resume: str) -> Checkpoint | None:
                 "give another run.dir"
             )
     return found
+
+
+def _check(phase: Phase) -> Callable[[Checkpoint], None]:
+    """Refuses what the run cannot go on from, though it may have been written whole."""
+
+    @cache
+    def network() -> nn.Module:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # weights go nowhere
+            return phase.task.build()
+
+    def check(saved: Checkpoint) -> None:
+        state.check(saved)
+        if not differences(saved.meta["config"], phase.facts["config"]):  # else it says which
+            state.check_tensors(saved, network())
+
+    return check
