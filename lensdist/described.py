@@ -1,4 +1,4 @@
-"""What an export's `config.json` describes: checked before anything of its size is built or read."""
+"""What an export's `config.json` describes: checked before anything of that size is made."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _check_preprocess(
         raise ValueError("preprocess.scale lens_fit is for the images of the common task")
     if scale not in LIGHT_KEEPING and task == "sr":
         raise ValueError(f"preprocess.scale {scale} does not keep sums of light")
-    if scale in ("standard", "asinh") and len(preprocess.mean) != bands:
+    if scale in ("standard", "asinh") and len(preprocess.mean) not in (1, bands):
         raise ValueError(f"there are {len(preprocess.mean)} means for {bands} bands")
     if (smooth := preprocess.smooth) is not None:
         pixels = bands * size * size
@@ -157,7 +157,7 @@ def _network(
         return Classifier(cfg, classes)
     if isinstance(cfg, SuperResolverConfig):
         return SuperResolver(cfg)
-    bands, _ = preprocess.seen(cfg.in_channels, cfg.image_size)
+    bands, _ = preprocess.cfg.seen(cfg.in_channels, cfg.image_size)
 
     def members() -> Iterator[Backbone]:
         """Each compared before the next is built: that takes half a second."""

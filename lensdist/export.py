@@ -68,7 +68,7 @@ def find_export(path: Path) -> Path:
 
 
 def read_export(path: Path) -> Described:
-    """Description and weights of an export, verified: of a finished run, by its `COMPLETE.json` too.
+    """Description and weights of an export, verified; a finished run's by its `COMPLETE.json` too.
 
     The weights are read only once their file's header is that of the described network.
 

@@ -6,11 +6,10 @@ which people can read, and which is checked again where it is used.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -18,6 +17,7 @@ from lensdist.config.base import Strict
 from lensdist.data.manifest import MANIFEST, Manifest
 from lensdist.errors import UserError
 from lensdist.phases import COMPLETE, completed
+from lensdist.sealed import read_json, unsealed
 from slurm.config.cluster import Cluster
 
 RESULTS = "results.json"
@@ -57,10 +57,18 @@ class Goal(Strict):
         if record is None or self.kind == "run":
             return record is not None
         try:
-            weights = json.loads(self.marker().read_text())["weights"]
+            weights = self.scored()["weights"]
             return bool(weights["model.safetensors"] == record["files"]["export/model.safetensors"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
+
+    def scored(self) -> dict[str, Any]:
+        """What the file of `scores` says.
+
+        Raises:
+            OSError, ValueError: it is missing or damaged.
+        """
+        return unsealed(read_json(self.marker()))
 
 
 class Job(Strict):

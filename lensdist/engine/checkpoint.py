@@ -4,8 +4,8 @@
                               checkpoint.json     step, scalars, size and SHA-256 of the tensors,
                                                   and the SHA-256 of this JSON itself
 
-Written to a temporary folder, fsynced, renamed; only then are older ones pruned. A stranger can seal
-anything, so a sealed one is looked through like any other before it is used.
+Written to a temporary folder, fsynced, renamed; only then are older ones pruned. A stranger can
+seal anything, so what a sealed one holds is checked all the same.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _steps(root: Path) -> list[tuple[int, Path]]:
 def newest(
     root: Path, check: Callable[[Checkpoint], None] | None = None
 ) -> tuple[Checkpoint | None, list[str]]:
-    """The newest good checkpoint, and what was found damaged on the way to it; `check` as in `read`.
+    """The newest good checkpoint (`check` as in `read`), and what was damaged on the way to it.
 
     Raises:
         RunError: there are checkpoints, but none is good. Starting again from nothing must be

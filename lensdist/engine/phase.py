@@ -122,7 +122,7 @@ def _train(
         if world.main:
             seconds = time.time() - started
             journal.event(outcome.state.step, "finished", str(folder))  # the record seals the rows
-            journal.sync()
+            journal.close()
             finish(cfg, phase.task, outcome, packed, seconds, phase.facts["encoder"])
     finally:
         try:

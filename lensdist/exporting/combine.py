@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from lensdist.errors import UserError
@@ -79,10 +78,7 @@ def _model(run: Path, description: dict[str, Any]) -> EnsembleConfig:
         raise UserError(
             f"{run} is of task {description.get('task')}; only runs of task common can be combined"
         )
-    try:
-        model = EnsembleConfig(**description["model"])
-    except (LookupError, TypeError, ValidationError) as e:
-        raise UserError(f"{run} does not describe its model: {e!r}") from e
+    model = EnsembleConfig(**description["model"])
     if model.combine == "learned" and len(model.members) > 1:
         raise UserError(
             f"{run} weighs its members by learned weights, which an ensemble of several runs has "

@@ -13,7 +13,9 @@ Width = Annotated[int, Field(ge=1, le=2**20)]
 class EncoderConfig(Strict):
     """The vision transformer that every MAE-based task shares."""
 
-    image_size: int = Field(64, ge=8, le=16_384, description="pixels a side; DeepLenseSim II and III are 64")
+    image_size: int = Field(
+        64, ge=8, le=16_384, description="pixels a side; DeepLenseSim II and III are 64"
+    )
     patch_size: int = Field(8, ge=2, le=4096, description="pixels a side of a patch; 10 suits 150")
     stem: Literal["patch", "conv"] = Field(
         "patch",
@@ -31,7 +33,9 @@ class EncoderConfig(Strict):
     dim: int = Field(512, ge=8, le=65_536, description="width of a token")
     depth: int = Field(6, ge=1, le=256, description="transformer layers")
     heads: int = Field(8, ge=1, description="attention heads; divides dim")
-    mlp_dim: int = Field(1024, ge=8, le=2**20, description="width of the hidden layer between attentions")
+    mlp_dim: int = Field(
+        1024, ge=8, le=2**20, description="width of the hidden layer between attentions"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="in attention output and MLP")
 
     @model_validator(mode="after")
@@ -65,7 +69,9 @@ class MaeConfig(EncoderConfig):
         description="channels of the first up-convolution's output; or width of the decoder's "
         "tokens, which heads must divide",
     )
-    decoder_depth: int = Field(1, ge=1, le=256, description="tokens: transformer layers of the decoder")
+    decoder_depth: int = Field(
+        1, ge=1, le=256, description="tokens: transformer layers of the decoder"
+    )
 
     @model_validator(mode="after")
     def _decoder_divides(self) -> Self:
@@ -93,7 +99,9 @@ class ClassifierConfig(EncoderConfig):
     """Encoder + global average pooling over patch tokens + head."""
 
     head_dims: tuple[Width, ...] = Field(
-        (256,), max_length=64, description="hidden widths of the head (the recipe's 512 -> 256 -> classes)"
+        (256,),
+        max_length=64,
+        description="hidden widths of the head (the recipe's 512 -> 256 -> classes)",
     )
     head_norm: bool = Field(
         False,
@@ -127,7 +135,9 @@ class EnsembleConfig(Strict):
         "times; or fold the kernels over the bands, the same outputs for less work",
     )
     head_dims: tuple[Width, ...] = Field(
-        (1024, 64), max_length=64, description="widths of the head's linear + ReLU + BatchNorm + dropout layers"
+        (1024, 64),
+        max_length=64,
+        description="widths of the head's linear + ReLU + BatchNorm + dropout layers",
     )
     head_dropout: float = Field(0.33, ge=0, lt=1, description="after each of them")
     combine: Literal["logits", "probabilities", "learned"] = Field(
@@ -160,7 +170,10 @@ class SuperResolverConfig(Strict):
         "(preprocess.scale: minmax)",
     )
     width: int = Field(
-        32, ge=4, le=65_536, description="channels: residual, at LR's resolution; upconv, at the largest size"
+        32,
+        ge=4,
+        le=65_536,
+        description="channels: residual, at LR's resolution; upconv, at the largest size",
     )
     depth: int = Field(4, ge=0, le=256, description="residual: blocks of convolutions")
     exact_means: bool = Field(

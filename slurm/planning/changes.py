@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from lensdist import provenance
+from lensdist.config.reader import read_plain
 from lensdist.config.schema import BaseRun
 from lensdist.data.manifest import Manifest
 from lensdist.engine.differences import differences
 from lensdist.errors import UserError
 from lensdist.phases import completed
+from lensdist.sealed import read_json
 from slurm.job import Goal, load_job
 from slurm.ledger import Ledger
 
@@ -81,7 +80,7 @@ def of_scores(
     """Of an evaluation, whose training stands as `trained`."""
     if trained.state != "done" or not goal.reached():
         return Standing("new")
-    recorded = json.loads(goal.marker().read_text()).get("code")
+    recorded = goal.scored().get("code")
     edited = provenance.changed(recorded, package, _made_with(goal, state)) if recorded else []
     code = [f"changed code ({_few(edited)})"] if edited else []
     return _judged("done", {"code": code}, triggers)
@@ -114,9 +113,9 @@ def _of_begun(run: Path, config: BaseRun, wanted: dict[str, Any]) -> Standing:
     if not checkpoints:
         return Standing("new")
     try:
-        before = yaml.safe_load((run / "config.yaml").read_text())
-        meta = json.loads(checkpoints[-1].read_text())["meta"]
-    except (OSError, ValueError, KeyError, yaml.YAMLError):
+        before = read_plain(run / "config.yaml")
+        meta = dict(read_json(checkpoints[-1])["meta"])
+    except (OSError, ValueError, TypeError, KeyError, UserError):
         return Standing("begun")  # the run itself reads them again, and names what is damaged
     found: dict[Trigger, list[str]] = {
         "config": differences(before, wanted),

@@ -21,6 +21,7 @@ from lensdist.exporting.combine import combined
 from lensdist.files import sha256
 from lensdist.models.config import EnsembleConfig
 from lensdist.models.ensemble import Ensemble
+from lensdist.sealed import sealed, unsealed
 
 pytestmark = pytest.mark.unit
 
@@ -143,8 +144,8 @@ def test_learned_weights_have_no_place(tmp_path: Path) -> None:
 
 def test_a_description_that_is_none(tmp_path: Path) -> None:
     run = export(tmp_path / "one")
-    facts = json.loads((run / "config.json").read_text())
+    facts = unsealed(json.loads((run / "config.json").read_text()))
     for model in (None, [], {"members": 3}, {"unknown": 1}):
-        (run / "config.json").write_text(json.dumps({**facts, "model": model}))
-        with pytest.raises(UserError, match="does not describe its model"):
+        (run / "config.json").write_text(json.dumps(sealed({**facts, "model": model})))
+        with pytest.raises(UserError, match="is of no use"):
             _combined([run, run], "logits")
