@@ -113,8 +113,9 @@ def number(value: float, interval: Sequence[float | None] | None = None) -> str:
     """
     if not math.isfinite(value):
         return _NONE
-    low, high = interval if isinstance(interval, list | tuple) and len(interval) == 2 else (0, None)
-    if all(isinstance(end, int | float) and math.isfinite(end) for end in (low, high)):
+    ends = [end for end in interval or () if isinstance(end, int | float) and math.isfinite(end)]
+    if len(ends) == 2:
+        low, high = ends
         half = (high - low) / 2
         most = 6 if high > 1e-2 else 9  # squared errors of images are small, and differ by less
         digits = min(max(1 - math.floor(math.log10(half)), 0), most) if half > 0 else 4
@@ -223,6 +224,7 @@ def _collect(run: Path) -> dict[str, Any]:
         "labels_per_class": data.get("labels_per_class") if isinstance(data, dict) else None,
         "seed": config.get("seed"),
     }
+    row = {name: value for name, value in row.items() if not isinstance(value, (dict, list))}
     scores = test.get("metrics", test)
     for name, value in scores.items() if isinstance(scores, dict) else ():
         if name.endswith("_ci") or not isinstance(value, (dict, list)):
@@ -275,7 +277,8 @@ def _cell(row: Row, name: str) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return number(value, plain(row.get(f"{name}_ci")))
+        interval = row.get(f"{name}_ci")
+        return number(value, plain(interval) if isinstance(interval, list | tuple) else None)
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
