@@ -106,7 +106,8 @@ def read_safetensors(path: Path, size: int, sha256: str) -> dict[str, Tensor]:
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError("altered since it was written")
     _shapes(data, len(data))  # the library panics at some headers, and passes over others' mistakes
-    return load(data)
+    found: dict[str, Tensor] = load(data)
+    return found
 
 
 def misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:

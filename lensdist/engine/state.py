@@ -105,8 +105,8 @@ def check_tensors(saved: Checkpoint, network: nn.Module) -> None:
             continue
         problem = misfit(weights, found)
         if problem is None and not all(value.is_meta for value in found.values()):
-            name = nonfinite(found)
-            problem = name and f"{name} holds NaN or infinity"
+            bad = nonfinite(found)
+            problem = bad and f"{bad} holds NaN or infinity"
         if problem:
             raise Damaged(f"{saved.path}: {part}/{problem}")
     parameters = dict(network.named_parameters())

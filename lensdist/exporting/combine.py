@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lensdist.described import PREPROCESS
 from lensdist.errors import UserError
-from lensdist.export import PREPROCESS, WEIGHTS, Described
+from lensdist.export import WEIGHTS, Described
 from lensdist.models.config import EnsembleConfig
 
 _OWN = ("members", "combine", "head_dropout")

@@ -18,11 +18,11 @@ from typing import Any
 from torch import Tensor
 
 from lensdist.data.staging import Staging
+from lensdist.described import PREPROCESS
 from lensdist.errors import RunError
 from lensdist.export import (
     CONFIG,
     FORMAT,
-    PREPROCESS,
     WEIGHTS,
     Described,
     write_export,

@@ -12,6 +12,7 @@ from typing import Any
 from lensdist.config import load
 from lensdist.config.schema import CommonRun, schema_of
 from lensdist.data.packed import PackedSet
+from lensdist.described import PREPROCESS
 from lensdist.engine import checkpoint, state
 from lensdist.engine.checkpoint import Checkpoint, Damaged
 from lensdist.engine.differences import differences
@@ -19,7 +20,7 @@ from lensdist.engine.finish import describe
 from lensdist.engine.initial import starting_point
 from lensdist.engine.world import World
 from lensdist.errors import UserError
-from lensdist.export import PREPROCESS, Described, read_export
+from lensdist.export import Described, read_export
 from lensdist.phases import completed
 from lensdist.tasks.build import build_task
 

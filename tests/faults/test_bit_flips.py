@@ -95,8 +95,7 @@ def test_60_flips_in_a_file_of_a_run_are_refused_or_harmless(
         (run / name).write_bytes(flipped(data, bit))
         try:
             assert used(run) == everything, (name, bit)
-        except (UserError, checkpoint.Damaged) as e:
-            assert "\n" not in str(e)
+        except (UserError, checkpoint.Damaged):
             refused += 1
     assert refused >= 30  # of JSON, flips between one space and another blank are harmless
 
