@@ -131,6 +131,10 @@ def encoder_of(
         UserError: there is none, it is damaged, or its encoder is of another shape.
     """
     description, weights = read_export(path)
+    if description["task"] not in ("mae", "finetune"):
+        raise UserError(
+            f"{path} is of task {description['task']}; give a run of task mae as encoder"
+        )
     model = description["model"]
     for field, described in EncoderConfig.model_fields.items():
         # An export from before a field existed is of its default.
