@@ -92,8 +92,10 @@ def build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Buil
         mask = MaskConfig(**(description["mask"] if task == "mae" else {}))
     except ValidationError as e:
         raise ValueError(f"{e.title}: {first_of(e)}") from e
-    except (LookupError, TypeError, ArithmeticError) as e:
+    except LookupError as e:
         raise ValueError(f"it lacks {e}") from e
+    except (ArithmeticError, TypeError) as e:
+        raise ValueError(str(e)[:200]) from e
     _check_preprocess(task, cfg, preprocess)
     layers = _layers(cfg)
     if 2 * layers > len(tensors):  # every layer has a matrix and an offset

@@ -80,8 +80,10 @@ def read_export(path: Path) -> Described:
     try:
         written = read_json(folder / CONFIG, _LIMIT)
         description = unsealed(written)
-        digest = description["sha256"][WEIGHTS]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        hashes = description.get("sha256")
+        if not isinstance(hashes, dict) or WEIGHTS not in hashes:
+            raise ValueError(f"it does not name the hash of {WEIGHTS}")
+    except (OSError, ValueError) as e:
         raise UserError(f"{folder} is not a whole export: {CONFIG}: {e}") from e
     if description.get("format") != FORMAT:
         shown = str(description.get("format"))[:20]
@@ -94,7 +96,7 @@ def read_export(path: Path) -> Described:
     try:
         size, shapes = read_shapes(folder / WEIGHTS)
         build(description, shapes)
-        weights = read_safetensors(folder / WEIGHTS, size, digest)
+        weights = read_safetensors(folder / WEIGHTS, size, hashes[WEIGHTS])
         if name := nonfinite(weights):
             raise ValueError(f"{name} holds NaN or infinity")
         return description, weights

@@ -16,10 +16,10 @@ from lensdist.data.config import PreprocessConfig
 from lensdist.data.preprocess import Preprocess
 from lensdist.data.smooth import principal
 from lensdist.errors import UserError
-from lensdist.export import Described, read_export, write_export
+from lensdist.export import Described, encoder_of, read_export, write_export
 from lensdist.exporting.combine import combined
 from lensdist.files import sha256
-from lensdist.models.config import EnsembleConfig
+from lensdist.models.config import EncoderConfig, EnsembleConfig
 from lensdist.models.ensemble import Ensemble
 from lensdist.sealed import sealed, unsealed
 
@@ -149,3 +149,8 @@ def test_a_description_that_is_none(tmp_path: Path) -> None:
         (run / "config.json").write_text(json.dumps(sealed({**facts, "model": model})))
         with pytest.raises(UserError, match="is of no use"):
             _combined([run, run], "logits")
+
+
+def test_an_ensemble_is_not_an_encoder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is of task common; give a run of task mae"):
+        encoder_of(export(tmp_path / "one"), EncoderConfig())
