@@ -63,7 +63,7 @@ class _Meta(BaseModel):
     config: dict[str, Any]
     data: str
     encoder: str | None
-    machine: dict[str, str | int]
+    machine: dict[str, Any]
     scaler: _Scaler | None
 
 
