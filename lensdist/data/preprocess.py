@@ -172,8 +172,8 @@ class Preprocess:
         cfg = PreprocessConfig(**{k: state[k] for k in PreprocessConfig.model_fields if k in state})
         smooth = None
         if cfg.scale == "residual":
-            basis = ((tensors or {})[name] for name in ("smooth_mean", "smooth_rows"))
-            smooth = Smooth(*basis, float(state["residual_rms"]))
+            own = tensors or {}
+            smooth = Smooth(own["smooth_mean"], own["smooth_rows"], float(state["residual_rms"]))
         mean, std = ([float(value) for value in state[name]] for name in ("mean", "std"))
         if len(mean) != len(std):
             raise ValueError(f"{len(mean)} means for {len(std)} standard deviations")

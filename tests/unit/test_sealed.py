@@ -46,7 +46,6 @@ def test_a_seal_is_of_what_is_said_not_of_its_layout() -> None:
         '{"\\udc00": 1}',
         "",
         "{",
-        "\ufeff{}",
     ],
 )
 def test_json_that_no_two_parsers_agree_on_is_refused(text: str) -> None:
@@ -75,10 +74,9 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     [
         (LAUGHS, "anchor &a refused"),
         ("a: " + "[" * 10_000, "nested more than 50 deep"),
-        ("a:\n" + "".join(f"{' ' * n}- \n" for n in range(1, 60)) + "x: {" * 3000, ""),
         ("a: " + "x" * 2**21, "larger than"),
         ("a: 1\na: 2\n", "given twice"),
-        ("!!python/object/apply:os.system ['touch hacked']\n", "refused"),
+        ("a: !!python/object/apply:os.system ['touch hacked']\n", "refused"),
         ("- 1\n", "must be a mapping"),
     ],
 )
