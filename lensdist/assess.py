@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from lensdist import illustrate, provenance
@@ -25,10 +25,11 @@ from lensdist.engine.world import World
 from lensdist.errors import UserError
 from lensdist.evaluate import figures, metrics, super_resolution
 from lensdist.evaluate.bootstrap import paired_bootstrap
-from lensdist.export import find_export, read_export
+from lensdist.export import CONFIG, find_export, read_export
 from lensdist.files import to_json, write_atomic
 from lensdist.loaded import LoadedModel
 from lensdist.phases import COMPLETE, check_finished
+from lensdist.sealed import first_of, read_json, sealed
 from lensdist.tasks.base import Batch, Task
 from lensdist.tasks.build import build_task
 from lensdist.track.log import read
@@ -117,7 +118,7 @@ class Subject:
         check_ours(path, "data", beside=() if scored else tuple(drawn))
         check_writable(self.out / "figures")
         try:
-            before = json.loads(path.read_text())["data"]["fingerprint"]
+            before = read_json(path)["data"]["fingerprint"]
         except FileNotFoundError:
             return path
         except (OSError, ValueError, KeyError, TypeError):
@@ -194,7 +195,7 @@ def score_split(
     if rows:
         written.append(figures.learning_curves(draw / "learning_curves.png", rows))
     facts = {"split": split, **subject.facts(), "metrics": scores}
-    return scores, [write_atomic(target, to_json(facts)), *written]
+    return scores, [write_atomic(target, to_json(sealed(facts))), *written]
 
 
 def _configuration(description: dict[str, Any], packed: PackedSet) -> BaseRun:
@@ -212,13 +213,16 @@ def _configuration(description: dict[str, Any], packed: PackedSet) -> BaseRun:
     parts = {
         key: description[key] for key in told if key in schema.model_fields & description.keys()
     }
-    return schema(
-        task=description["task"],
-        run={"dir": "."},
-        data=DataConfig(path=packed.path, classes=labels or None),
-        augment=AugmentConfig(rot180=False),
-        **parts,
-    )
+    try:
+        return schema(
+            task=description["task"],
+            run={"dir": "."},
+            data=DataConfig(path=packed.path, classes=labels or None),
+            augment=AugmentConfig(rot180=False),
+            **parts,
+        )
+    except ValidationError as e:
+        raise UserError(f"{CONFIG} does not say how to score: {first_of(e)}") from e
 
 
 def _unscored(subject: Subject, split: str) -> dict[str, Any]:

@@ -1,29 +1,27 @@
 """The exported model: weights, and all that is needed to use them, in one folder.
 
 export/model.safetensors   the network's weights
-       config.json         task, preset, model, labels, preprocessing, metrics
+       config.json         task, preset, model, labels, preprocessing, metrics, and a seal
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_safetensors
 from torch import Tensor, nn
 
 from lensdist.data.preprocess import Preprocess
-from lensdist.errors import UserError
+from lensdist.described import PREPROCESS, build, under
+from lensdist.errors import UserError, say
 from lensdist.files import sha256, to_json, write_atomic
-from lensdist.models.config import (
-    EncoderConfig,
-)
+from lensdist.models.config import EncoderConfig
 from lensdist.owners import temporary
-from lensdist.tensors import write_safetensors
+from lensdist.phases import COMPLETE, completed
+from lensdist.sealed import read_json, sealed, unsealed
+from lensdist.tensors import nonfinite, read_safetensors, read_shapes, write_safetensors
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -31,7 +29,7 @@ CONFIG = "config.json"
 Described = tuple[dict[str, Any], dict[str, Tensor]]
 """What an export holds: its `config.json`, and its tensors by name."""
 
-PREPROCESS = "preprocess."  # prefix, among the weights, of the preprocessing's own tensors
+_LIMIT = 2**22  # bytes of `config.json`: 33,000 labels take one million
 
 
 def write_export(
@@ -57,7 +55,7 @@ def write_export(
     finally:
         beside.unlink(missing_ok=True)
     facts = {"format": FORMAT, **description, "sha256": {WEIGHTS: digest}}
-    write_atomic(folder / CONFIG, to_json(facts))
+    write_atomic(folder / CONFIG, to_json(sealed(facts)))
     return {WEIGHTS: digest, CONFIG: sha256(folder / CONFIG)}
 
 
@@ -68,34 +66,64 @@ def find_export(path: Path) -> Path:
         UserError: it is neither.
     """
     for folder in (path, path / "export"):
-        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+        if (folder / CONFIG).exists() and (folder / WEIGHTS).exists():
             return folder
     raise UserError(f"{path} holds no exported model; give a finished run or its export/ folder")
 
 
 def read_export(path: Path) -> Described:
-    """Description and weights of an export, verified.
+    """Description and weights of an export, verified; a finished run's by its `COMPLETE.json` too.
+
+    The weights are read only once their file's header is that of the described network.
 
     Raises:
-        UserError: it is damaged, of another version, or no export.
+        UserError: it is damaged, of another version, of another run, or no export.
     """
     folder = find_export(path)
+    known = _check_run(folder)
     try:
-        description = json.loads((folder / CONFIG).read_text())
-        data = (folder / WEIGHTS).read_bytes()
-        wanted = description["sha256"][WEIGHTS]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{folder} is not a whole export: {e}") from e
+        written = read_json(folder / CONFIG, _LIMIT)
+        description = unsealed(written)
+        hashes = description.get("sha256")
+        if not isinstance(hashes, dict) or WEIGHTS not in hashes:
+            raise ValueError(f"it does not name the hash of {WEIGHTS}")
+    except (OSError, ValueError) as e:
+        raise UserError(f"{folder} is not a whole export: {CONFIG}: {e}") from e
     if description.get("format") != FORMAT:
-        raise UserError(
-            f"{folder} is of format {description.get('format')}; this version reads {FORMAT}"
+        shown = str(description.get("format"))[:20]
+        raise UserError(f"{folder} is of format {shown}; this version reads {FORMAT}")
+    if not known and written.keys() == description.keys():
+        say(
+            f"warning: {folder / CONFIG} is from before exports were sealed, so damage to it "
+            "cannot be noticed; `lensdist export` writes a sealed one"
         )
-    if hashlib.sha256(data).hexdigest() != wanted:
-        raise UserError(f"{folder / WEIGHTS} was damaged or changed after it was exported")
     try:
-        return description, parse_safetensors(data)
-    except SafetensorError as e:
-        raise UserError(f"{folder / WEIGHTS} is no safetensors file: {e}") from e
+        size, shapes = read_shapes(folder / WEIGHTS)
+        build(description, shapes)
+        weights = read_safetensors(folder / WEIGHTS, size, hashes[WEIGHTS])
+        if name := nonfinite(weights):
+            raise ValueError(f"{name} holds NaN or infinity")
+        return description, weights
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"{folder} was damaged or changed after it was exported, or is of no use: {e}"
+        ) from e
+
+
+def _check_run(folder: Path) -> bool:
+    """Whether an export's run vouches for it.
+
+    Raises:
+        UserError: its run does not know it.
+    """
+    place = Path(os.path.abspath(folder))  # of `.`, too
+    run = place.parent
+    record = completed(run, "export/") if place.name == "export" else None
+    if record is None:
+        return False
+    if not {f"export/{name}" for name in (CONFIG, WEIGHTS)} <= record["files"].keys():
+        raise UserError(f"{run / COMPLETE} does not name the files of {folder}")
+    return True
 
 
 def encoder_of(
@@ -109,9 +137,11 @@ def encoder_of(
         UserError: there is none, it is damaged, or its encoder is of another shape.
     """
     description, weights = read_export(path)
-    model = description.get("model")
-    if not isinstance(model, dict):
-        raise UserError(f"{path} does not describe its model")
+    if description["task"] not in ("mae", "finetune"):
+        raise UserError(
+            f"{path} is of task {description['task']}; give a run of task mae as encoder"
+        )
+    model = description["model"]
     # An export from before a field existed is of its default.
     fields = EncoderConfig.model_fields.items()
     theirs = {field: model.get(field, known.get_default()) for field, known in fields}
@@ -122,13 +152,5 @@ def encoder_of(
             f"the encoder in {path} has {first} {theirs[first]} but {key}.{first} is "
             f"{getattr(wanted, first)}; set {' '.join(f'{key}.{f}={theirs[f]}' for f in odd)}"
         )
-    try:
-        preprocess = Preprocess.from_state(description["preprocessing"], under(PREPROCESS, weights))
-    except (LookupError, TypeError, ValueError) as e:
-        raise UserError(f"{path} does not describe its preprocessing: {e!r}") from e
+    preprocess = Preprocess.from_state(description["preprocessing"], under(PREPROCESS, weights))
     return preprocess, under("encoder.", weights)
-
-
-def under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, without it."""
-    return {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ def fsync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal; read in pieces."""
+    """Of a regular file's bytes, in hexadecimal; read in pieces."""
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for ever
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -25,6 +25,7 @@ from lensdist.errors import UserError
 from lensdist.evaluate import figures
 from lensdist.evaluate.bootstrap import paired_bootstrap
 from lensdist.files import to_json, write_atomic
+from lensdist.sealed import sealed
 from lensdist.sim.config import FamilyName, SimConfig
 from lensdist.sim.simulator import Simulator
 from lensdist.sim.write import BLOCK
@@ -240,8 +241,8 @@ def score_hard(subject: Subject, plan: Plan) -> tuple[dict[str, Any], list[Path]
         "variants": found,
     }
     if not subject.classifies:
-        return found, [write_atomic(target, to_json(facts))]
-    written = write_atomic(target, to_json(facts | {"chance": 1 / len(labels)}))
+        return found, [write_atomic(target, to_json(sealed(facts)))]
+    written = write_atomic(target, to_json(sealed(facts | {"chance": 1 / len(labels)})))
     drawn = figures.variants(
         subject.out / "figures" / "hard.png",
         {_TITLES[name]: scores for name, scores in found.items()},

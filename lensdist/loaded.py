@@ -13,24 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lensdist.data.config import PreprocessConfig
-from lensdist.data.preprocess import Preprocess
+from lensdist.described import PREPROCESS, build
 from lensdist.errors import UserError
-from lensdist.export import PREPROCESS, read_export, under
-from lensdist.models.classifier import Classifier
-from lensdist.models.config import (
-    ClassifierConfig,
-    EnsembleConfig,
-    MaeConfig,
-    MaskConfig,
-    SuperResolverConfig,
-)
-from lensdist.models.ensemble import Ensemble
-from lensdist.models.mae import MaskedAutoencoder, pixel_mask
+from lensdist.export import read_export
+from lensdist.models.mae import pixel_mask
 from lensdist.models.masking import make_mask
-from lensdist.models.super_resolution import SuperResolver
 from lensdist.resample import enlarge
 from lensdist.tiles import tiled
 
@@ -48,32 +37,19 @@ class LoadedModel:
     def __init__(
         self, description: dict[str, Any], weights: dict[str, Tensor], device: str
     ) -> None:
-        self.description = description
+        try:
+            built = build(description, weights)
+        except ValueError as e:
+            raise UserError(f"config.json does not describe a network: {e}") from e
+        # What a description from before a setting existed leaves out is told too.
+        self.description = {**description, "model": built.cfg.model_dump(mode="json")}
         self.device = torch.device(device)
-        try:
-            self.task: str = description["task"]
-            self.labels: tuple[str, ...] = tuple(description["labels"])
-            self.preprocess = Preprocess.from_state(
-                description["preprocessing"], under(PREPROCESS, weights)
-            )
-            self.mask = MaskConfig(**(description["mask"] if self.task == "mae" else {}))
-            with torch.device("meta"):  # takes no memory, whatever sizes are claimed
-                self.network = _network(description, self.preprocess.cfg)
-        except (
-            LookupError,
-            AttributeError,
-            TypeError,
-            ValueError,
-            ArithmeticError,
-            RuntimeError,
-        ) as e:
-            raise UserError(f"config.json does not describe a network: {e!r}") from e
-        try:
-            own = {k: v for k, v in weights.items() if not k.startswith(PREPROCESS)}
-            floats = {k: v.float() if v.is_floating_point() else v for k, v in own.items()}
-            self.network.load_state_dict(floats, assign=True)
-        except RuntimeError as e:
-            raise UserError(f"the weights do not fit the described network: {e}") from e
+        self.task: str = description["task"]
+        self.labels: tuple[str, ...] = tuple(description["labels"])
+        self.preprocess, self.mask, self.network = built.preprocess, built.mask, built.network
+        own = {k: v for k, v in weights.items() if not k.startswith(PREPROCESS)}
+        floats = {k: v.float() if v.is_floating_point() else v for k, v in own.items()}
+        self.network.load_state_dict(floats, assign=True)
         self.network.to(self.device).eval()
 
     @torch.no_grad()
@@ -192,21 +168,6 @@ class LoadedModel:
         if self.description.get("loss") == "masked":
             drawn = torch.where(pixel_mask(mask, patch), drawn, x)
         return drawn, mask
-
-
-def _network(description: dict[str, Any], preprocess: PreprocessConfig) -> nn.Module:
-    model = description["model"]
-    if description["task"] == "mae":
-        return MaskedAutoencoder(MaeConfig(**model))
-    if description["task"] == "finetune":
-        return Classifier(ClassifierConfig(**model), len(description["labels"]))
-    if description["task"] == "common":
-        cfg = EnsembleConfig(**model)
-        bands, _ = preprocess.seen(cfg.in_channels, cfg.image_size)
-        return Ensemble(cfg, len(description["labels"]), bands)
-    if description["task"] == "sr":
-        return SuperResolver(SuperResolverConfig(**model))
-    raise UserError(f"task {description['task']!r} is not one that this version can load")
 
 
 def load(path: str | os.PathLike[str], device: str = "cpu") -> LoadedModel:

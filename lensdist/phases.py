@@ -6,30 +6,60 @@ The next phase, and the launcher, believe only that.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from pydantic import BaseModel, field_validator
 
 from lensdist.errors import UserError
 from lensdist.files import sha256
+from lensdist.sealed import fits, read_json, unsealed
 
 COMPLETE = "COMPLETE.json"
 
 
-def completed(run: Path) -> dict[str, Any] | None:
+class _Record(BaseModel):
+    """What is read of `COMPLETE.json`."""
+
+    files: dict[str, str]
+    """SHA-256 of files of the run, by their path in it."""
+    config: dict[str, Any] = {}
+    steps: int | None = None
+    seconds: float | None = None
+    data: str | None = None
+    encoder: str | None = None
+    code: dict[str, Any] | None = None
+
+    @field_validator("files")
+    @classmethod
+    def _are_the_run_s(cls, files: dict[str, str]) -> dict[str, str]:
+        for name in files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\0" in name:
+                raise ValueError("names a file outside the run")
+        return files
+
+
+def completed(run: Path, part: str = "") -> dict[str, Any] | None:
     """What `COMPLETE.json` of a run says; None where the run is not finished.
+
+    Args:
+        run: its folder.
+        part: check only files whose path in the run begins so.
 
     Raises:
         UserError: the run says that it is finished, but a file of it is missing or altered.
     """
     try:
-        record: dict[str, Any] = json.loads((run / COMPLETE).read_text())
-        files = dict(record["files"])
+        record = unsealed(read_json(run / COMPLETE))
+        fits(_Record, record)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError) as e:
         raise UserError(f"{run / COMPLETE} cannot be read: {e}") from e
-    for name, digest in files.items():
+    for name, digest in record["files"].items():
+        if not name.startswith(part):
+            continue
         path = run / name
         try:
             found = sha256(path)
@@ -37,7 +67,7 @@ def completed(run: Path) -> dict[str, Any] | None:
             raise UserError(f"{run} is marked complete but {name}: {e.strerror}") from e
         if found != digest:
             raise UserError(f"{path} was altered since its run was completed")
-    return record
+    return {"config": {}, "steps": None, **record}
 
 
 def check_finished(path: Path, key: str = "") -> None:

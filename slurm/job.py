@@ -6,7 +6,6 @@ which people can read, and which is checked again where it is used.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from pathlib import Path
@@ -19,6 +18,7 @@ from lensdist.data.manifest import MANIFEST, Manifest
 from lensdist.engine.differences import unmet
 from lensdist.errors import UserError
 from lensdist.phases import COMPLETE, completed
+from lensdist.sealed import read_json, unsealed
 from slurm.config.cluster import Cluster
 
 RESULTS = "results.json"
@@ -67,10 +67,18 @@ class Goal(Strict):
         if record is None or self.kind == "run":
             return record is not None
         try:
-            weights = json.loads(self.marker().read_text())["weights"]
+            weights = self.scored()["weights"]
             return bool(weights["model.safetensors"] == record["files"]["export/model.safetensors"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
+
+    def scored(self) -> dict[str, Any]:
+        """What the file of `scores` says.
+
+        Raises:
+            OSError, ValueError: it is missing or damaged.
+        """
+        return unsealed(read_json(self.marker()))
 
 
 class Job(Strict):

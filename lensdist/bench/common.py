@@ -9,7 +9,6 @@ Both presets of a row have the same training, validation and test images.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from lensdist.errors import UserError
 from lensdist.evaluate.bootstrap import error_reduction, paired_bootstrap
 from lensdist.evaluate.report import write_results
 from lensdist.phases import completed
+from lensdist.sealed import read_json
 from lensdist.sim.config import SimConfig
 
 REFERENCE = "reference"
@@ -109,7 +109,7 @@ def _job(cfg: CommonTable, n: int, method: str, seed: int) -> Job:
 def _record(job: Job) -> dict[str, Any]:
     record = completed(job.run)  # believe no run whose files were altered since
     assert record is not None
-    export = json.loads((job.run / "export" / "config.json").read_text())
+    export = read_json(job.run / "export" / "config.json")
     logits = torch.from_numpy(np.load(job.run / LOGITS, allow_pickle=False))
     return {"seconds": record["seconds"], "init": export["init"], "logits": logits}
 

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--partial",
         action="store_true",
-        help="runs that are not there yet are named in the table, not refused",
+        help="runs that are not there yet, or are damaged, are named in the table, not refused",
     )
     parser.add_argument("--title", default="Results", help="heading (default: %(default)s)")
     parser.add_argument(
@@ -45,8 +45,13 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{folder} is not a run: it has no config.yaml")
     check_results(args.out)
     rows = collect(args.runs)
-    figures = [p for folder in args.runs for p in sorted((folder / "figures").glob("*.png"))]
     hard = hard_rows(args.runs)
+    bad = [row["problem"] for row in [*rows, *hard] if "problem" in row]
+    if bad and not args.partial:
+        raise UserError(
+            f"{'; '.join(dict.fromkeys(bad))} (--partial names it in the table instead)"
+        )
+    figures = [p for folder in args.runs for p in sorted((folder / "figures").glob("*.png"))]
     with begun(args.out):
         path = write_results(args.out, rows, args.title, args.note, figures, hard)
     print(tables(rows))

@@ -12,13 +12,16 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path as File
+from typing import Any
 
 import yaml
 from yaml import events
 
 from lensdist.config.nodes import COMMAND_LINE, Node, Path, Problem, Scalar, Where
+from lensdist.errors import UserError
 
 MAX_BYTES = 2**20  # a configuration is a few KB; a megabyte is another file given by mistake
+MAX_PROBLEMS = 1000
 MAX_DEPTH = 50  # far beyond any schema, far below Python's recursion limit
 
 INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -63,6 +66,23 @@ def read_file(file: File, shown: str, problems: list[Problem]) -> Node:
     if not isinstance(node.value, dict):
         raise UnreadableError(node.where, "must be a mapping of keys to values at the top")
     return Node(node.value, here)
+
+
+def read_plain(file: File) -> dict[str, Any]:
+    """The mapping in a YAML file that no schema is known of, within the same bounds.
+
+    Raises:
+        UserError: it cannot be read; the first mistake, with its line.
+    """
+    problems: list[Problem] = []
+    try:
+        node = read_file(file, str(file), problems)
+    except UnreadableError as error:
+        raise UserError(str(error.problem)) from error
+    if problems:
+        raise UserError(str(problems[0]))
+    found: dict[str, Any] = node.plain()
+    return found
 
 
 def read_value(text: str, path: Path, problems: list[Problem]) -> Node | None:
@@ -159,6 +179,8 @@ class _Builder:
 
     def _refuse(self, where: Where, text: str, path: Path) -> None:
         self.problems.append(Problem(where, text, path))
+        if len(self.problems) > MAX_PROBLEMS:
+            raise UnreadableError(where, f"{text}; there are more such mistakes than anybody mends")
 
     def _node(self, event: events.Event, path: Path, where: Where | None = None) -> Node:
         """The value that starts with `event`; `where` is its key's place if it has a key."""

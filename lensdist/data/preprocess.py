@@ -170,14 +170,20 @@ class Preprocess:
     def from_state(
         cls, state: dict[str, Any], tensors: Mapping[str, Tensor] | None = None
     ) -> Preprocess:
-        """Rebuild from `state()` and `tensors()`."""
+        """Rebuild from `state()` and `tensors()`.
+
+        Raises:
+            ValueError, LookupError, TypeError: they are not such.
+        """
         cfg = PreprocessConfig(**{k: state[k] for k in PreprocessConfig.model_fields if k in state})
         smooth = None
         if cfg.scale == "residual":
-            mean, rows = ((tensors or {})[name] for name in ("smooth_mean", "smooth_rows"))
-            smooth = Smooth(mean, rows, float(state["residual_rms"]))
-        normalise = state.get("normalise", False)
-        return cls(cfg, list(state["mean"]), list(state["std"]), smooth, normalise)
+            own = tensors or {}
+            smooth = Smooth(own["smooth_mean"], own["smooth_rows"], float(state["residual_rms"]))
+        mean, std = ([float(value) for value in state[name]] for name in ("mean", "std"))
+        if len(mean) != len(std):
+            raise ValueError(f"{len(mean)} means for {len(std)} standard deviations")
+        return cls(cfg, mean, std, smooth, bool(state.get("normalise", False)))
 
 
 def _limits(raw: Tensor, good: Tensor | None) -> tuple[Tensor, Tensor]:

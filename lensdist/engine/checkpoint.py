@@ -4,34 +4,35 @@
                               checkpoint.json     step, scalars, size and SHA-256 of the tensors,
                                                   and the SHA-256 of this JSON itself
 
-Written to a temporary folder, fsynced, renamed; only then are older ones pruned. Reading takes the
-bytes once, checks *those* bytes and parses *those* bytes, so what was checked is what is used.
-(A memory map would be shorter, but a file truncated under its reader ends the process.)
+Written to a temporary folder, fsynced, renamed; only then are older ones pruned. A stranger can
+seal anything, so what a sealed one holds is checked all the same.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load as parse_safetensors
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from lensdist.errors import RunError
+from lensdist.errors import RunError, UserError
 from lensdist.files import fsync, sync
 from lensdist.owners import remove, sweep, temporary
-from lensdist.tensors import write_safetensors
+from lensdist.sealed import fits, read_json, seal, unsealed
+from lensdist.tensors import read_safetensors, read_shapes, write_safetensors
 
 FORMAT = 1
 _TENSORS = "state.safetensors"
 _MANIFEST = "checkpoint.json"
-_FOLDER = re.compile(r"step-(\d{8,})")
+_FOLDER = re.compile(r"step-(\d{8,15})")
+_LIMIT = 2**26  # bytes of a manifest: it holds the losses since the last row of metrics.jsonl
 
 
 class Damaged(Exception):
@@ -55,8 +56,20 @@ class Checkpoint:
     path: Path
 
 
-def _seal(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+class _File(BaseModel):
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    """What `checkpoint.json` must hold, besides its seal."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int
+    step: int = Field(ge=0, lt=2**53)
+    files: dict[str, _File]
+    meta: dict[str, Any]
 
 
 def write(root: Path, step: int, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> Path:
@@ -79,11 +92,11 @@ def write(root: Path, step: int, tensors: Mapping[str, Tensor], meta: dict[str, 
             "meta": meta,
         }
         with (beside / _MANIFEST).open("w") as f:
-            json.dump({**manifest, "seal": _seal(manifest)}, f, indent=1, allow_nan=False)
+            json.dump({**manifest, "seal": seal(manifest)}, f, indent=1, allow_nan=False)
             f.flush()
             sync(f.fileno())
         fsync(beside)
-        if final.exists():  # a replay of the same step after a resume from before it
+        if os.path.lexists(final):  # a replay of the same step after a resume from before it
             old = temporary(final)
             final.rename(old)
             beside.rename(final)
@@ -97,38 +110,55 @@ def write(root: Path, step: int, tensors: Mapping[str, Tensor], meta: dict[str, 
     return final
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path, check: Callable[[Checkpoint], None] | None = None) -> Checkpoint:
     """Read one checkpoint, verified.
 
+    Args:
+        path: its folder.
+        check: raises `Damaged` at a state that cannot be used. Called with the tensors on the meta
+            device before any is read, so that no more is read than is wanted; and once more.
+
     Raises:
-        Damaged: a file is missing, torn or altered.
+        Damaged: a file is missing, torn or altered, or holds what no checkpoint holds.
     """
+    check = check or (lambda found: None)
+    at = path / _MANIFEST
     try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
-        seal = manifest.pop("seal")
-        wanted = manifest["files"][_TENSORS]
-        step, meta = int(manifest["step"]), dict(manifest["meta"])
+        manifest = unsealed(read_json(at, _LIMIT), required=True)
+        if manifest.get("format") != FORMAT:
+            raise ValueError(f"format {str(manifest.get('format'))[:20]} is not {FORMAT}")
+        fits(_Manifest, manifest)
+        step, meta, wanted = manifest["step"], manifest["meta"], manifest["files"][_TENSORS]
+        named = _FOLDER.fullmatch(path.name)
+        if named and int(named[1]) != step:
+            raise ValueError(f"is of step {step}, not of the step in its folder's name")
+        at = path / _TENSORS
+        size, shapes = read_shapes(at)
+        if size != wanted["bytes"]:
+            raise ValueError(f"{size} bytes instead of {wanted['bytes']}")
+        check(Checkpoint(step, shapes, meta, path))
+        found = Checkpoint(step, read_safetensors(at, size, wanted["sha256"]), meta, path)
     except OSError as e:
-        raise Damaged(f"{path / _MANIFEST}: {e.strerror}") from e
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise Damaged(f"{path / _MANIFEST}: not a checkpoint manifest") from e
-    if seal != _seal(manifest):
-        raise Damaged(f"{path / _MANIFEST}: altered since it was written")
-    if manifest["format"] != FORMAT:
-        raise Damaged(f"{path / _MANIFEST}: format {manifest['format']} is not {FORMAT}")
-    try:
-        data = (path / _TENSORS).read_bytes()
-    except OSError as e:
-        raise Damaged(f"{path / _TENSORS}: {e.strerror}") from e
-    if len(data) != wanted["bytes"]:
-        raise Damaged(f"{path / _TENSORS}: {len(data)} bytes instead of {wanted['bytes']}")
-    if hashlib.sha256(data).hexdigest() != wanted["sha256"]:
-        raise Damaged(f"{path / _TENSORS}: altered since it was written")
-    return Checkpoint(step, parse_safetensors(data), meta, path)
+        raise Damaged(f"{at}: {e.strerror}") from e
+    except (ValueError, LookupError) as e:
+        raise Damaged(f"{at}: {e}") from e
+    check(found)
+    return found
 
 
 def steps(root: Path) -> list[tuple[int, Path]]:
-    """The checkpoints under `root`, oldest step first; by step, never by a clock."""
+    """The checkpoints under `root`, oldest step first; by step, never by a clock.
+
+    Raises:
+        UserError: `root` cannot be looked into, or is a file.
+    """
+    try:
+        return _steps(root)
+    except OSError as e:
+        raise UserError(f"{root}, where checkpoints are kept: {e.strerror}; move it away") from e
+
+
+def _steps(root: Path) -> list[tuple[int, Path]]:
     found = []
     with contextlib.suppress(FileNotFoundError):
         for path in root.iterdir():
@@ -138,8 +168,10 @@ def steps(root: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest good checkpoint, and what was found damaged on the way to it.
+def newest(
+    root: Path, check: Callable[[Checkpoint], None] | None = None
+) -> tuple[Checkpoint | None, list[str]]:
+    """The newest good checkpoint (`check` as in `read`), and what was damaged on the way to it.
 
     Raises:
         RunError: there are checkpoints, but none is good. Starting again from nothing must be
@@ -149,7 +181,7 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
     found = steps(root)
     for _, path in reversed(found):
         try:
-            return read(path), damaged
+            return read(path, check), damaged
         except Damaged as e:
             damaged.append(str(e))
     if found:
@@ -166,7 +198,7 @@ def prune(root: Path, saved: int, keep: int, protect: set[int]) -> None:
     Those after `saved`, the step just written, go too: the run was resumed from before them, since
     they were damaged or somebody wished so. Counted as newest, they would push out good ones.
     """
-    found = steps(root)
+    found = _steps(root)
     kept = {*[step for step, _ in found if step <= saved][-keep:], *protect}
     for step, path in found:
         if step not in kept:

@@ -20,7 +20,7 @@ def close_to_others() -> None:
     Raises:
         UserError: somebody else owns a folder, or can write or replace it.
     """
-    from torch._inductor.runtime.runtime_utils import default_cache_dir
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     _require_own(Path(default_cache_dir()), "TMPDIR")
     for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):

@@ -13,9 +13,11 @@ from lensdist.config.schema import BaseRun
 from lensdist.data.packed import PackedSet
 from lensdist.engine import checkpoint
 from lensdist.engine.loop import Outcome
+from lensdist.engine.state import check_tensors
 from lensdist.export import write_export
 from lensdist.files import sha256, to_json, write_atomic
 from lensdist.phases import COMPLETE
+from lensdist.sealed import sealed
 from lensdist.tasks.base import Task
 
 
@@ -51,7 +53,7 @@ def finish(
     description = describe(cfg, task, packed, metrics)
     written = write_export(folder / "export", model, description, task.preprocess.tensors())
     files = {f"export/{name}": digest for name, digest in written.items()}
-    files["config.yaml"] = sha256(folder / "config.yaml")
+    files |= {name: sha256(folder / name) for name in ("config.yaml", "metrics.jsonl")}
     record = {
         "task": task.name,
         "preset": cfg.preset,
@@ -63,7 +65,7 @@ def finish(
         "config": cfg.model_dump(mode="json"),
         "files": files,
     }
-    write_atomic(folder / COMPLETE, to_json(record))
+    write_atomic(folder / COMPLETE, to_json(sealed(record)))
 
 
 def describe(
@@ -97,7 +99,9 @@ def best_model(root: Path, outcome: Outcome, averaged: bool) -> tuple[nn.Module,
         return outcome.model, outcome.state.step
     prefix = "average/" if averaged else "model/"
     try:
-        saved = checkpoint.read(root / f"step-{step:08d}").tensors
+        saved = checkpoint.read(
+            root / f"step-{step:08d}", lambda found: check_tensors(found, outcome.model)
+        ).tensors
     except checkpoint.Damaged as e:
         print(f"warning: the best checkpoint is lost, exporting the last: {e}", file=sys.stderr)
         return outcome.model, outcome.state.step

@@ -13,9 +13,10 @@ from lensdist.data.config import LIGHT_KEEPING
 from lensdist.data.packed import PackedSet
 from lensdist.data.preprocess import Preprocess
 from lensdist.data.smooth import fit_smooth
+from lensdist.described import PREPROCESS, under
 from lensdist.engine.world import World
 from lensdist.errors import UserError
-from lensdist.export import PREPROCESS, WEIGHTS, encoder_of, find_export, read_export, under
+from lensdist.export import WEIGHTS, encoder_of, find_export, read_export
 from lensdist.exporting.combine import combined
 from lensdist.files import sha256
 from lensdist.models.ensemble import Ensemble

@@ -6,12 +6,12 @@ it, what no engine here would read is refused, and what only makes DeepSpeed fas
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lensdist.errors import UserError
+from lensdist.sealed import read_json
 
 VARIABLES = {
     "zero_stage": "ACCELERATE_DEEPSPEED_ZERO_STAGE",
@@ -118,13 +118,11 @@ def _precision(common: str, own: Mapping[str, str], refused: list[str]) -> dict[
 def _read(path: Path, refused: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """What the file says, in small letters and never "auto"; and what is left unread."""
     try:
-        data = json.loads(path.read_text())
+        data = read_json(path)
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}; give DeepSpeed's file of settings") from e
     except ValueError as e:
         raise UserError(f"{path} is no JSON ({e}); give DeepSpeed's file of settings") from e
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is no mapping; give DeepSpeed's file of settings")
     for part in ("optimizer", "scheduler"):
         if data.pop(part, None) is not None:
             refused.append(f"has a block {part!r}, which is the run's optim; take it out")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from lensdist.config.reader import read_plain
 from lensdist.engine import launcher_deepspeed as deepspeed
 from lensdist.errors import UserError
 
@@ -93,11 +94,10 @@ def from_file(path: Path) -> Settings:
         UserError: it cannot be read, or accelerate could not read it.
     """
     try:
+        read_plain(path)  # its bounds are ours; its words are YAML 1.1's, as accelerate takes them
         data = yaml.safe_load(path.read_text())
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}; give accelerate's file of settings") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} is no YAML; `accelerate config` writes such a file") from e
+    except (OSError, UserError, ValueError, yaml.YAMLError) as e:
+        raise UserError(f"{e}; give a file of settings as `accelerate config` writes it") from e
     if not isinstance(data, dict) or "distributed_type" not in data:
         raise UserError(
             f"{path} has no distributed_type, without which accelerate refuses it; give "

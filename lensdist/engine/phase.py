@@ -176,8 +176,9 @@ def _train(
         _refuse_damage(packed, world)
         if world.main:
             seconds = time.monotonic() - started
+            journal.event(outcome.state.step, "finished", str(folder))  # the record seals the rows
+            journal.close()
             finish(cfg, phase.task, outcome, packed, seconds, phase.facts)
-            journal.event(outcome.state.step, "finished", str(folder))
     finally:
         try:
             saver.wait()  # whatever ended training: what is being written is worth having

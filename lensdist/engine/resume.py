@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
-from lensdist.engine import checkpoint
+import torch
+from torch import nn
+
+from lensdist.engine import checkpoint, state
 from lensdist.engine.asked import other_inputs
 from lensdist.engine.checkpoint import Checkpoint, Damaged
 from lensdist.engine.differences import changes, differences
 from lensdist.engine.stages import Phase, stages_in_steps
 from lensdist.errors import RunError, UserError, say
 from lensdist.files import fsync
+from lensdist.owners import remove
+from lensdist.owners import temporary as beside
 
 
 def find_checkpoint(phase: Phase, resume: str) -> Checkpoint | None:
@@ -36,11 +44,12 @@ def find_checkpoint(phase: Phase, resume: str) -> Checkpoint | None:
             f"--resume never: {root} already holds checkpoints; give another run.dir or "
             "--resume auto"
         )
-    found, damaged = checkpoint.newest(root)
+    usable = _usable(phase)
+    found, damaged = checkpoint.newest(root, usable)
     for sentence in damaged:
         say(f"warning: passed over a damaged checkpoint: {sentence}")
     if resume not in ("auto", "never"):
-        found = _given(Path(resume)) if found is None else _own_first(found, Path(resume))
+        found = _given(Path(resume), usable) if found is None else _own_first(found, Path(resume))
     if found is not None:
         _check(found, phase)
     return found
@@ -79,9 +88,8 @@ def _copy(source: Path, root: Path, step: int) -> None:
         Damaged: it is not there, or not whole.
         RunError: `root` cannot be written.
     """
-    temporary = root / f".step-{step:08d}.{os.getpid()}.tmp"
+    temporary = beside(root / f"step-{step:08d}")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for file in source.glob("*"):
             if file.is_file():
@@ -96,7 +104,7 @@ def _copy(source: Path, root: Path, step: int) -> None:
     except OSError as e:
         raise RunError(f"{source} cannot be brought to {root}: {e}") from e
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -107,12 +115,12 @@ def _link(source: Path, target: Path) -> None:
         fsync(target)
 
 
-def _given(path: Path) -> Checkpoint:
+def _given(path: Path, usable: Callable[[Checkpoint], None]) -> Checkpoint:
     """The checkpoint at `path`, or the newest of the run, or of its `checkpoints`, there."""
     for root in (path / "checkpoints", path):
         if checkpoint.steps(root):
             try:
-                found, damaged = checkpoint.newest(root)
+                found, damaged = checkpoint.newest(root, usable)
             except RunError as e:
                 raise UserError(f"--resume {path}: no checkpoint there is whole: {e}") from e
             for sentence in damaged:
@@ -120,9 +128,26 @@ def _given(path: Path) -> Checkpoint:
             assert found is not None  # there are some, and one is whole
             return found
     try:
-        return checkpoint.read(path)
+        return checkpoint.read(path, usable)
     except Damaged as e:
         raise UserError(f"--resume: {e}; give RUN/checkpoints/step-…") from e
+
+
+def _usable(phase: Phase) -> Callable[[Checkpoint], None]:
+    """Refuse a state that the run cannot go on from, though it may have been written whole."""
+
+    @cache
+    def network() -> nn.Module:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # weights go nowhere
+            return phase.task.build()
+
+    def check(saved: Checkpoint) -> None:
+        state.check(saved)
+        alike = all(saved.meta[name] == phase.facts[name] for name in ("data", "encoder"))
+        if alike and not differences(saved.meta["config"], phase.facts["config"]):
+            state.check_tensors(saved, network())  # else `_check` says what was changed
+
+    return check
 
 
 def _own_first(own: Checkpoint, given: Path) -> Checkpoint:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
 
-from lensdist.engine.checkpoint import Checkpoint
+from lensdist.engine.checkpoint import Checkpoint, Damaged
 from lensdist.engine.parallel.base import Engine
 from lensdist.engine.world import World
 from lensdist.errors import RunError
+from lensdist.sealed import fits
+from lensdist.tensors import misfit, nonfinite
 
 
 @dataclass
@@ -27,6 +32,98 @@ class TrainState:
     """Evaluations since then."""
     window: list[float] = field(default_factory=list)
     """Losses of the steps since the last row of metrics.jsonl."""
+
+
+class _State(BaseModel):
+    """A `TrainState` as JSON."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: int
+    best: float | None
+    best_step: int | None = Field(ge=1)
+    bad_evals: int = Field(ge=0)
+    window: list[float]
+
+
+class _Scaler(BaseModel):
+    """What torch's GradScaler keeps."""
+
+    scale: float
+    growth_factor: float
+    backoff_factor: float
+    growth_interval: int
+    growth_tracker: int = Field(alias="_growth_tracker")
+
+
+class _Meta(BaseModel):
+    """What a checkpoint says besides its tensors."""
+
+    state: _State
+    config: dict[str, Any]
+    data: str
+    encoder: str | None
+    machine: dict[str, Any]
+    scaler: _Scaler | None
+
+
+def check(saved: Checkpoint) -> None:
+    """Make sure that a run can tell what a checkpoint is of.
+
+    Raises:
+        Damaged: it says less, or something else.
+    """
+    try:
+        fits(_Meta, {**saved.meta, "scaler": saved.meta.get("scaler") or None})  # {}: switched off
+    except ValueError as e:
+        raise Damaged(f"{saved.path}: {e}") from e
+    state = saved.meta["state"]
+    if state["step"] != saved.step or (state["best_step"] or 0) > saved.step:
+        raise Damaged(f"{saved.path}: its state is of another step")
+
+
+def check_tensors(saved: Checkpoint, network: nn.Module) -> None:
+    """Make sure that a network can go on from a checkpoint.
+
+    Args:
+        saved: whose tensors may be on the meta device: then their values are not looked at.
+        network: of which device does not matter.
+
+    Raises:
+        Damaged: it holds the state of another network, or what no optimizer keeps.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optim": {}}
+    for key, value in saved.tensors.items():
+        part, _, name = key.partition("/")
+        if part not in parts:
+            raise Damaged(f"{saved.path}: {key[:80]} is unknown")
+        parts[part][name] = value
+    weights = network.state_dict()
+    for part in ("model", "average"):
+        found = parts[part]
+        if part == "average" and not found:
+            continue
+        problem = misfit(weights, found)
+        if problem is None and not all(value.is_meta for value in found.values()):
+            bad = nonfinite(found)
+            problem = bad and f"{bad} holds NaN or infinity"
+        if problem:
+            raise Damaged(f"{saved.path}: {part}/{problem}")
+    parameters = dict(network.named_parameters())
+    slots = {name.rpartition("/")[0] for name in parts["optim"]}
+    if unknown := slots - parameters.keys():
+        raise Damaged(f"{saved.path}: optim/{min(unknown)[:80]} is unknown")
+    if problem := misfit(_slots({name: parameters[name] for name in slots}), parts["optim"]):
+        raise Damaged(f"{saved.path}: optim/{problem}")
+
+
+def _slots(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What Adam keeps of each parameter, by the names of a checkpoint."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        found[f"{name}/step"] = torch.zeros((), device="meta")
+        found |= dict.fromkeys((f"{name}/exp_avg", f"{name}/exp_avg_sq"), parameter)
+    return found
 
 
 def describe(state: TrainState, world: World) -> dict[str, Any]:
@@ -51,7 +148,7 @@ def restore(saved: Checkpoint, engine: Engine, world: World) -> TrainState:
         raise RunError(
             f"{saved.path} holds another network than the configuration describes: {e}"
         ) from e
-    if world.accelerator.scaler is not None and saved.meta["scaler"]:
+    if world.accelerator.scaler is not None and saved.meta.get("scaler"):
         world.accelerator.scaler.load_state_dict(saved.meta["scaler"])
     return TrainState(**saved.meta["state"])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -12,10 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
-
+from lensdist.config.reader import read_plain
 from lensdist.data.staging import check_ours
+from lensdist.errors import UserError
 from lensdist.files import plain, printable, to_json, write_atomic
+from lensdist.phases import completed
+from lensdist.sealed import read_json, unsealed
 from lensdist.track import log
 
 Row = Mapping[str, Any]
@@ -127,8 +128,9 @@ def number(value: float, interval: Sequence[float | None] | None = None) -> str:
     """
     if not math.isfinite(value):
         return _NONE
-    low, high = interval if interval and len(interval) == 2 else (None, None)
-    if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
+    ends = [end for end in interval or () if isinstance(end, int | float) and math.isfinite(end)]
+    if len(ends) == 2:
+        low, high = ends
         half = (high - low) / 2
         most = 6 if high > 1e-2 else 9  # squared errors of images are small, and differ by less
         digits = min(max(1 - math.floor(math.log10(half)), 0), most) if half > 0 else 4
@@ -189,8 +191,9 @@ def hard_table(variants: Mapping[str, Row]) -> str:
 def collect(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """A row for each run, from `config.yaml`, `eval/test.json` and `COMPLETE.json`.
 
-    What a run lacks, its row lacks; a file that cannot be read is named under `problem`. Speed is
-    the median of the images a second in `metrics.jsonl`.
+    What a run lacks, its row lacks. A file that cannot be read, or was altered, is named under
+    `problem`, and the row of a finished run then holds nothing else of it. Speed is the median of
+    the images a second in `metrics.jsonl`.
     """
     return [_collect(run) for run in runs]
 
@@ -201,11 +204,16 @@ def hard_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for run in runs:
         problems: list[str] = []
-        variants = _load(run / "eval" / "hard.json", problems).get("variants")
+        try:
+            done = completed(run, "export/") or {}
+        except UserError:
+            continue  # `collect` names it
+        variants = _scores(run, "hard", done, problems).get("variants")
         if problems:
             rows.append({"run": run.name, "problem": "; ".join(problems)})
         if not isinstance(variants, dict):
             continue
+        variants = {name: scores for name, scores in variants.items() if isinstance(scores, dict)}
         enlarged = any("psnr_gain" in scores for scores in variants.values())
         for key in ("psnr_gain", "gap") if enlarged else ("accuracy", "auc_macro"):
             row: dict[str, Any] = {"run": run.name, "score": key.replace("_", " ")}
@@ -217,10 +225,13 @@ def hard_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
 
 def _collect(run: Path) -> dict[str, Any]:
     problems: list[str] = []
+    try:
+        done = completed(run) or {}
+    except UserError as error:
+        return {"run": run.name, "complete": False, "problem": str(error)}
     config = _load(run / "config.yaml", problems)
-    test = _load(run / "eval" / "test.json", problems)
+    test = _scores(run, "test", done, problems)
     export = _load(run / "export" / "config.json", problems)
-    done = _load(run / "COMPLETE.json", problems)
     data = config.get("data")
     row: dict[str, Any] = {
         "run": run.name,
@@ -230,6 +241,7 @@ def _collect(run: Path) -> dict[str, Any]:
         "labels_per_class": data.get("labels_per_class") if isinstance(data, dict) else None,
         "seed": config.get("seed"),
     }
+    row = {name: value for name, value in row.items() if not isinstance(value, (dict, list))}
     scores = test.get("metrics", test)
     for name, value in scores.items() if isinstance(scores, dict) else ():
         if name.endswith("_ci") or not isinstance(value, (dict, list)):
@@ -242,25 +254,32 @@ def _collect(run: Path) -> dict[str, Any]:
     return {name: value for name, value in row.items() if value is not None}
 
 
+def _scores(run: Path, name: str, done: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """`eval/<name>.json`, if it is of the weights that the run has now."""
+    found = _load(run / "eval" / f"{name}.json", problems)
+    weights, own = found.get("weights"), done.get("files", {}).get("export/model.safetensors")
+    if own and isinstance(weights, dict) and weights.get("model.safetensors") != own:
+        problems.append(f"{run}/eval/{name}.json: the scores of other weights than the run's")
+        return {}
+    return found
+
+
 def _load(path: Path, problems: list[str]) -> dict[str, Any]:
     """A YAML or JSON file that holds a mapping; empty where there is none."""
+    if not path.exists():
+        return {}
     try:
-        text = path.read_text()
-        value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        problems.append(f"{path.name}: {' '.join(str(error).split())[:80]}")
-        return {}
-    if not isinstance(value, dict):
-        problems.append(f"{path.name}: not a mapping")
-        return {}
-    return value
+        return read_plain(path) if path.suffix == ".yaml" else unsealed(read_json(path))
+    except UserError as error:  # names the file
+        problems.append(str(error))
+    except (OSError, ValueError) as error:
+        problems.append(f"{path}: {error}")
+    return {}
 
 
 def _speed(path: Path) -> float | None:
     speeds = [row.get("images_per_s") for row in log.read(path) if row.get("kind") == "train"]
-    known = [speed for speed in speeds if speed]
+    known = [speed for speed in speeds if isinstance(speed, int | float) and speed]
     return statistics.median(known) if known else None
 
 
@@ -275,7 +294,8 @@ def _cell(row: Row, name: str) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return number(value, plain(row.get(f"{name}_ci")))
+        interval = row.get(f"{name}_ci")
+        return number(value, plain(interval) if isinstance(interval, list | tuple) else None)
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
+from lensdist.described import PREPROCESS
 from lensdist.errors import UserError
-from lensdist.export import PREPROCESS, WEIGHTS, Described
+from lensdist.export import WEIGHTS, Described
 from lensdist.models.config import EnsembleConfig
 
 _OWN = ("members", "combine", "head_dropout")
@@ -79,10 +79,7 @@ def _model(run: Path, description: dict[str, Any]) -> EnsembleConfig:
         raise UserError(
             f"{run} is of task {description.get('task')}; only runs of task common can be combined"
         )
-    try:
-        model = EnsembleConfig(**description["model"])
-    except (LookupError, TypeError, ValidationError) as e:
-        raise UserError(f"{run} does not describe its model: {e!r}") from e
+    model = EnsembleConfig(**description["model"])
     if model.combine == "learned" and len(model.members) > 1:
         raise UserError(
             f"{run} weighs its members by learned weights, which an ensemble of several runs has "

@@ -9,7 +9,6 @@ DEST/config.json         labels, preprocessing, metrics, and how far the file's 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +18,11 @@ from typing import Any
 from torch import Tensor
 
 from lensdist.data.staging import Staging
+from lensdist.described import PREPROCESS
 from lensdist.errors import RunError
 from lensdist.export import (
     CONFIG,
     FORMAT,
-    PREPROCESS,
     WEIGHTS,
     Described,
     write_export,
@@ -33,6 +32,7 @@ from lensdist.exporting.portable import Runner, answer_of, largest_difference, r
 from lensdist.exporting.snapshot import at_step, exported, steps_of
 from lensdist.files import fsync, sha256, to_json, write_atomic
 from lensdist.loaded import LoadedModel, load
+from lensdist.sealed import read_json, sealed, unsealed
 
 TOLERANCE = 1e-4
 """Largest difference from the original's outputs, relative to the largest of these."""
@@ -139,7 +139,7 @@ def _write_one(
         def run(image: Any, *_: Any) -> Any:
             return copy.predict(image)[output]
 
-        facts = json.loads((folder / CONFIG).read_text())
+        facts = unsealed(read_json(folder / CONFIG))
     else:
         more, run = write(model, kind, folder)
         files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
@@ -153,7 +153,7 @@ def _write_one(
     facts["checked"] = {
         "max_abs_difference": difference, "max_abs_output": scale, "images": sum(_BATCHES),
     }  # fmt: skip
-    write_atomic(folder / CONFIG, to_json(facts))
+    write_atomic(folder / CONFIG, to_json(sealed(facts)))
     for path in [*folder.iterdir(), folder]:
         fsync(path)
     return difference, scale

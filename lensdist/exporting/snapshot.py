@@ -12,14 +12,15 @@ from typing import Any
 from lensdist.config import load
 from lensdist.config.schema import CommonRun, schema_of
 from lensdist.data.packed import PackedSet
-from lensdist.engine import checkpoint
+from lensdist.described import PREPROCESS
+from lensdist.engine import checkpoint, state
 from lensdist.engine.checkpoint import Checkpoint, Damaged
 from lensdist.engine.differences import differences
 from lensdist.engine.finish import describe
 from lensdist.engine.initial import starting_point
 from lensdist.engine.world import World
 from lensdist.errors import UserError
-from lensdist.export import PREPROCESS, Described, read_export
+from lensdist.export import Described, read_export
 from lensdist.phases import completed
 from lensdist.tasks.build import build_task
 
@@ -67,14 +68,14 @@ def at_step(run: Path, step: int) -> Described:
     """
     path = run / "checkpoints" / f"step-{step:08d}"
     try:
-        saved = checkpoint.read(path)
+        saved = checkpoint.read(path, state.check)
     except Damaged as e:
         raise UserError(
             f"a damaged checkpoint cannot be exported: {e}; give --step another one ({_kept(run)})"
         ) from e
     description, preprocess = _description(run, saved)
-    state = saved.meta["state"]
-    best = state["best"] if state["best_step"] == step else None
+    then = saved.meta["state"]
+    best = then["best"] if then["best_step"] == step else None
     description["metrics"] = {"selected_by": f"--step {step}", "val": best, "step": step}
     averaged = any(name.startswith("average/") for name in saved.tensors)
     prefix = "average/" if averaged else "model/"

@@ -6,12 +6,16 @@ from pydantic import Field, model_validator
 
 from lensdist.config.base import Strict, Width
 
+# Upper limits are far beyond use: they bound what a stranger's description can ask for.
+
 
 class EncoderConfig(Strict):
     """The vision transformer that every MAE-based task shares."""
 
-    image_size: Width = Field(64, ge=8, description="pixels a side; DeepLenseSim II and III are 64")
-    patch_size: int = Field(8, ge=2, description="pixels a side of a patch; 10 suits 150")
+    image_size: int = Field(
+        64, ge=8, le=16_384, description="pixels a side; DeepLenseSim II and III are 64"
+    )
+    patch_size: int = Field(8, ge=2, le=4096, description="pixels a side of a patch; 10 suits 150")
     stem: Literal["patch", "conv"] = Field(
         "patch",
         description="patch: one convolution as large as a patch (the recipe); conv: 3x3 "
@@ -24,11 +28,13 @@ class EncoderConfig(Strict):
         "(Xiong et al. 2020, arXiv:2002.04745: no warm-up needed); postnorm: LayerNorm after each "
         "sum, ReLU, up-convolutions with ReLU too, as in the published weights (`lensdist import`)",
     )
-    in_channels: Width = Field(1, description="bands")
+    in_channels: int = Field(1, ge=1, le=4096, description="bands")
     dim: int = Field(512, ge=8, le=65_536, description="width of a token")
-    depth: int = Field(6, ge=1, le=1000, description="transformer layers")
+    depth: int = Field(6, ge=1, le=256, description="transformer layers")
     heads: int = Field(8, ge=1, description="attention heads; divides dim")
-    mlp_dim: Width = Field(1024, ge=8, description="width of the hidden layer between attentions")
+    mlp_dim: int = Field(
+        1024, ge=8, le=2**20, description="width of the hidden layer between attentions"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="in attention output and MLP")
 
     @model_validator(mode="after")
@@ -58,11 +64,12 @@ class MaeConfig(EncoderConfig):
     decoder_dim: Width = Field(
         256,
         ge=8,
+        le=65_536,
         description="channels of the first up-convolution's output; or width of the decoder's "
         "tokens, which heads must divide",
     )
     decoder_depth: int = Field(
-        1, ge=1, le=1000, description="tokens: transformer layers of the decoder"
+        1, ge=1, le=256, description="tokens: transformer layers of the decoder"
     )
 
     @model_validator(mode="after")
@@ -91,7 +98,9 @@ class ClassifierConfig(EncoderConfig):
     """Encoder + global average pooling over patch tokens + head."""
 
     head_dims: tuple[Width, ...] = Field(
-        (256,), description="hidden widths of the head (the recipe's 512 -> 256 -> classes)"
+        (256,),
+        max_length=64,
+        description="hidden widths of the head (the recipe's 512 -> 256 -> classes)",
     )
     head_norm: bool = Field(
         False,
@@ -107,14 +116,16 @@ class EnsembleConfig(Strict):
     members: tuple[str, ...] = Field(
         ("densenet161", "resnet18"),
         min_length=1,
+        max_length=64,
         description="torchvision classifiers by name, or lensnet, our small one for fitted lenses; "
         "one makes a single network",
     )
-    image_size: Width = Field(150, ge=8, description="pixels a side, as on disk")
-    in_channels: Width = Field(1, description="bands")
-    resize: Width | None = Field(
+    image_size: int = Field(150, ge=8, le=16_384, description="pixels a side, as on disk")
+    in_channels: int = Field(1, ge=1, le=4096, description="bands")
+    resize: int | None = Field(
         None,
         ge=8,
+        le=4096,
         description="pixels a side that the networks see (the recipe: 224); null: as on disk",
     )
     grey: Literal["repeat", "fold"] = Field(
@@ -123,7 +134,9 @@ class EnsembleConfig(Strict):
         "times; or fold the kernels over the bands, the same outputs for less work",
     )
     head_dims: tuple[Width, ...] = Field(
-        (1024, 64), description="widths of the head's linear + ReLU + BatchNorm + dropout layers"
+        (1024, 64),
+        max_length=64,
+        description="widths of the head's linear + ReLU + BatchNorm + dropout layers",
     )
     head_dropout: float = Field(0.33, ge=0, lt=1, description="after each of them")
     combine: Literal["logits", "probabilities", "learned"] = Field(
@@ -142,9 +155,9 @@ class EnsembleConfig(Strict):
 class SuperResolverConfig(Strict):
     """Super-resolution: the MAE's encoder, and what draws the large image from it."""
 
-    image_size: Width = Field(75, ge=8, description="pixels a side of LR, as on disk")
+    image_size: int = Field(75, ge=8, le=16_384, description="pixels a side of LR, as on disk")
     factor: Literal[2, 3, 4] = Field(2, description="HR is so many times as large as LR")
-    in_channels: Width = Field(1, description="bands")
+    in_channels: int = Field(1, ge=1, le=4096, description="bands")
     encoder: EncoderConfig = Field(
         EncoderConfig(), description="of the MAE; where its image_size is not LR's, LR is resized"
     )
@@ -155,10 +168,13 @@ class SuperResolverConfig(Strict):
         "from convolutions at LR's own resolution; it expects brightness from 0 to about 1 "
         "(preprocess.scale: minmax)",
     )
-    width: Width = Field(
-        32, ge=4, description="channels: residual, at LR's resolution; upconv, at the largest size"
+    width: int = Field(
+        32,
+        ge=4,
+        le=65_536,
+        description="channels: residual, at LR's resolution; upconv, at the largest size",
     )
-    depth: int = Field(4, ge=0, le=1000, description="residual: blocks of convolutions")
+    depth: int = Field(4, ge=0, le=256, description="residual: blocks of convolutions")
     exact_means: bool = Field(
         True,
         description="residual: every block of factor x factor pixels has the mean of its LR pixel, "

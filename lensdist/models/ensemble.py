@@ -4,7 +4,7 @@ its frozen part ends."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -28,17 +28,24 @@ class Ensemble(nn.Module):
         cfg: the members.
         classes: to tell apart.
         bands: of what the network sees, where preprocessing makes other than `cfg.in_channels`.
+        members: in place of those that `cfg` names, by whoever builds them.
 
     Raises:
         UserError: a member is no torchvision classifier.
     """
 
-    def __init__(self, cfg: EnsembleConfig, classes: int, bands: int | None = None) -> None:
+    def __init__(
+        self,
+        cfg: EnsembleConfig,
+        classes: int,
+        bands: int | None = None,
+        members: Iterable[Backbone] | None = None,
+    ) -> None:
         super().__init__()
         self.cfg = cfg
         self._bands = bands or cfg.in_channels
         self.members = nn.ModuleList(
-            Backbone(name, cfg, classes, self._bands) for name in cfg.members
+            members or (Backbone(name, cfg, classes, self._bands) for name in cfg.members)
         )
         if cfg.combine == "learned" and len(cfg.members) > 1:
             self.mix = nn.Parameter(torch.zeros(len(cfg.members)))

@@ -15,9 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from lensdist.errors import UserError
 from lensdist.files import plain, sync, write_atomic
+from lensdist.sealed import parse_json, read_bytes
 
 Row = dict[str, Any]
+_MOST = 1 << 28  # bytes: a row each step of a million takes less
 _HELD = 1 << 20  # bytes of rows kept while the disk refuses them: hours of training
 
 
@@ -133,12 +136,15 @@ def rewind(path: Path, step: int) -> int:
 
 
 def _lines(path: Path) -> list[tuple[bytes, Row]]:
-    data = path.read_bytes() if path.exists() else b""
+    try:
+        data = read_bytes(path, _MOST) if path.exists() else b""
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
     whole, lines = data[: data.rfind(b"\n") + 1], []
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            row = json.loads(line)
-            int(row["step"])
+            row = parse_json(line)
+            row["step"] = int(row["step"])
         except (ValueError, TypeError, KeyError):
             warnings.warn(f"{path}:{number} is damaged and left out", stacklevel=3)
             continue

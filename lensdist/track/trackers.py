@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import netrc
 import os
 import sys
@@ -23,6 +22,7 @@ from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from lensdist.files import plain, to_json, write_atomic
+from lensdist.sealed import read_json
 from lensdist.track.log import Row
 
 _PATIENCE = 30  # s that wandb may take to begin, and again to finish
@@ -259,7 +259,7 @@ def _wandb_id(run: Path) -> str:
     """The run's id from RUN/track.json, made on first use: WANDB_RUN_ID's, or a new one."""
     path = run / "track.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(path.read_text())["wandb_id"]
+        known = read_json(path)["wandb_id"]
         if isinstance(known, str) and known:
             return known
     made = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12]

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-import yaml
-
 from lensdist.config import load
+from lensdist.config.reader import read_plain
 from lensdist.errors import UserError
 from slurm.config.chain import Chain
 from slurm.config.cluster import Cluster, breaks_lines
@@ -115,12 +114,12 @@ def _inner(setting: str, kinds: Mapping[str, str]) -> str | None:
 def _kinds(chain_file: Path) -> dict[str, str]:
     """Phases that have their settings in the chain's file; what is wrong with it is told later."""
     try:
-        phases = yaml.safe_load(chain_file.read_text())["phases"]
+        phases = read_plain(chain_file)["phases"]
         return {
             name: kind
             for name, phase in phases.items()
             for kind in ("simulate", "pack")
             if isinstance(phase, dict) and kind in phase
         }
-    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError):
+    except (UserError, TypeError, KeyError, AttributeError):
         return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -10,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from lensdist import provenance
+from lensdist.config.reader import read_plain
 from lensdist.config.schema import BaseRun
 from lensdist.data.manifest import Manifest
 from lensdist.engine.asked import other_inputs
 from lensdist.engine.differences import differences, unmet
 from lensdist.errors import UserError
 from lensdist.phases import completed
+from lensdist.sealed import read_json
 from slurm.job import Goal, load_job
 from slurm.ledger import Ledger
 
@@ -83,7 +82,7 @@ def of_scores(
     """Of an evaluation, whose training stands as `trained`."""
     if trained.state != "done" or not goal.reached():
         return Standing("new")
-    recorded = json.loads(goal.marker().read_text()).get("code")
+    recorded = goal.scored().get("code")
     edited = provenance.changed(recorded, package, _made_with(goal, state)) if recorded else []
     code = [f"changed code ({_few(edited)})"] if edited else []
     return _judged("done", {"code": code}, triggers)
@@ -118,10 +117,10 @@ def _of_begun(run: Path, config: BaseRun, wanted: dict[str, Any]) -> Standing:
     if not checkpoints:
         return Standing("new")
     try:
-        before = dict(yaml.safe_load((run / "config.yaml").read_text()))
-        meta = dict(json.loads(checkpoints[-1].read_text())["meta"])
+        before = read_plain(run / "config.yaml")
+        meta = dict(read_json(checkpoints[-1])["meta"])
         steps = int(checkpoints[-1].parent.name.removeprefix("step-"))
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, TypeError, KeyError, UserError):
         return Standing("begun")  # the run itself reads them again, and names what is damaged
     found: dict[Trigger, list[str]] = {
         "config": differences(before, wanted),

@@ -5,7 +5,6 @@ What is counted is training: not evaluations, saves, or the wait for a job to st
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from lensdist.estimate import train_flops
 from lensdist.estimate.network import unknown_members
 from lensdist.estimate.scaling import scaling
 from lensdist.phases import COMPLETE
+from lensdist.sealed import read_json
 from lensdist.track.log import read
 from slurm.config.cluster import Cluster
 
@@ -218,15 +218,14 @@ def _checkpoints(run: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for name in sorted((n for n in folders if n.isdigit()), key=int, reverse=True):
         machine: dict[str, Any] = {}
         with suppress(OSError, ValueError, KeyError, TypeError):
-            text = (folders[name] / "checkpoint.json").read_text()
-            machine = dict(json.loads(text)["meta"]["machine"])
+            machine = dict(read_json(folders[name] / "checkpoint.json")["meta"]["machine"])
         yield int(name), machine
 
 
 def _finished(run: Path) -> BaseRun | None:
     """The configuration of a finished run; its files are not looked through for an estimate."""
     with suppress(OSError, ValueError, KeyError, TypeError, UserError):
-        raw = json.loads((run / COMPLETE).read_text())["config"]
+        raw = read_json(run / COMPLETE)["config"]
         return schema_of(raw).model_validate(raw)
     return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import time
@@ -14,6 +13,7 @@ from types import FrameType
 from lensdist.errors import RunError, UserError
 from lensdist.files import to_json, write_atomic
 from lensdist.outcome import node_name
+from lensdist.sealed import read_json
 from slurm.job import Job
 from slurm.ledger import Ledger
 from slurm.node.begin import Start, begin
@@ -230,5 +230,7 @@ class _Attempt:
 
     def _sent(self) -> None:
         self._ledger.append("sent", self._id, self._job.folder.name)
-        known = json.loads(self._ids.read_text()) if self._ids.exists() else {}
+        known = {}
+        with contextlib.suppress(OSError, ValueError):
+            known = read_json(self._ids)
         write_atomic(self._ids, to_json({**known, self._phase: self._id}))

@@ -49,14 +49,14 @@ def arm(when: str, number: int, stop: Path | None = None) -> None:
 
         checkpoint.write_safetensors = half
     elif when == "rename":
-        seal = checkpoint._seal
+        seal = checkpoint.seal
 
         def before(manifest: dict[str, Any]) -> str:
             if manifest["step"] == number and (sys._getframe(1).f_code.co_name == "write"):
                 die()
             return seal(manifest)
 
-        checkpoint._seal = before
+        checkpoint.seal = before
 
 
 if __name__ == "__main__":

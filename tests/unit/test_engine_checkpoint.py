@@ -15,6 +15,7 @@ from torch import Tensor
 from lensdist.engine import checkpoint
 from lensdist.errors import RunError
 from lensdist.files import sha256
+from lensdist.sealed import seal
 from lensdist.tensors import write_safetensors
 
 pytestmark = pytest.mark.unit
@@ -122,7 +123,7 @@ def test_another_format_is_told_from_damage(tmp_path: Path) -> None:
     manifest = json.loads((path / "checkpoint.json").read_text())
     del manifest["seal"]
     manifest["format"] = 99
-    manifest["seal"] = checkpoint._seal(manifest)
+    manifest["seal"] = seal(manifest)
     (path / "checkpoint.json").write_text(json.dumps(manifest))
     with pytest.raises(checkpoint.Damaged, match="format 99 is not 1"):
         checkpoint.read(path)

@@ -22,6 +22,7 @@ from lensdist.export import encoder_of, write_export
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import ClassifierConfig, EncoderConfig, MaeConfig
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
+from lensdist.sealed import sealed
 from lensdist.tasks.mae import MaeTask
 
 pytestmark = pytest.mark.unit
@@ -162,8 +163,8 @@ def rewrite(folder: Path, weights: bytes | None = None, **changes: Any) -> None:
     description = json.loads(config.read_text())
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     description = {**description, "sha256": {file.name: digest}, **changes}
-    kept = {k: v for k, v in description.items() if v is not ...}
-    config.write_text(json.dumps(kept))
+    kept = {k: v for k, v in description.items() if v is not ... and k != "seal"}
+    config.write_text(json.dumps(sealed(kept)))
 
 
 MODEL = ClassifierConfig(**SIZE, dropout=0.2).model_dump(mode="json")

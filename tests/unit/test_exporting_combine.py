@@ -16,11 +16,12 @@ from lensdist.data.config import PreprocessConfig
 from lensdist.data.preprocess import Preprocess
 from lensdist.data.smooth import principal
 from lensdist.errors import UserError
-from lensdist.export import Described, read_export, write_export
+from lensdist.export import Described, encoder_of, read_export, write_export
 from lensdist.exporting.combine import combined
 from lensdist.files import sha256
-from lensdist.models.config import EnsembleConfig
+from lensdist.models.config import EncoderConfig, EnsembleConfig
 from lensdist.models.ensemble import Ensemble
+from lensdist.sealed import sealed, unsealed
 
 pytestmark = pytest.mark.unit
 
@@ -143,8 +144,13 @@ def test_learned_weights_have_no_place(tmp_path: Path) -> None:
 
 def test_a_description_that_is_none(tmp_path: Path) -> None:
     run = export(tmp_path / "one")
-    facts = json.loads((run / "config.json").read_text())
+    facts = unsealed(json.loads((run / "config.json").read_text()))
     for model in (None, [], {"members": 3}, {"unknown": 1}):
-        (run / "config.json").write_text(json.dumps({**facts, "model": model}))
-        with pytest.raises(UserError, match="does not describe its model"):
+        (run / "config.json").write_text(json.dumps(sealed({**facts, "model": model})))
+        with pytest.raises(UserError, match="is of no use"):
             _combined([run, run], "logits")
+
+
+def test_an_ensemble_is_not_an_encoder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is of task common; give a run of task mae"):
+        encoder_of(export(tmp_path / "one"), EncoderConfig())

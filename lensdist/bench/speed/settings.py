@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from pydantic import Field
 
 from lensdist.config.base import Strict
 from lensdist.errors import UserError
+from lensdist.sealed import read_json
 
 RESULTS = "speed.json"
 
@@ -38,7 +38,7 @@ def single_rate(path: Path) -> dict[str, Any]:
     """
     path = path / RESULTS if path.is_dir() else path
     try:
-        found: dict[str, Any] = json.loads(path.read_text())["figures"]
+        found: dict[str, Any] = read_json(path)["figures"]
         known = found["processes"], float(found["images_per_s_per_device"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(

@@ -1,0 +1,154 @@
+"""One flipped bit in a file of a finished run or an export is refused, or changes nothing of use.
+
+Figures are not covered: people look at them, but no command reads them.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save
+
+from lensdist.assess import open_subject, score_split
+from lensdist.engine import checkpoint
+from lensdist.errors import UserError
+from lensdist.evaluate.report import collect, hard_rows
+from lensdist.export import read_export
+from lensdist.files import to_json
+from lensdist.phases import completed
+from lensdist.track.log import read
+from tests.conftest import ROOT, forked, settings
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+
+SET = ROOT / "tests" / "golden" / "e08eb66" / "set"
+TINY: dict[str, Any] = {
+    "model.image_size": 16, "model.patch_size": 4, "model.dim": 16, "model.heads": 2,
+    "model.head_dims": "[8]", "train.max_steps": 4, "train.global_batch": 8,
+    "checkpoint.every_steps": 2, "checkpoint.keep": 2, "train.eval_every_epochs": 99,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with scores."""
+    run = tmp_path_factory.mktemp("flips") / "run"
+    done = forked("lensdist.train", *settings("finetune", SET, run, **TINY))
+    assert done.returncode == 0, done.stderr
+    score_split(open_subject(run, SET), "test")
+    return run
+
+
+def used(run: Path) -> str:
+    """All that commands take from a run, as text.
+
+    Raises:
+        UserError, Damaged: it is refused.
+    """
+    rows = collect([run])
+    problems = [row["problem"] for row in [*rows, *hard_rows([run])] if "problem" in row]
+    if problems:
+        raise UserError("; ".join(problems))
+    description, weights = read_export(run)
+    states = [checkpoint.read(path) for _, path in checkpoint.steps(run / "checkpoints")]
+    tensors = [weights, *(state.tensors for state in states)]
+    return to_json(
+        {
+            "rows": rows,
+            "log": read(run / "metrics.jsonl"),
+            "record": completed(run),
+            "description": description,
+            "meta": [state.meta for state in states],
+            "tensors": [sha256(save(each)).hexdigest() for each in tensors],
+        }
+    )
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    """With one bit changed."""
+    damaged = bytearray(data)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+NAMES = (
+    "COMPLETE.json", "config.yaml", "metrics.jsonl", "eval/test.json", "export/config.json",
+    "export/model.safetensors", "checkpoints/step-00000004/checkpoint.json",
+    "checkpoints/step-00000002/state.safetensors",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_60_flips_in_a_file_of_a_run_are_refused_or_harmless(
+    finished: Path, tmp_path: Path, name: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    everything, draw = used(run), random.Random(name)
+    data, refused = (run / name).read_bytes(), 0
+    for bit in draw.sample(range(8 * len(data)), 60):
+        (run / name).write_bytes(flipped(data, bit))
+        try:
+            assert used(run) == everything, (name, bit)
+        except (UserError, checkpoint.Damaged):
+            refused += 1
+    assert refused >= 30  # of JSON, flips between one space and another blank are harmless
+
+
+def test_no_file_of_a_run_is_left_out(finished: Path) -> None:
+    found = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    known = {
+        *NAMES,
+        ".lock",
+        *(str(p.relative_to(finished)) for p in finished.glob("figures/*.png")),
+    }
+    alike = {name.replace("00000004", "00000002") for name in NAMES} | {
+        name.replace("00000002", "00000004") for name in NAMES
+    }
+    assert found <= known | alike
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_60_flips_in_an_export_by_itself_are_refused_or_harmless(
+    finished: Path, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "given"
+    shutil.copytree(finished / "export", folder)
+    description, _ = read_export(folder)
+    data, refused, draw = (folder / name).read_bytes(), 0, random.Random(name)
+    for bit in draw.sample(range(8 * len(data)), 60):
+        (folder / name).write_bytes(flipped(data, bit))
+        try:
+            assert read_export(folder)[0] == description, bit
+        except UserError:
+            refused += 1
+    assert refused >= 30
+
+
+def test_another_run_s_export_is_not_this_run_s(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    shutil.rmtree(run / "export")
+    shutil.copytree(ROOT / "tests" / "golden" / "e08eb66" / "finetune" / "export", run / "export")
+    for path in (run, run / "export"):
+        with pytest.raises(UserError, match="altered since its run was completed"):
+            read_export(path)
+        with pytest.raises(UserError, match="altered since its run was completed"):
+            open_subject(path, SET)
+    assert "altered" in collect([run])[0]["problem"]
+
+
+def test_another_run_s_scores_are_not_this_run_s(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    shutil.copy(
+        ROOT / "tests" / "golden" / "e08eb66" / "finetune" / "eval" / "test.json", run / "eval"
+    )
+    row = collect([run])[0]
+    assert "scores of other weights" in row["problem"]
+    assert "accuracy" not in row
