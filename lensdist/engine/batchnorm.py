@@ -93,7 +93,7 @@ def synchronise(model: nn.Module, size: int) -> None:
 
 def _normalised(
     layer: nn.modules.batchnorm._BatchNorm,
-    plain: Callable[[nn.Module, Tensor], Tensor],
+    plain: Callable[[Any, Tensor], Tensor],
     size: int,
     x: Tensor,
 ) -> Tensor:
