@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ from lensdist.models.config import (
     prime_factors,
 )
 from lensdist.models.ensemble import Ensemble
-from lensdist.models.mae import MaskedAutoencoder
+from lensdist.models.mae import Decoder, MaskedAutoencoder
 from lensdist.weights.architectures import (
     MAX_LAYERS,
     Weights,
@@ -250,6 +250,7 @@ def _note(module: Object | None, wrong: list[str]) -> str | None:
 
 def _custom_mae(cfg: MaeConfig, network: MaskedAutoencoder) -> nn.Module:
     """The autoencoder as the notebook builds it; layers of ours that are the same are taken."""
+    decoder = cast(Decoder, network.decoder)
     return stand_in(
         "CustomMAE",
         img_size=cfg.image_size,
@@ -259,7 +260,7 @@ def _custom_mae(cfg: MaeConfig, network: MaskedAutoencoder) -> nn.Module:
         patch_embed=network.encoder.embed,
         pos_embed=network.encoder.position,
         encoder=_transformer(cfg),
-        decoder=nn.Sequential(*network.decoder.up.children(), network.decoder.out),
+        decoder=nn.Sequential(*decoder.up, decoder.out),
     )
 
 

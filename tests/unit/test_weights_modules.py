@@ -281,6 +281,14 @@ def test_the_recipes_transformers(tmp_path: Path, capsys: pytest.CaptureFixture[
     gelu = classifier()
     gelu.transformer.layers[0].activation = F.gelu  # type: ignore[union-attr, index]
     head = put("cls_head.1", lambda _: nn.Tanh())(classifier())
+    mae = CustomMAE(fixed=False, dim=128, depth=1, mlp=48)
+    del mae.fixed, mae.dim
+    for name, value in (("img_size", 64), ("patch_size", 8), ("num_patches", 64)):
+        setattr(mae, name, value)  # as published
+    mae.embed_dim = 128  # type: ignore[assignment]
+    torch.save(mae, tmp_path / "mae.pth")
+    assert main(["import", str(tmp_path / "mae.pth"), "--out", str(tmp_path / "mae")]) == 0
+    capsys.readouterr()
     for module, why in (
         (classifier(num_heads=4), "self_attn has num_heads 4, and 8"),
         (classifier(add_zero_attn=True), "add_zero_attn"),
@@ -288,6 +296,7 @@ def test_the_recipes_transformers(tmp_path: Path, capsys: pytest.CaptureFixture[
         (tell("transformer.layers.1.norm2", eps=1e-2)(classifier()), "norm2 has eps"),
         (gelu, "activation torch._C._nn.gelu"),
         (head, "cls_head.1 is of class"),
+        (tell("decoder.2", stride=(1, 2))(mae), "decoder.2 has stride (1, 2)"),
         (Wrapper(classifier()), "no network that can be imported"),
     ):
         path = tmp_path / "whole.pth"
