@@ -10,9 +10,9 @@ from types import ModuleType
 def import_onnxruntime() -> ModuleType:
     """Import onnxruntime with its telemetry off.
 
-    Since 1.24 or so the packages for Linux and macOS, too, open a database of events in the home
-    folder when they are imported, and send it. Only this variable comes early enough; the call is
-    for whoever imported it before.
+    On Linux, too (seen with 1.32), it opens a database of events in the home folder as it is
+    imported, to send them. Only the variable comes early enough; the call is for programs that
+    imported it before.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     onnxruntime = importlib.import_module("onnxruntime")

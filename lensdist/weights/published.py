@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,13 +22,12 @@ from lensdist.models.backbones import whole
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import (
     ClassifierConfig,
-    EncoderConfig,
     EnsembleConfig,
     MaeConfig,
     prime_factors,
 )
 from lensdist.models.ensemble import Ensemble
-from lensdist.models.mae import Decoder, MaskedAutoencoder
+from lensdist.models.mae import MaskedAutoencoder
 from lensdist.weights.architectures import (
     MAX_LAYERS,
     Weights,
@@ -41,6 +40,7 @@ from lensdist.weights.architectures import (
 from lensdist.weights.choices import RECIPE_RESIZE, RECIPE_SIZE, Choices
 from lensdist.weights.described import Object
 from lensdist.weights.modules import check_module, stand_in, values_of
+from lensdist.weights.recipe import custom_mae, mae_classifier
 
 _MAX_MEMBERS = 16
 _HEADS = 8  # attention heads of the recipe; no shape tells them
@@ -109,7 +109,7 @@ def recognise(
         make = _mae if "patch_embed.weight" in tensors else _classifier
         found = make(tensors, module)
         size, bands = found.model.image_size, found.model.in_channels
-        own = {"size": size, "bands": bands, "resize": None}
+        own = {"size": size, "bands": bands, "resize": 0}
         if any(getattr(choices, option) not in (None, value) for option, value in own.items()):
             raise UserError(
                 f"this network takes images of {size} pixels a side and {bands} band(s) as they "
@@ -132,7 +132,7 @@ def _ensemble(
         raise UserError("its networks have different heads or bands; import them one by one")
     dims, classes, seen = shapes.pop()
     # Kernels for RGB are the recipe's, which showed them one band three times.
-    bands = choices.bands or (1 if seen == 3 else seen)
+    bands = (1 if seen == 3 else seen) if choices.bands is None else choices.bands
     if bands not in ((1, 3) if seen == 3 else (seen,)):
         raise UserError(f"--bands {bands}: its first layer is for {seen} bands")
     size = choices.size or RECIPE_SIZE
@@ -209,7 +209,7 @@ def _mae(tensors: Weights, module: Object | None) -> Published:
         with torch.device("meta"):
             network = MaskedAutoencoder(cfg)
             if module is not None:
-                check_module(module, _custom_mae(cfg, network))
+                check_module(module, custom_mae(cfg, network))
     _fill(network, _renamed(tensors, names))
     note = _note(module, ["with tokens scrambled before the decoder (view for transpose)"])
     assumed = _vit_assumed("CustomMAE", module)
@@ -231,7 +231,7 @@ def _classifier(tensors: Weights, module: Object | None) -> Published:
         with torch.device("meta"):
             network = Classifier(cfg, widths[-1])
             if module is not None:
-                check_module(module, _mae_classifier(cfg, network))
+                check_module(module, mae_classifier(cfg, network))
     _fill(network, _renamed(tensors, names))
     # The notebook showed it raw images, though its encoder was pretrained on scaled ones.
     labels = ("axion", "no_sub", "cdm")
@@ -246,37 +246,6 @@ def _note(module: Object | None, wrong: list[str]) -> str | None:
     if module is None or not all(values_of(module, "batch_first")):
         wrong = [_ACROSS, *wrong]
     return _NOTE.format(" and ".join(wrong)) if wrong else None
-
-
-def _custom_mae(cfg: MaeConfig, network: MaskedAutoencoder) -> nn.Module:
-    """The autoencoder as the notebook builds it; layers of ours that are the same are taken."""
-    decoder = cast(Decoder, network.decoder)
-    return stand_in(
-        "CustomMAE",
-        img_size=cfg.image_size,
-        patch_size=cfg.patch_size,
-        num_patches=cfg.grid**2,
-        embed_dim=cfg.dim,
-        patch_embed=network.encoder.embed,
-        pos_embed=network.encoder.position,
-        encoder=_transformer(cfg),
-        decoder=nn.Sequential(*decoder.up, decoder.out),
-    )
-
-
-def _mae_classifier(cfg: ClassifierConfig, network: Classifier) -> nn.Module:
-    return stand_in(
-        "MAEClassifier",
-        encoder=network.encoder.embed,
-        pos_embed=network.encoder.position,
-        transformer=_transformer(cfg),
-        cls_head=nn.Sequential(*(m for m in network.head if not isinstance(m, nn.Dropout))),
-    )
-
-
-def _transformer(cfg: EncoderConfig) -> nn.Module:
-    layer = nn.TransformerEncoderLayer(cfg.dim, cfg.heads, cfg.mlp_dim, dropout=cfg.dropout)
-    return nn.TransformerEncoder(layer, cfg.depth, enable_nested_tensor=False)
 
 
 def _vit_assumed(name: str, module: Object | None) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ def finished(run: Path, scores: dict[str, Any]) -> Path:
     )
     (run / "eval" / "test.json").write_text(json.dumps(scores))
     (run / "export" / "config.json").write_text('{"init": "mae"}')
-    (run / "COMPLETE.json").write_text('{"steps": 500, "seconds": 61.5}')
+    (run / "COMPLETE.json").write_text('{"steps": 500, "seconds": 61.5, "files": {}}')
     (run / "metrics.jsonl").write_text(
         "".join(
             json.dumps({"step": i, "kind": "train", "images_per_s": v}) + "\n"
@@ -151,7 +151,7 @@ def test_collect_is_lenient(tmp_path: Path) -> None:
     empty, row = report.collect([tmp_path / "nowhere", broken])
     assert empty == {"run": "nowhere", "complete": False}
     assert "test.json" in row["problem"]
-    assert "config.yaml: not a mapping" in row["problem"]
+    assert "config.yaml:1: must be a mapping" in row["problem"]
     assert row["steps"] == 500
 
 

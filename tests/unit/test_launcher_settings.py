@@ -201,7 +201,7 @@ def test_a_file_that_accelerate_refuses_is_refused(text: str, tmp_path: Path) ->
     file.write_text(text)
     with pytest.raises(UserError, match=str(file)):
         from_file(file)
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="no such file"):
         from_file(tmp_path / "nowhere.yaml")
 
 
@@ -276,7 +276,7 @@ def test_a_file_of_deepspeeds_that_cannot_be_read(text: str, tmp_path: Path) -> 
     with pytest.raises(UserError, match=str(file)):
         from_environment(asked)
     file.unlink()
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="no such file"):
         from_environment(asked)
 
 

@@ -112,6 +112,7 @@ def test_options_that_do_not_fit_are_refused_in_one_sentence(
         (state, "--mean holds 2 numbers", ("--mean", "1,2", "--std", "1")),
         (state, "leave --mean out", ("--preprocess", "imagenet", "--mean", "1", "--std", "1")),
         (state, "first layer is for 3 bands", ("--bands", "2")),
+        (state, "--bands 0", ("--bands", "0")),
         (mae, "--preprocess imagenet", ("--preprocess", "imagenet")),
         (mae, "leave out --size, --bands and --resize", ("--resize", "100")),
         (mae, "leave out --size, --bands and --resize", ("--bands", "3")),
