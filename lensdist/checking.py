@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lensdist.data.manifest import MANIFEST, REPORT, Manifest
 from lensdist.data.verified import check_file, open_arrays
 from lensdist.errors import RunError, UserError
 from lensdist.files import sha256
 from lensdist.phases import COMPLETE, completed
+from lensdist.sealed import parse_json, read_json, unsealed
 
 _PARTS = ("checkpoints", "data", "eval", "export", "figures", "wandb")  # of a run
 
@@ -135,7 +134,7 @@ def _run(folder: Path) -> Iterator[Finding]:
         if (folder / name).exists():
             yield from _one(folder / name, "file", partial(read, folder / name))
     for scores in sorted((folder / "eval").glob("*.json")):
-        yield from _one(scores, "scores", partial(_read_json, scores))
+        yield from _one(scores, "scores", partial(_read_scores, scores))
     for part in ("export", "data"):
         for check in _things(folder / part):
             yield from check()
@@ -163,13 +162,13 @@ def _read_export(folder: Path) -> None:
 
 def _is_portable(folder: Path) -> bool:
     try:
-        return "kind" in _read_object((folder / "config.json").read_bytes())
+        return "kind" in unsealed(read_json(folder / "config.json"))
     except (OSError, ValueError):
         return False
 
 
 def _check_portable(folder: Path) -> None:
-    for name, digest in _read_object((folder / "config.json").read_bytes())["sha256"].items():
+    for name, digest in unsealed(read_json(folder / "config.json"))["sha256"].items():
         if sha256(folder / name) != digest:
             raise UserError(f"{folder / name} was damaged or changed after it was exported")
 
@@ -186,17 +185,13 @@ def _read_rows(path: Path) -> None:
     *rows, _ = path.read_bytes().split(b"\n")
     for number, row in enumerate(rows, start=1):
         try:
-            int(_read_object(row)["step"])
+            int(parse_json(row)["step"])
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(f"{path}:{number} is not a row of metrics") from e
 
 
-def _read_json(path: Path) -> None:
-    _read_object(path.read_bytes())
-
-
-def _read_object(text: bytes) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-    return value
+def _read_scores(path: Path) -> None:
+    try:
+        unsealed(read_json(path))
+    except ValueError as e:
+        raise UserError(f"{path}: {e}") from e

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lensdist import cli, train
+from lensdist.sealed import sealed
 from tests.conftest import settings
 
 pytestmark = pytest.mark.faults
@@ -87,3 +88,17 @@ def test_what_is_none_of_these(tmp_path: Path, made: Path) -> None:
     (folder / "config.yaml").write_text("_wandb: {}")
     (folder / "config.json").write_text(json.dumps({"a": 1}))
     assert cli.main(["check", str(tmp_path)]) == 2
+
+
+def test_scores_that_were_altered_are_named(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "mae"
+    shutil.copytree(made / "runs" / "mae", run)
+    (run / "eval").mkdir()
+    scores = run / "eval" / "test.json"
+    scores.write_text(json.dumps(sealed({"metrics": {"mse": 0.25}})))
+    assert cli.main(["check", str(run)]) == 0
+    scores.write_text(scores.read_text().replace("0.25", "0.24"))
+    assert cli.main(["check", str(run)]) == 1
+    assert "test.json: altered since it was written" in capsys.readouterr().out
