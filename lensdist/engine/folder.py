@@ -16,6 +16,7 @@ CONFIG = "config.yaml"
 _MARK = ".lock"
 """The first file that a run writes, empty. It stays, and says that the folder is a run's."""
 _LOGS = (".log", ".out", ".err")
+_MADE = (MANIFEST, "export", "model.safetensors")  # signs of a packed set, a run, an export
 
 
 def is_run(folder: Path) -> bool:
@@ -41,9 +42,8 @@ def check_folder(cfg: BaseRun) -> None:
     if is_run(folder):
         return
     for what, path in (("data.path", cfg.data.path), ("encoder", getattr(cfg, "encoder", None))):
-        if path is not None and Path(os.path.realpath(folder)).is_relative_to(
-            os.path.realpath(path)
-        ):
+        made = path is not None and any((path / name).exists() for name in _MADE)
+        if path is not None and made and _is_within(folder, path):
             raise UserError(f"run.dir {folder} lies in {what} {path}; give another run.dir")
     for path in sorted(folder.iterdir()):
         harmless = path.name.startswith(".") or path.suffix in _LOGS or path.name == "STOP"
@@ -52,6 +52,10 @@ def check_folder(cfg: BaseRun) -> None:
                 f"{path} was not made by a run: a run writes only to a folder of its own; give "
                 "another run.dir"
             )
+
+
+def _is_within(folder: Path, path: Path) -> bool:
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(path))
 
 
 def claim_folder(cfg: BaseRun) -> None:

@@ -53,9 +53,11 @@ def place(cluster: Cluster) -> Place:
             return Place(port=str(s.getsockname()[1]))
     # The step's: a job may have been given more nodes than can share its micro-batches evenly.
     names = hostnames(os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"])
-    # By the job's id, so that all nodes know it, and two jobs on a node differ. Below 32768, where
-    # Linux begins to give ports away to outgoing connections.
-    port = 10_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
+    # By the job's id, so that all nodes know it, and two jobs on a node differ; and by the attempt,
+    # should somebody else listen there. Below 32768, where Linux begins to give ports away to
+    # outgoing connections.
+    number = int(os.environ["SLURM_JOB_ID"]) + 6_007 * (int(os.environ.get(ATTEMPT, "1")) - 1)
+    port = 10_000 + number % 20_000
     return Place(os.environ["SLURM_NODEID"], len(names), names[0], str(port))
 
 

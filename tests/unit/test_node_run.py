@@ -182,11 +182,14 @@ def test_a_node_finds_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SLURM_STEP_NODELIST", "gpu[07-08]")  # one is not needed
     monkeypatch.setenv("SLURM_NODEID", "1")
     monkeypatch.setenv("SLURM_JOB_ID", "4040007")
+    monkeypatch.setenv("LENSDIST_ATTEMPT", "1")
     here = place(Cluster(executor="slurm", nodes=2))
     assert here == Place("1", 2, "gpu07", "10007")
     words = " ".join(command(_job(tmp_path, executor="slurm", nodes=2), here))
     assert "--num_machines 2 --num_processes 2" in words
     assert "--machine_rank 1 --main_process_ip gpu07 --main_process_port 10007" in words
+    monkeypatch.setenv("LENSDIST_ATTEMPT", "2")  # somebody else may listen on the first one's port
+    assert place(Cluster(executor="slurm", nodes=2)).port == "16014"
 
 
 def test_several_local_processes_meet_on_a_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
