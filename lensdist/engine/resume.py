@@ -64,7 +64,7 @@ def bring(found: Checkpoint, root: Path) -> None:
     Raises:
         RunError: this run's folder cannot be written.
     """
-    if found.path.resolve().parent == root.resolve():
+    if found.path.parent.resolve() == root.resolve():
         return
     best, theirs = found.meta["state"]["best_step"], found.path.parent
     if best is not None and best != found.step:

@@ -57,6 +57,7 @@ def other_set(tiny_set: Path, tmp_path: Path) -> Path:
     facts = json.loads((folder / "manifest.json").read_text())
     facts["seed"] += 1
     facts["fingerprint"] = Manifest.model_validate(facts).hash()
+    facts["seal"] = Manifest.model_validate(facts).hash(sealed=True)
     (folder / "manifest.json").write_text(json.dumps(facts))
     return folder
 

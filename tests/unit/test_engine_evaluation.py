@@ -107,7 +107,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("handlers")
 def test_one_process_speaks_for_all(tmp_path: Path) -> None:
     stoppers = [Stopper(tmp_path, FakeWorld(rank, 3), 0) for rank in range(3)]  # type: ignore[arg-type]
-    stoppers[2]._on_signal(signal.SIGUSR2, None)
+    stoppers[2]._hear(signal.SIGUSR2, "SIGUSR2")
 
     def work(world: Any) -> tuple[bool, str | None]:
         stopper = stoppers[world.rank]
