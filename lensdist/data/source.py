@@ -86,7 +86,8 @@ class View:
         if unknown and not lenient:
             raise UserError(
                 f"data.classes: {packed.path} has no class {unknown[0]!r}; "
-                f"it has {', '.join(packed.manifest.labels) or 'no labels'}"
+                f"it has {', '.join(packed.manifest.labels) or 'no labels'}; set data.classes=null "
+                "for all images, or name some of its classes"
             )
         rows = packed.indices(split)
         renumber = np.full(len(packed.manifest.labels) + 1, -1, np.int64)  # [-1] = unlabelled
