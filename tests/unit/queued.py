@@ -45,6 +45,6 @@ def mark_complete(run: Path, config: object = None) -> None:
     """Put there what a finished run leaves, as far as anybody looks at it."""
     write_atomic(run / "export" / "model.safetensors", f"weights of {run.name}")
     digest = sha256(run / "export" / "model.safetensors")
-    record = {"config": config, "data": None, "encoder": None, "code": {}}
+    record = {"config": config or {}, "data": None, "encoder": None, "code": {}}
     record["files"] = {"export/model.safetensors": digest}
     write_atomic(run / "COMPLETE.json", to_json(record))

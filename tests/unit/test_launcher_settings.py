@@ -276,7 +276,7 @@ def test_a_file_of_deepspeeds_that_cannot_be_read(text: str, tmp_path: Path) -> 
     with pytest.raises(UserError, match=str(file)):
         from_environment(asked)
     file.unlink()
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="No such file"):
         from_environment(asked)
 
 
