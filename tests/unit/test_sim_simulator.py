@@ -154,7 +154,7 @@ def test_rod_vortex_is_close_to_its_points():
         ({"family": "model_i", "source_mag": 22}, "zero point"),
         ({"family": "sr", "lens_light": {"magnitude": 18}}, "zero point"),
         ({"substructure_scale": 0}, "greater than 0"),
-        ({"exposure_s": float("nan")}, "greater than 0|less than"),
+        ({"exposure_s": float("nan")}, "finite number"),
         ({"e1": 0.8}, "less than"),
         ({"e1": 0.6, "e2": 0.6}, "rounder"),
         ({"nosie": "none"}, "not permitted"),

@@ -11,7 +11,7 @@ import torch
 
 from lensdist.commands import simulate
 from lensdist.data.pickled import parse_axion
-from lensdist.errors import UserError
+from lensdist.errors import RunError, UserError
 from lensdist.sim import render
 
 
@@ -173,7 +173,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match="No space"):
         make(tmp_path / "set", "model_ii", "raw")
     assert not any(tmp_path.iterdir())
 
