@@ -34,6 +34,7 @@ LONG = (
     "end_to_end/test_common_job.py",
     "distributed/test_world_size.py",
     "faults/test_resume.py",
+    "golden/test_losses.py",
     "slurm/test_chain.py",
     "unit/test_bench_common.py",
     "unit/test_slurm_local.py",
