@@ -112,7 +112,7 @@ def environment(**more: str) -> dict[str, str]:
 def start(words: Sequence[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository's folder and wait."""
     kwargs.setdefault("env", environment())
-    kwargs.setdefault("timeout", 240)
+    kwargs.setdefault("timeout", 600)
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, **kwargs)
 
 
@@ -121,7 +121,7 @@ def forked(
     processes: int = 1,
     port: int = 0,
     env: Mapping[str, str] | None = None,
-    timeout: float = 240,
+    timeout: float = 600,
 ) -> subprocess.CompletedProcess[str]:
     """What `start(command(…))` does, without the 5 s that each process takes to import torch.
 

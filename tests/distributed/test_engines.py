@@ -16,7 +16,7 @@ from lensdist.track.log import read
 from tests.conftest import forked, free_port
 from tests.distributed.engines_worker import ENGINES, GOES_ON, HALF, PRECISIONS, STEPS
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
 WORLDS = (4, 2, 1)
 # Rounding of another order of sums, over 20 steps. In bfloat16 it turns single weights over.

@@ -13,7 +13,7 @@ from lensdist.phases import completed
 from lensdist.track.log import read
 from tests.conftest import forked, free_port
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
 SMALL: dict[str, Any] = {
     "model.dim": 16, "model.depth": 2, "model.heads": 2, "model.mlp_dim": 32,

@@ -14,7 +14,7 @@ from lensdist.config.schema import schema_of
 from lensdist.phases import completed
 from tests.conftest import ROOT, environment, settings, start
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
 ACCELERATE = [str(Path(sys.executable).with_name("accelerate")), "launch"]
 FILE = ["--config_file", "accelerate_config.yaml"]

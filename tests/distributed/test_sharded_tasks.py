@@ -10,7 +10,7 @@ from lensdist.phases import completed
 from lensdist.track.log import read
 from tests.conftest import forked, free_port, settings
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
 SHARDED = {"fsdp": ["engine=fsdp"], "zero2": ["engine=deepspeed", "shard.stage=2"]}
 SHARDED["zero3"] = ["engine=deepspeed", "shard.stage=3"]

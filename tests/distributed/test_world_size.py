@@ -12,7 +12,7 @@ from lensdist.engine import checkpoint
 from lensdist.track.log import read
 from tests.conftest import command, environment, forked, free_port, settings, start
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
 TIMES = ("images_per_s", "seconds")
 

@@ -16,7 +16,7 @@ from lensdist.phases import completed
 from lensdist.track.log import read
 from tests.conftest import ROOT, forked, start
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file"]
 LAUNCH += ["accelerate_config.yaml"]

@@ -14,7 +14,7 @@ import pytest
 import lensdist
 from tests.conftest import command, forked, settings, start
 
-pytestmark = [pytest.mark.unit, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.unit, pytest.mark.timeout(900)]
 
 
 def _run(*words: object, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,7 @@ from lensdist.cli import main
 from lensdist.data.readers import read
 from tests.conftest import forked, start
 
-pytestmark = [pytest.mark.unit, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.unit, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

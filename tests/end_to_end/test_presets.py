@@ -12,7 +12,7 @@ import yaml
 from lensdist.phases import completed
 from tests.conftest import ROOT, forked
 
-pytestmark = [pytest.mark.unit, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.unit, pytest.mark.timeout(1500)]
 
 PRESETS = ("reference", "best", "small")
 STEPS = 20
@@ -32,7 +32,7 @@ def _cut(data: Path, run: Path, steps: int, batch: int) -> list[str]:
 
 
 def _train(config: str, *words: str) -> None:
-    done = forked("lensdist.train", f"--config=configs/{config}.yaml", *words, timeout=500)
+    done = forked("lensdist.train", f"--config=configs/{config}.yaml", *words, timeout=1000)
     assert done.returncode == 0, done.stderr
 
 

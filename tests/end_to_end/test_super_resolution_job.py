@@ -16,7 +16,7 @@ import lensdist
 from lensdist.phases import completed
 from tests.conftest import forked, settings, start
 
-pytestmark = [pytest.mark.unit, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.unit, pytest.mark.timeout(900)]
 
 ACCELERATE = [str(Path(sys.executable).with_name("accelerate")), "launch"]
 ACCELERATE += ["--config_file", "accelerate_config.yaml", "--multi_gpu", "--num_processes", "2"]

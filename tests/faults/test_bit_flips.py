@@ -24,7 +24,7 @@ from lensdist.phases import completed
 from lensdist.track.log import read
 from tests.conftest import ROOT, forked, settings
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 SET = ROOT / "tests" / "golden" / "e08eb66" / "set"
 TINY: dict[str, Any] = {

@@ -22,7 +22,7 @@ from lensdist.phases import completed
 from lensdist.track.log import read
 from tests.conftest import forked, settings
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 META = {"state": {"step": 20, "best": 0.25, "window": [1e-05, 0.5]}, "config": {"seed": 0}}
 

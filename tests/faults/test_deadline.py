@@ -30,7 +30,7 @@ from lensdist.tasks.mae import MaeTask
 from lensdist.track.log import read
 from tests.conftest import ROOT, command, environment, forked, settings, start
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600), pytest.mark.usefixtures("handlers")]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500), pytest.mark.usefixtures("handlers")]
 
 STEPS = 30
 SOON = 240.0  # s: no machine is so slow that a run of a second would not end before

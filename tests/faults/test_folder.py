@@ -20,7 +20,7 @@ from lensdist.phases import completed
 from lensdist.track.log import read
 from tests.conftest import forked, settings
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300), pytest.mark.usefixtures("handlers")]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900), pytest.mark.usefixtures("handlers")]
 
 
 def short(data: Path, run: Path, **more: Any) -> list[str]:

@@ -20,7 +20,7 @@ from lensdist.tensors import write_safetensors
 from tests.conftest import settings
 from tests.faults.test_bit_flips import SET, TINY
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300), pytest.mark.usefixtures("handlers")]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900), pytest.mark.usefixtures("handlers")]
 
 WEIGHT = "model/head.1.weight"
 

@@ -18,7 +18,7 @@ from tests.sockets import children, listeners
 
 pytestmark = [
     pytest.mark.faults,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1500),
     pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a launcher's end"),
 ]
 

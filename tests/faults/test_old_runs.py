@@ -19,7 +19,7 @@ from lensdist.phases import completed
 from lensdist.sealed import read_json
 from tests.conftest import ROOT
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 OLD = ROOT / "tests" / "golden" / "e08eb66"
 

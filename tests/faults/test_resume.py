@@ -16,7 +16,7 @@ from lensdist.phases import completed
 from lensdist.track.log import read
 from tests.conftest import command, forked, settings, start
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 
 STEPS = 30
 TASKS = ("mae", "finetune", "common", "sr")

@@ -18,7 +18,7 @@ from tests.gpu.test_gpu import _environment
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9),
         reason="needs a CUDA device of capability 8.9 or more",

@@ -13,7 +13,7 @@ from tests.chains import ODD, jobs_of, submit, write_chain, write_cluster
 from tests.slurm.minislurm import MiniSlurm
 from tests.slurm.watch import attempts_of, log_of
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
 
 TWO_BY_TWO = {"executor": "slurm", "nodes": 2, "processes_per_node": 2, "cpus_per_task": 2}
 

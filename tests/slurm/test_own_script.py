@@ -16,7 +16,7 @@ from tests.conftest import ROOT, environment, settings
 from tests.slurm.minislurm import MiniSlurm
 from tests.slurm.watch import wait_step
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
 
 STEPS = {"train.max_steps": 200, "train.epochs": 1000, "train.log_every": 2}
 

@@ -15,7 +15,7 @@ from slurm import scheduler
 from tests.fakes.slurm import FakeSlurm
 from tests.slurm.minislurm import MiniSlurm
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 ROWS = "squeue -h -a -r -t all -o %i|%T|%r|%N|%j|%P"
 SCRIPTS = {

@@ -41,7 +41,7 @@ def test_both_sizes_compare_presets_that_are_there() -> None:
             assert (ROOT / "configs" / "common" / preset).is_file()
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1500)
 def test_whole_command_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     # Every row with the small network: what is tested is the table.

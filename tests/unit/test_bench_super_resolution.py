@@ -47,7 +47,7 @@ def test_both_sizes_compare_presets_that_are_there() -> None:
             assert (ROOT / "configs" / task / preset).is_file()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_whole_command_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     words = ["bench", "super-resolution", "--out", str(out), "--pairs", "6,20", "--seeds", "2"]

@@ -25,7 +25,7 @@ from tests.chains import ODD, SUBMIT, start_submit, submit, write_chain, write_c
 from tests.conftest import ROOT, environment
 from tests.sockets import children, listeners
 
-pytestmark = [pytest.mark.unit, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.unit, pytest.mark.timeout(900)]
 
 # A launcher without its command line, and runs without torch.
 _LAUNCHER = """
