@@ -124,7 +124,7 @@ def complain(error: Exception) -> None:
     What all processes find, the first of a node says: a launcher ends the others as soon as one
     has left, while they wait. torchrun's report, which comes last, has the sentence too.
     """
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if _rank == 0 or os.environ.get("LOCAL_RANK") == "0":
         _tell_torchrun(str(error))
     else:
         with contextlib.suppress(KeyboardInterrupt):

@@ -72,6 +72,17 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
+def is_private(folder: Path) -> bool:
+    """Whether a folder is this user's own, and nobody else can write to it.
+
+    Raises:
+        OSError: it is not there.
+    """
+    found = folder.lstat()
+    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    return mine and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
 def sha256(path: Path) -> str:
     """Of a regular file's bytes, in hexadecimal; read in pieces."""
     if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for ever

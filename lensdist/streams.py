@@ -14,21 +14,16 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
-# C0 and C1 controls, DEL, what turns the direction of text, and the halves of characters by which
-# Python keeps bytes that are not UTF-8. Lines, tabs, and a line drawn again (\r) and cleared
-# (\x1b[K) are what commands print themselves.
-_FOREIGN = re.compile(
-    r"(\x1b\[K|[\t\n\r])|[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+from lensdist.files import printable
+
+# What commands print themselves: lines, tabs, a line drawn again (\r) and cleared (\x1b[K).
+_OWN = re.compile(r"(\x1b\[K|[\t\n\r])")
 
 
 def escaped(text: str) -> str:
     r"""What is to be printed, with control characters of strangers' text as escapes (\x1b)."""
-    return _FOREIGN.sub(lambda found: found[1] or _escape(found[0]), text)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode()
+    parts = _OWN.split(text)  # the odd ones are our own
+    return "".join(part if i % 2 else printable(part) for i, part in enumerate(parts))
 
 
 class Stream:

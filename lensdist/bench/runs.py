@@ -115,17 +115,18 @@ def _refuse_other_settings(job: Job) -> None:
 
 @contextlib.contextmanager
 def _passing_on_signals(pool: ProcessPoolExecutor) -> Iterator[None]:
-    """A wish to stop reaches the runs, which save; without it they would train on as orphans."""
+    """Pass a request to stop on to the runs, which save; without it they would train on."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in active_children():
-            child.terminate()  # SIGTERM, which a run takes as a wish to save and leave
+            child.terminate()  # SIGTERM: the run saves its state and exits
 
     if threading.current_thread() is not threading.main_thread():  # only that may have handlers
         yield
         return
-    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+    asked = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+    numbers = [n for n in asked if signal.getsignal(n) is not signal.SIG_IGN]  # as under nohup
     before = [signal.signal(number, stop) for number in numbers]
     try:
         yield

@@ -137,6 +137,11 @@ class Manifest(Strict):
             raise UserError(f"{path} is not a valid manifest: statistics: not one a band")
         return manifest
 
+    @property
+    def pixel_weights(self) -> list[str]:
+        """Files that say how much each pixel counts; none where all count alike."""
+        return [name for name in ("badpix.npy", "weights.npy") if name in self.files]
+
     def hash(self, *, sealed: bool = False) -> str:
         """What `fingerprint`, or `seal`, should be: SHA-256 of the canonical JSON of other fields.
 

@@ -7,7 +7,6 @@ made on the whole set; the second writes. Results come back in order, so `jobs` 
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import os
@@ -43,7 +42,9 @@ from lensdist.data.survey import (
 )
 from lensdist.errors import RunError, UserError
 from lensdist.files import printable, to_json, write_atomic
+from lensdist.sealed import read_json
 
+_REPORT_BYTES = 1 << 30  # of an earlier report, at most
 _CHUNK = 32  # files a task: enough to hide a queue's latency
 _CHUNK_BYTES = 32 << 20  # of pixels that a task may bring back: few, where images are large
 
@@ -175,10 +176,9 @@ def report_beside(dest: Path) -> Path:
 
 def _is_report(path: Path) -> bool:
     try:
-        found = json.loads(path.read_bytes()) if path.is_file() else None  # no pipe
-    except (OSError, ValueError, RecursionError):
+        return {"files", "quarantined", "skipped"} <= read_json(path, _REPORT_BYTES).keys()
+    except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and {"files", "quarantined", "skipped"} <= found.keys()
 
 
 def _write_beside(dest: Path, report: Report) -> str:

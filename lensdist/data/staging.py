@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from lensdist.errors import UserError, say
 from lensdist.files import fsync
 from lensdist.owners import leftovers, owner_of, remove, sweep, temporary
+from lensdist.sealed import read_json
 
 
 class Staging:
@@ -19,9 +19,7 @@ class Staging:
     """
 
     def __init__(self, dest: str | os.PathLike[str]) -> None:
-        self.dest = Path(
-            os.path.realpath(dest)
-        )  # a link to an empty folder is filled, not replaced
+        self.dest = Path(os.path.realpath(dest))  # a link to an empty folder is filled
         check_free(self.dest)
         sweep(self.dest.parent)
         self.folder = temporary(self.dest)
@@ -81,10 +79,10 @@ def check_ours(path: Path, *keys: str, flag: str = "--out", beside: tuple[Path, 
     check_writable(path.parent)
     standing = [one for one in (path, *beside) if os.path.lexists(one)]
     try:
-        found = json.loads(path.read_bytes()) if standing else {}
-    except (OSError, ValueError, RecursionError):
+        found = read_json(path) if standing else {}
+    except (OSError, ValueError):
         found = {}
-    if standing and not (isinstance(found, dict) and found.keys() >= {*keys}):
+    if standing and not found.keys() >= {*keys}:
         raise UserError(
             f"{standing[0]} was not written by this command and would be replaced; give another "
             f"{flag}, or move it away"

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from lensdist.data.manifest import FILES, FileInfo, Manifest
 from lensdist.data.splits import SPLITS, count_classes
 from lensdist.errors import RunError, UserError, say
-from lensdist.files import sha256
+from lensdist.files import is_private, sha256
 
 Arrays = dict[str, npt.NDArray[Any]]
 Verify = Literal["auto", "full", "off"]
@@ -210,11 +210,10 @@ def _marker(path: Path, info: FileInfo) -> Path | None:
             return None
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
-        own, file = folder.lstat(), path.stat()
+        if not is_private(folder):  # what others can write there must not pass for verified
+            return None
+        file = path.stat()
     except OSError:
-        return None
-    # What others can write there must not pass for verified.
-    if not stat.S_ISDIR(own.st_mode) or own.st_uid != os.geteuid() or own.st_mode & 0o022:
         return None
     facts = (file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns, info.sha256)
     return folder / f"verified-{hashlib.sha256(repr(facts).encode()).hexdigest()}"

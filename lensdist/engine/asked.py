@@ -5,7 +5,6 @@ Not the same as whether a run may go on: one that did 6 steps may do 12, but is 
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from lensdist.engine.differences import (
 )
 from lensdist.errors import UserError
 from lensdist.files import plain, sha256
+from lensdist.sealed import read_json
 
 
 def is_as_asked(cfg: BaseRun, record: dict[str, Any]) -> str:
@@ -128,8 +128,8 @@ def _going_on(cfg: BaseRun, record: dict[str, Any], now: dict[str, Any]) -> str:
         return f"; its last state is of no use for it, for {whole} spans the whole length"
     states = sorted((cfg.run.dir / "checkpoints").glob("step-*/checkpoint.json"))
     try:
-        bad = json.loads(states[-1].read_bytes())["meta"]["state"]["bad_evals"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        bad = read_json(states[-1])["meta"]["state"]["bad_evals"]
+    except (OSError, ValueError, LookupError, TypeError):
         return ""
     train, before = cfg.train, record["config"]["train"]
     if train.early_stop is not None and bad >= train.early_stop:

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from lensdist.errors import UserError
+from lensdist.files import is_private
 
 _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -22,24 +23,25 @@ def close_to_others() -> None:
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    _require_own(Path(default_cache_dir()), "TMPDIR")
+    own = Path(default_cache_dir())
+    _require_own(own, "TMPDIR")
+    own.chmod(0o700)  # torch may have made it already, open to readers
     for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         if chosen := os.environ.get(variable):
-            _require_own(Path(chosen), variable)
+            _require_own(Path(os.path.realpath(chosen)), variable)
 
 
 def _require_own(folder: Path, variable: str) -> None:
     hint = f"set {variable} to a folder of yours, or speed.compile=no"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found, above = folder.lstat(), folder.parent.stat()
+        private, above = is_private(folder), folder.parent.stat()
     except OSError as e:
         raise UserError(f"torch.compile's cache {folder}: {e.strerror}; {hint}") from e
-    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
     kept = above.st_uid in (0, os.geteuid()) and (
         not above.st_mode & _WRITABLE or above.st_mode & stat.S_ISVTX
     )
-    if not mine or not kept or found.st_mode & _WRITABLE:
+    if not private or not kept:
         raise UserError(
             f"torch.compile's cache {folder} can be written by others, who could plant code that "
             f"you would run; {hint}"

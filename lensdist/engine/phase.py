@@ -42,7 +42,6 @@ from lensdist.sim.write import write_packed
 from lensdist.tasks.build import build_task
 
 T = TypeVar("T")
-_WEIGHTS = {"badpix.npy", "weights.npy"}  # of a packed set, where pixels do not all count alike
 
 
 def run(
@@ -129,7 +128,7 @@ def _run(cfg: BaseRun, resume: str, world: World, ends: float | None) -> int:
             cfg.train.global_batch, cfg.train.micro_batch, source.size, world.rank, world.size
         ),
         facts,
-        weighted=bool(_WEIGHTS & set(packed.manifest.files)),
+        weighted=bool(packed.manifest.pixel_weights),
     )
     resumed = find_checkpoint(phase, resume)
     world.agree("steps to resume from", resumed.step if resumed else 0)

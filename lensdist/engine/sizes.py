@@ -33,7 +33,7 @@ def check_images(cfg: BaseRun, packed: PackedSet) -> None:
                 f"data.sim: family {cfg.data.sim.family} makes images of {_times(simulated)} but "
                 f"{packed.path} holds {_times(shape)}; use another family, or data.source=packed"
             )
-    masked = sorted({"badpix.npy", "weights.npy"} & set(packed.manifest.files))
+    masked = packed.manifest.pixel_weights
     if cfg.preprocess.scale == "lens_fit" and masked:
         raise UserError(
             f"preprocess.scale: lens_fit cannot pass over pixels, and {packed.path} holds "

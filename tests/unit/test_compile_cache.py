@@ -34,7 +34,9 @@ def test_torchs_folder_is_made_and_closed(temporary: Path) -> None:
     (made,) = temporary.iterdir()
     assert made.name.startswith("torchinductor_")
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
-    close_to_others()  # and is taken again
+    made.chmod(0o755)  # as torch makes it
+    close_to_others()
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder another user's")
@@ -71,4 +73,7 @@ def test_folders_that_others_can_write_or_replace_are_refused(
     with pytest.raises(UserError, match="TORCHINDUCTOR_CACHE_DIR"):
         close_to_others()
     chosen.chmod(0o755)
+    close_to_others()
+    (tmp_path / "link").symlink_to(chosen)  # a user's own link, to a larger disk say
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "link"))
     close_to_others()

@@ -97,26 +97,23 @@ def _environment(monkeypatch: pytest.MonkeyPatch, port: int, rank: int, size: in
         monkeypatch.setenv(name, str(value))
 
 
+@pytest.mark.parametrize(
+    ("rank", "size", "error", "said"),
+    [
+        (0, 3, "process 1, 2 of 3 did not come.*unset RANK", "waiting for process 1, 2 of 3"),
+        (1, 2, "process 0 of 2 at 127.0.0.1, port PORT", "[process 1] waiting for process 0"),
+    ],
+)
 def test_a_process_that_does_not_come_is_named(
-    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    rank: int, size: int, error: str, said: str, port: int, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.setattr(rendezvous, "PATIENCE", 0.5)
     monkeypatch.setattr(rendezvous, "_SOON", 0.1)
-    _environment(monkeypatch, port, 0, 3)
-    with pytest.raises(DistStoreError, match=r"process 1, 2 of 3 did not come.*unset RANK"):
+    _environment(monkeypatch, port, rank, size)
+    with pytest.raises(DistStoreError, match=error.replace("PORT", str(port))):
         rendezvous.meet()
-    assert "waiting for process 1, 2 of 3" in capsys.readouterr().err
-
-
-def test_a_first_process_that_does_not_come_is_named(
-    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(rendezvous, "PATIENCE", 0.5)
-    monkeypatch.setattr(rendezvous, "_SOON", 0.1)
-    _environment(monkeypatch, port, 1, 2)
-    with pytest.raises(DistStoreError, match=f"process 0 of 2 at 127.0.0.1, port {port}"):
-        rendezvous.meet()
-    assert "[process 1] waiting for process 0" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_named(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
