@@ -41,8 +41,9 @@ def walk(root: Path, passed: Passed, apart: Identity = None) -> Iterator[tuple[s
             at = f"{folder}/{name}" if folder else name
             if name == MANIFEST:
                 raise UserError(
-                    f"{printable(root / folder)} is a packed set already: score a model on it with "
-                    "`lensdist evaluate EXPORT --data PATH`, or give image files"
+                    f"{printable(root / folder)} is a packed set already: train on it with "
+                    "data.path=PATH, score a model on it with `lensdist evaluate EXPORT --data PATH`, "
+                    "or give image files"
                 )
             if name == "__MACOSX":
                 passed.add(name, at, sum(len(names) for _, _, names in os.walk(root / at)))
