@@ -42,8 +42,8 @@ def walk(root: Path, passed: Passed, apart: Identity = None) -> Iterator[tuple[s
             if name == MANIFEST:
                 raise UserError(
                     f"{printable(root / folder)} is a packed set already: train on it with "
-                    "data.path=PATH, score a model on it with `lensdist evaluate EXPORT --data PATH`, "
-                    "or give image files"
+                    "data.path=PATH, score a model with `lensdist evaluate EXPORT --data PATH`, or "
+                    "give image files"
                 )
             if name == "__MACOSX":
                 passed.add(name, at, sum(len(names) for _, _, names in os.walk(root / at)))
