@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import pytest
 
 from lensdist import cli, outcome, train
-from lensdist.errors import RunError, UserError
+from lensdist.errors import RunError, UserError, complain
 from lensdist.outcome import DeviceError, Outcome, conclude, leave, leave_for, read
 
 pytestmark = pytest.mark.unit
@@ -213,3 +213,15 @@ def test_a_bad_command_line_is_the_users(folder: Path) -> None:
     with pytest.raises(SystemExit):
         train.main(["--no-such-flag"])
     assert only(folder).kind == "input"
+
+
+def test_a_process_by_itself_does_not_wait_for_others_to_say_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wait(seconds: float) -> None:
+        raise AssertionError(f"waits {seconds} s")
+
+    monkeypatch.setattr("lensdist.errors.time.sleep", wait)
+    monkeypatch.setenv("LOCAL_RANK", "1")  # a shell inside a job has left it
+    complain(UserError("no such file"))
+    assert capsys.readouterr().err == "error: no such file\n"
