@@ -50,7 +50,7 @@ from lensdist.engine.world import World
 from lensdist.sim.config import SimConfig
 from lensdist.sim.write import write_packed
 from lensdist.tasks.base import Stage
-from lensdist.tasks.common import CommonTask
+from lensdist.tasks.build import build_task
 
 CONFIG = Path(__file__).parents[1] / "configs/common/unfreeze-ensemble.yaml"
 EPOCH = 30_000  # images to train on in the public set
@@ -98,7 +98,7 @@ class Bench:
         self.validation, self.source = view, PackedSource(view, 0)
         self.plan = plan_steps(size.batch, size.batch, self.source.size, 0, 1)
         preprocess = Preprocess(cfg.preprocess, [0.0], [1.0])
-        self.task = CommonTask(cfg, tuple(view.labels), preprocess, None)
+        self.task = build_task(cfg, tuple(view.labels), preprocess, None)
         self.views = len(views(cfg.augment))
         self.stages = self.task.stages(cfg.train.epochs)
 

@@ -175,9 +175,9 @@ def _check_portable(folder: Path) -> None:
 
 def _read_config(path: Path) -> None:
     from lensdist.config import load
-    from lensdist.config.schema import schema_of
+    from lensdist.config.schema import recorded_schema
 
-    load(path, schema=schema_of)
+    load(path, schema=recorded_schema)
 
 
 def _read_rows(path: Path) -> None:

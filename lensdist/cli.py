@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from lensdist import __version__, signals
+from lensdist.plugins import trust
 
 COMMANDS = {
     "simulate": "make images of strong lenses",
@@ -23,6 +24,8 @@ COMMANDS = {
     "bench": "run a benchmark",
     "profile": "say where the time of a run's steps goes",
 }
+_TRUSTING = ("train", "evaluate", "predict", "export", "check")
+"""Commands that open models or runs, whose task may be a program of the user's."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +50,17 @@ def _run(argv: Sequence[str] | None) -> int:
         module = import_module(f"lensdist.commands.{name}")
         module.add_arguments(command)
         command.set_defaults(run=module.run)
+        if name in _TRUSTING:
+            command.add_argument(
+                "--trust",
+                metavar="MODULE",
+                action="append",
+                default=[],
+                help="run this Python module, such as mylab.masses, where the model's task or "
+                "network is one of it (default: only lensdist's own)",
+            )
     args = parser.parse_args(argv)
+    trust(*getattr(args, "trust", ()))
     return int(args.run(args))
 
 

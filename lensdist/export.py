@@ -14,14 +14,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from lensdist.data.preprocess import Preprocess
-from lensdist.described import PREPROCESS, build, under
+from lensdist.described import PREPROCESS, build
 from lensdist.errors import UserError, say
 from lensdist.files import sha256, to_json, write_atomic
 from lensdist.models.config import EncoderConfig
 from lensdist.owners import temporary
 from lensdist.phases import COMPLETE, completed
 from lensdist.sealed import read_json, sealed, unsealed
-from lensdist.tensors import nonfinite, read_safetensors, read_shapes, write_safetensors
+from lensdist.tensors import nonfinite, read_safetensors, read_shapes, under, write_safetensors
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -137,11 +137,11 @@ def encoder_of(
         UserError: there is none, it is damaged, or its encoder is of another shape.
     """
     description, weights = read_export(path)
-    if description["task"] not in ("mae", "finetune"):
+    model = description["model"]
+    if "patch_size" not in model:
         raise UserError(
             f"{path} is of task {description['task']}; give a run of task mae as encoder"
         )
-    model = description["model"]
     # An export from before a field existed is of its default.
     fields = EncoderConfig.model_fields.items()
     theirs = {field: model.get(field, known.get_default()) for field, known in fields}

@@ -23,7 +23,6 @@ from lensdist.assess import Subject
 from lensdist.data.manifest import DType
 from lensdist.errors import UserError
 from lensdist.evaluate import figures
-from lensdist.evaluate.bootstrap import paired_bootstrap
 from lensdist.files import to_json, write_atomic
 from lensdist.sealed import sealed
 from lensdist.sim.config import FamilyName, SimConfig
@@ -40,8 +39,6 @@ VARIANTS: Mapping[str, Mapping[str, float]] = {
     "psf_narrow": {"psf_scale": 0.7},
 }
 """Factors on settings of the simulator, by the name under which the scores stand."""
-
-_OF_OPTICS = (PLAIN, "psf_wide", "psf_narrow")  # what makes super-resolution harder
 
 _TITLES = {
     PLAIN: "as the set itself",
@@ -134,23 +131,25 @@ def plan(subject: Subject, n_per_class: int, family: str | None = None) -> Plan:
             `eval/hard.json` holds the scores of other data.
     """
     subject.target("hard")
-    if not (subject.classifies or subject.enlarges):
+    task = subject.task
+    if not task.harder:
         raise UserError(
-            f"--hard is for classifiers and super-resolution, and {subject.run} is a "
+            f"--hard is for classifiers and super-resolution, and {subject.run} is of task "
             f"{subject.model.task}"
         )
     if not 1 <= n_per_class <= _MOST:
         raise UserError(f"--hard takes 1 to {_MOST:,} images a class, not {n_per_class}")
     manifest, path = subject.packed.manifest, subject.packed.path
     settings, seed = _settings(subject, family), manifest.seed
-    if subject.classifies:
+    if task.needs_labels:
         settings["classes"] = subject.model.labels
     try:
         plain = SimConfig(**settings)
         variants = {
-            name: SimConfig(**settings | {k: getattr(plain, k) * v for k, v in factors.items()})
-            for name, factors in VARIANTS.items()
-            if subject.classifies or name in _OF_OPTICS
+            name: SimConfig(
+                **settings | {k: getattr(plain, k) * v for k, v in VARIANTS[name].items()}
+            )
+            for name in task.harder
         }
     except ValidationError as error:
         first = error.errors()[0]
@@ -160,14 +159,14 @@ def plan(subject: Subject, n_per_class: int, family: str | None = None) -> Plan:
             f"--hard cannot simulate images like those of {path}: {where}{': ' * bool(where)}{what}"
         ) from error
     simulator = Simulator(plain)
-    shapes = (simulator.image_shape, simulator.target_shape if subject.enlarges else None)
-    theirs = (manifest.image_shape, manifest.target_shape if subject.enlarges else None)
+    shapes = (simulator.image_shape, simulator.target_shape if task.pairs else None)
+    theirs = (manifest.image_shape, manifest.target_shape if task.pairs else None)
     if shapes != theirs:
         ours, wanted = (
             " -> ".join("x".join(map(str, shape)) for shape in each if shape)
             for each in (shapes, theirs)
         )
-        remedy = "nothing simulates such pairs" if subject.enlarges else "give another --family"
+        remedy = "nothing simulates such pairs" if task.pairs else "give another --family"
         raise UserError(
             f"--hard would make images of {ours} with {plain.family}, but {path} holds {wanted}; "
             f"{remedy}"
@@ -187,7 +186,7 @@ def _settings(subject: Subject, family: str | None) -> dict[str, Any]:
         return dict(own)
     if family is None:
         known = ", ".join(
-            name for name in get_args(FamilyName) if (name == "sr") == subject.enlarges
+            name for name in get_args(FamilyName) if (name == "sr") == subject.task.pairs
         )
         raise UserError(
             f"{path} does not say how its images were simulated; give --family with one of {known}"
@@ -196,18 +195,17 @@ def _settings(subject: Subject, family: str | None) -> dict[str, Any]:
 
 
 def score_hard(subject: Subject, plan: Plan) -> tuple[dict[str, Any], list[Path]]:
-    """Simulate all variants, score each, and write `eval/hard.json` and, of classifiers,
-    `figures/hard.png`.
+    """Simulate all variants, score each, and write `eval/hard.json` and, where there is an
+    accuracy, `figures/hard.png`.
 
     Returns:
-        Scores by variant, as `Subject.scores` gives them and, of classifiers, but for the plain
-        variant, `accuracy_change` with `accuracy_change_ci`: paired with it, lens by lens. And the
-        files written.
+        Scores by variant, as `Subject.scores` gives them, and what the task compares with the
+        plain variant, lens by lens. And the files written.
     """
     target = subject.target("hard")
     labels = subject.model.labels
     found: dict[str, dict[str, Any]] = {}
-    plain = torch.empty(0)
+    plain: Batch = {}
     for name, cfg in plan.variants.items():
         images = Simulated(
             cfg,
@@ -219,17 +217,10 @@ def score_hard(subject: Subject, plan: Plan) -> tuple[dict[str, Any], list[Path]
         )
         outputs = subject.outputs(images, BLOCK)
         found[name] = subject.scores(outputs)
-        if not subject.classifies:
-            continue
-        right = outputs["logits"].argmax(1) == outputs["label"]
         if name == PLAIN:
-            plain = right
+            plain = outputs
         else:
-            change = paired_bootstrap(right, plain)
-            found[name] |= {
-                "accuracy_change": change["difference"],
-                "accuracy_change_ci": change["ci"],
-            }
+            found[name] |= subject.task.compare(outputs, plain)
     if not subject.world.main:
         return found, []
     facts = {
@@ -240,7 +231,7 @@ def score_hard(subject: Subject, plan: Plan) -> tuple[dict[str, Any], list[Path]
         "seed": plan.seed,
         "variants": found,
     }
-    if not subject.classifies:
+    if "accuracy" not in found[PLAIN]:
         return found, [write_atomic(target, to_json(sealed(facts)))]
     written = write_atomic(target, to_json(sealed(facts | {"chance": 1 / len(labels)})))
     drawn = figures.variants(

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +19,39 @@ from torch import Tensor
 from lensdist.described import PREPROCESS, build
 from lensdist.errors import UserError
 from lensdist.export import read_export
-from lensdist.models.mae import pixel_mask
-from lensdist.models.masking import make_mask
-from lensdist.resample import enlarge
-from lensdist.tiles import tiled
+from lensdist.plugins import trust as trust_modules
 
 
 class LoadedModel:
     """A trained model that takes images in the units found on disk.
 
     Attributes:
-        task: `mae`, `finetune`, `common` or `sr`.
+        task: the name of its task, such as `finetune`.
+        does: the task itself (`lensdist.tasks.base.Task`).
         labels: class names in the order of the logits.
         description: all of `config.json`.
         network: the network itself, in eval mode.
     """
 
     def __init__(
-        self, description: dict[str, Any], weights: dict[str, Tensor], device: str
+        self,
+        description: dict[str, Any],
+        weights: dict[str, Tensor],
+        device: str,
+        *,
+        thorough: bool = False,
     ) -> None:
         try:
-            built = build(description, weights)
+            self.does, self.network = build(description, weights, thorough=thorough)
         except ValueError as e:
             raise UserError(f"config.json does not describe a network: {e}") from e
-        # What a description from before a setting existed leaves out is told too.
-        self.description = {**description, "model": built.cfg.model_dump(mode="json")}
+        # A description from before a setting existed leaves it out; here it has the default.
+        model = self.does.cfg.model.model_dump(mode="json")
+        self.description = {**description, "model": model}
         self.device = torch.device(device)
         self.task: str = description["task"]
-        self.labels: tuple[str, ...] = tuple(description["labels"])
-        self.preprocess, self.mask, self.network = built.preprocess, built.mask, built.network
+        self.labels: tuple[str, ...] = self.does.labels
+        self.preprocess = self.does.preprocess
         own = {k: v for k, v in weights.items() if not k.startswith(PREPROCESS)}
         floats = {k: v.float() if v.is_floating_point() else v for k, v in own.items()}
         self.network.load_state_dict(floats, assign=True)
@@ -65,10 +70,11 @@ class LoadedModel:
             good: bool, of the shape of `x`: false where a pixel is bad, and counts as in training.
 
         Returns:
-            Classifier: `logits` and `probs` (N, classes). MAE: `recon` (N, C, H, W) in the units
-            of `x`, and `mask` (N, patches), true = hidden from the encoder. Super-resolution of
-            frames of any size, by a factor f: `image` (N, C, f H, f W) in the units of `x` and,
-            where the model draws it, `sigma` of its pixels; NaN where `x` is bad.
+            The task's answer. Classifier: `logits` and `probs` (N, classes). MAE: `recon`
+            (N, C, H, W) in the units of `x`, and `mask` (N, patches), true = hidden from the
+            encoder. Super-resolution of frames of any size, by a factor f: `image`
+            (N, C, f H, f W) in the units of `x` and, where the model draws it, `sigma` of its
+            pixels; NaN where `x` is bad.
 
         Raises:
             ValueError: not such images, or not of the size that the model was trained on.
@@ -82,7 +88,8 @@ class LoadedModel:
         for first in range(0, len(images), batch):
             some = slice(first, first + batch)
             mask = None if masks is None else masks[some].view(images[some].shape).to(self.device)
-            parts.append(self._batch(images[some].to(self.device), mask, batch))
+            raw = images[some].to(self.device)
+            parts.append(self.does.predict(self.network, raw, mask, batch))
         return {k: torch.cat([p[k] for p in parts]).cpu().numpy() for k in parts[0]}
 
     def _masks(self, good: npt.ArrayLike, shape: tuple[int, ...]) -> Tensor:
@@ -101,8 +108,8 @@ class LoadedModel:
             raise ValueError(f"images must be real numbers, not {array.dtype}")
         if array.ndim == 3:
             array = array[:, None]
-        size, bands = (self.description["model"][k] for k in ("image_size", "in_channels"))
-        if self.task == "sr":
+        bands, size, _ = self.does.cfg.image_shape
+        if self.does.any_size:
             least = min(8, size)
             if (
                 array.ndim != 4
@@ -128,52 +135,20 @@ class LoadedModel:
             raise ValueError(f"image {blank[0]} is blank: there is no lens to fit in it")
         return torch.from_numpy(array)
 
-    def _batch(self, raw: Tensor, good: Tensor | None, batch: int) -> dict[str, Tensor]:
-        x = self.preprocess(raw, good)
-        if self.task == "sr":
-            return self._enlarged(x, raw, good, batch)
-        if self.task != "mae":
-            logits = self.network(x)
-            return {"logits": logits, "probs": logits.softmax(1)}
-        drawn, mask = self.reconstruct(x)
-        return {"recon": self.preprocess.inverse(drawn, raw, good), "mask": mask}
 
-    def _enlarged(
-        self, x: Tensor, raw: Tensor, good: Tensor | None, batch: int
-    ) -> dict[str, Tensor]:
-        size, factor = (self.description["model"][k] for k in ("image_size", "factor"))
-        drawn = tiled(self.network, x, size, factor, batch)
-        image, *ln_sigma = torch.split(drawn, x.shape[1], 1)
-        found = {"image": self.preprocess.inverse(image, raw, good)}
-        if ln_sigma:
-            found["sigma"] = ln_sigma[0].exp() * self.preprocess.unit(raw, good)
-        if good is not None:
-            found = {
-                name: torch.where(enlarge(good, factor), value, torch.nan)
-                for name, value in found.items()
-            }
-        return found
-
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What a masked autoencoder makes of preprocessed images (N, C, H, W), and its mask.
-
-        Trained on hidden pixels only, what it draws of the others means nothing: those are `x`'s.
-        """
-        patch = self.description["model"]["patch_size"]
-        # One draw for all: what is hidden must not depend on an image's place among others.
-        samples = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        mask = make_mask(x, patch, self.mask, 0, samples)
-        drawn = self.network(x, mask)
-        if self.description.get("loss") == "masked":
-            drawn = torch.where(pixel_mask(mask, patch), drawn, x)
-        return drawn, mask
-
-
-def load(path: str | os.PathLike[str], device: str = "cpu") -> LoadedModel:
+def load(
+    path: str | os.PathLike[str], device: str = "cpu", trust: str | Sequence[str] = ()
+) -> LoadedModel:
     """Load a finished run or an export.
 
+    Args:
+        path: its folder.
+        device: torch's name of one.
+        trust: modules of tasks and networks that are not lensdist's own, such as `mylab.masses`:
+            they are programs, and are run only where they are named here.
+
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is none, it is damaged, or it needs a module that is not named.
     """
+    trust_modules(*([trust] if isinstance(trust, str) else trust))
     return LoadedModel(*read_export(Path(path)), device)

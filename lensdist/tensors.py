@@ -164,3 +164,8 @@ def _shapes(head: bytes, size: int) -> dict[str, Tensor]:
     if 8 + length + at != size:
         raise ValueError(f"{size:,} bytes instead of the {8 + length + at:,} of its header")
     return found
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, without it."""
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

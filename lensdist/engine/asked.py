@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lensdist import rng
-from lensdist.config.schema import BaseRun, CommonRun
+from lensdist.config.schema import BaseRun
 from lensdist.data.manifest import MANIFEST, Manifest
 from lensdist.engine.differences import (
     LENGTH,
@@ -78,18 +78,17 @@ def named_weights(cfg: BaseRun) -> dict[str, str]:
     Raises:
         UserError: one is not there.
     """
-    files = cfg.weights if isinstance(cfg, CommonRun) else {}
-    return {name: _hash(f"weights.{name}", file) for name, file in files.items()}
+    files = cfg.named_weights().items()
+    return {key.removeprefix("weights."): _hash(key, file) for key, file in files}
 
 
 def _encoder(cfg: BaseRun) -> tuple[str, str | None]:
     """The setting that names trained weights to start from, and a hash of those that are there."""
-    members = getattr(cfg, "members_from", ())
-    if members:
-        digests = [_digest("members_from", run) for run in members]
-        return "members_from", f"{rng.key(*digests):016x}"
-    encoder = getattr(cfg, "encoder", None)
-    return "encoder", None if encoder is None else _digest("encoder", encoder)
+    for key, runs in cfg.starts_from().items():
+        if isinstance(runs, tuple):
+            return key, f"{rng.key(*(_digest(key, run) for run in runs)):016x}"
+        return key, _digest(key, runs)
+    return "encoder", None
 
 
 def _other_data(saved: Mapping[str, Any], cfg: BaseRun, before: str | None) -> bool:

@@ -27,8 +27,8 @@ def of_processes(phase: Phase, network: nn.Module) -> str:
     for stage in phase.task.stages(train.epochs):
         train_only(network, stage.trains)
         causes |= set(_causes(network, phase.cfg))
-    if phase.weighted and phase.cfg.task == "mae":
-        causes.add("weights of pixels")  # its loss is a mean over the micro-batch's pixels
+    if phase.weighted and phase.task.pools_pixels:
+        causes.add("weights of pixels")
     if not causes:
         return "micro_batch auto: the result does not depend on the number of processes"
     return (

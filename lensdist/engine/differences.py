@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lensdist.config.schema import schema_of
+from lensdist.config.schema import recorded_schema
 from lensdist.errors import UserError
 
 # Change no result: where a run lies, what it is called, how often it is saved and shown. Paths of
@@ -64,7 +64,7 @@ def _differences(saved: dict[str, Any], now: dict[str, Any], free: tuple[str, ..
 def _as_today(saved: dict[str, Any]) -> dict[str, Any]:
     """With today's defaults for settings that were not there when the run began."""
     try:
-        return schema_of(saved).model_validate(saved).model_dump(mode="json")
+        return recorded_schema(saved).model_validate(saved).model_dump(mode="json")
     except (UserError, ValueError):  # what is no longer a setting will be named as a difference
         return saved
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from lensdist.data.source import Images
 from lensdist.engine.nonfinite import find_nonfinite
 from lensdist.engine.world import World
-from lensdist.tasks.base import Task
+from lensdist.tasks.registry import AnyTask
 
 Outputs = dict[str, Tensor]
 
 
 @torch.no_grad()
-def outputs_of(task: Task, model: nn.Module, view: Images, batch: int, world: World) -> Outputs:
+def outputs_of(task: AnyTask, model: nn.Module, view: Images, batch: int, world: World) -> Outputs:
     """The task's outputs for every sample of a split, in the split's order, on every process.
 
     Batches are the same whatever the number of processes, which take turns; the padding that
@@ -69,7 +69,7 @@ def outputs_of(task: Task, model: nn.Module, view: Images, batch: int, world: Wo
 
 
 def evaluate(
-    task: Task, model: nn.Module, view: Images, batch: int, world: World
+    task: AnyTask, model: nn.Module, view: Images, batch: int, world: World
 ) -> dict[str, Any]:
     """The task's scores on a split; the same on every process, whose last bits may differ."""
     return world.from_main(task.score(outputs_of(task, model, view, batch, world)))

@@ -18,13 +18,13 @@ from lensdist.data.preprocess import turned, views
 from lensdist.data.source import Batch, PackedSource, Source
 from lensdist.engine.once import for_every_image
 from lensdist.engine.world import World
-from lensdist.tasks.base import Splittable
+from lensdist.tasks.registry import AnyTask
 
 
 class CachedSource:
     """A source whose images are replaced by `features.0`, `features.1`, …: see `cached`."""
 
-    def __init__(self, task: Splittable, source: PackedSource, seed: int, whole: Batch) -> None:
+    def __init__(self, task: AnyTask, source: PackedSource, seed: int, whole: Batch) -> None:
         self.size = source.size
         self._task, self._source, self._seed = task, source, seed
         self._whole = whole
@@ -42,7 +42,7 @@ class CachedSource:
 
 
 def cached(
-    task: Splittable, trunk: nn.Module, source: Source, epochs: int, cfg: BaseRun, world: World
+    task: AnyTask, trunk: nn.Module, source: Source, epochs: int, cfg: BaseRun, world: World
 ) -> tuple[Source, str]:
     """The source with the trunk's outputs for images, where that is worth it and fits.
 

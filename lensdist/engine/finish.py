@@ -18,12 +18,12 @@ from lensdist.export import write_export
 from lensdist.files import sha256, to_json, write_atomic
 from lensdist.phases import COMPLETE
 from lensdist.sealed import sealed
-from lensdist.tasks.base import Task
+from lensdist.tasks.registry import AnyTask
 
 
 def finish(
     cfg: BaseRun,
-    task: Task,
+    task: AnyTask,
     outcome: Outcome,
     packed: PackedSet,
     seconds: float,
@@ -69,7 +69,7 @@ def finish(
 
 
 def describe(
-    cfg: BaseRun, task: Task, packed: PackedSet, metrics: dict[str, Any]
+    cfg: BaseRun, task: AnyTask, packed: PackedSet, metrics: dict[str, Any]
 ) -> dict[str, Any]:
     """What an export's `config.json` says of a run's network, but for the weights' hash."""
     return {

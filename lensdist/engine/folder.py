@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from lensdist.config import dump, load, raw, save
-from lensdist.config.schema import BaseRun, schema_of
+from lensdist.config.schema import BaseRun, recorded_schema
 from lensdist.data.manifest import MANIFEST
 from lensdist.errors import UserError
 from lensdist.owners import sweep
@@ -83,6 +83,6 @@ def claim_folder(cfg: BaseRun) -> None:
 
 def _says(path: Path, cfg: BaseRun) -> bool:
     try:
-        return dump(load(path, schema=schema_of)) == dump(cfg)
+        return dump(load(path, schema=recorded_schema)) == dump(cfg)
     except UserError:
         return False

@@ -26,7 +26,7 @@ from lensdist.engine.state import machine as this_machine
 from lensdist.engine.stopping import Stopper
 from lensdist.engine.world import World
 from lensdist.errors import RunError
-from lensdist.tasks.base import Task
+from lensdist.tasks.registry import AnyTask
 
 
 @dataclass
@@ -193,7 +193,7 @@ def _refuse_nonfinite(state: TrainState, phase: Phase) -> None:
             )
 
 
-def _judge(task: Task, state: TrainState, scores: dict[str, Any]) -> bool:
+def _judge(task: AnyTask, state: TrainState, scores: dict[str, Any]) -> bool:
     """Whether this is the best model so far; keeps count."""
     name, way = task.select
     value = scores[name]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from lensdist.config.schema import BaseRun, ClassifierRun, SuperResolutionRun
+from lensdist.config.schema import BaseRun
 from lensdist.data.manifest import Manifest
 from lensdist.data.packed import PackedSet
 from lensdist.data.source import Images, PackedSource, Source, StreamSource, View
@@ -23,11 +23,9 @@ from lensdist.engine.batches import plan_steps
 from lensdist.engine.checkpoint import Checkpoint
 from lensdist.engine.finish import finish
 from lensdist.engine.folder import check_folder, claim_folder
-from lensdist.engine.initial import check_start, starting_point
 from lensdist.engine.journal import Journal
 from lensdist.engine.lock import held
 from lensdist.engine.loop import train
-from lensdist.engine.pairs import check_pairs
 from lensdist.engine.preflight import check_devices
 from lensdist.engine.prepared import PreparedView
 from lensdist.engine.resume import bring, find_checkpoint
@@ -40,6 +38,7 @@ from lensdist.engine.world import World
 from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, begun, say
 from lensdist.sim.write import write_packed
 from lensdist.tasks.build import build_task
+from lensdist.tasks.registry import AnyTask, task_class
 
 T = TypeVar("T")
 
@@ -66,7 +65,7 @@ def run(
     speed.check(cfg, world.device, world.size)
     fp8.check_device(cfg, world.device)
     check_devices(world)
-    check_start(cfg, world)
+    task_class(cfg.task).check_settings(cfg, cfg.preprocess, world)
     pace.announce(cfg, world)
     with ExitStack() as stack:
 
@@ -105,19 +104,21 @@ def _run(cfg: BaseRun, resume: str, world: World, ends: float | None) -> int:
     # One process a node hashes large arrays; where it finds damage, the launcher ends the others.
     verify = cfg.data.verify if world.accelerator.is_local_main_process else "off"
     packed = PackedSet(_data(cfg, world), verify, background=True)
-    if isinstance(cfg, SuperResolutionRun):
-        check_pairs(cfg, packed)
+    kind = task_class(cfg.task)
+    kind.check_data(cfg, packed, cfg.data)
     check_images(cfg, packed)
     validation = View(packed, "val", cfg.data, cfg.seed, world.device)
-    preprocess, weights, digest = starting_point(cfg, packed, tuple(validation.labels), world)
+    labels = tuple(validation.labels)
+    start = kind.start(cfg, cfg.preprocess, packed, labels, world)
     facts = {
         "config": cfg.model_dump(mode="json"),
         "data": packed.manifest.fingerprint,
-        "encoder": digest,
+        "encoder": start.digest,
         "weights": named_weights(cfg),
     }
-    source = _source(cfg, packed, validation.labels, world)
-    task = build_task(cfg, tuple(validation.labels), preprocess, weights)
+    task = build_task(cfg, labels, start.preprocess, start.weights)
+    task.stages(cfg.train.epochs)  # refuses what does not fit
+    source = _source(cfg, task, packed, world)
     fp8.check_network(cfg, task)
     phase = Phase(
         cfg,
@@ -216,22 +217,19 @@ def _data(cfg: BaseRun, world: World) -> Path:
 def _simulate(cfg: BaseRun, own: Path) -> None:
     assert cfg.data.sim is not None  # the configuration has checked
     say(f"simulating {cfg.data.n_per_class} images per class into {own}")
-    truth = isinstance(cfg, SuperResolutionRun) and cfg.data.sim.family == "sr"
+    truth = task_class(cfg.task).wants_truth and cfg.data.sim.family == "sr"
     with begun(own):
         write_packed(own, cfg.data.sim, cfg.data.n_per_class, cfg.seed, truth=truth)
 
 
-def _source(
-    cfg: BaseRun,
-    packed: PackedSet,
-    labels: tuple[str, ...],
-    world: World,
-) -> Source:
+def _source(cfg: BaseRun, task: AnyTask, packed: PackedSet, world: World) -> Source:
     if cfg.data.source == "stream":
         assert cfg.data.sim is not None  # the configuration has checked
-        return StreamSource(cfg.data.sim, cfg.data.stream_epoch, labels, cfg.seed, world.device)
+        return StreamSource(
+            cfg.data.sim, cfg.data.stream_epoch, task.labels, cfg.seed, world.device
+        )
     view = View(packed, "train", cfg.data, cfg.seed, world.device)
-    if isinstance(cfg, ClassifierRun) and view.unlabelled:
+    if task.needs_labels and view.unlabelled:
         raise UserError(
             f"{view.unlabelled} of the training images in {packed.path} have no label; name the "
             "classes to learn in data.classes to leave them out"

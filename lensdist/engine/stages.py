@@ -15,7 +15,8 @@ from lensdist.engine.batchnorm import RunningStatistics, synchronise
 from lensdist.engine.feature_cache import cached
 from lensdist.engine.parallel.base import Engine
 from lensdist.engine.world import World
-from lensdist.tasks.base import Splittable, Stage, Task
+from lensdist.tasks.base import Stage
+from lensdist.tasks.registry import AnyTask
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Phase:
     """What is trained, on what, and how."""
 
     cfg: BaseRun
-    task: Task
+    task: AnyTask
     source: Source
     validation: Images
     plan: StepPlan
@@ -54,7 +55,7 @@ class Entered:
     statistics: RunningStatistics
 
 
-def stages_in_steps(task: Task, cfg: BaseRun, steps_per_epoch: int) -> list[StageSteps]:
+def stages_in_steps(task: AnyTask, cfg: BaseRun, steps_per_epoch: int) -> list[StageSteps]:
     limit = cfg.train.max_steps
     stages: list[StageSteps] = []
     start = 0
@@ -99,8 +100,6 @@ def _without_frozen(
     stage: StageSteps, bare: nn.Module, phase: Phase, world: World
 ) -> tuple[nn.Module, Source, str]:
     """What to call at each step and on what: without the frozen part, where its outputs fit."""
-    if not isinstance(phase.task, Splittable):
-        return bare, phase.source, ""
     split = phase.task.split(bare, stage.stage.trains)
     if split is None:
         return bare, phase.source, ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -22,12 +22,23 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
-from lensdist.config.schema import BaseRun
 from lensdist.engine import rendezvous
 from lensdist.engine.launcher import ANSWERED, conflicts, from_environment
 from lensdist.errors import UserError
 
 T = TypeVar("T")
+
+
+def _plain() -> Any:
+    from types import SimpleNamespace as N
+
+    return N(
+        precision="no",
+        engine="ddp",
+        shard=N(stage=2),
+        train=N(),
+        speed=N(bucket_mb=25, channels_last=False, compile="no"),
+    )
 
 
 class World:
@@ -41,8 +52,13 @@ class World:
             do not know of each other.
     """
 
-    def __init__(self, cfg: BaseRun) -> None:
-        found = conflicts(cfg, from_environment(os.environ))
+    def __init__(self, cfg: Any = None) -> None:
+        cfg = cfg or _plain()
+        found = (
+            conflicts(cfg, from_environment(os.environ))
+            if not isinstance(cfg, type(_plain()))
+            else None
+        )
         if found:
             raise UserError("\n".join(found))
         for name in ANSWERED:  # accelerate's own engines are not used: engine/parallel

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lensdist.config import load
-from lensdist.config.schema import BaseRun, schema_of
+from lensdist.config.schema import BaseRun, recorded_schema
 from lensdist.data.samples import samples_of
 from lensdist.errors import UserError
 from lensdist.estimate.network import train_flops
@@ -68,7 +68,7 @@ def _quick(cfg: BaseRun, rate: float, presets: Path) -> Iterator[tuple[float, Pa
     path = [f"data.path={cfg.data.path}"] if cfg.data.path else []
     for file in presets.glob("*.yaml"):
         with suppress(UserError):
-            other = load(file, path, schema=schema_of)
+            other = load(file, path, schema=recorded_schema)
             takes = seconds(other, rate)
             if takes is not None and takes <= LONG / _MARGIN and _suits(other, cfg):
                 yield takes, file

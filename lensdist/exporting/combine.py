@@ -29,13 +29,13 @@ def combined(runs: Sequence[tuple[Path, Described]], how: str) -> Described:
         UserError: they do not take the same images the same way and tell the same classes apart.
     """
     leader, (first, shared) = runs[0]
-    model = _model(leader, first)
+    model = _model(leader, first, first["task"])
     preprocess = {k: v for k, v in shared.items() if k.startswith(PREPROCESS)}
     members: list[str] = []
     weights: dict[str, Tensor] = dict(preprocess)
     sources = []
     for run, (description, theirs) in runs:
-        own = _model(run, description)
+        own = _model(run, description, first["task"])
         _refuse_differences(leader, _facts(first, model), run, _facts(description, own))
         _refuse_other_basis(leader, preprocess, run, theirs)
         weights |= _renumbered(theirs, len(members))
@@ -51,7 +51,7 @@ def combined(runs: Sequence[tuple[Path, Described]], how: str) -> Described:
         )
     data = [source["data"] for source in sources]
     facts = {
-        "task": "common",
+        "task": first["task"],
         "preset": "combined",
         "labels": first["labels"],
         "preprocessing": first["preprocessing"],
@@ -74,10 +74,10 @@ def _renumbered(weights: dict[str, Tensor], first: int) -> dict[str, Tensor]:
     return found
 
 
-def _model(run: Path, description: dict[str, Any]) -> EnsembleConfig:
-    if description.get("task") != "common":
+def _model(run: Path, description: dict[str, Any], task: str) -> EnsembleConfig:
+    if description["task"] != task:
         raise UserError(
-            f"{run} is of task {description.get('task')}; only runs of task common can be combined"
+            f"{run} is of task {description['task']}; only runs of task {task} can be combined"
         )
     model = EnsembleConfig(**description["model"])
     if model.combine == "learned" and len(model.members) > 1:

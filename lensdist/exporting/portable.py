@@ -26,86 +26,26 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lensdist.data.preprocess import Preprocess
 from lensdist.errors import UserError
 from lensdist.exporting._onnxruntime import import_onnxruntime
 from lensdist.loaded import LoadedModel
-from lensdist.models.config import masked_count
-from lensdist.models.mae import MaskedAutoencoder, pixel_mask
-from lensdist.models.masking import make_mask
 
 Runner = Callable[..., npt.NDArray[np.float32]]
 """Takes the file's inputs, as arrays, in their order; returns its output."""
 
-_OUTPUTS = {"mae": "recon", "sr": "enlarged"}  # of a file; of classifiers, logits
-
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
-class PortableClassifier(nn.Module):
-    """Images as on disk (N, C, H, W) -> logits (N, classes)."""
+class Portable(nn.Module):
+    """Preprocessing and network as one module: the inputs of the file -> its output."""
 
-    def __init__(self, preprocess: Preprocess, network: nn.Module) -> None:
+    def __init__(self, model: LoadedModel) -> None:
         super().__init__()
-        self.preprocess, self.network = preprocess, network
+        self.network, self._graph = model.network, model.does.graph
 
-    def forward(self, image: Tensor) -> Tensor:
-        return cast(Tensor, self.network(self.preprocess(image)))
-
-
-class PortableAutoencoder(nn.Module):
-    """Images as on disk (N, C, H, W), mask (N, patches) -> images drawn (N, C, H, W), in that unit.
-
-    Args:
-        preprocess: from disk to network and back.
-        network: the autoencoder.
-        hidden: patches that every row of a mask hides. The token decoder computes the others only,
-            and their number is part of the graph.
-        keep_shown: the network was trained on hidden pixels only, so the others are the image's.
-    """
-
-    def __init__(
-        self, preprocess: Preprocess, network: MaskedAutoencoder, hidden: int, keep_shown: bool
-    ) -> None:
-        super().__init__()
-        self.preprocess, self.network = preprocess, network
-        self.hidden, self.keep_shown = hidden, keep_shown
-
-    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        x = self.preprocess(image)
-        drawn = self._draw(x, mask)
-        if self.keep_shown:
-            drawn = torch.where(pixel_mask(mask, self.network.cfg.patch_size), drawn, x)
-        return self.preprocess.inverse(drawn, image)
-
-    def _draw(self, x: Tensor, mask: Tensor) -> Tensor:
-        network = self.network
-        if network.cfg.decoder == "upconv":
-            return cast(Tensor, network(x, mask))
-        # What the network does, but for its stable sort, which ONNX lacks: numbers that all differ
-        # need none.
-        x = torch.where(pixel_mask(mask, network.cfg.patch_size), 0.0, x)
-        patches = mask.shape[1]
-        place = mask.to(torch.int64) * patches + torch.arange(patches, device=mask.device)
-        keep = place.topk(patches - self.hidden, dim=1, largest=False).indices
-        return cast(Tensor, network.decoder(network.encoder(x, keep), keep))
-
-
-class PortableSuperResolver(nn.Module):
-    """Images as on disk (N, C, H, W) -> enlarged (N, C, f H, f W) in that unit, without sigma."""
-
-    def __init__(self, preprocess: Preprocess, network: nn.Module) -> None:
-        super().__init__()
-        self.preprocess, self.network = preprocess, network
-
-    def forward(self, image: Tensor) -> Tensor:
-        drawn = self.network(self.preprocess(image))
-        return self.preprocess.inverse(drawn[:, : image.shape[1]], image)
-
-
-def answer_of(model: LoadedModel) -> str:
-    """What `predict` calls the answer that a file in another format gives too."""
-    return {"mae": "recon", "sr": "image"}.get(model.task, "logits")
+    def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
+        more = () if mask is None else (mask,)
+        return self._graph(self.network, image, *more)
 
 
 def require(kind: str) -> None:
@@ -121,37 +61,18 @@ def require(kind: str) -> None:
         )
 
 
-def as_module(model: LoadedModel) -> nn.Module:
-    """Preprocessing and network as one module, in eval mode."""
-    whole: nn.Module
-    if model.task == "mae":
-        network = cast(MaskedAutoencoder, model.network)
-        keep_shown = model.description.get("loss") == "masked"
-        whole = PortableAutoencoder(model.preprocess, network, _hidden(model), keep_shown)
-    elif model.task == "sr":
-        whole = PortableSuperResolver(model.preprocess, model.network)
-    else:
-        whole = PortableClassifier(model.preprocess, model.network)
-    return whole.eval().requires_grad_(False)
-
-
-def samples(model: LoadedModel, n: int, seed: int) -> tuple[Tensor, ...]:
-    """Inputs to try a model on: n images of noise, of the train split's mean and deviation where
-    the preprocessing knows them, and masks where the model takes one.
+def samples(model: LoadedModel, n: int, seed: int) -> dict[str, Tensor]:
+    """Make inputs to try a model on, by name: n images of noise, of the train split's mean and
+    deviation where the preprocessing knows them, and what the file takes besides.
     """
-    size, bands = (model.description["model"][k] for k in ("image_size", "in_channels"))
+    bands, size, _ = model.does.cfg.image_shape
     draw = torch.Generator().manual_seed(seed)
     mean, std = (
         torch.tensor(given if len(given) == bands else [default] * bands)[:, None, None]
         for given, default in ((model.preprocess.mean, 0.0), (model.preprocess.std, 1.0))
     )
     images = mean + std * torch.randn(n, bands, size, size, generator=draw)
-    if model.task != "mae":
-        return (images,)
-    return images, make_mask(
-        model.preprocess(images), model.description["model"]["patch_size"], model.mask, 0,
-        torch.zeros(n, dtype=torch.int64),
-    )  # fmt: skip
+    return model.does.file_inputs(images)
 
 
 def write(model: LoadedModel, kind: str, folder: Path) -> tuple[dict[str, Any], Runner]:
@@ -169,22 +90,20 @@ def write(model: LoadedModel, kind: str, folder: Path) -> tuple[dict[str, Any], 
             "leaves, step by step, of each image, which no graph holds; use --format safetensors"
         )
     inputs = samples(model, 2, 0)
-    whole = as_module(model)
+    whole = Portable(model).eval().requires_grad_(False)
     # Once before it is traced: constants that a first call makes and keeps would else be made while
     # tracing, when tensors hold no numbers.
-    shape = list(whole(*inputs).shape)
-    names = ["image", "mask"][: len(inputs)]
-    output = _OUTPUTS.get(model.task, "logits")
+    shape = list(whole(*inputs.values()).shape)
+    output = model.does.output or model.does.answer
     facts = {
-        "inputs": {n: _spec(x.dtype, list(x.shape)) for n, x in zip(names, inputs, strict=True)},
+        "inputs": {name: _spec(x.dtype, list(x.shape)) for name, x in inputs.items()},
         "outputs": {output: _spec(torch.float32, shape)},
         "includes_preprocessing": True,
+        **model.does.file_facts(),
     }
-    if model.task == "mae" and model.description["model"].get("decoder") == "tokens":
-        facts["hidden_patches"] = _hidden(model)  # every row of a mask must hide so many
-    program = _trace(whole, inputs)
+    program = _trace(whole, tuple(inputs.values()))
     if kind == "onnx":
-        opset, run = _write_onnx(program, names, output, folder / "model.onnx")
+        opset, run = _write_onnx(program, list(inputs), output, folder / "model.onnx")
         return facts | {"opset": opset}, run
     path = folder / "model.pt2"
     # They would be kept as a pickle, the only one in the file.
@@ -205,21 +124,16 @@ def largest_difference(
     Returns:
         The largest absolute difference, and the largest absolute output of the model.
     """
-    output = answer_of(model)
+    output = model.does.answer
     difference = scale = 0.0
     for seed, n in enumerate(sizes, start=1):
-        inputs = [x.numpy() for x in samples(model, n, seed)]
+        inputs = [x.numpy() for x in samples(model, n, seed).values()]
         expected, found = model.predict(inputs[0])[output], run(*inputs)
         if found.shape != expected.shape or not np.isfinite(found).all():
             return float("inf"), 0.0
         difference = max(difference, float(np.abs(found - expected).max()))
         scale = max(scale, float(np.abs(expected).max()))
     return difference, scale
-
-
-def _hidden(model: LoadedModel) -> int:
-    size, patch = (model.description["model"][k] for k in ("image_size", "patch_size"))
-    return masked_count(model.mask, (size // patch) ** 2)
 
 
 def _spec(dtype: torch.dtype, shape: list[int]) -> dict[str, Any]:

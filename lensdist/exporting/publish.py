@@ -27,12 +27,12 @@ from lensdist.export import (
     Described,
     write_export,
 )
-from lensdist.exporting.combine import combined
-from lensdist.exporting.portable import Runner, answer_of, largest_difference, require, write
+from lensdist.exporting.portable import Runner, largest_difference, require, write
 from lensdist.exporting.snapshot import at_step, exported, steps_of
 from lensdist.files import fsync, sha256, to_json, write_atomic
 from lensdist.loaded import LoadedModel, load
 from lensdist.sealed import read_json, sealed, unsealed
+from lensdist.tasks.registry import task_class
 
 TOLERANCE = 1e-4
 """Largest difference from the original's outputs, relative to the largest of these."""
@@ -97,7 +97,12 @@ def export_ensemble(runs: list[Path], dest: Path, kind: str, how: str) -> list[W
         RunError: as `export_run`.
     """
     require(kind)
-    return publish(dest, kind, [("", lambda: combined([(r, exported(r)) for r in runs], how))])
+
+    def combined() -> Described:
+        found = [(run, exported(run)) for run in runs]
+        return task_class(found[0][1][0]["task"]).combine(found, how)
+
+    return publish(dest, kind, [("", combined)])
 
 
 def publish(
@@ -134,7 +139,7 @@ def _write_one(
     if kind == "safetensors":
         own = {k[len(PREPROCESS) :]: v for k, v in weights.items() if k.startswith(PREPROCESS)}
         write_export(folder, model.network, description, own)
-        copy, output = load(folder), answer_of(model)
+        copy, output = load(folder), model.does.answer
 
         def run(image: Any, *_: Any) -> Any:
             return copy.predict(image)[output]

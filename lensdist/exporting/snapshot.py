@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from lensdist.config import load
-from lensdist.config.schema import CommonRun, schema_of
+from lensdist.config.schema import recorded_schema
 from lensdist.data.packed import PackedSet
 from lensdist.described import PREPROCESS
 from lensdist.engine import checkpoint, state
 from lensdist.engine.checkpoint import Checkpoint, Damaged
 from lensdist.engine.differences import differences
 from lensdist.engine.finish import describe
-from lensdist.engine.initial import starting_point
 from lensdist.engine.world import World
 from lensdist.errors import UserError
 from lensdist.export import Described, read_export
 from lensdist.phases import completed
 from lensdist.tasks.build import build_task
+from lensdist.tasks.registry import task_class
 
 
 def is_run(path: Path) -> bool:
@@ -94,19 +94,16 @@ def _description(run: Path, saved: Checkpoint) -> Described:
         description, weights = read_export(run)
         kept = {k: v for k, v in description.items() if k not in ("format", "sha256")}
         return kept, {k: v for k, v in weights.items() if k.startswith(PREPROCESS)}
-    cfg = load(run / "config.yaml", schema=schema_of)
+    cfg = load(run / "config.yaml", schema=recorded_schema)
     # Its own set moved with the run, wherever that was when it was trained.
     packed = PackedSet(cfg.data.path or run / "data")
     labels = cfg.data.classes or tuple(packed.manifest.labels)
-    # Neither the weights that training started from nor its precision says anything of what came
-    # of them, and fetching or having them may not be possible here.
-    plain = cfg.model_copy(update={"precision": "no"})
-    if isinstance(cfg, CommonRun):
-        plain = plain.model_copy(update={"init": "random"})
-    preprocess, initial, digest = starting_point(plain, packed, labels, World(plain))
-    _refuse_changes(saved, cfg.model_dump(mode="json"), packed.manifest.fingerprint, digest)
-    task = build_task(cfg, labels, preprocess, initial)
-    tensors = {PREPROCESS + k: v for k, v in preprocess.tensors().items()}
+    # Public weights that training started from need not be fetched: they have been trained since.
+    start = task_class(cfg.task).start(cfg, cfg.preprocess, packed, labels, World(), fetch=False)
+    fingerprint = packed.manifest.fingerprint
+    _refuse_changes(saved, cfg.model_dump(mode="json"), fingerprint, start.digest)
+    task = build_task(cfg, labels, start.preprocess, start.weights)
+    tensors = {PREPROCESS + k: v for k, v in start.preprocess.tensors().items()}
     return describe(cfg, task, packed, {}), tensors
 
 

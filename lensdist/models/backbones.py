@@ -1,14 +1,16 @@
-"""torchvision's classifiers, cut into sections from the stem to the head.
+"""Image classifiers of torchvision, timm and the user, cut into sections from the stem to the head.
 
 A section is what progressive unfreezing sets free at once, and where a frozen network's outputs can
-be kept: DenseNets and ResNets come in six (stem, four blocks, head), all others in two (trunk,
-head). Weights keep torchvision's own names until `Backbone` renames them by section.
+be kept: DenseNets and ResNets come in six (stem, four blocks, head), all others of torchvision and
+timm in two (trunk, head), a network of your own in one. Weights keep torchvision's own names until
+`Backbone` renames them by section.
 """
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,9 @@ from lensdist._torchvision import import_torchvision
 from lensdist.errors import UserError
 from lensdist.models.config import EnsembleConfig
 from lensdist.models.lensnet import LENSNET, WIDTH, lensnet
+from lensdist.plugins import load_object
+
+TIMM = "timm/"
 
 # SqueezeNets end in a convolution; MNASNets load their weights only beside a version number that no
 # format but a pickle keeps; GoogLeNet and Inception return more than logits, and scale their inputs
@@ -28,7 +33,9 @@ class Backbone(nn.Module):
     """One classifier with its last layer replaced: (B, C, H, W) -> (B, classes).
 
     Args:
-        architecture: torchvision's name, or `lensnet`.
+        architecture: torchvision's name; `lensnet`; timm's name after `timm/`; or the import path
+            of a class or function of the user's, `mylab.nets:MyNet`, that is called with the number
+            of bands and of classes and returns a module (B, C, H, W) -> (B, classes).
         cfg: of the ensemble.
         classes: to tell apart.
         bands: of what it sees, where that is not `cfg.in_channels`.
@@ -38,7 +45,7 @@ class Backbone(nn.Module):
         names: torchvision's name of every weight -> its name here.
 
     Raises:
-        UserError: torchvision has no such classifier, or it cannot be used so.
+        UserError: there is no such classifier, or it cannot be used so.
     """
 
     def __init__(
@@ -48,10 +55,10 @@ class Backbone(nn.Module):
         bands = bands or cfg.in_channels
         self.architecture = architecture
         self._layout = torch.channels_last
-        if architecture == LENSNET:
+        own = _own_sections(architecture, cfg, classes, bands)
+        if own is not None:
             self._repeat = False
-            head = make_head(WIDTH, cfg, classes)
-            self.sections = nn.ModuleDict({**lensnet(bands, cfg.head_dropout), "head": head})
+            self.sections = nn.ModuleDict(own)
             self.names = {name: name for name in self.state_dict()}
             _channels_last(self)
             return
@@ -123,6 +130,36 @@ class Backbone(nn.Module):
         return adopted
 
 
+def _own_sections(
+    architecture: str, cfg: EnsembleConfig, classes: int, bands: int
+) -> dict[str, nn.Module] | None:
+    """Make the sections of a network that is not torchvision's; None: it is."""
+    if architecture == LENSNET:
+        return {**lensnet(bands, cfg.head_dropout), "head": make_head(WIDTH, cfg, classes)}
+    if architecture.startswith(TIMM):
+        trunk = _timm(architecture.removeprefix(TIMM), bands)
+        return {"trunk": trunk, "head": make_head(int(trunk.num_features), cfg, classes)}
+    if ":" not in architecture:
+        return None
+    net = load_object(architecture, "model.members")(bands, classes)
+    if not isinstance(net, nn.Module):
+        raise UserError(f"model.members: {architecture} made a {type(net).__name__}, not a Module")
+    return {"head": net}
+
+
+def _timm(name: str, bands: int) -> Any:
+    import_torchvision()  # before timm does, which would import it as it is
+    try:
+        import timm
+    except ImportError as e:
+        raise UserError(f"model.members: {TIMM}{name} needs timm; pip install timm") from e
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), n=3)
+        more = f", such as {', '.join(near)}" if near else ""
+        raise UserError(f"model.members: timm has no model {name!r}{more}")
+    return timm.create_model(name, pretrained=False, num_classes=0, in_chans=bands)
+
+
 def _channels_last(net: nn.Module) -> None:
     """The layout that convolutions are faster in: by a tenth on a CPU.
 
@@ -178,7 +215,8 @@ def _build(architecture: str) -> nn.Module:
         near = [name for name in known if name.startswith(architecture[:4])] or known[:5]
         raise UserError(
             f"model.members: {architecture!r} is neither {LENSNET} nor a classifier of torchvision "
-            f"that can be a member, such as {', '.join(near)}"
+            f"that can be a member, such as {', '.join(near)}; timm's begin with {TIMM}, your own "
+            "are import paths such as mylab.nets:MyNet"
         )
     torchvision = import_torchvision()
     if not architecture.startswith("regnet"):

@@ -117,8 +117,9 @@ class EnsembleConfig(Strict):
         ("densenet161", "resnet18"),
         min_length=1,
         max_length=64,
-        description="torchvision classifiers by name, or lensnet, our small one for fitted lenses; "
-        "one makes a single network",
+        description="image classifiers: of torchvision by name; of timm after `timm/`; your own by "
+        "import path, mylab.nets:MyNet; or lensnet, our small one for fitted lenses. One makes a "
+        "single network",
     )
     image_size: int = Field(150, ge=8, le=16_384, description="pixels a side, as on disk")
     in_channels: int = Field(1, ge=1, le=4096, description="bands")

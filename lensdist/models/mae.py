@@ -97,6 +97,18 @@ class MaskedAutoencoder(nn.Module):
         return cast(Tensor, self.decoder(self.encoder(x, keep), keep))
 
 
+def without_sort(network: MaskedAutoencoder, x: Tensor, mask: Tensor, hidden: int) -> Tensor:
+    """Compute what `network(x, mask, hidden)` does, without the stable sort that ONNX lacks."""
+    if network.cfg.decoder == "upconv":
+        return cast(Tensor, network(x, mask))
+    x = torch.where(pixel_mask(mask, network.cfg.patch_size), 0.0, x)
+    patches = mask.shape[1]
+    # Numbers that all differ need no stable sort.
+    place = mask.to(torch.int64) * patches + torch.arange(patches, device=mask.device)
+    keep = place.topk(patches - hidden, dim=1, largest=False).indices
+    return cast(Tensor, network.decoder(network.encoder(x, keep), keep))
+
+
 def pixel_mask(mask: Tensor, patch: int) -> Tensor:
     """A patch mask (B, N), row-major, as a pixel mask (B, 1, H, W)."""
     side = int(mask.shape[1] ** 0.5)

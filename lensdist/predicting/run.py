@@ -17,12 +17,11 @@ from lensdist.files import printable
 from lensdist.predicting.frames import Item, read_item
 from lensdist.predicting.inputs import Input
 from lensdist.predicting.outputs import Format
-from lensdist.predicting.sinks import IMAGE_OF, Found, ImageSink, Model, TableSink, Write
+from lensdist.predicting.sinks import Found, ImageSink, Model, TableSink, Write
 from lensdist.predicting.tables import write_skipped
 
 # In memory at a time, unless one image has more; answers may have 16 times as many.
 _PIXELS = 1 << 22
-_USED = {"probs", "logits", "sigma", *IMAGE_OF.values()}
 Skip = Callable[[Input, str], None]
 
 
@@ -54,7 +53,7 @@ def predict_files(
             can be written there; nothing was computed then.
         RunError: results cannot be written any more, or memory ran out.
     """
-    kind = ImageSink if model.task in IMAGE_OF else TableSink
+    kind = ImageSink if model.does.draws else TableSink
     sink = kind(model, inputs, dest, form, overwrite)
     skipped: dict[Input, str] = {}
 
@@ -144,8 +143,10 @@ def _answers(model: Model, items: Sequence[Item], batch: int) -> list[Found | st
             f"{len(items)} image(s) of {images.shape[1:]} at a time do not fit into the GPU's "
             "memory: lower --batch, or give --device cpu"
         ) from error
-    keys = found.keys() & _USED
-    return [_sound({key: found[key][i] for key in keys}, item) for i, item in enumerate(items)]
+    return [
+        _sound({key: value[i] for key, value in found.items()}, item)
+        for i, item in enumerate(items)
+    ]
 
 
 def _sound(found: Found, item: Item) -> Found | str:

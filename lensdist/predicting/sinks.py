@@ -1,4 +1,4 @@
-"""What a model's answers are written to: one table, or a folder of images (torch-free)."""
+"""Where answers of a model are written: a table, or a folder of images (torch-free)."""
 
 from __future__ import annotations
 
@@ -22,27 +22,24 @@ from lensdist.predicting.outputs import (
     table_for,
 )
 from lensdist.predicting.tables import open_table
-
-IMAGE_OF = {"mae": "recon", "sr": "image"}
-"""Tasks whose models make images, and what `predict` calls those."""
+from lensdist.tasks.registry import AnyTask
 
 Found = dict[str, npt.NDArray[Any]]
-"""What a model says of one image: arrays by name."""
+"""The answer to one image: arrays by name."""
 Write = Callable[[Item, Found], None]
 
 
 class Model(Protocol):
     """What is asked of a model: see `lensdist.loaded.LoadedModel`."""
 
-    task: str
-    labels: tuple[str, ...]
+    does: AnyTask
     description: dict[str, Any]
 
     def predict(self, *args: Any, **kwargs: Any) -> Found: ...
 
 
 class TableSink:
-    """A classifier's table.
+    """A table with a row for each image.
 
     Raises:
         UserError: `dest` is no table's name, or something would be lost.
@@ -59,17 +56,17 @@ class TableSink:
         overwrite: bool,
     ) -> None:
         if form is not None:
-            raise UserError("--format is for models that make images, and this one classifies")
+            raise UserError("--format is for models that draw images, and this one fills a table")
         table_for(dest)
         self.skipped = dest.with_suffix(".skipped.csv")
         refuse_losses((dest, self.skipped), inputs, overwrite)
-        self._dest, self._labels = dest, model.labels
+        self._dest, self._task = dest, model.does
 
     @contextmanager
     def open(self) -> Iterator[Write]:
         """Where answers go, one by one; all of the table appears at the end, or nothing."""
-        with open_table(self._dest, self._labels) as add:
-            yield lambda item, found: add(str(item.source.path), found)
+        with open_table(self._dest, self._task.columns) as add:
+            yield lambda item, found: add(str(item.source.path), self._task.row(found))
 
 
 class ImageSink:
@@ -89,13 +86,14 @@ class ImageSink:
         form: Format | None,
         overwrite: bool,
     ) -> None:
-        self._draws_sigma = model.task == "sr"  # not all do, but then an old one must not stay
+        # Not every model of such a task draws sigma, but then an old file must not stay.
+        self._draws_sigma = "sigma" in model.does.draws
         self._paths = images_for(inputs, dest, form or "auto", self._draws_sigma)
         self.skipped = dest / "skipped.csv"
         beside = map(sigma_beside, self._paths.values()) if self._draws_sigma else ()
         results = dict.fromkeys((*self._paths.values(), *beside, self.skipped))
         refuse_losses(results, inputs, overwrite)
-        self._dest, self._image = dest, IMAGE_OF[model.task]
+        self._dest, self._task = dest, model.does
         self._description = model.description
 
     @contextmanager
@@ -105,27 +103,23 @@ class ImageSink:
         yield self._write
 
     def _write(self, item: Item, found: Found) -> None:
-        path, image, sigma = self._paths[item.source], found[self._image], found.get("sigma")
+        path, image, sigma = (
+            self._paths[item.source],
+            found[self._task.draws[0]],
+            found.get("sigma"),
+        )
         factor = image.shape[-1] // item.reading.image.shape[-1]
-        history = _history(self._description, factor)
+        more = self._task.history(factor) if factor > 1 else []
+        history = _history(self._description) + more
         write_image(path, image, sigma, item.frame, factor, history)
         if self._draws_sigma and sigma is None and sigma_beside(path) != path:
             sigma_beside(path).unlink(missing_ok=True)
 
 
-def _history(description: dict[str, Any], factor: int) -> list[str]:
-    """Which model made the pixels, and what they mean."""
+def _history(description: dict[str, Any]) -> list[str]:
+    """Return the lines that name the model that made the pixels."""
     weights = str(description["sha256"]["model.safetensors"])
-    lines = [
+    return [
         f"lensdist {__version__}: task {description['task']}, preset {description.get('preset')}",
         f"weights sha256 {weights[:16]}",
     ]
-    if factor > 1:
-        model = description["model"]
-        exact = model.get("exact_means") and model.get("decoder") == "residual"
-        means = "averages" if exact else "averages only roughly"
-        lines += [
-            f"pixel values are means: a block of {factor} x {factor} {means} to the",
-            f"input pixel; divide by {factor**2} for flux per pixel",
-        ]
-    return lines

@@ -1,4 +1,4 @@
-"""Tables of classes and probabilities, CSV or Parquet, a row a file (torch-free)."""
+"""Tables of answers, CSV or Parquet, a row a file (torch-free)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from lensdist.errors import UserError
 from lensdist.files import fsync, write_atomic
 from lensdist.owners import temporary
 
 _TOGETHER = 8192  # rows of a Parquet row group: small ones are slow to read
 Row = Sequence[str | float]
-AddRow = Callable[[str, Mapping[str, npt.NDArray[Any]]], None]
-"""Takes a file's name, and its `probs` and `logits` (classes,)."""
+AddRow = Callable[[str, Row], None]
+"""Takes a file's name, and the values of its columns."""
 
 
 @contextmanager
-def open_table(dest: Path, labels: Sequence[str]) -> Iterator[AddRow]:
-    """A table of columns `file`, `label`, `prob_<class>`... and `logit_<class>`...
+def open_table(dest: Path, columns: Mapping[str, type]) -> Iterator[AddRow]:
+    """Open a table of the column `file` and of `columns`, each of type str or float.
 
     It is written beside `dest` as rows come, and named `dest` when all went well.
 
@@ -33,7 +30,7 @@ def open_table(dest: Path, labels: Sequence[str]) -> Iterator[AddRow]:
         UserError: a .parquet is wanted and pyarrow is missing.
         OSError: it cannot be written.
     """
-    columns = ["file", "label", *(f"{k}_{name}" for k in ("prob", "logit") for name in labels)]
+    named = [("file", str), *((_text(name), kind) for name, kind in columns.items())]
     kind = _csv
     if dest.suffix.lower() == ".parquet":
         _require_pyarrow()
@@ -41,12 +38,10 @@ def open_table(dest: Path, labels: Sequence[str]) -> Iterator[AddRow]:
     dest.parent.mkdir(parents=True, exist_ok=True)
     beside = temporary(dest)
     try:
-        with kind(beside, [_text(column) for column in columns]) as put:
+        with kind(beside, named) as put:
 
-            def add(file: str, found: Mapping[str, npt.NDArray[Any]]) -> None:
-                label = labels[int(np.argmax(found["probs"]))]
-                numbers = [float(x) for key in ("probs", "logits") for x in found[key]]
-                put([_text(file), _text(label), *numbers])
+            def add(file: str, row: Row) -> None:
+                put([_text(x) if isinstance(x, str) else x for x in (file, *row)])
 
             yield add
         fsync(beside)
@@ -80,21 +75,20 @@ def _text(text: str) -> str:
 
 
 @contextmanager
-def _csv(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Row], Any]]:
+def _csv(path: Path, columns: Sequence[tuple[str, type]]) -> Iterator[Callable[[Row], Any]]:
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")  # floats by repr: every digit
-        rows.writerow(columns)
+        rows.writerow([name for name, _ in columns])
         yield rows.writerow
 
 
 @contextmanager
-def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Row], Any]]:
+def _parquet(path: Path, columns: Sequence[tuple[str, type]]) -> Iterator[Callable[[Row], Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # By number, as two classes of one name are two columns, too.
-    types = [pa.string() if i < 2 else pa.float32() for i in range(len(columns))]
-    schema = pa.schema(list(zip(columns, types, strict=True)))
+    types = [pa.string() if kind is str else pa.float32() for _, kind in columns]
+    schema = pa.schema([(name, one) for (name, _), one in zip(columns, types, strict=True)])
     waiting: list[Row] = []
 
     with pq.ParquetWriter(path, schema) as writer:

@@ -1,1 +1,9 @@
-"""What a step computes. Importing this package imports no torch; import the modules."""
+"""Tasks: one module for each, with its settings, network, loss, scores, figures and exports.
+
+`registry` finds a task by the name in a configuration. Nothing here imports torch until it is used.
+"""
+
+from lensdist.tasks.base import Drawing, Split, Stage, Start, Task
+from lensdist.tasks.settings import TaskSettings
+
+__all__ = ["Drawing", "Split", "Stage", "Start", "Task", "TaskSettings"]

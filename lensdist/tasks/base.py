@@ -1,16 +1,39 @@
-"""What the loop asks of a task. A task knows no process, no file and no tracker."""
+"""The interface of a task: everything that is particular to one thing that can be trained.
+
+A task is one class, found by its name (`registry`). The training loop, evaluation, `predict`,
+`export` and the launcher ask it; it knows no process, no file of a run and no tracker.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from torch import Tensor, nn
+from lensdist.data.config import AugmentConfig, DataConfig, PreprocessConfig
+from lensdist.errors import UserError
+from lensdist.tasks.settings import Choice, TaskSettings
 
-from lensdist.data.preprocess import Preprocess
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor, nn
 
-Batch = dict[str, Tensor]
+    from lensdist.data.packed import PackedSet
+    from lensdist.data.preprocess import Preprocess
+    from lensdist.data.source import Images
+    from lensdist.engine.world import World
+
+    Batch = dict[str, Tensor]
+    Answer = Mapping[str, npt.NDArray[np.generic]]
+else:
+    Batch = dict
+    Answer = Mapping
+
+S = TypeVar("S", bound=TaskSettings)
+Columns = dict[str, type[str] | type[float]]
+"""The columns of a table, by name."""
 
 
 @dataclass(frozen=True)
@@ -36,59 +59,347 @@ class Split:
     """Those tensors -> what the network returns."""
 
 
-class Task(Protocol):
-    """One thing that can be trained."""
+@dataclass(frozen=True)
+class Start:
+    """What training starts from."""
 
-    name: str
-    labels: tuple[str, ...]
     preprocess: Preprocess
-    select: tuple[str, Literal["min", "max"]]
-    """The score that chooses the best checkpoint, and which way is better."""
-
-    def build(self) -> nn.Module:
-        """The network, with initial weights drawn from torch's global generator."""
-        ...
-
-    def stages(self, epochs: int) -> list[Stage]:
-        """What trains when; the epochs add up to `epochs`."""
-        ...
-
-    def loss(self, model: nn.Module, batch: Batch, key: int) -> Tensor:
-        """The mean loss of a micro-batch; `key` seeds what is drawn for it."""
-        ...
-
-    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
-        """What scoring needs of each sample: tensors with a leading batch axis."""
-        ...
-
-    def score(self, outputs: Batch) -> dict[str, Any]:
-        """Metrics from the outputs of all samples of a split."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """What an exported model needs besides its weights, as JSON."""
-        ...
+    weights: dict[str, Tensor] | None = None
+    """By the network's parameter names; None: random ones."""
+    digest: str | None = None
+    """A hash of the finished runs that they come from."""
 
 
-@runtime_checkable
-class Splittable(Protocol):
-    """A task whose network's frozen part need not be computed at every step.
+@dataclass(frozen=True)
+class Drawing:
+    """What a task draws its figures from."""
 
-    Its `loss` also takes `Split.rest` for the model, and a batch that holds `features.0` and so on
-    in place of images.
+    outputs: Batch
+    """The task's outputs for all images of the split."""
+    scores: dict[str, Any]
+    network: nn.Module
+    images: Images
+    """The split."""
+    pixel_scale: float | None
+    """Arcseconds a pixel."""
+    folder: Path
+    title: str
+
+
+class Task(Generic[S]):
+    """One thing that can be trained.
+
+    A subclass defines `settings`, `answer`, and the methods that raise NotImplementedError here.
+    All else has a default.
+
+    Args:
+        cfg: the task's settings.
+        labels: the classes of the data, in order.
+        preprocess: from the units on disk to what the network sees.
+        weights: to start from, by the network's parameter names; None: random ones.
+        augment: applied to training images; None: nothing.
+        seed: of the random numbers that the evaluation draws.
+        thorough: also compute scores that take longer than the network does.
     """
 
-    def split(self, model: nn.Module, trains: Callable[[str], bool]) -> Split | None:
-        """The network cut where its frozen part ends; None where nothing is frozen.
+    name: ClassVar[str]
+    """As configurations and exports say it."""
+    settings: ClassVar[type[TaskSettings]]
+    """The settings' class."""
+    answer: ClassVar[str]
+    """The array that `predict` returns and an exported file gives too."""
+    output: ClassVar[str] = ""
+    """What an exported file calls it, where that is another name."""
+    draws: ClassVar[tuple[str, ...]] = ()
+    """The images that `predict` writes to files, the main one first; none: it writes a table."""
+    needs_labels: ClassVar[bool] = False
+    """Whether training and scoring need a class for every image."""
+    pairs: ClassVar[bool] = False
+    """Whether every image has a larger one to learn (`target`)."""
+    wants_truth: ClassVar[bool] = False
+    """Whether a set that a run simulates for itself holds the images without noise, too."""
+    any_size: ClassVar[bool] = False
+    """Whether a trained model takes images of other sizes than it was trained on."""
+    pools_pixels: ClassVar[bool] = False
+    """Whether the loss is a mean over the pixels of a micro-batch, not over its images."""
+    figures: ClassVar[tuple[str, ...]] = ()
+    """File names of the figures that `draw` writes."""
+    harder: ClassVar[tuple[str, ...]] = ()
+    """The variants of `lensdist evaluate --hard` that make sense, `plain` first."""
+    averages_views: ClassVar[bool] = False
+    """Whether the answers to turned images can be averaged (`--tta`)."""
 
-        `trains` says of a parameter's name whether it trains.
+    def __init__(
+        self,
+        cfg: S,
+        labels: tuple[str, ...],
+        preprocess: Preprocess,
+        weights: dict[str, Tensor] | None = None,
+        *,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+        thorough: bool = False,
+    ) -> None:
+        self.cfg = cfg
+        self.labels = labels
+        self.preprocess = preprocess
+        self.weights = weights
+        self.seed = seed
+        self.thorough = thorough
+        self._augment = augment
+
+    # ---- before training
+
+    @classmethod
+    def check_settings(cls, cfg: S, how: PreprocessConfig, world: World) -> None:
+        """Check what can be checked before there is data, which may take minutes to simulate.
+
+        Raises:
+            UserError: there is no such network, or its weights cannot be had.
         """
-        ...
+
+    @classmethod
+    def check_data(cls, cfg: S, packed: PackedSet, data: DataConfig) -> None:
+        """Check that a set holds what the task learns from.
+
+        Raises:
+            UserError: it does not.
+        """
+
+    @classmethod
+    def check_scored(cls, cfg: S, packed: PackedSet) -> None:
+        """Check that a set holds what the task's scores are made of.
+
+        Raises:
+            UserError: it does not.
+        """
+
+    @classmethod
+    def start(
+        cls,
+        cfg: S,
+        how: PreprocessConfig,
+        packed: PackedSet,
+        labels: tuple[str, ...],
+        world: World,
+        *,
+        fetch: bool = True,
+    ) -> Start:
+        """Read or fit the preprocessing, and read the weights to start from.
+
+        Args:
+            cfg: the task's settings.
+            how: the run's preprocessing.
+            packed: the data.
+            labels: the classes.
+            world: the processes of the run, all of which call this.
+            fetch: whether public weights may be fetched from the network.
+
+        Raises:
+            UserError: what the settings name is not there, not finished, or of another shape.
+        """
+        from lensdist.data.preprocess import Preprocess
+        from lensdist.data.smooth import fit_smooth
+
+        fits = how.scale == "residual"
+        smooth = fit_smooth(packed, how.smooth_class, how.components) if fits else None
+        statistics = packed.manifest.statistics
+        return Start(Preprocess(how, statistics.mean, statistics.std, smooth))
+
+    # ---- training
+
+    @property
+    def select(self) -> Choice:
+        """The validation score that selects the best checkpoint, and which way is better."""
+        return self.cfg.selects
+
+    def network(self) -> nn.Module:
+        """Make the network, with weights drawn from torch's global generator."""
+        raise NotImplementedError
+
+    def build(self) -> nn.Module:
+        """Make the network with the weights that training starts from."""
+        model = self.network()
+        if self.weights is not None:
+            unknown = model.load_state_dict(self.weights, strict=False).unexpected_keys
+            assert not unknown, unknown  # `start` has renamed and checked them
+        return model
+
+    def stages(self, epochs: int) -> list[Stage]:
+        """Divide the training into stages; their epochs add up to `epochs`.
+
+        Raises:
+            UserError: there are too few epochs.
+        """
+        return [Stage(epochs, ("",))]
+
+    def loss(self, model: nn.Module, batch: Batch, key: int) -> Tensor:
+        """Compute the mean loss of a micro-batch; `key` seeds all that is drawn for it."""
+        raise NotImplementedError
+
+    def augmented(self, batch: Batch, key: int) -> Batch:
+        """Turn and mirror the images of a batch at random, with all that belongs to them."""
+        from lensdist import rng
+        from lensdist.data.preprocess import augment
+
+        return augment(self._augment, rng.key(key, "augment"), batch) if self._augment else batch
 
     def image(self, batch: Batch) -> Tensor:
-        """What the network sees of a batch: (B, C, H, W)."""
-        ...
+        """Return what the network sees of a batch: (B, C, H, W)."""
+        from lensdist.data.masks import good_pixels
+
+        if "seen" in batch:  # prepared once, for every epoch
+            return batch["seen"]
+        return self.preprocess(batch["image"], good_pixels(batch))
+
+    # ---- the frozen part of a network, which need not be computed at every step
+
+    def split(self, model: nn.Module, trains: Callable[[str], bool]) -> Split | None:
+        """Cut the network where its frozen part ends; None: nothing is frozen.
+
+        A task that cuts has a `loss` that also takes `Split.rest` for the model, and a batch with
+        `features.0` and so on in place of images. `trains` says of a parameter's name whether it
+        trains.
+        """
+        return None
 
     def view(self, samples: Tensor, key: int) -> Tensor:
-        """Which of its augmentation's views of each sample `loss` would train on: (B,) int64."""
-        ...
+        """Return which of its augmentation's views of each sample `loss` trains on: (B,) int64."""
+        from lensdist import rng
+        from lensdist.data.preprocess import draw_views
+
+        assert self._augment is not None
+        return draw_views(self._augment, rng.key(key, "augment"), samples)
+
+    # ---- scores
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
+        """Compute what scoring needs of each sample: tensors with a leading batch axis."""
+        raise NotImplementedError
+
+    def score(self, outputs: Batch) -> dict[str, Any]:
+        """Compute the scores from the outputs of all samples of a split."""
+        raise NotImplementedError
+
+    def intervals(self, outputs: Batch) -> dict[str, Any]:
+        """Compute 95 % intervals of scores, as `<score>_ci`."""
+        return {}
+
+    def not_computed(self) -> list[str]:
+        """Name the scores that there are too many classes for."""
+        return []
+
+    def average(self, outputs: Batch, views: Sequence[Batch]) -> dict[str, Any]:
+        """Score the mean of the answers to all views of each image; the first are `outputs`."""
+        raise NotImplementedError
+
+    def compare(self, outputs: Batch, plain: Batch) -> dict[str, Any]:
+        """Compare outputs with those of the same lenses in the plain variant, image by image."""
+        return {}
+
+    def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:
+        """Draw the figures of a split.
+
+        Returns:
+            More scores, such as the curves that were drawn, and the files written.
+        """
+        return {}, []
+
+    # ---- use of a trained model
+
+    def skeleton(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """Make the network that tensors of a file are to be loaded into, on torch's default device.
+
+        A network of many parts may compare each with the tensors before it makes the next.
+
+        Raises:
+            ValueError: the tensors are not those of the network.
+        """
+        return self.network()
+
+    def predict(
+        self, model: nn.Module, raw: Tensor, good: Tensor | None, batch: int
+    ) -> dict[str, Tensor]:
+        """Answer images in the units found on disk.
+
+        Args:
+            model: the trained network.
+            raw: (N, C, H, W).
+            good: bool, of the shape of `raw`; false where a pixel is bad. None: all are good.
+            batch: images at a time where the task cuts them further.
+
+        Returns:
+            Tensors with a leading axis of N, by name; by default the network's output.
+        """
+        return {self.answer: model(self.preprocess(raw, good))}
+
+    @property
+    def columns(self) -> Columns:
+        """The columns of `predict`'s table, besides the file's name."""
+        return {self.answer: float}
+
+    def row(self, answer: Answer) -> list[str | float]:
+        """Put one image's answer into the columns."""
+        return [float(x) for x in answer[self.answer].ravel()]
+
+    def history(self, factor: int) -> list[str]:
+        """Return lines for the header of a drawn image that is `factor` times as large."""
+        return []
+
+    # ---- exports
+
+    def describe(self) -> dict[str, Any]:
+        """Return what an exported model needs besides its weights, as JSON."""
+        kept = self.cfg.model_dump(mode="json", include=set(self.cfg.described))
+        return {**kept, "init": self.init}
+
+    @property
+    def init(self) -> str:
+        """Where the first weights came from."""
+        return "random" if self.weights is None else "given"
+
+    def example(self, n: int) -> tuple[Any, ...]:
+        """Return arguments to call the network with for n images, on torch's default device."""
+        from lensdist.lazy import torch
+
+        model: Any = self.cfg.model  # type: ignore[attr-defined]
+        bands, size = self.preprocess.cfg.seen(model.in_channels, model.image_size)
+        return (torch.zeros(n, bands, size, size),)
+
+    def file_inputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the inputs of an exported file, by name, for images in the units on disk."""
+        return {"image": images}
+
+    def graph(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Compute what an exported file computes: `file_inputs` in, the answer out."""
+        answer: Tensor = model(self.preprocess(image))
+        return answer
+
+    def file_facts(self) -> dict[str, Any]:
+        """Return what the user of an exported file must know besides."""
+        return {}
+
+    @classmethod
+    def combine(
+        cls, runs: Sequence[tuple[Path, tuple[dict[str, Any], dict[str, Tensor]]]], how: str
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Put the networks of finished runs into one export.
+
+        Raises:
+            UserError: they do not go together, or nothing of this task does.
+        """
+        raise UserError(
+            f"{runs[0][0]} is of task {cls.name}; only runs of task common can be combined"
+        )
+
+
+def refuse_other_preprocess(how: PreprocessConfig, theirs: Preprocess, where: Path) -> None:
+    """Check that a run preprocesses images as the pretrained network in `where` expects.
+
+    Raises:
+        UserError: it does not.
+    """
+    if theirs.cfg != how:
+        raise UserError(
+            f"preprocess: {how} is not what {where} was trained with, {theirs.cfg}; use that"
+        )

@@ -1,17 +1,16 @@
-"""From a configuration to its task."""
+"""The task of a run's configuration."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun, MaeRun, SuperResolutionRun
-from lensdist.data.preprocess import Preprocess
-from lensdist.errors import UserError
-from lensdist.tasks.base import Task
-from lensdist.tasks.common import CommonTask
-from lensdist.tasks.finetune import FinetuneTask
-from lensdist.tasks.mae import MaeTask
-from lensdist.tasks.super_resolution import SuperResolutionTask
+from lensdist.tasks.registry import AnyTask, task_class
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lensdist.config.schema import BaseRun
+    from lensdist.data.preprocess import Preprocess
 
 
 def build_task(
@@ -21,23 +20,16 @@ def build_task(
     weights: dict[str, Tensor] | None = None,
     *,
     thorough: bool = False,
-) -> Task:
-    """The task of a configuration; `weights` are those that it starts from.
+) -> AnyTask:
+    """Make the task of a configuration.
 
-    `thorough`: also score what takes too long to look at while training.
-
-    Raises:
-        UserError: a classifier without at least two classes to tell apart.
+    Args:
+        cfg: the run's configuration.
+        labels: the classes of the data, in order.
+        preprocess: from the units on disk to what the network sees.
+        weights: to start from.
+        thorough: also compute scores that take too long while training.
     """
-    if isinstance(cfg, MaeRun):
-        return MaeTask(cfg, labels, preprocess)
-    if isinstance(cfg, SuperResolutionRun):
-        return SuperResolutionTask(cfg, labels, preprocess, weights, thorough=thorough)
-    if len(labels) < 2:
-        raise UserError(
-            f"task {cfg.task}: the data has {len(labels)} classes; pack a set with two or more"
-        )
-    if isinstance(cfg, CommonRun):
-        return CommonTask(cfg, labels, preprocess, weights)
-    assert isinstance(cfg, FinetuneRun)
-    return FinetuneTask(cfg, labels, preprocess, weights)
+    return task_class(cfg.task)(
+        cfg, labels, preprocess, weights, augment=cfg.augment, seed=cfg.seed, thorough=thorough
+    )

@@ -1,71 +1,156 @@
-"""What all classifiers share: cross-entropy, scores, and networks whose frozen part can be kept."""
+"""The base of the classifiers: cross-entropy, scores, figures, and the columns of `predict`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from pydantic import Field
 
-from lensdist import rng
-from lensdist.config.schema import ClassifierRun
-from lensdist.data.preprocess import Preprocess, augment, draw_views
-from lensdist.evaluate import metrics
-from lensdist.tasks.base import Batch, Split
-from lensdist.tasks.mae import good_pixels
+from lensdist.data.config import DataConfig
+from lensdist.errors import UserError
+from lensdist.lazy import F, torch
+from lensdist.tasks.base import Answer, Batch, Columns, Drawing, Task
+from lensdist.tasks.settings import Choice, TaskSettings
 
-_SELECT: dict[str, tuple[str, Literal["min", "max"]]] = {
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from lensdist.data.packed import PackedSet
+
+_SELECTS: dict[str, Choice] = {
     "accuracy": ("accuracy", "max"),
     "auc": ("auc_macro", "max"),
     "nll": ("nll", "min"),
 }
 
 
-class ClassificationTask:
-    """Tell the classes of substructure apart.
+class ClassifierSettings(TaskSettings):
+    """The settings that all classifiers share."""
 
-    Args:
-        cfg: the run's configuration.
-        labels: the classes, in order.
-        preprocess: from disk to network.
-    """
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each label that the cross-entropy spreads over all"
+    )
+    select: Literal["accuracy", "nll", "auc"] = Field(
+        "accuracy", description="the validation score that selects the best checkpoint"
+    )
 
-    def __init__(self, cfg: ClassifierRun, labels: tuple[str, ...], preprocess: Preprocess) -> None:
-        self.labels = labels
-        self.preprocess = preprocess
-        self.select = _SELECT[cfg.select]
-        self._augment = cfg.augment
-        self._smoothing = cfg.label_smoothing
+    @property
+    def selects(self) -> Choice:
+        return _SELECTS[self.select]
+
+
+C = TypeVar("C", bound=ClassifierSettings)
+
+
+class ClassificationTask(Task[C]):
+    """Tell the classes of substructure apart: the network maps (B, C, H, W) to (B, classes)."""
+
+    answer = "logits"
+    needs_labels = True
+    figures: ClassVar[tuple[str, ...]] = ("roc.png", "confusion.png", "reliability.png")
+    harder = ("plain", "mass_third", "mass_tenth", "psf_wide", "psf_narrow")
+    averages_views = True
+
+    @classmethod
+    def check_data(cls, cfg: C, packed: PackedSet, data: DataConfig) -> None:
+        labels = data.classes or packed.manifest.labels
+        if len(labels) < 2:
+            raise UserError(
+                f"task {cls.name}: the data has {len(labels)} classes; pack a set with two or more"
+            )
 
     def loss(self, model: nn.Module, batch: Batch, key: int) -> Tensor:
-        if "features.0" in batch:  # what the frozen part makes of the image, already turned
+        if "features.0" in batch:  # the frozen part's outputs for the image, already turned
             features = sorted(name for name in batch if name.startswith("features."))
             logits = model(*(batch[name] for name in features))
         else:
-            logits = model(self.image(augment(self._augment, self._key(key), batch)))
-        return F.cross_entropy(logits, batch["label"], label_smoothing=self._smoothing)
+            logits = model(self.image(self.augmented(batch, key)))
+        return F.cross_entropy(logits, batch["label"], label_smoothing=self.cfg.label_smoothing)
 
-    def view(self, samples: Tensor, key: int) -> Tensor:
-        """Which view of each sample `loss` trains on: (B,) int64."""
-        return draw_views(self._augment, self._key(key), samples)
+    # ---- scores
 
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
         outputs = {"logits": model(self.image(batch)).float(), "label": batch["label"]}
         return {**outputs, **{k: batch[k] for k in ("mass",) if k in batch}}
 
     def score(self, outputs: Batch) -> dict[str, Any]:
+        from lensdist.evaluate import metrics
+
         return metrics.classification(outputs["logits"], outputs["label"], list(self.labels))
 
-    def image(self, batch: Batch) -> Tensor:
-        """What the network sees: (B, C, H, W)."""
-        if "seen" in batch:  # prepared once, for every epoch
-            return batch["seen"]
-        return self.preprocess(batch["image"], good_pixels(batch))
+    def intervals(self, outputs: Batch) -> dict[str, Any]:
+        from lensdist.evaluate import metrics
 
-    def split(self, model: nn.Module, trains: Callable[[str], bool]) -> Split | None:
-        return None
+        return metrics.intervals(outputs["logits"], outputs["label"])
 
-    @staticmethod
-    def _key(key: int) -> int:
-        return rng.key(key, "augment")
+    def not_computed(self) -> list[str]:
+        from lensdist.evaluate.metrics import MANY_CLASSES
+
+        many = len(self.labels) > MANY_CLASSES
+        return ["ROC curves", "intervals of AUCs"] if many else []
+
+    def average(self, outputs: Batch, views: Sequence[Batch]) -> dict[str, Any]:
+        """Score the mean probabilities, and `accuracy_gain` with its interval: accuracy with the
+        averaging minus without, paired over the images."""
+        from lensdist.evaluate.bootstrap import paired_bootstrap
+
+        truth = outputs["label"]
+        log_p = torch.stack([view["logits"].double().log_softmax(1) for view in views])
+        mean = log_p.logsumexp(0) - math.log(len(views))  # their softmax is the mean
+        gain = paired_bootstrap(mean.argmax(1) == truth, outputs["logits"].argmax(1) == truth)
+        averaged = {**outputs, "logits": mean}
+        return {
+            **self.score(averaged),
+            **self.intervals(averaged),
+            "accuracy_gain": gain["difference"],
+            "accuracy_gain_ci": gain["ci"],
+        }
+
+    def compare(self, outputs: Batch, plain: Batch) -> dict[str, Any]:
+        from lensdist.evaluate.bootstrap import paired_bootstrap
+
+        right, before = (x["logits"].argmax(1) == x["label"] for x in (outputs, plain))
+        change = paired_bootstrap(right, before)
+        return {"accuracy_change": change["difference"], "accuracy_change_ci": change["ci"]}
+
+    def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:
+        from lensdist.evaluate import figures, metrics
+
+        logits, truth = what.outputs["logits"], what.outputs["label"]
+        scores, folder = what.scores, what.folder
+        more: dict[str, Any] = {"reliability": metrics.reliability(logits, truth)}
+        drawn = []
+        if len(self.labels) <= metrics.MANY_CLASSES:
+            more["roc"] = curves = metrics.roc_curves(logits, truth, self.labels)
+            areas = scores["auc_per_class"]
+            title = f"ROC, {what.title}"
+            drawn.append(figures.roc(folder / "roc.png", curves, areas, scores["n"], title))
+        if "mass" in what.outputs and {"cdm", "axion"} <= set(self.labels):
+            more["by_axion_mass"] = metrics.mass_binned(
+                logits, truth, what.outputs["mass"], self.labels
+            )
+        matrix, title = scores["confusion"], f"Confusion, {what.title}"
+        drawn.append(figures.confusion(folder / "confusion.png", matrix, self.labels, title))
+        bins, title = more["reliability"], f"Reliability, {what.title}"
+        drawn.append(figures.reliability(folder / "reliability.png", bins, scores["ece"], title))
+        return more, drawn
+
+    # ---- use of a trained model
+
+    def predict(
+        self, model: nn.Module, raw: Tensor, good: Tensor | None, batch: int
+    ) -> dict[str, Tensor]:
+        logits = model(self.preprocess(raw, good))
+        return {"logits": logits, "probs": logits.softmax(1)}
+
+    @property
+    def columns(self) -> Columns:
+        numbers = (f"{kind}_{name}" for kind in ("prob", "logit") for name in self.labels)
+        return {"label": str, **dict.fromkeys(numbers, float)}
+
+    def row(self, answer: Answer) -> list[str | float]:
+        label = self.labels[int(answer["probs"].argmax())]
+        return [label, *(float(x) for key in ("probs", "logits") for x in answer[key])]

@@ -1,65 +1,49 @@
-"""Classification with the MAE's encoder (task VI.A): fine-tuned, probed, or from scratch."""
+"""Task `finetune`: classification with the MAE's encoder (task VI.A), fine-tuned, probed, or from
+scratch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor, nn
+from pydantic import Field
 
-from lensdist.config.schema import FinetuneRun
-from lensdist.data.preprocess import Preprocess
-from lensdist.models.classifier import Classifier
-from lensdist.models.split import Part
+from lensdist.models.config import ClassifierConfig
 from lensdist.tasks.base import Split, Stage
-from lensdist.tasks.classification import ClassificationTask
+from lensdist.tasks.classification import ClassificationTask, ClassifierSettings
+from lensdist.tasks.encoder import EncoderSettings, EncoderTask, split_encoder
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
-class FinetuneTask(ClassificationTask):
-    """Tell the classes apart with a vision transformer.
+class FinetuneSettings(ClassifierSettings, EncoderSettings):
+    """Classification with a vision transformer."""
 
-    Args:
-        cfg: the run's configuration.
-        labels: the classes, in order.
-        preprocess: from disk to network; the pretraining's own where there is an encoder.
-        encoder: the pretrained encoder's weights, by name; None: random ones.
-    """
+    model: ClassifierConfig = ClassifierConfig()
+    linear_probe: bool = Field(False, description="train the head only, in all epochs")
+
+    @property
+    def pools_into_batchnorm(self) -> bool:
+        return self.model.head_norm
+
+
+class FinetuneTask(EncoderTask[FinetuneSettings], ClassificationTask[FinetuneSettings]):
+    """Tell the classes apart with a vision transformer."""
 
     name = "finetune"
+    settings = FinetuneSettings
+    head: ClassVar[str] = "head."
 
-    def __init__(
-        self,
-        cfg: FinetuneRun,
-        labels: tuple[str, ...],
-        preprocess: Preprocess,
-        encoder: dict[str, Tensor] | None,
-    ) -> None:
-        super().__init__(cfg, labels, preprocess)
-        self.cfg = cfg
-        self._encoder = encoder
+    def network(self) -> nn.Module:
+        from lensdist.models.classifier import Classifier
 
-    def build(self) -> nn.Module:
-        model = Classifier(self.cfg.model, len(self.labels))
-        if self._encoder is not None:
-            model.encoder.load_state_dict(self._encoder)
-        return model
+        return Classifier(self.cfg.model, len(self.labels))
 
     def stages(self, epochs: int) -> list[Stage]:
         if self.cfg.linear_probe:
-            return [Stage(epochs, ("head.",))]
-        # Freezing a random encoder would only waste epochs: from scratch everything trains.
-        frozen = min(self.cfg.frozen_epochs, epochs) if self._encoder is not None else 0
-        stages = [Stage(frozen, ("head.",)), Stage(epochs - frozen, ("",))]
-        return [s for s in stages if s.epochs]
+            return [Stage(epochs, (self.head,))]
+        return super().stages(epochs)
 
     def split(self, model: nn.Module, trains: Callable[[str], bool]) -> Split | None:
-        whole = cast(Classifier, model)
-        if any(trains(f"encoder.{name}") for name, _ in whole.encoder.named_parameters()):
-            return None
-        return Split(Part(whole, lambda x: (whole.pooled(x),)), Part(whole, whole.head))
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            "model": self.cfg.model.model_dump(mode="json"),
-            "init": "random" if self._encoder is None else "mae",
-        }
+        return split_encoder(model, trains)

@@ -1,53 +1,62 @@
-"""Pretraining of the masked autoencoder (task VI.A)."""
+"""Task `mae`: pretraining of the masked autoencoder (VI.A; He et al. 2022, arXiv:2111.06377)."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-import torch
-from torch import Tensor, nn
+from pydantic import Field
 
-from lensdist import rng
-from lensdist.config.schema import MaeRun
-from lensdist.data.preprocess import Preprocess, augment
-from lensdist.evaluate import metrics
-from lensdist.models.config import masked_count
-from lensdist.models.mae import MaskedAutoencoder, pixel_mask
-from lensdist.models.masking import make_mask
-from lensdist.tasks.base import Batch, Stage
+from lensdist.lazy import torch
+from lensdist.models.config import MaeConfig, MaskConfig, masked_count
+from lensdist.tasks.base import Batch, Drawing, Task
+from lensdist.tasks.settings import Choice, TaskSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from lensdist.models.mae import MaskedAutoencoder
+
+_SHOWN = 4  # images of a figure
 
 
-class MaeTask:
-    """Reconstruct images whose informative patches are hidden.
+class MaeSettings(TaskSettings):
+    """Pretraining of the masked autoencoder."""
 
-    Args:
-        cfg: the run's configuration.
-        labels: classes of the data; only recorded.
-        preprocess: from disk to network.
-    """
+    described: ClassVar[tuple[str, ...]] = ("model", "mask", "loss")
+
+    model: MaeConfig = MaeConfig()
+    mask: MaskConfig = MaskConfig()
+    loss: Literal["image", "masked"] = Field(
+        "image", description="mean squared error over the whole image, or the masked pixels only"
+    )
+
+    @property
+    def selects(self) -> Choice:
+        # A loss of masked pixels leaves the others untrained, so that their error means nothing.
+        return ("mse_masked" if self.loss == "masked" else "mse", "min")
+
+
+class MaeTask(Task[MaeSettings]):
+    """Reconstruct images whose informative patches are hidden."""
 
     name = "mae"
+    settings = MaeSettings
+    answer = "recon"
+    draws = ("recon",)
+    pools_pixels = True
+    figures = ("reconstructions.png",)
 
-    def __init__(self, cfg: MaeRun, labels: tuple[str, ...], preprocess: Preprocess) -> None:
-        self.cfg = cfg
-        self.labels = labels
-        self.preprocess = preprocess
-        # What is trained is what chooses: under a loss of masked pixels nobody asked the rest to be
-        # drawn, and its error says nothing.
-        scored = "mse_masked" if cfg.loss == "masked" else "mse"
-        self.select: tuple[str, Literal["min", "max"]] = (scored, "min")
-        self._hidden = masked_count(cfg.mask, cfg.model.grid**2)
-        # Evaluation hides the same patches at every step, so that scores can be compared.
-        self._evaluation_key = rng.key(cfg.seed, "evaluation mask")
+    def network(self) -> nn.Module:
+        from lensdist.models.mae import MaskedAutoencoder
 
-    def build(self) -> nn.Module:
         return MaskedAutoencoder(self.cfg.model)
 
-    def stages(self, epochs: int) -> list[Stage]:
-        return [Stage(epochs, ("",))]
-
     def loss(self, model: nn.Module, batch: Batch, key: int) -> Tensor:
-        batch = augment(self.cfg.augment, rng.key(key, "augment"), batch)
+        from lensdist import rng
+        from lensdist.models.mae import pixel_mask
+
+        batch = self.augmented(batch, key)
         image, mask, weight = self._masked(batch, rng.key(key, "mask"))
         error: Tensor = (model(image, mask, self._hidden) - image).square()
         if self.cfg.loss == "masked":
@@ -58,8 +67,15 @@ class MaeTask:
         weight = weight.expand_as(error)
         return (error * weight).sum() / weight.sum().clamp_min(1e-12)
 
+    # ---- scores
+
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
-        image, mask, weight = self._masked(batch, self._evaluation_key)
+        from lensdist import rng
+        from lensdist.data.masks import image_means
+        from lensdist.models.mae import pixel_mask
+
+        # Evaluation hides the same patches at every step, so that scores can be compared.
+        image, mask, weight = self._masked(batch, rng.key(self.seed, "evaluation mask"))
         error = (model(image, mask, self._hidden).float() - image).square()
         hidden = pixel_mask(mask, self.cfg.model.patch_size).expand_as(error).float()
         weight = torch.ones_like(error) if weight is None else weight.expand_as(error)
@@ -70,46 +86,94 @@ class MaeTask:
         }
 
     def score(self, outputs: Batch) -> dict[str, Any]:
+        from lensdist.evaluate import metrics
+
         scores = metrics.reconstruction(outputs["mse"], outputs["range"])
         return {**scores, "mse_masked": float(outputs["mse_masked"].double().mean())}
 
-    def describe(self) -> dict[str, Any]:
-        return {
-            "model": self.cfg.model.model_dump(mode="json"),
-            "mask": self.cfg.mask.model_dump(mode="json"),
-            "loss": self.cfg.loss,
-        }
+    def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:
+        import numpy as np
+
+        from lensdist.evaluate import pictures
+        from lensdist.models.mae import pixel_mask
+
+        # As the network sees them: under `scale: residual` the arc is not the network's to draw.
+        seen = self.image(what.images.gather(np.arange(min(_SHOWN, len(what.images)))))
+        drawn, mask = self._reconstruct(what.network, seen)
+        hidden = pixel_mask(mask, self.cfg.model.patch_size)
+        path = pictures.reconstructions(
+            what.folder / "reconstructions.png",
+            *(t[:, 0].cpu().numpy() for t in (seen, hidden, drawn)),
+            unit=f"as the network sees them: {self.preprocess.cfg.scale}",
+            pixel_scale=what.pixel_scale,
+            title=f"Masked autoencoder, {what.title}",
+        )
+        return {}, [path]
+
+    # ---- use of a trained model
+
+    def predict(
+        self, model: nn.Module, raw: Tensor, good: Tensor | None, batch: int
+    ) -> dict[str, Tensor]:
+        drawn, mask = self._reconstruct(model, self.preprocess(raw, good))
+        return {"recon": self.preprocess.inverse(drawn, raw, good), "mask": mask}
+
+    def example(self, n: int) -> tuple[Any, ...]:
+        (x,) = super().example(n)
+        mask = torch.zeros(n, self.cfg.model.grid**2, dtype=torch.bool)
+        mask[:, : self._hidden] = True
+        return x, mask, self._hidden
+
+    def file_inputs(self, images: Tensor) -> dict[str, Tensor]:
+        return {"image": images, "mask": self._same_mask(self.preprocess(images))}
+
+    def file_facts(self) -> dict[str, Any]:
+        # Every row of a mask must hide so many: the token decoder's graph holds the number.
+        return {"hidden_patches": self._hidden} if self.cfg.model.decoder == "tokens" else {}
+
+    def graph(self, model: nn.Module, image: Tensor, mask: Tensor | None = None) -> Tensor:
+        from lensdist.models.mae import pixel_mask, without_sort
+
+        assert mask is not None
+        x = self.preprocess(image)
+        drawn = without_sort(cast("MaskedAutoencoder", model), x, mask, self._hidden)
+        if self.cfg.loss == "masked":
+            drawn = torch.where(pixel_mask(mask, self.cfg.model.patch_size), drawn, x)
+        return self.preprocess.inverse(drawn, image)
+
+    # ---- masks
+
+    @property
+    def _hidden(self) -> int:
+        return masked_count(self.cfg.mask, self.cfg.model.grid**2)
 
     def _masked(self, batch: Batch, key: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        weight = pixel_weight(batch)
-        # What a bad pixel holds must reach neither the network nor the loss.
-        image = self.preprocess(batch["image"], good_pixels(batch))
+        """Return the images (B, C, H, W), their masks (B, N) and the weights of pixels."""
+        from lensdist.data.masks import pixel_weight
+        from lensdist.models.masking import make_mask
+
+        image = self.image(batch)  # the content of a bad pixel must reach neither network nor loss
         mask = make_mask(image, self.cfg.model.patch_size, self.cfg.mask, key, batch["sample"])
-        return image, mask, weight
+        return image, mask, pixel_weight(batch)
 
+    def _same_mask(self, x: Tensor) -> Tensor:
+        from lensdist.models.masking import make_mask
 
-def pixel_weight(batch: Batch) -> Tensor | None:
-    """How much each pixel counts, (B, 1 or C, H, W); None when all count alike."""
-    weight = batch.get("weight")
-    if weight is not None and weight.dim() == 3:
-        weight = weight[:, None]
-    if "badpix" in batch:
-        bad = batch["badpix"].bool()
-        good = (~(bad[:, None] if bad.dim() == 3 else bad)).float()
-        weight = good if weight is None else weight * good
-    return weight
+        # One draw for all: the mask must not depend on an image's place among others.
+        samples = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return make_mask(x, self.cfg.model.patch_size, self.cfg.mask, 0, samples)
 
+    def _reconstruct(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw preprocessed images (N, C, H, W); return them and their masks (N, patches).
 
-def good_pixels(batch: Batch) -> Tensor | None:
-    """Which pixels count at all, (B, 1 or C, H, W) bool; None when all do."""
-    weight = pixel_weight(batch)
-    return None if weight is None else weight > 0
+        A network trained on hidden pixels only draws nothing meaningful elsewhere: there the
+        pixels of `x` are kept.
+        """
+        from lensdist.models.mae import pixel_mask
 
-
-def image_means(values: Tensor, weight: Tensor | None) -> Tensor:
-    """(B, C, H, W) -> (B,): over the pixels that count, whatever the others hold."""
-    axes = (1, 2, 3)
-    if weight is None:
-        return values.mean(axes)
-    counted = torch.where(weight > 0, values, 0.0) * weight
-    return counted.sum(axes) / weight.sum(axes).clamp_min(1e-12)
+        mask = self._same_mask(x)
+        with torch.no_grad():
+            drawn: Tensor = model(x, mask)
+        if self.cfg.loss == "masked":
+            drawn = torch.where(pixel_mask(mask, self.cfg.model.patch_size), drawn, x)
+        return drawn, mask

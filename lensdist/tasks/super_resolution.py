@@ -1,75 +1,159 @@
-"""Super-resolution with the MAE's encoder (task VI.B)."""
+"""Task `sr`: super-resolution with the MAE's encoder (task VI.B), or from scratch."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from pydantic import Field, model_validator
 
-from lensdist import rng
-from lensdist.config.schema import SuperResolutionRun
-from lensdist.data.preprocess import Preprocess, augment
-from lensdist.evaluate import super_resolution
-from lensdist.models.super_resolution import SuperResolver
-from lensdist.resample import enlarge
-from lensdist.tasks.base import Batch, Stage
-from lensdist.tasks.mae import good_pixels, image_means, pixel_weight
+from lensdist.config.base import Positive
+from lensdist.data.config import LIGHT_KEEPING, DataConfig, PreprocessConfig
+from lensdist.errors import UserError, say
+from lensdist.lazy import F, torch
+from lensdist.models.config import EncoderConfig, SuperResolverConfig
+from lensdist.tasks.base import Batch, Drawing
+from lensdist.tasks.encoder import EncoderSettings, EncoderTask
+from lensdist.tasks.settings import Choice, Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from lensdist.data.packed import PackedSet
+
+_LOOKED_AT = 16  # training pairs
+_UNLIKE = 0.3  # of HR's own contrast; LR that is a noisy exposure of its own is below it
+_SHOWN = 2  # pairs of a figure, in two rows each
 
 
-class SuperResolutionTask:
-    """Draw the large image from the small one.
+class SuperResolutionSettings(EncoderSettings):
+    """Super-resolution of pairs."""
 
-    HR is measured by LR's scale: scaled by its own range it would lose the flux that both share.
+    described: ClassVar[tuple[str, ...]] = ("model", "learn", "loss", "floor", "data_range")
 
-    Args:
-        cfg: the run's configuration.
-        labels: classes of the data; only recorded.
-        preprocess: from disk to network; the pretraining's own where there is an encoder.
-        encoder: the pretrained encoder's weights, by name; None: random ones.
-        thorough: also score SSIM, which takes longer than the network does.
+    model: SuperResolverConfig = SuperResolverConfig()
+    frozen_epochs: int = Field(
+        5,
+        ge=0,
+        le=10**12,
+        description="epochs at the start in which a pretrained encoder does not train; then "
+        "everything trains",
+    )
+    loss: Literal["mse", "poisson"] = Field(
+        "mse",
+        description="mse: squared error; poisson: squared error divided by the variance that "
+        "counting photons makes, which is brightness plus `floor`",
+    )
+    floor: Positive = Field(
+        0.02,
+        description="poisson: brightness, as the network sees it, at which the sky's noise equals "
+        "the source's",
+    )
+    learn: Literal["hr", "truth"] = Field(
+        "hr",
+        description="hr: learn HR as it is; truth: HR without its noise, which only simulated "
+        "pairs have; set model.exact_means=false then, because LR's own noise is in its means",
+    )
+    data_range: Positive = Field(
+        1.0, description="largest minus smallest value on disk, for PSNR and SSIM"
+    )
+
+    @property
+    def selects(self) -> Choice:
+        return ("error", "min")
+
+    @property
+    def encoder_settings(self) -> tuple[EncoderConfig, str]:
+        return self.model.encoder, "model.encoder"
+
+    def fitting(self, shape: Shape, *more: str) -> str:
+        return super().fitting(shape, *more, f"model.encoder.in_channels={shape[0]}")
+
+    @model_validator(mode="after")
+    def _truth_has_no_noise(self) -> Self:
+        if self.learn == "truth" and self.model.decoder == "residual" and self.model.exact_means:
+            raise ValueError("learn: truth goes with model.exact_means: false, or LR's noise stays")
+        return self
+
+    def check_preprocess(self, how: PreprocessConfig) -> None:
+        if how.scale not in LIGHT_KEEPING:
+            raise ValueError(
+                f"preprocess.scale: {how.scale} would not keep sums of light; use minmax, standard "
+                "or none"
+            )
+        if how.scale == "standard" and (self.model.decoder == "residual" or self.loss == "poisson"):
+            raise ValueError(
+                "preprocess.scale: standard goes with decoder: upconv and loss: mse; noise grows "
+                "with brightness, which minmax and none keep"
+            )
+
+
+class SuperResolutionTask(EncoderTask[SuperResolutionSettings]):
+    """Draw the large image (HR) from the small one (LR).
+
+    HR is scaled as LR is: scaled by its own range it would lose the flux that both share.
     """
 
     name = "sr"
-    select: tuple[str, Literal["min", "max"]] = ("error", "min")
+    settings = SuperResolutionSettings
+    answer = "image"
+    output = "enlarged"
+    draws = ("image", "sigma")
+    head = "decoder."
+    pairs = True
+    wants_truth = True
+    any_size = True
+    figures = ("super_resolution.png",)
+    harder = ("plain", "psf_wide", "psf_narrow")
 
-    def __init__(
-        self,
-        cfg: SuperResolutionRun,
-        labels: tuple[str, ...],
-        preprocess: Preprocess,
-        encoder: dict[str, Tensor] | None,
-        *,
-        thorough: bool = False,
-    ) -> None:
-        self.cfg = cfg
-        self.labels = labels
-        self.preprocess = preprocess
-        self._encoder = encoder
-        self._thorough = thorough
+    @classmethod
+    def check_data(cls, cfg: SuperResolutionSettings, packed: PackedSet, data: DataConfig) -> None:
+        """Check shapes, and that LR is HR's block means; warn of an odd `data_range`."""
+        packed.require_pairs(cfg.model.factor, truth=cfg.learn == "truth")
+        if data.source == "stream":
+            from lensdist.sim.simulator import Simulator
 
-    def build(self) -> nn.Module:
-        model = SuperResolver(self.cfg.model)
-        if self._encoder is not None:
-            model.encoder.load_state_dict(self._encoder)
-        return model
+            assert data.sim is not None  # the configuration has checked
+            simulated, about = Simulator(data.sim), packed.manifest
+            shapes = (simulated.image_shape, simulated.target_shape)
+            if shapes != (about.image_shape, about.target_shape):
+                raise UserError(
+                    f"data.sim: family {data.sim.family} does not simulate pairs like those of "
+                    f"{packed.path}; use family sr, and a set of 75 and 150 pixels to validate on"
+                )
+        _check_means(cfg, packed)
+        low, high = min(packed.manifest.statistics.min), max(packed.manifest.statistics.max)
+        if high - low > 2 * cfg.data_range:
+            say(
+                f"warning: {packed.path} runs from {low:g} to {high:g}; PSNR and SSIM are of "
+                f"data_range {cfg.data_range:g}"
+            )
 
-    def stages(self, epochs: int) -> list[Stage]:
-        # Freezing a random encoder would only waste epochs: from scratch everything trains.
-        frozen = min(self.cfg.frozen_epochs, epochs) if self._encoder is not None else 0
-        stages = [Stage(frozen, ("decoder.",)), Stage(epochs - frozen, ("",))]
-        return [s for s in stages if s.epochs]
+    @classmethod
+    def check_scored(cls, cfg: SuperResolutionSettings, packed: PackedSet) -> None:
+        packed.require_pairs(cfg.model.factor)
+
+    def network(self) -> nn.Module:
+        from lensdist.models.super_resolution import SuperResolver
+
+        return SuperResolver(self.cfg.model)
 
     def loss(self, model: nn.Module, batch: Batch, key: int) -> Tensor:
-        batch = augment(self.cfg.augment, rng.key(key, "augment"), batch)
-        drawn, wanted, seen, weight = self._drawn(model, batch)
+        from lensdist.data.masks import image_means
+
+        drawn, wanted, seen, weight = self._drawn(model, self.augmented(batch, key))
         loss = image_means(self._error(drawn, wanted, seen), weight)
         if self.cfg.model.sigma:
             loss = loss + image_means(_surprise(drawn, wanted), weight)
         return loss.mean()
 
+    # ---- scores
+
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
+        from lensdist.data.masks import good_pixels, image_means
+        from lensdist.evaluate import super_resolution
+
         raw, good, bands = batch["image"], good_pixels(batch), batch["image"].shape[1]
         drawn, wanted, seen, weight = self._drawn(model, batch)
         scores = super_resolution.of_images(
@@ -79,7 +163,7 @@ class SuperResolutionTask:
             truth=batch.get("truth"),
             weight=weight,
             data_range=self.cfg.data_range,
-            ssim=self._thorough,
+            ssim=self.thorough,
         )
         if self.cfg.learn == "truth" and "truth" not in batch:
             return scores  # what follows is of what was learned, which is not there
@@ -91,26 +175,97 @@ class SuperResolutionTask:
         return scores
 
     def score(self, outputs: Batch) -> dict[str, Any]:
+        from lensdist.evaluate import super_resolution
+
         return super_resolution.summary(outputs)
 
-    def describe(self) -> dict[str, Any]:
-        cfg = self.cfg
-        return {
-            "model": cfg.model.model_dump(mode="json"),
-            "init": "random" if self._encoder is None else "mae",
-            "learn": cfg.learn,
-            "loss": cfg.loss,
-            "floor": cfg.floor,
-            "data_range": cfg.data_range,
+    def intervals(self, outputs: Batch) -> dict[str, Any]:
+        from lensdist.evaluate import super_resolution
+
+        return super_resolution.intervals(outputs)
+
+    def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:
+        import numpy as np
+
+        from lensdist.data.masks import good_pixels
+        from lensdist.evaluate import pictures
+        from lensdist.resample import bicubic, enlarge, with_means
+
+        batch = what.images.gather(np.arange(min(_SHOWN, len(what.images))))
+        lr, good = batch["image"], good_pixels(batch)
+        given = None if good is None else good.expand_as(lr)
+        with torch.no_grad():
+            found = self.predict(what.network, lr if given is None else lr * given, given, _SHOWN)
+        found = {name: value.cpu() for name, value in found.items()}
+        lr = lr.cpu()
+        if given is not None:  # blank in all pictures
+            lr = torch.where(given.cpu(), lr, math.nan)
+        factor = self.cfg.model.factor
+        shown = {
+            "LR": lr,
+            "bicubic": bicubic(lr, factor),
+            "ours": found["image"],
+            "HR": batch["target"].cpu() + 0 * enlarge(lr, factor),
+            **({"truth": batch["truth"].cpu()} if "truth" in batch else {}),
         }
+        path = pictures.super_resolved(
+            what.folder / "super_resolution.png",
+            {name: image[:, 0].numpy() for name, image in shown.items()},
+            with_means(shown["truth"], lr)[:, 0].numpy() if "truth" in shown else None,
+            sigma=found["sigma"][:, 0].numpy() if "sigma" in found else None,
+            pixel_scale=what.pixel_scale,
+            title=f"Super-resolution, {what.title}",
+        )
+        return {}, [path]
+
+    # ---- use of a trained model
+
+    def predict(
+        self, model: nn.Module, raw: Tensor, good: Tensor | None, batch: int
+    ) -> dict[str, Tensor]:
+        from lensdist.resample import enlarge
+        from lensdist.tiles import tiled
+
+        x, size, factor = (
+            self.preprocess(raw, good),
+            self.cfg.model.image_size,
+            self.cfg.model.factor,
+        )
+        drawn = tiled(model, x, size, factor, batch)
+        image, *ln_sigma = torch.split(drawn, x.shape[1], 1)
+        found = {"image": self.preprocess.inverse(image, raw, good)}
+        if ln_sigma:
+            found["sigma"] = ln_sigma[0].exp() * self.preprocess.unit(raw, good)
+        if good is not None:
+            there = enlarge(good, factor)
+            found = {name: torch.where(there, value, torch.nan) for name, value in found.items()}
+        return found
+
+    def history(self, factor: int) -> list[str]:
+        model = self.cfg.model
+        exact = model.exact_means and model.decoder == "residual"
+        means = "averages" if exact else "averages only roughly"
+        return [
+            f"pixel values are means: a block of {factor} x {factor} {means} to the",
+            f"input pixel; divide by {factor**2} for flux per pixel",
+        ]
+
+    def graph(self, model: nn.Module, image: Tensor) -> Tensor:
+        drawn = model(self.preprocess(image))
+        return self.preprocess.inverse(drawn[:, : image.shape[1]], image)
+
+    # ---- the loss's parts
 
     def _drawn(
         self, model: nn.Module, batch: Batch
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """What the network draws, what it should, what it saw, and how much each pixel counts."""
+        """Return what the network draws, its target, its input, and the weights of pixels."""
+        from lensdist.data.masks import good_pixels, pixel_weight
+        from lensdist.resample import enlarge
+
         raw, weight, good = batch["image"], pixel_weight(batch), good_pixels(batch)
         seen = self.preprocess(raw, good)
-        # To be scored, what learned the truth does without it; a run has made sure of it.
+        # Scoring what learned the truth may do without it; training has checked that it is there.
         wanted = batch["target"] if self.cfg.learn == "hr" else batch.get("truth", batch["target"])
         wanted = self.preprocess.alike(wanted, raw, good)
         if weight is not None:
@@ -118,19 +273,44 @@ class SuperResolutionTask:
         return model(seen), wanted, seen, weight
 
     def _error(self, drawn: Tensor, wanted: Tensor, seen: Tensor) -> Tensor:
-        """Of each pixel: what the loss of the image is the mean of."""
+        """Return the error of each pixel, whose mean is an image's loss."""
+        from lensdist.resample import enlarge
+
         error = (drawn[:, : wanted.shape[1]] - wanted).square()
         if self.cfg.loss == "mse":
             return error
-        # A noisy pixel is no measure of its own variance: bright by chance, it would count less.
+        # A noisy pixel is not a measure of its own variance: bright by chance, it would count less.
         around = F.avg_pool2d(seen, 3, 1, 1, count_include_pad=False).clamp_min(0)
         # In thousandths: about 1 where the brightest pixel counts a thousand photons.
         return 1e3 * error / (enlarge(around, self.cfg.model.factor) + self.cfg.floor)
 
 
 def _surprise(drawn: Tensor, wanted: Tensor) -> Tensor:
-    """-ln p of each pixel under a normal distribution with the drawn sigma, which alone learns."""
+    """Return -ln p of each pixel under a normal distribution with the drawn sigma; only sigma
+    learns from it."""
     bands = wanted.shape[1]
     ln_sigma = drawn[:, bands:]
     error = (drawn[:, :bands].detach() - wanted).square()
     return 0.5 * (error * (-2 * ln_sigma).exp() + math.log(2 * math.pi)) + ln_sigma
+
+
+def _check_means(cfg: SuperResolutionSettings, packed: PackedSet) -> None:
+    import numpy as np
+
+    from lensdist.resample import block_means
+
+    rows = packed.indices("train")[:_LOOKED_AT]
+    if cfg.model.decoder != "residual" or not cfg.model.exact_means or not len(rows):
+        return
+    pairs = packed.gather(rows)
+    lr, means = pairs["image"].double(), block_means(pairs["target"].double(), cfg.model.factor)
+    if "badpix" in pairs:
+        lr, means = (x[~pairs["badpix"]] for x in (lr, means))
+    off, contrast = float((lr - means).square().mean().sqrt()), float(means.std())
+    if off > _UNLIKE * contrast:
+        slope = float(np.polyfit(means.flatten().numpy(), lr.flatten().numpy(), 1)[0])
+        raise UserError(
+            f"{packed.path}: LR is not the mean of HR's {cfg.model.factor}x{cfg.model.factor} "
+            f"blocks (it is {slope:.3g} times that, at best); rescale one of them, or set "
+            "model.exact_means=false"
+        )

@@ -12,7 +12,7 @@ from lensdist.data.staging import Staging, check_free
 from lensdist.errors import RunError, UserError
 from lensdist.export import write_export
 from lensdist.files import sha256
-from lensdist.models.config import MaskConfig
+from lensdist.tasks.registry import task_class
 from lensdist.weights.choices import Choices
 from lensdist.weights.pth import read_pth
 from lensdist.weights.published import Published, recognise
@@ -41,10 +41,12 @@ def convert(file: Path, dest: Path, choices: Choices) -> tuple[Published, dict[s
         preprocess = _preprocess(found, choices)
     except UserError as error:
         raise UserError(f"{file} cannot be imported: {error}") from error
+    kind = task_class(found.task)
+    task = kind(kind.settings.model_validate({"model": found.model}), names, preprocess)
     description = {
+        **task.describe(),
         "task": found.task,
         "preset": "imported",
-        "model": found.model.model_dump(mode="json"),
         "labels": list(names),
         "preprocessing": preprocess.state(),
         "metrics": {},
@@ -61,8 +63,6 @@ def convert(file: Path, dest: Path, choices: Choices) -> tuple[Published, dict[s
             *choices.assumed(found.seen, found.model.in_channels, found.scale, found.labels),
         ],
     }
-    if found.task == "mae":
-        description |= {"mask": MaskConfig().model_dump(mode="json"), "loss": "image"}
     if found.note:
         description["note"] = found.note
     staging = Staging(dest)
@@ -78,7 +78,9 @@ def convert(file: Path, dest: Path, choices: Choices) -> tuple[Published, dict[s
 
 def _preprocess(found: Published, choices: Choices) -> Preprocess:
     cfg = PreprocessConfig(scale=choices.scale(found.scale))
-    if found.task == "mae" and (choices.mean or choices.std or choices.preprocess == "imagenet"):
+    if task_class(found.task).draws and (
+        choices.mean or choices.std or choices.preprocess == "imagenet"
+    ):
         raise UserError(
             "it draws images, and would have to draw others; leave out --mean, --std and "
             "--preprocess imagenet"

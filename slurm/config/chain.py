@@ -10,11 +10,12 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from lensdist.config.base import Strict
-from lensdist.config.schema import TASKS
+from lensdist.config.schema import run_schema
 from lensdist.sim.config import LensLight, SimConfig
+from lensdist.tasks.registry import built_in
 
 # `pretrain.optim.lr=1e-4` must mean the phase: no phase may be called like a part of a setting.
-TAKEN = {"runs", "cluster"}.union(*(model.model_fields for model in TASKS.values()))
+TAKEN = {"runs", "cluster"}.union(*(run_schema(task).model_fields for task in built_in()))
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _REFERENCE = re.compile(r"\{([A-Za-z0-9_-]+)\}")
 KINDS = ("train", "evaluate", "simulate", "pack", "report")

@@ -224,7 +224,9 @@ class Maker:
             goal = Goal(phase=self._name(name, point), run=run, kind="scores", split=phase.split)
             data = trained.config.data.path or run / "data"
             split = ("--split", phase.split)
-            words = ("-m", "lensdist", "evaluate", str(run), "--data", str(data), *split)
+            own = trained.config.programs()
+            trusted = [word for path in own for word in ("--trust", path.partition(":")[0])]
+            words = ("-m", "lensdist", "evaluate", str(run), "--data", str(data), *split, *trusted)
             standing = of_scores(goal, trained.standing, self._state, self._package, self._triggers)
             source = f"evaluate {trained.name} on its {phase.split} split"
             return goal, words, source, standing

@@ -6,7 +6,7 @@ import shlex
 import time
 
 from lensdist.config import load
-from lensdist.config.schema import schema_of
+from lensdist.config.schema import recorded_schema
 from lensdist.errors import UserError
 from slurm.node.verdict import CANCELLED
 from slurm.watching.causes import KINDS, LOST, RESUME, WATCH, Cause, known, why_waiting
@@ -161,7 +161,7 @@ def _settings(case: Case, settings: str) -> str:
     if job is not None and job.cluster.mem_gb is not None:
         more = f"{2 * job.cluster.mem_gb:g}"
     try:
-        config = load(case.seen.goal.run / "config.yaml", schema=schema_of)
+        config = load(case.seen.goal.run / "config.yaml", schema=recorded_schema)
         micro = config.train.micro(processes)
         factor = next((n for n in range(2, micro + 1) if micro % n == 0), 1)
         smaller, lower = str(micro // factor), f"{config.optim.lr / 3:.2g}"

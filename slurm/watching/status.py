@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from lensdist.config import load
-from lensdist.config.schema import BaseRun, ClassifierRun, MaeRun, schema_of
+from lensdist.config.schema import BaseRun, recorded_schema
 from lensdist.errors import UserError
 from lensdist.track.log import read
 from slurm import scheduler
@@ -185,7 +185,7 @@ def status(goals: Sequence[Goal], state: Path) -> list[tuple[str, ...]]:
 def progress(run: Path) -> Progress | None:
     """How far a run of training is; None before its first row."""
     try:
-        config = load(run / "config.yaml", schema=schema_of)
+        config = load(run / "config.yaml", schema=recorded_schema)
     except UserError:  # not there yet, or of another version
         return None
     rows = read(run / "metrics.jsonl")
@@ -254,11 +254,7 @@ def is_ours(job: str) -> bool:
 
 def _chosen_by(config: BaseRun) -> str:
     """The score of a row of validation that chooses the best checkpoint."""
-    if isinstance(config, ClassifierRun):
-        return {"auc": "auc_macro"}.get(config.select, config.select)
-    if isinstance(config, MaeRun):
-        return "mse_masked" if config.loss == "masked" else "mse"
-    return "error"
+    return config.selects[0]
 
 
 def _facts(seen: Seen, state: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from torch import nn
 
 from lensdist.config import load
 from lensdist.config.schema import schema_of
-from lensdist.tasks.common import CommonTask
+from lensdist.tasks.ensemble import EnsembleTask as CommonTask
 from lensdist.train import main as main_of_train
 
 # Set before torch is imported: by default it takes the processor's newest kernels, which round

@@ -11,7 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
 
+from lensdist.data.config import PreprocessConfig
+from lensdist.data.preprocess import Preprocess
 from lensdist.predicting.inputs import Input, find
+from lensdist.tasks.registry import task_class
 
 Array = npt.NDArray[Any]
 DESCRIPTION = {"preset": "best\n", "sha256": {"model.safetensors": "0123456789abcdef" * 4}}
@@ -23,8 +26,11 @@ class Classifier:
     task = "finetune"
     labels: tuple[str, ...] = ('a,"b"', "c d\u00e9")
 
-    def __init__(self) -> None:
+    def __init__(self, **model: Any) -> None:
         self.description: dict[str, Any] = {**DESCRIPTION, "task": self.task}
+        kind = task_class(self.task)
+        cfg = kind.settings.model_validate({"model": model})
+        self.does = kind(cfg, self.labels, Preprocess(PreprocessConfig(), [0.0], [1.0]))
         self.calls: list[tuple[int, ...]] = []
 
     def predict(self, x: Array, batch: int = 256, good: Array | None = None) -> dict[str, Array]:
@@ -46,11 +52,9 @@ class SuperResolver(Classifier):
     task = "sr"
     labels = ()
 
-    def __init__(self, factor: int = 2, sigma: bool = False) -> None:
-        super().__init__()
+    def __init__(self, factor: int = 2, sigma: bool = False, **model: Any) -> None:
+        super().__init__(factor=factor, **model)
         self.factor, self.sigma = factor, sigma
-        model = {"factor": factor, "exact_means": True, "decoder": "residual"}
-        self.description |= {"model": model}
 
     def predict(self, x: Array, batch: int = 256, good: Array | None = None) -> dict[str, Array]:
         self.calls.append(x.shape)

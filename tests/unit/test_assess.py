@@ -76,7 +76,7 @@ def test_views_are_averaged_as_probabilities(tiny_set: Path, tmp_path: Path, nam
 
 def test_an_autoencoder_has_no_views_to_average(tiny_set: Path, tmp_path: Path) -> None:
     subject = open_subject(write_model(tmp_path, "mae"), tiny_set)
-    with pytest.raises(UserError, match=r"--tta is for classifiers.* is a mae"):
+    with pytest.raises(UserError, match=r"--tta .* is of task mae"):
         score_split(subject, "test", tta="rot180")
     scores, _ = score_split(subject, "test")
     assert scores["psnr_ci"][0] < scores["psnr"] < scores["psnr_ci"][1]

@@ -15,8 +15,8 @@ from lensdist.data.preprocess import Preprocess
 from lensdist.data.source import PackedSource, View
 from lensdist.engine.feature_cache import cached
 from lensdist.models.ensemble import Ensemble
-from lensdist.tasks.common import CommonTask
-from lensdist.tasks.finetune import FinetuneTask
+from lensdist.tasks.build import build_task
+from lensdist.tasks.registry import AnyTask
 from tests.unit.worlds import FakeWorld, on_all
 
 pytestmark = pytest.mark.unit
@@ -24,7 +24,7 @@ LABELS = ("no_sub", "cdm", "axion")
 TRAINS = ("members.0.sections.head.", "members.0.sections.block4.", "members.1.sections.head.")
 
 
-def _parts(data: Path, **settings: Any) -> tuple[CommonRun, CommonTask, Ensemble, PackedSource]:
+def _parts(data: Path, **settings: Any) -> tuple[CommonRun, AnyTask, Ensemble, PackedSource]:
     raw: dict[str, Any] = {
         "task": "common", "run": {"dir": "x"}, "data": {"path": str(data)}, "init": "random",
         "model": {
@@ -34,7 +34,7 @@ def _parts(data: Path, **settings: Any) -> tuple[CommonRun, CommonTask, Ensemble
         "augment": {"rot180": True, "rot90": True}, "train": {"eval_batch": 20},
     }  # fmt: skip
     cfg = CommonRun(**{**raw, **settings})
-    task = CommonTask(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0]), None)
+    task = build_task(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0]), None)
     torch.manual_seed(1)
     model = task.build().eval()
     assert isinstance(model, Ensemble)
@@ -121,7 +121,7 @@ def test_a_fine_tuned_encoder_is_kept_too(tiny_set: Path) -> None:
         task="finetune", run={"dir": "x"}, data={"path": str(tiny_set)},
         model={"dim": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "head_norm": True},
     )  # fmt: skip
-    task = FinetuneTask(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0]), None)
+    task = build_task(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0]), None)
     model = task.build().eval()
     source = PackedSource(View(PackedSet(tiny_set), "train", cfg.data, 0, torch.device("cpu")), 0)
     assert task.split(model, lambda name: True) is None

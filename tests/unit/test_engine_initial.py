@@ -11,11 +11,11 @@ import torch
 from lensdist._torchvision import import_torchvision
 from lensdist.config.schema import CommonRun
 from lensdist.data.packed import PackedSet
-from lensdist.engine.initial import starting_point
 from lensdist.errors import UserError
 from lensdist.loaded import load
 from lensdist.models.ensemble import Ensemble
-from lensdist.tasks.common import CommonTask
+from lensdist.tasks.build import build_task
+from lensdist.tasks.registry import task_class
 from tests.conftest import forked, settings
 from tests.unit.worlds import FakeWorld
 
@@ -32,7 +32,9 @@ def _run(**more: Any) -> CommonRun:
 
 
 def _start(cfg: CommonRun, data: Path) -> Any:
-    return starting_point(cfg, PackedSet(data), LABELS, FakeWorld())  # type: ignore[arg-type]
+    kind = task_class(cfg.task)
+    start = kind.start(cfg, cfg.preprocess, PackedSet(data), LABELS, FakeWorld())
+    return start.preprocess, start.weights, start.digest
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +53,14 @@ def test_imagenet_s_weights_from_a_file(
     path, state = weights
     cfg = _run(weights={"resnet18": path})
     preprocess, initial, _ = _start(cfg, common_set)
-    model = CommonTask(cfg, LABELS, preprocess, initial).build()
+    model = build_task(cfg, LABELS, preprocess, initial).build()
     assert isinstance(model, Ensemble)
     ours = model.state_dict()
     folded = state["conv1.weight"].sum(1, keepdim=True)
     torch.testing.assert_close(ours["members.0.sections.stem.0.weight"], folded)
     name = "members.0.sections.block4.0.1.bn2.weight"
     assert torch.equal(ours[name], state["layer4.1.bn2.weight"])
-    assert CommonTask(cfg, LABELS, preprocess, initial).describe()["init"] == "imagenet"
+    assert build_task(cfg, LABELS, preprocess, initial).describe()["init"] == "imagenet"
 
 
 def test_without_network_the_sentence_says_what_to_get_and_where_to_put_it(
@@ -111,7 +113,7 @@ def test_members_that_were_trained_before_go_on_together(
 ) -> None:
     cfg = _joint(members)
     preprocess, initial, digest = _start(cfg, common_set)
-    task = CommonTask(cfg, LABELS, preprocess, initial)
+    task = build_task(cfg, LABELS, preprocess, initial)
     x = torch.rand(3, 1, 150, 150)
     joint = task.build().eval()(preprocess(x))
     apart = [torch.from_numpy(load(run).predict(x.numpy())["logits"]) for run in members]

@@ -23,7 +23,7 @@ from lensdist.models.classifier import Classifier
 from lensdist.models.config import ClassifierConfig, EncoderConfig, MaeConfig
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
 from lensdist.sealed import sealed
-from lensdist.tasks.mae import MaeTask
+from lensdist.tasks.build import build_task
 
 pytestmark = pytest.mark.unit
 
@@ -258,7 +258,7 @@ def _mae_export(folder: Path, loss: str) -> Path:
         model={"image_size": 16, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2, "mlp_dim": 16},
         loss=loss,
     )
-    task = MaeTask(cfg, (), Preprocess(cfg.preprocess, [0.0], [1.0]))
+    task = build_task(cfg, (), Preprocess(cfg.preprocess, [0.0], [1.0]))
     facts = {"task": "mae", "preset": "test", "labels": [], "metrics": {}}
     facts |= {"preprocessing": task.preprocess.state(), **task.describe()}
     torch.manual_seed(0)

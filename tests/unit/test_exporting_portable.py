@@ -19,7 +19,7 @@ from lensdist.errors import UserError
 from lensdist.export import PREPROCESS
 from lensdist.exporting import portable
 from lensdist.exporting._onnxruntime import import_onnxruntime
-from lensdist.exporting.portable import as_module, largest_difference, samples, write
+from lensdist.exporting.portable import Portable, largest_difference, samples, write
 from lensdist.loaded import LoadedModel
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import (
@@ -154,7 +154,7 @@ def test_tokens_say_how_many_patches_a_mask_hides(tmp_path: Path) -> None:
     original = model("tokens")
     facts, run = write(original, "pt2", tmp_path)
     assert facts["hidden_patches"] == 4  # 0.3 of 16, rounded down
-    image, mask = (x.numpy() for x in samples(original, 3, 1))
+    image, mask = (x.numpy() for x in samples(original, 3, 1).values())
     other = np.roll(mask, 1, axis=1)
     drawn = run(image, other)
     hidden = pixel_mask(torch.from_numpy(other), 4).numpy()
@@ -175,13 +175,13 @@ def test_our_pt2_is_read_without_a_pickle(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("torch.load", "pickle.loads", "pickle.load", "torch._C._pickle_load_obj"):
         monkeypatch.setattr(name, never)
     module = torch.export.load(tmp_path / "model.pt2").module()
-    (image,) = samples(original, 5, 1)
+    image = samples(original, 5, 1)["image"]
     np.testing.assert_array_equal(module(image).detach().numpy(), run(image.numpy()))
 
 
 def test_the_largest_difference_is_found(tmp_path: Path) -> None:
     original = model("classifier")
-    whole = as_module(original)
+    whole = Portable(original).eval().requires_grad_(False)
 
     def off(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
         found = whole(torch.from_numpy(image)).numpy()
@@ -190,7 +190,7 @@ def test_the_largest_difference_is_found(tmp_path: Path) -> None:
 
     difference, scale = largest_difference(original, off, (1, 3, 2))
     assert difference == pytest.approx(0.25, abs=1e-5)
-    images = [samples(original, n, seed)[0].numpy() for seed, n in ((1, 1), (2, 3), (3, 2))]
+    images = [samples(original, n, seed)["image"].numpy() for seed, n in ((1, 1), (2, 3), (3, 2))]
     assert scale == max(np.abs(original.predict(x)["logits"]).max() for x in images)
     for wrong in (lambda x: off(x)[:, :1], lambda x: off(x) * np.nan):
         assert largest_difference(original, wrong)[0] == float("inf")

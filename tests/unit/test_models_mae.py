@@ -11,7 +11,7 @@ from lensdist.data.preprocess import Preprocess
 from lensdist.models.config import MaeConfig, MaskConfig, masked_count
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
 from lensdist.models.masking import make_mask
-from lensdist.tasks.mae import MaeTask
+from lensdist.tasks.build import build_task
 
 pytestmark = pytest.mark.unit
 
@@ -86,5 +86,5 @@ def test_a_decoder_that_heads_do_not_divide_is_refused() -> None:
 @pytest.mark.parametrize(("loss", "chosen"), [("image", "mse"), ("masked", "mse_masked")])
 def test_validation_chooses_by_what_is_trained(loss: str, chosen: str) -> None:
     cfg = MaeRun(task="mae", run={"dir": "x"}, data={"path": "x"}, loss=loss)
-    task = MaeTask(cfg, (), Preprocess(cfg.preprocess, [0.0], [1.0]))
+    task = build_task(cfg, (), Preprocess(cfg.preprocess, [0.0], [1.0]))
     assert task.select == (chosen, "min")

@@ -105,8 +105,7 @@ def test_fits_keeps_its_headers_and_its_sky(tmp_path: Path) -> None:
 
 def test_a_model_whose_blocks_are_not_exact_says_so(tmp_path: Path) -> None:
     fits.PrimaryHDU(pixels(1)).writeto(tmp_path / "a.fits")
-    model = SuperResolver(3)
-    model.description["model"]["decoder"] = "upconv"
+    model = SuperResolver(3, decoder="upconv")
     dest = tmp_path / "out"
     predict_files(model, inputs(tmp_path, dest=dest), dest)
     history = " ".join(fits.getheader(dest / "a.fits")["HISTORY"])

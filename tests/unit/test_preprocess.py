@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from lensdist import rng
 from lensdist.config.schema import FinetuneRun, MaeRun
 from lensdist.data.config import AugmentConfig, PreprocessConfig
 from lensdist.data.preprocess import Preprocess, augment
-from lensdist.tasks.finetune import FinetuneTask
-from lensdist.tasks.mae import MaeTask
+from lensdist.tasks.build import build_task
 
 pytestmark = pytest.mark.unit
 
@@ -116,9 +116,9 @@ def task_of(kind: str, scale: str, **more: Any) -> tuple[Any, torch.nn.Module]:
     preprocess = Preprocess(PreprocessConfig(scale=scale), [5.0], [2.0])  # type: ignore[arg-type]
     task: Any
     if kind == "mae":
-        task = MaeTask(MaeRun(**{**raw, "mask": {"ratio": 0.5}}), ("a",), preprocess)
+        task = build_task(MaeRun(**{**raw, "mask": {"ratio": 0.5}}), ("a",), preprocess)
     else:
-        task = FinetuneTask(FinetuneRun(**raw), ("a", "b"), preprocess, None)
+        task = build_task(FinetuneRun(**raw), ("a", "b"), preprocess, None)
     torch.manual_seed(0)
     return task, task.build().eval()
 
@@ -168,7 +168,7 @@ def test_weights_weigh_the_error() -> None:
     plain = {"image": images(4, 1), "sample": torch.arange(4)}
     weight = torch.rand(4, 1, 16, 16) + 0.1
     outputs = task.outputs(model, {**plain, "weight": weight})
-    image, mask, _ = task._masked(plain, task._evaluation_key)
+    image, mask, _ = task._masked(plain, rng.key(task.seed, "evaluation mask"))
     error = (model(image, mask) - image).square()
     expected = (error * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
     torch.testing.assert_close(outputs["mse"], expected)

@@ -16,7 +16,6 @@ from lensdist.data.pack import pack
 from lensdist.data.packed import PackedSet
 from lensdist.data.packed_writer import PackedWriter
 from lensdist.data.preprocess import Preprocess
-from lensdist.engine.pairs import check_pairs
 from lensdist.errors import UserError
 from lensdist.export import write_export
 from lensdist.loaded import LoadedModel, load
@@ -25,7 +24,8 @@ from lensdist.models.super_resolution import SuperResolver
 from lensdist.resample import bicubic, block_means, enlarge, with_means
 from lensdist.sim.config import SimConfig
 from lensdist.sim.simulator import Simulator
-from lensdist.tasks.super_resolution import SuperResolutionTask
+from lensdist.tasks.build import build_task
+from lensdist.tasks.registry import AnyTask, task_class
 from lensdist.tiles import tiled
 from tests.unit.exported import write_model
 
@@ -50,12 +50,12 @@ def network(**changes: Any) -> SuperResolver:
     return model
 
 
-def task(preprocess: Preprocess | None = None, **changes: Any) -> SuperResolutionTask:
+def task(preprocess: Preprocess | None = None, **changes: Any) -> AnyTask:
     model = config(**changes.pop("model", {}))
     raw = {"task": "sr", "run": {"dir": "x"}, "data": {"path": "x"}, "model": model}
     cfg = SuperResolutionRun(**{**raw, **changes})
     preprocess = preprocess or Preprocess(PreprocessConfig(), [0.0], [1.0])
-    return SuperResolutionTask(cfg, (), preprocess, None, thorough=True)
+    return build_task(cfg, (), preprocess, None, thorough=True)
 
 
 def pairs(n: int = 4, factor: int = 2, bands: int = 1, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -233,7 +233,7 @@ def test_learning_the_truth_needs_free_means() -> None:
 def test_frozen_encoder_first_then_everything() -> None:
     of = task(frozen_epochs=5)
     assert [s.epochs for s in of.stages(30)] == [30]  # a random encoder is not worth freezing
-    of._encoder = {}
+    of.weights = {}
     frozen, all_ = of.stages(30)
     assert (frozen.epochs, all_.epochs) == (5, 25)
     assert frozen.trains("decoder.out.weight")
@@ -337,7 +337,8 @@ def write_pairs(folder: Path, lr: Any, hr: Any, **more: Any) -> PackedSet:
 def checked(packed: PackedSet, **changes: Any) -> None:
     model = config(**changes.pop("model", {}))
     raw = {"task": "sr", "run": {"dir": "x"}, "data": {"path": packed.path}, "model": model}
-    check_pairs(SuperResolutionRun(**{**raw, **changes}), packed)
+    cfg = SuperResolutionRun(**{**raw, **changes})
+    task_class("sr").check_data(cfg, packed, cfg.data)
 
 
 def test_lr_must_be_what_the_network_takes_it_for(

@@ -12,16 +12,18 @@ from lensdist.config.schema import CommonRun
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.preprocess import Preprocess
 from lensdist.errors import UserError
-from lensdist.tasks.common import CommonTask, share_out
+from lensdist.tasks.build import build_task
+from lensdist.tasks.ensemble import share_out
+from lensdist.tasks.registry import AnyTask
 
 pytestmark = pytest.mark.unit
 LABELS = ("no", "sphere", "vort")
 
 
-def _task(**settings: Any) -> CommonTask:
+def _task(**settings: Any) -> AnyTask:
     raw = {"task": "common", "run": {"dir": "x"}, "data": {"path": "x"}, "init": "random"}
     cfg = CommonRun(**{**raw, "unfreeze": "progressive", **settings})
-    return CommonTask(cfg, LABELS, Preprocess(PreprocessConfig(), [0.0], [1.0]), None)
+    return build_task(cfg, LABELS, Preprocess(PreprocessConfig(), [0.0], [1.0]), None)
 
 
 def test_the_recipe_s_ensemble_shares_30_epochs_by_parameters() -> None:
@@ -49,9 +51,9 @@ def test_all_at_once_is_one_stage() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match=r"unfreeze_epochs has 2 stages but .* come in 6 sections"):
-        _task(unfreeze_epochs=(1, 2), train={"epochs": 3})
+        _task(unfreeze_epochs=(1, 2), train={"epochs": 3}).stages(3)
     with pytest.raises(UserError, match=r"train\.epochs 5 is less than one for each of the 6"):
-        _task(train={"epochs": 5})
+        _task(train={"epochs": 5}).stages(5)
     with pytest.raises(ValueError, match=r"adds up to 3, not to train\.epochs 10"):
         _task(unfreeze_epochs=(1, 2))
     with pytest.raises(ValueError, match="goes with unfreeze: progressive"):

@@ -20,9 +20,7 @@ from lensdist.engine.loop import Outcome
 from lensdist.engine.stages import stages_in_steps
 from lensdist.engine.state import TrainState
 from lensdist.tasks.base import Batch, Stage
-from lensdist.tasks.finetune import FinetuneTask
-from lensdist.tasks.mae import MaeTask
-from lensdist.tasks.super_resolution import SuperResolutionTask
+from lensdist.tasks.build import build_task
 
 pytestmark = pytest.mark.unit
 
@@ -64,7 +62,7 @@ def test_a_mae_learns_the_pixels_that_its_loss_names(loss: str, damaged: bool) -
         batch["weight"] = images(3, 16, 16)
     network = Constant(images(3, 1, 16, 16).flip(-1))
     found = float(
-        MaeTask(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0])).loss(network, batch, 7)
+        build_task(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0])).loss(network, batch, 7)
     )
     seen, mask, hidden = network.given
     assert mask.shape == (3, 16)
@@ -88,7 +86,7 @@ def test_labels_are_smoothed_as_much_as_asked(smoothing: float) -> None:
         "label": torch.tensor([0, 2]),
         "sample": torch.arange(2),
     }
-    task = FinetuneTask(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0]), None)
+    task = build_task(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0]), None)
     wanted = 0.0
     for row, label in zip(logits.double(), batch["label"], strict=True):
         ln_p = row - torch.logsumexp(row, 0)
@@ -109,7 +107,7 @@ def test_super_resolution_learns_the_error_that_its_loss_names(
     lr, hr = images(2, 1, 12, 12), images(2, 1, 24, 24).flip(0)
     drawn = images(2, 2 if sigma else 1, 24, 24).flip(-1)
     batch = {"image": lr, "target": hr, "sample": torch.arange(2)}
-    task = SuperResolutionTask(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0]), None)
+    task = build_task(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0]), None)
     error = (drawn[:, :1] - hr).double().numpy() ** 2
     wanted = error
     if loss == "poisson":
@@ -142,7 +140,7 @@ def test_an_encoder_is_frozen_as_long_as_asked(
     more: dict[str, Any], pretrained: bool, wanted: list[Stage]
 ) -> None:
     cfg: FinetuneRun = run("finetune", preprocess={"scale": "none"}, **more)
-    task = FinetuneTask(
+    task = build_task(
         cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0]), {} if pretrained else None
     )
     assert task.stages(30) == wanted

@@ -1,0 +1,142 @@
+"""Tasks that may start from the encoder of a pretrained masked autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from pydantic import Field
+
+from lensdist.data.config import PreprocessConfig
+from lensdist.errors import UserError
+from lensdist.models.config import EncoderConfig
+from lensdist.tasks.base import Split, Stage, Start, Task, refuse_other_preprocess
+from lensdist.tasks.settings import Shape, TaskSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lensdist.data.packed import PackedSet
+    from lensdist.engine.world import World
+
+
+class EncoderSettings(TaskSettings):
+    """The settings of a task that may start from a pretrained encoder."""
+
+    encoder: Path | None = Field(
+        None, description="a finished run of task mae, or its export; null: random weights"
+    )
+    frozen_epochs: int = Field(
+        10,
+        ge=0,
+        le=10**12,
+        description="epochs at the start in which a pretrained encoder does not train; then "
+        "everything trains",
+    )
+
+    @property
+    def encoder_settings(self) -> tuple[EncoderConfig, str]:
+        """The encoder's settings, and the key that they stand under."""
+        model: EncoderConfig = getattr(self, "model")  # noqa: B009, a field of the subclass
+        return model, "model"
+
+    def starts_from(self) -> dict[str, Path | tuple[Path, ...]]:
+        return {} if self.encoder is None else {"encoder": self.encoder}
+
+    def remedy(self, shape: Shape) -> str | None:
+        theirs = self._pretrained()
+        if theirs is None:
+            return super().remedy(shape)
+        same = self.encoder_settings[1] != "model"  # a nested encoder's input is resized
+        size, bands = theirs["image_size"], theirs["in_channels"]
+        if bands != shape[0] or not (same or size == shape[1]):
+            return (
+                f"no setting changes that, for its encoder was pretrained on {bands}x{size}x{size}:"
+                " pretrain one on such a set (task mae), or start from random weights with "
+                "encoder=null"
+            )
+        if shape == self.image_shape:
+            return None
+        return self.fitting(shape, *() if same else (f"model.patch_size={theirs['patch_size']}",))
+
+    def _pretrained(self) -> dict[str, int] | None:
+        """Return bands, pixels a side and of a patch of the pretrained encoder, if known."""
+        from lensdist.export import read_export
+
+        if self.encoder is None:
+            return None
+        try:
+            model = read_export(self.encoder)[0].get("model")
+        except UserError:  # `start` gives the reason: it may not be finished
+            return None
+        fields = ("in_channels", "image_size", "patch_size")
+        if not isinstance(model, dict) or not all(isinstance(model.get(f), int) for f in fields):
+            return None
+        return {field: model[field] for field in fields}
+
+
+E = TypeVar("E", bound=EncoderSettings)
+
+
+class EncoderTask(Task[E]):
+    """A task whose network has an `encoder`; `head` names the parameters beside it."""
+
+    head: ClassVar[str]
+    """The prefix of the parameters that train while the encoder is frozen."""
+
+    @classmethod
+    def start(
+        cls,
+        cfg: E,
+        how: PreprocessConfig,
+        packed: PackedSet,
+        labels: tuple[str, ...],
+        world: World,
+        *,
+        fetch: bool = True,
+    ) -> Start:
+        """A pretrained network brings its own preprocessing: in other units it is worth nothing."""
+        from lensdist.export import WEIGHTS, encoder_of, find_export
+        from lensdist.files import sha256
+        from lensdist.phases import check_finished
+
+        if cfg.encoder is None:
+            return super().start(cfg, how, packed, labels, world, fetch=fetch)
+        check_finished(cfg.encoder, "encoder")
+        theirs, weights = encoder_of(cfg.encoder, *cfg.encoder_settings)
+        try:
+            cfg.check_preprocess(theirs.cfg)
+        except ValueError as e:
+            raise UserError(
+                f"encoder: {cfg.encoder} was pretrained with another preprocessing than this task "
+                f"takes ({e}); pretrain one with task mae and such a scale"
+            ) from e
+        refuse_other_preprocess(how, theirs, cfg.encoder)
+        return Start(theirs, weights, sha256(find_export(cfg.encoder) / WEIGHTS))
+
+    def build(self) -> nn.Module:
+        model: Any = self.network()
+        if self.weights is not None:
+            model.encoder.load_state_dict(self.weights)
+        return model  # type: ignore[no-any-return]
+
+    def stages(self, epochs: int) -> list[Stage]:
+        # Freezing a random encoder would only waste epochs: from scratch everything trains.
+        frozen = min(self.cfg.frozen_epochs, epochs) if self.weights is not None else 0
+        stages = [Stage(frozen, (self.head,)), Stage(epochs - frozen, ("",))]
+        return [stage for stage in stages if stage.epochs]
+
+    @property
+    def init(self) -> str:
+        return "random" if self.weights is None else "mae"
+
+
+def split_encoder(model: nn.Module, trains: Callable[[str], bool]) -> Split | None:
+    """Cut a classifier, or another head on pooled tokens, after its frozen encoder."""
+    from lensdist.models.split import Part
+
+    whole: Any = model
+    if any(trains(f"encoder.{name}") for name, _ in whole.encoder.named_parameters()):
+        return None
+    return Split(Part(whole, lambda x: (whole.pooled(x),)), Part(whole, whole.head))

@@ -1,0 +1,57 @@
+"""Tasks by name: the modules of this package, and classes of the user's own by import path.
+
+`task: mae` is the task of that name in this package; `task: mylab.masses:MassTask` is the class
+`MassTask` of the user's module `mylab.masses`, which is imported from the current folder or from
+where Python finds packages.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from lensdist import tasks
+from lensdist.errors import UserError
+from lensdist.plugins import load_object
+from lensdist.tasks.base import Task
+from lensdist.tasks.settings import TaskSettings
+
+AnyTask = Task[Any]
+
+
+@cache
+def built_in() -> dict[str, type[AnyTask]]:
+    """Return the tasks of this package by name, in the order of their modules."""
+    found = {}
+    for module in pkgutil.iter_modules(tasks.__path__):
+        for value in vars(import_module(f"{tasks.__name__}.{module.name}")).values():
+            if isinstance(value, type) and issubclass(value, Task) and "name" in vars(value):
+                found[value.name] = value
+    return found
+
+
+@cache
+def task_class(name: str) -> type[AnyTask]:
+    """Find the task of a name or import path.
+
+    Raises:
+        UserError: there is none, or its module is not trusted.
+    """
+    if name in built_in():
+        return built_in()[name]
+    if ":" not in name:
+        known = ", ".join(built_in())
+        raise UserError(
+            f"task: {name!r} is not a task; use one of {known}, or the import path of your own, "
+            "such as mylab.masses:MassTask"
+        )
+    found = load_object(name, "task")
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise UserError(f"task: {name} is not a subclass of lensdist.tasks.Task")
+    settings = getattr(found, "settings", None)
+    if not (isinstance(settings, type) and issubclass(settings, TaskSettings)):
+        raise UserError(f"task: {name} must have a class attribute `settings`: its TaskSettings")
+    found.name = name
+    return found
