@@ -13,6 +13,8 @@ from lensdist.plugins import trust
 COMMANDS = {
     "simulate": "make images of strong lenses",
     "pack": "turn a folder of files into a packed set",
+    "presets": "list the configurations that come with lensdist",
+    "settings": "print every key of a configuration, with its meaning",
     "train": "run one training phase",
     "evaluate": "score a trained model on a split",
     "predict": "apply a trained model to image files",

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lensdist import signals
 from lensdist.config import load
+from lensdist.config.presets import chosen
 from lensdist.config.schema import BaseRun, schema_of
 from lensdist.engine.asked import is_as_asked
 from lensdist.engine.batches import check_shares
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
     from lensdist.engine.world import World
 
 EXAMPLES = """examples:
-  lensdist train --config configs/mae/debug.yaml
-  lensdist train --config configs/finetune/best.yaml data.path=packed encoder=runs/mae seed=1
+  lensdist train mae/debug
+  lensdist train finetune/best data.path=packed encoder=runs/mae seed=1
+  lensdist train --config mine.yaml
   accelerate launch --config_file accelerate_config.yaml -m lensdist.train --config …
 """
 
@@ -54,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config", type=Path, required=True, help="configs/<task>/<preset>.yaml")
+    parser.add_argument("--config", type=Path, help="a configuration file, in place of a preset")
     parser.add_argument(
         "--resume",
         default="auto",
@@ -63,7 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "any; PATH: start from that checkpoint, or from the newest of that run, where this run has "
         "none of its own yet",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="PRESET key=value",
+        help="a preset, such as mae/best (`lensdist presets`), and settings (`lensdist settings`)",
+    )
 
 
 def launch(args: argparse.Namespace) -> int:
@@ -76,7 +83,8 @@ def launch(args: argparse.Namespace) -> int:
     """
     signals.begin(trains=True)
     set_rank(rank_of(os.environ))
-    cfg = load(args.config, args.overrides, schema=schema_of)
+    file, settings = chosen(args.config, args.words)
+    cfg = load(file, settings, schema=schema_of)
     asked = from_environment(os.environ)
     cfg = agreed(cfg, asked)
     done = _already_done(cfg, args.resume)

@@ -1,0 +1,70 @@
+"""Presets: the configurations that come with lensdist, by name, such as `mae/best` (torch-free)."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+import lensdist
+from lensdist.errors import UserError
+
+# In a clone a link to `configs/`, in a wheel a copy of it.
+FOLDER = Path(lensdist.__file__).parent / "presets"
+
+
+def presets() -> list[str]:
+    """Return the names of all presets, `task/preset`, in alphabetical order."""
+    from lensdist.tasks.registry import built_in
+
+    return sorted(
+        f"{task}/{file.stem}" for task in built_in() for file in (FOLDER / task).glob("*.yaml")
+    )
+
+
+def preset_file(name: str) -> Path:
+    """Return the file of a preset, relative to the current folder where it lies below that.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    file = (FOLDER / f"{name}.yaml").resolve()
+    if not file.is_file():
+        near = get_close_matches(name, presets(), n=3, cutoff=0.4)
+        also = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"there is no preset {name!r}{also} `lensdist presets` lists them all")
+    here = Path.cwd()
+    return file.relative_to(here) if file.is_relative_to(here) else file
+
+
+def chosen(config: Path | None, words: list[str]) -> tuple[Path, list[str]]:
+    """Tell the preset or `--config` of a command line from its settings.
+
+    Args:
+        config: of `--config`.
+        words: the other arguments: at most one preset, and `key=value`.
+
+    Returns:
+        The configuration's file, and the settings.
+
+    Raises:
+        UserError: there is no such preset, or not exactly one configuration is named.
+    """
+    names = [word for word in words if "=" not in word]
+    settings = [word for word in words if "=" in word]
+    if config is not None and not names:
+        return config, settings
+    if config is None and len(names) == 1:
+        return _file(names[0]), settings
+    if config is None and not names:
+        raise UserError(
+            "give a preset, such as `lensdist train mae/debug`, or --config FILE; `lensdist "
+            "presets` lists them"
+        )
+    given = ", ".join([*([f"--config {config}"] if config else []), *names])
+    raise UserError(f"give one configuration, not {given}; settings are written key=value")
+
+
+def _file(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        raise UserError(f"{name} is a file: give it as --config {name}")
+    return preset_file(name)
