@@ -86,3 +86,19 @@ def test_no_program_that_only_a_file_names_is_run(folder: Path) -> None:
     typed("lensdist report ../runs/brightness --out table", here)
     typed("lensdist check ../runs/brightness", here, 1)
     assert not (here / "ran").exists()
+
+
+def test_a_network_of_the_user_s_own_is_trained_alone_and_beside_another(tmp_path: Path) -> None:
+    python, shell = (text for _, text in blocks("add-a-network.md"))
+    (tmp_path / "mynets.py").write_text(python)
+    for line in shell.splitlines():
+        typed(line, tmp_path)
+    for run in ("small", "both"):
+        described = json.loads((tmp_path / "runs" / run / "export" / "config.json").read_text())
+        assert described["model"]["members"][0] == "mynets:Small"
+    assert (tmp_path / "runs" / "small" / "eval" / "test.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["add-a-task.md", "add-a-network.md"])
+def test_a_guide_stays_short(name: str) -> None:
+    assert len((ROOT / "docs" / name).read_text().splitlines()) <= 60
