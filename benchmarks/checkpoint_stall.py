@@ -1,6 +1,6 @@
 """How long saving a checkpoint keeps training waiting: ours, `torch.save`, and safetensors' own.
 
-    OMP_NUM_THREADS=1 python benchmarks/checkpoint_stall.py --out checkpoint_stall.json
+    OMP_NUM_THREADS=1 python -m benchmarks.checkpoint_stall --out checkpoint_stall.json
 
 The state is a 40-million-parameter model's: weights and Adam's two moments, 488 MB of float32.
 `Saver` copies it aside, into memory made ready after a run's first step, and lets a thread write,

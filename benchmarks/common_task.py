@@ -1,7 +1,7 @@
 """Images a second that the common task's ensemble trains on: lensdist, and what else one would use.
 
-    OMP_NUM_THREADS=1 python benchmarks/common_task.py --out common_task.json
-    python benchmarks/common_task.py --size full           # the default where there is a GPU
+    OMP_NUM_THREADS=1 python -m benchmarks.common_task --out common_task.json
+    python -m benchmarks.common_task --size full           # the default where there is a GPU
 
 All train the same two networks with the recipe's heads, from the same weights, with Adam. First a
 gate, in float32, without mirroring and dropout: on the same batches every way must give lensdist's
@@ -36,11 +36,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lensdist.bench.rivals.ensembles import one_band
-from lensdist.bench.speed.beside import Rivals, fill
-from lensdist.bench.speed.ours import Ours
-from lensdist.bench.speed.run import first_rows, parity_steps
-from lensdist.bench.speed.turns import BATCHNORM, Way, compare, gate
+from benchmarks.harness.turns import BATCHNORM, Way, compare, gate
+from benchmarks.rivals.ensembles import one_band
+from benchmarks.rivals.tasks import Rivals, fill
+from benchmarks.speed.ours import Ours
+from benchmarks.speed.run import first_rows, parity_steps
 from lensdist.config import load
 from lensdist.config.schema import CommonRun, schema_of
 from lensdist.data.packed import PackedSet

@@ -1,7 +1,7 @@
 """Images per second that a training step can be fed, from the reference notebook's way to ours.
 
-    OMP_NUM_THREADS=1 python benchmarks/data_path.py --out data_path.json
-    python benchmarks/data_path.py --device cuda          # resident on a GPU as well
+    OMP_NUM_THREADS=1 python -m benchmarks.data_path --out data_path.json
+    python -m benchmarks.data_path --device cuda          # resident on a GPU as well
 
 All paths read the same 150x150 images, written first as the common task's files (float64, as
 people have them) and packed from those. They take turns within each round, so that a busy machine

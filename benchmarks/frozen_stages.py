@@ -1,7 +1,7 @@
 """What it gains to keep the outputs of a frozen trunk, stage by stage of progressive unfreezing.
 
-    OMP_NUM_THREADS=1 python benchmarks/frozen_stages.py --out frozen_stages.json
-    python benchmarks/frozen_stages.py --size full         # the default where there is a GPU
+    OMP_NUM_THREADS=1 python -m benchmarks.frozen_stages --out frozen_stages.json
+    python -m benchmarks.frozen_stages --size full         # the default where there is a GPU
 
 A stage sets one section more free, from the heads back to the stems. What is still frozen makes the
 same of an image in every epoch, so lensdist computes it once a stage, for every view that

@@ -1,6 +1,6 @@
 """What the launcher costs: plan, submit, a job's way to its first step, and its way back.
 
-    python benchmarks/launcher.py --json launcher.json
+    python -m benchmarks.launcher --json launcher.json
 
 The rivals are what one types without it: `sbatch` lines, and a batch script with an `srun` in it.
 All run on a real SLURM of two nodes that is started in a folder (Debian's packages and root: `make
@@ -41,8 +41,7 @@ from typing import Any, Literal
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the launcher and the tests' SLURM are not installed
 
-from rivals.sbatch import CONFIGS, Again, Starts, tiny  # noqa: E402
-
+from benchmarks.rivals.sbatch import CONFIGS, Again, Starts, tiny  # noqa: E402
 from lensdist.sim.config import SimConfig  # noqa: E402
 from lensdist.sim.write import write_packed  # noqa: E402
 from slurm.config.chain import Chain  # noqa: E402

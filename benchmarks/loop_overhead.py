@@ -1,6 +1,6 @@
 """Host time that a training loop adds to each step: lensdist's, Lightning's and a bare one.
 
-    OMP_NUM_THREADS=1 python benchmarks/loop_overhead.py --out loop_overhead.json
+    OMP_NUM_THREADS=1 python -m benchmarks.loop_overhead --out loop_overhead.json
 
 All three train the same tiny classifier on the same batches with the same fused AdamW and log
 every 50 steps; the model is small enough that what a loop does around it shows. First a gate: all
@@ -31,11 +31,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lensdist.bench.rivals.ensembles import loss as cross_entropy
-from lensdist.bench.rivals.loops import Batch, Loss, Optimizer, lightning_loop, turn_of
-from lensdist.bench.speed.ours import Ours
-from lensdist.bench.speed.turns import Tolerance, Way, take_turns
-from lensdist.bench.speed.watch import Watch
+from benchmarks.harness.turns import Tolerance, Way, take_turns
+from benchmarks.harness.watch import Watch
+from benchmarks.rivals.ensembles import loss as cross_entropy
+from benchmarks.rivals.loops import Batch, Loss, Optimizer, lightning_loop, turn_of
+from benchmarks.speed.ours import Ours
 from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.data.packed import PackedSet

@@ -1,7 +1,7 @@
 """Images per second of the simulator, on one core or one device.
 
-    OMP_NUM_THREADS=1 python benchmarks/simulator.py --out simulator.json
-    python benchmarks/simulator.py --device cuda
+    OMP_NUM_THREADS=1 python -m benchmarks.simulator --out simulator.json
+    python -m benchmarks.simulator --device cuda
 
 Two rivals. DeepLenseSim publishes 5 to 57 ms an image and core: ratios are given against both
 ends, for whole images with their family's own noise. caustics (the fastest public PyTorch

@@ -1,8 +1,8 @@
 """Pairs a second that super-resolution trains on: lensdist, and plain PyTorch beside it.
 
-    OMP_NUM_THREADS=1 python benchmarks/super_resolution.py --out super_resolution.json
-    python benchmarks/super_resolution.py --size full      # the default where there is a GPU
-    python benchmarks/super_resolution.py --to-bicubic     # seconds until it beats bicubic
+    OMP_NUM_THREADS=1 python -m benchmarks.super_resolution --out super_resolution.json
+    python -m benchmarks.super_resolution --size full      # the default where there is a GPU
+    python -m benchmarks.super_resolution --to-bicubic     # seconds until it beats bicubic
 
 All enlarge the same simulated pairs, 75 -> 150 px. First a gate, in float32, without augmentation
 and dropout: on the same batches both plain loops with lensdist's network must give lensdist's
@@ -38,13 +38,13 @@ from typing import Any
 
 import torch
 
-from lensdist.bench.baselines import Edsr
-from lensdist.bench.rivals import loops, resolvers
-from lensdist.bench.speed.beside import Rivals, fill
-from lensdist.bench.speed.ours import Ours
-from lensdist.bench.speed.run import first_rows, parity_steps
-from lensdist.bench.speed.session import BARE, STILL, UNTURNED
-from lensdist.bench.speed.turns import Tolerance, Way, compare, gate
+from benchmarks.harness.turns import Tolerance, Way, compare, gate
+from benchmarks.rivals import loops, resolvers
+from benchmarks.rivals.tasks import Rivals, fill
+from benchmarks.speed.ours import Ours
+from benchmarks.speed.run import first_rows, parity_steps
+from benchmarks.speed.session import BARE, STILL, UNTURNED
+from experiments.baselines import Edsr
 from lensdist.config import load
 from lensdist.config.schema import SuperResolutionRun, schema_of
 from lensdist.data.packed import PackedSet

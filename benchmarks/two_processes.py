@@ -1,7 +1,7 @@
 """What two processes that share a run lose to two that know nothing of each other.
 
-    OMP_NUM_THREADS=1 python benchmarks/two_processes.py --out two_processes.json
-    python benchmarks/two_processes.py speed.bucket_mb=25   # with some setting changed
+    OMP_NUM_THREADS=1 python -m benchmarks.two_processes --out two_processes.json
+    python -m benchmarks.two_processes speed.bucket_mb=25   # with some setting changed
 
 The MAE of `reference` in micro-batches of 32, by lensdist's own loop, one thread and one core a
 process. As a pair under DDP (gloo) they compute one step of 64 images together; alone, each
@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 import torch
 
-from lensdist.bench.speed.turns import Tolerance, spread
+from benchmarks.harness.turns import Tolerance, spread
 from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.sim.config import SimConfig
@@ -153,7 +153,7 @@ def worker(
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         os.environ |= {"LOCAL_WORLD_SIZE": "2"}
 
-    from lensdist.bench.speed.ours import Ours
+    from benchmarks.speed.ours import Ours
     from lensdist.data.packed import PackedSet
 
     batch = MICRO if kind == "alone" else 2 * MICRO

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from lensdist.bench.settings import CommonTable, FewLabels, Size, SuperResolutionTable, Table
-from lensdist.bench.speed.settings import SpeedBench
+from benchmarks.speed.settings import SpeedBench
+from experiments.settings import CommonTable, FewLabels, Size, SuperResolutionTable, Table
 from lensdist.config.base import Strict
 from lensdist.data.staging import check_ours
 from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, UserError, begun
@@ -197,7 +197,7 @@ def run(args: argparse.Namespace) -> int:
 def _few_labels(args: argparse.Namespace) -> int:
     cfg = _settings(FewLabels, args)
 
-    from lensdist.bench.few_labels import few_labels
+    from experiments.few_labels import few_labels
 
     return _table(cfg.out, lambda: few_labels(cfg))
 
@@ -205,7 +205,7 @@ def _few_labels(args: argparse.Namespace) -> int:
 def _common(args: argparse.Namespace) -> int:
     cfg = _settings(CommonTable, args)
 
-    from lensdist.bench.common import common_table
+    from experiments.common_task import common_table
 
     return _table(cfg.out, lambda: common_table(cfg))
 
@@ -213,7 +213,7 @@ def _common(args: argparse.Namespace) -> int:
 def _super_resolution(args: argparse.Namespace) -> int:
     cfg = _settings(SuperResolutionTable, args)
 
-    from lensdist.bench.super_resolution import super_resolution_table
+    from experiments.super_resolution import super_resolution_table
 
     return _table(cfg.out, lambda: super_resolution_table(cfg))
 
@@ -221,7 +221,7 @@ def _super_resolution(args: argparse.Namespace) -> int:
 def _speed(args: argparse.Namespace) -> int:
     cfg = _settings(SpeedBench, args)
 
-    from lensdist.bench.speed.run import measure
+    from benchmarks.speed.run import measure
 
     check_ours(cfg.out / "speed.json", "config", "figures", beside=(cfg.out / "speed.md",))
     with begun(cfg.out):
@@ -246,7 +246,7 @@ def _settings(schema: type[T], args: argparse.Namespace) -> T:
 
 
 def _table(out: Path, benchmark: Callable[[], Path]) -> int:
-    from lensdist.bench.runs import StoppedError
+    from experiments.runs import StoppedError
     from lensdist.evaluate.report import check_results
 
     check_results(out)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lensdist.bench.speed import watch as module
-from lensdist.bench.speed.turns import Tolerance, Way, compare, take_turns
-from lensdist.bench.speed.watch import Watch
+from benchmarks.harness import watch as module
+from benchmarks.harness.turns import Tolerance, Way, compare, take_turns
+from benchmarks.harness.watch import Watch
 from lensdist.errors import RunError
 
 pytestmark = pytest.mark.unit

@@ -161,8 +161,8 @@ def _test(run: Path, data: Path) -> None:
     import numpy as np
     import torch
 
+    from experiments.scores import keep
     from lensdist.assess import open_subject
-    from lensdist.bench.scores import keep
     from lensdist.data.config import DataConfig
     from lensdist.data.source import View
     from lensdist.files import write_atomic

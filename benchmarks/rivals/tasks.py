@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 
+from benchmarks.harness.turns import Way
+from benchmarks.rivals import ensembles, loops, resolvers, vit
+from benchmarks.rivals.items import Array, Files, Item, Memory
+from benchmarks.rivals.loops import Batch, Loop, Loss, Make
+from benchmarks.speed.ours import Ours
 from lensdist import rng
-from lensdist.bench.rivals import ensembles, loops, resolvers, vit
-from lensdist.bench.rivals.items import Array, Files, Item, Memory
-from lensdist.bench.rivals.loops import Batch, Loop, Loss, Make
-from lensdist.bench.speed.ours import Ours
-from lensdist.bench.speed.turns import Way
 from lensdist.config.schema import (
     BaseRun,
     ClassifierRun,

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lensdist.bench.scores import correct, over_seeds
-from lensdist.bench.settings import FewLabels
+from experiments.scores import correct, over_seeds
+from experiments.settings import FewLabels
 from lensdist.evaluate import figures
 from lensdist.evaluate.bootstrap import paired_bootstrap
 from lensdist.evaluate.report import write_results

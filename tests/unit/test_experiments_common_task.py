@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.bench.common import METHODS
-from lensdist.bench.settings import CommonTable
+from experiments.common_task import METHODS
+from experiments.settings import CommonTable
 from lensdist.cli import main
 from tests.conftest import ROOT
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lensdist.bench.runs import LOGITS, Job, run_all
-from lensdist.bench.scores import correct, over_seeds, simulated_set
-from lensdist.bench.settings import CommonTable
+from experiments.runs import LOGITS, Job, run_all
+from experiments.scores import correct, over_seeds, simulated_set
+from experiments.settings import CommonTable
 from lensdist.errors import UserError
 from lensdist.evaluate.bootstrap import error_reduction, paired_bootstrap
 from lensdist.evaluate.report import write_results

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.harness.watch import Turn, Watch
 from lensdist._torchvision import import_torchvision
-from lensdist.bench.speed.watch import Turn, Watch
 
 Batch = tuple[Tensor, ...]
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments import baselines
+from experiments.runs import IMAGE_SCORES, Job, run_all
+from experiments.scores import keep, kept, simulated_set
+from experiments.settings import SuperResolutionTable
 from lensdist import resample
-from lensdist.bench import baselines
-from lensdist.bench.runs import IMAGE_SCORES, Job, run_all
-from lensdist.bench.scores import keep, kept, simulated_set
-from lensdist.bench.settings import SuperResolutionTable
 from lensdist.data.config import DataConfig
 from lensdist.data.packed import PackedSet
 from lensdist.data.source import View

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lensdist.bench.residual import ResidualFeatures, logistic_regression
-from lensdist.bench.runs import LOGITS, Job, run_all
-from lensdist.bench.scores import simulated_set
-from lensdist.bench.settings import PRESETS, FewLabels
-from lensdist.bench.table import Scored, write_table
+from experiments.residual import ResidualFeatures, logistic_regression
+from experiments.runs import LOGITS, Job, run_all
+from experiments.scores import simulated_set
+from experiments.settings import PRESETS, FewLabels
+from experiments.table import Scored, write_table
 from lensdist.data.config import DataConfig
 from lensdist.data.packed import PackedSet
 from lensdist.data.source import View

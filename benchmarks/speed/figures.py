@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from lensdist.bench.speed import hardware
-from lensdist.bench.speed.ours import Ours, Point
-from lensdist.bench.speed.session import Session
-from lensdist.bench.speed.settings import single_rate
-from lensdist.bench.speed.turns import spread
+from benchmarks.harness import hardware
+from benchmarks.harness.turns import spread
+from benchmarks.speed.ours import Ours, Point
+from benchmarks.speed.session import Session
+from benchmarks.speed.settings import single_rate
 from lensdist.estimate import train_flops
 
 Facts = dict[str, Any]

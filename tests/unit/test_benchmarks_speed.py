@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from lensdist.bench.speed import beside
-from lensdist.bench.speed.beside import Rivals, fill
-from lensdist.bench.speed.figures import time_to
-from lensdist.bench.speed.ladder import rungs
-from lensdist.bench.speed.run import first_rows, parity_steps
-from lensdist.bench.speed.session import BARE, UNTURNED, Session
-from lensdist.bench.speed.settings import SpeedBench
-from lensdist.bench.speed.turns import ROUNDING, gate
+from benchmarks.harness.turns import ROUNDING, gate
+from benchmarks.rivals import tasks
+from benchmarks.rivals.tasks import Rivals, fill
+from benchmarks.speed.figures import time_to
+from benchmarks.speed.ladder import rungs
+from benchmarks.speed.run import first_rows, parity_steps
+from benchmarks.speed.session import BARE, UNTURNED, Session
+from benchmarks.speed.settings import SpeedBench
 from lensdist.cli import main
 from lensdist.config import load
 from lensdist.config.schema import schema_of
@@ -42,7 +42,7 @@ def test_whole_command(
     tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(beside, "find_spec", lambda name: None)  # neither timm nor Lightning
+    monkeypatch.setattr(tasks, "find_spec", lambda name: None)  # neither timm nor Lightning
     command = words("mae", tiny_set, tmp_path, **{"checkpoint.every_steps": 10})
     single = tmp_path / "single.json"
     single.write_text('{"figures": {"processes": 1, "images_per_s_per_device": 100.0}}')

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from lensdist.bench.speed.hardware import forget_peak, peak_bytes
-from lensdist.bench.speed.watch import Turn, Watch
+from benchmarks.harness.hardware import forget_peak, peak_bytes
+from benchmarks.harness.watch import Turn, Watch
 from lensdist.errors import RunError
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lensdist.bench.rivals.loops import Batch
+from benchmarks.rivals.loops import Batch
 from lensdist.data.packed import PackedSet
 
 Item = Callable[[dict[str, Tensor]], Batch]

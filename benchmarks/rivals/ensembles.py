@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.rivals.items import Item
+from benchmarks.rivals.loops import Batch
 from lensdist._torchvision import import_torchvision
-from lensdist.bench.rivals.items import Item
-from lensdist.bench.rivals.loops import Batch
 from lensdist.models.backbones import fold, make_head
 from lensdist.models.config import EnsembleConfig
 from lensdist.models.ensemble import Ensemble

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lensdist.bench.baselines import (
+from experiments.baselines import (
     INTERPOLATIONS,
     Edsr,
     LinearFilter,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lensdist.bench.speed.watch import Watch
+from benchmarks.harness.watch import Watch
 from lensdist.config.schema import BaseRun
 from lensdist.data.source import Batch, Images, PackedSource, StreamSource
 from lensdist.engine.journal import Journal

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lensdist.bench.scores import simulated_set
-from lensdist.bench.speed.ours import Ours
-from lensdist.bench.speed.settings import SpeedBench
-from lensdist.bench.speed.turns import BATCHNORM, ROUNDING, Tolerance
+from benchmarks.harness.turns import BATCHNORM, ROUNDING, Tolerance
+from benchmarks.speed.ours import Ours
+from benchmarks.speed.settings import SpeedBench
+from experiments.scores import simulated_set
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, SuperResolutionRun, schema_of
 from lensdist.data.packed import PackedSet

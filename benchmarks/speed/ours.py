@@ -18,8 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lensdist import rng
-from lensdist.bench.speed.instruments import (
+from benchmarks.harness.turns import Way
+from benchmarks.harness.watch import Watch
+from benchmarks.speed.instruments import (
     CountingSaver,
     Few,
     Judge,
@@ -29,8 +30,7 @@ from lensdist.bench.speed.instruments import (
     TimedStream,
     watched,
 )
-from lensdist.bench.speed.turns import Way
-from lensdist.bench.speed.watch import Watch
+from lensdist import rng
 from lensdist.config.schema import BaseRun, SuperResolutionRun
 from lensdist.data.packed import PackedSet
 from lensdist.data.source import Images, View

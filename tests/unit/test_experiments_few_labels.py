@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from lensdist.bench.few_labels import METHODS, SCRATCH
-from lensdist.bench.residual import ResidualFeatures, logistic_regression
-from lensdist.bench.runs import Job, run_all
-from lensdist.bench.settings import FewLabels
-from lensdist.bench.table import Scored, write_table
+from experiments.few_labels import METHODS, SCRATCH
+from experiments.residual import ResidualFeatures, logistic_regression
+from experiments.runs import Job, run_all
+from experiments.settings import FewLabels
+from experiments.table import Scored, write_table
 from lensdist.cli import main
 from lensdist.errors import RunError, UserError
 from lensdist.phases import COMPLETE
@@ -144,7 +144,7 @@ def test_a_wish_to_stop_reaches_the_runs(tmp_path: Path) -> None:
 
 
 def test_other_data_is_refused(tmp_path: Path, tiny_set: Path) -> None:
-    from lensdist.bench.few_labels import few_labels
+    from experiments.few_labels import few_labels
 
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "none").symlink_to(tiny_set)

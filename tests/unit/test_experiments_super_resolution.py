@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.bench import super_resolution as table
-from lensdist.bench.settings import SuperResolutionTable
+from experiments import super_resolution as table
+from experiments.settings import SuperResolutionTable
 from lensdist.cli import main
 from tests.conftest import ROOT
 

@@ -35,7 +35,7 @@ class Table(Strict):
     size: Size = "small"
     n_per_class: int | None = Field(None, ge=20)
     jobs: int = Field(1, ge=1, le=256)
-    configs: Path = Path(__file__).resolve().parents[2] / "configs"
+    configs: Path = Path(__file__).resolve().parents[1] / "configs"
     overrides: tuple[str, ...] = ()
 
 

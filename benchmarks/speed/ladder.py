@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from lensdist.bench.speed.ours import Ours
-from lensdist.bench.speed.session import Session
-from lensdist.bench.speed.turns import PARITY_STEPS, Tolerance, Way, compare, spread
+from benchmarks.harness.turns import PARITY_STEPS, Tolerance, Way, compare, spread
+from benchmarks.speed.ours import Ours
+from benchmarks.speed.session import Session
 from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun, SuperResolutionRun
 from lensdist.errors import RunError, UserError
 

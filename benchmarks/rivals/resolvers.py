@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lensdist.bench.rivals.items import Item
-from lensdist.bench.rivals.loops import Batch, Loss
+from benchmarks.rivals.items import Item
+from benchmarks.rivals.loops import Batch, Loss
 from lensdist.config.schema import SuperResolutionRun
 from lensdist.data.config import AugmentConfig
 from lensdist.data.preprocess import turn, views

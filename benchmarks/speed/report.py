@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lensdist.bench.speed.settings import RESULTS
+from benchmarks.speed.settings import RESULTS
 from lensdist.evaluate.report import number, table
 from lensdist.files import to_json, write_atomic
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from lensdist.bench.speed import figures, ladder, report
-from lensdist.bench.speed.beside import Rivals, fill
-from lensdist.bench.speed.ours import Ours
-from lensdist.bench.speed.session import BARE, UNTURNED, Session
-from lensdist.bench.speed.settings import SpeedBench, single_rate
-from lensdist.bench.speed.turns import PARITY_STEPS, Way, compare, gate
+from benchmarks.harness.turns import PARITY_STEPS, Way, compare, gate
+from benchmarks.rivals.tasks import Rivals, fill
+from benchmarks.speed import figures, ladder, report
+from benchmarks.speed.ours import Ours
+from benchmarks.speed.session import BARE, UNTURNED, Session
+from benchmarks.speed.settings import SpeedBench, single_rate
 from lensdist.engine.world import World
 from lensdist.errors import UserError
 

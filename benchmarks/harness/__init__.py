@@ -1,0 +1,1 @@
+"""What every benchmark shares: a stopwatch, turns behind a gate, the machine, the report."""
