@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.harness.data import simulated_set
 from experiments.runs import LOGITS, Job, run_all
-from experiments.scores import correct, over_seeds, simulated_set
+from experiments.scores import correct, over_seeds
 from experiments.settings import CommonTable
 from lensdist.errors import UserError
 from lensdist.evaluate.bootstrap import error_reduction, paired_bootstrap
@@ -44,7 +45,7 @@ METHODS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
 }
 
 
-def common_table(cfg: CommonTable) -> Path:
+def make(cfg: CommonTable) -> Path:
     """Run what is not finished yet; returns the path of `results.md`.
 
     Raises:

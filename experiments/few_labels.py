@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.harness.data import simulated_set
 from experiments.residual import ResidualFeatures, logistic_regression
 from experiments.runs import LOGITS, Job, run_all
-from experiments.scores import simulated_set
 from experiments.settings import PRESETS, FewLabels
 from experiments.table import Scored, write_table
 from lensdist.data.config import DataConfig
@@ -44,7 +44,7 @@ METHODS = (SCRATCH, *PRETRAINED, RESIDUAL)
 SCRATCH_LR = {"small": 1e-3, "full": 3e-4}
 
 
-def few_labels(cfg: FewLabels) -> Path:
+def make(cfg: FewLabels) -> Path:
     """Run what is not finished yet; returns the path of `results.md`.
 
     Raises:

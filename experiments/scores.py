@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,35 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lensdist.data.packed import PackedSet
-from lensdist.errors import UserError
 from lensdist.evaluate import metrics
 from lensdist.evaluate.bootstrap import auc_interval, paired_bootstrap
 from lensdist.owners import temporary
-from lensdist.sim.config import SimConfig
-from lensdist.sim.write import write_packed
 from lensdist.tensors import write_safetensors
-
-
-def simulated_set(
-    path: Path, sim: SimConfig, n_per_class: int, seed: int, *, truth: bool = False
-) -> PackedSet:
-    """The packed set of a benchmark, simulated where it is not there yet.
-
-    Raises:
-        UserError: `path` holds other images.
-    """
-    if not path.exists():
-        print(f"simulating {n_per_class:,} images per class into {path}", file=sys.stderr)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        write_packed(path, sim, n_per_class, seed, device, truth=truth)
-    packed = PackedSet(path)
-    wanted = {"simulated": sim.model_dump(mode="json"), "n_per_class": n_per_class, "seed": seed}
-    if {key: packed.manifest.source.get(key) for key in wanted} != wanted:
-        raise UserError(
-            f"{path} holds other images than these settings ask for; give another --out"
-        )
-    return packed
 
 
 def keep(path: Path, scores: Mapping[str, Tensor]) -> None:

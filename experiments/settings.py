@@ -1,4 +1,4 @@
-"""What a benchmark may be told (torch-free)."""
+"""Settings of the result tables; each field is a flag of its command (torch-free)."""
 
 from __future__ import annotations
 
@@ -15,37 +15,46 @@ Noise = Literal["none", "euclid"]
 Labels = Annotated[int, Field(ge=2)]
 Images = Annotated[int, Field(ge=6)]
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 IMAGES = {"small": 5_000, "full": 30_000}
 PRESETS = {"small": "small.yaml", "full": "best.yaml"}
 STEPS = {"small": 200, "full": 2_000}
 PRETRAIN_STEPS = {"small": 2_500, "full": 30_000}
 
 TRAINED_ON = {"small": (300, 3_000), "full": (300, 3_000, 30_000)}
-PAIRS = {"small": (100, 1_000, 10_000), "full": (100, 1_000, 10_000)}
-PAIR_IMAGES = {"small": 4_200, "full": 4_200}
+PAIRS = (100, 1_000, 10_000)
+PAIR_IMAGES = 4_200
 PAIR_STEPS = {"small": 2_000, "full": 40_000}
 COMMON_IMAGES = {"small": 2_000, "full": 12_500}
 
 
 class Table(Strict):
-    """What every benchmark that makes a table may be told."""
+    """The settings that all tables have."""
 
-    out: Path
-    seeds: int = Field(3, ge=1, le=100)
-    size: Size = "small"
-    n_per_class: int | None = Field(None, ge=20)
-    jobs: int = Field(1, ge=1, le=256)
-    configs: Path = Path(__file__).resolve().parents[1] / "configs"
-    overrides: tuple[str, ...] = ()
+    out: Path = Field(description="folder for everything")
+    seeds: int = Field(3, ge=1, le=100, description="runs that differ in all that is drawn")
+    size: Size = Field("small", description="presets: small, for CPUs; full, one GPU")
+    n_per_class: int | None = Field(
+        None, ge=20, description="simulated images per class (default: by size)"
+    )
+    jobs: int = Field(1, ge=1, le=256, description="runs at a time")
+    configs: Path = Field(CONFIGS, description="folder of presets")
+    overrides: tuple[str, ...] = Field((), description="settings of all runs")
 
 
 class FewLabels(Table):
-    """`lensdist bench few-labels`."""
+    """Settings of `lensdist bench few-labels`."""
 
-    labels: tuple[Labels, ...] = (30, 100, 300, 1000)
-    noise: tuple[Noise, ...] = ("none", "euclid")
-    steps: int | None = Field(None, ge=1)
-    pretrain_steps: int | None = Field(None, ge=1)
+    labels: tuple[Labels, ...] = Field(
+        (30, 100, 300, 1000), description="labelled images per class"
+    )
+    noise: tuple[Noise, ...] = Field(("none", "euclid"), description="detectors to simulate")
+    steps: int | None = Field(
+        None, ge=1, description="of each fine-tuning (default: small 200, full 2,000)"
+    )
+    pretrain_steps: int | None = Field(
+        None, ge=1, description="of each pretraining (default: small 2,500, full 30,000)"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -76,9 +85,12 @@ class FewLabels(Table):
 
 
 class CommonTable(Table):
-    """`lensdist bench common`."""
+    """Settings of `lensdist bench common`."""
 
-    images: tuple[Images, ...] | None = None
+    images: tuple[Images, ...] | None = Field(
+        None,
+        description="training images of all classes (default: small 300,3000; full 300,3000,30000)",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -107,11 +119,18 @@ class CommonTable(Table):
 
 
 class SuperResolutionTable(Table):
-    """`lensdist bench super-resolution`."""
+    """Settings of `lensdist bench super-resolution`."""
 
-    seeds: int = Field(5, ge=1, le=100)
-    pairs: tuple[Images, ...] | None = None
-    steps: int | None = Field(None, ge=1)
+    seeds: int = Field(5, ge=1, le=100, description="runs; half as many with the most pairs")
+    pairs: tuple[Images, ...] | None = Field(
+        None, description="training pairs (default: 100,1000,10000)"
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="of runs with the most pairs; with a tenth of them half as many, and so on "
+        "(default: small 2,000, full 40,000)",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -128,12 +147,12 @@ class SuperResolutionTable(Table):
     @property
     def trained_on(self) -> tuple[int, ...]:
         """Pairs to train on, ascending."""
-        return tuple(sorted(PAIRS[self.size] if self.pairs is None else self.pairs))
+        return tuple(sorted(PAIRS if self.pairs is None else self.pairs))
 
     @property
     def per_class(self) -> int:
         """Simulated pairs of each of three kinds of substructure: 8 in 10 to train on."""
-        return self.n_per_class or PAIR_IMAGES[self.size]
+        return self.n_per_class or PAIR_IMAGES
 
     def steps_of(self, n: int) -> int:
         """Steps of runs with n pairs: half as many for a tenth of the most pairs, and so on."""

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.harness.data import simulated_set
+from benchmarks.rivals.edsr import train_edsr
 from experiments import baselines
 from experiments.runs import IMAGE_SCORES, Job, run_all
-from experiments.scores import keep, kept, simulated_set
+from experiments.scores import keep, kept
 from experiments.settings import SuperResolutionTable
 from lensdist import resample
 from lensdist.data.config import DataConfig
@@ -65,7 +67,7 @@ Scores = dict[str, Tensor]
 Enlarge = Callable[[Tensor], Tensor]
 
 
-def super_resolution_table(cfg: SuperResolutionTable) -> Path:
+def make(cfg: SuperResolutionTable) -> Path:
     """Run what is not finished yet; returns the path of `results.md`.
 
     Raises:
@@ -206,7 +208,7 @@ def _edsr(cfg: SuperResolutionTable, packed: PackedSet, n: int) -> Scores:
 
     def trained() -> Enlarge:
         pairs = _pairs(cfg, packed, n)
-        model = baselines.train_edsr(
+        model = train_edsr(
             pairs["image"],
             pairs["target"],
             steps=steps,

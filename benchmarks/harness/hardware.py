@@ -1,4 +1,4 @@
-"""What this machine can do at best: matrix products and copies, measured for seconds only."""
+"""The machine: its name, its load, and the most that its products and copies reach in seconds."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
-
-from lensdist.config.schema import BaseRun
 
 _TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 
 
 def product_flops(device: torch.device, precision: str, tries: int = 8) -> float:
-    """FLOP/s of a square matrix product, the best of some tries.
+    """Return the FLOP/s of a square matrix product, the best of some tries.
 
     In the type of the run's `precision`: under `no` float32 without TF32, under fp8 bfloat16, which
     is what most of such a run computes in. A CPU's is that of as many threads as torch has.
@@ -32,7 +31,7 @@ def product_flops(device: torch.device, precision: str, tries: int = 8) -> float
 
 
 def copy_bytes(device: torch.device, tries: int = 8) -> float:
-    """Bytes/s read and written by a copy larger than any cache, the best of some tries."""
+    """Return the bytes/s of a copy larger than any cache, the best of some tries."""
     floats = 2**28 if device.type == "cuda" else 2**25
     a = torch.rand(floats, device=device)
     b = torch.empty_like(a)
@@ -41,24 +40,17 @@ def copy_bytes(device: torch.device, tries: int = 8) -> float:
 
 def _best(work: Callable[[], object], device: torch.device, tries: int) -> float:
     """Seconds; the first try, which chooses kernels and fetches memory, does not count."""
-    seconds = []
-    for _ in range(tries + 1):
-        _wait(device)
-        start = time.perf_counter()
-        work()
-        _wait(device)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    return min([seconds(work, device) for _ in range(tries + 1)][1:])
 
 
 def forget_peak(device: torch.device) -> None:
-    """What follows is what `peak_bytes` tells of; on a GPU only."""
+    """Reset what `peak_bytes` returns; on a GPU only."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_bytes(device: torch.device) -> tuple[int, str]:
-    """The most memory that was in use, and whose: a GPU's tensors, or this process's pages."""
+    """Return the most memory in use, and whose: a GPU's tensors, or this process's pages."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device), "tensors on the GPU"
     unit = 1 if sys.platform == "darwin" else 1024
@@ -67,27 +59,33 @@ def peak_bytes(device: torch.device) -> tuple[int, str]:
 
 
 def describe(device: torch.device) -> str:
-    """The device in words."""
+    """Return the device's name, or the number of torch's threads on a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} thread(s) of a CPU"
 
 
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what must be known of the machine to judge a figure; `load` is that before."""
+    facts = {"device": describe(device), "cores": os.cpu_count(), "torch": torch.__version__}
+    return {**facts, "load": (load(), None)}
+
+
 def load() -> float | None:
-    """Processes that want a core, over the last minute; None where nobody counts them."""
+    """Return the processes that want a core, over the last minute; None where it is not counted."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def train_bytes(cfg: BaseRun) -> tuple[float | None, str]:
-    """Bytes of memory traffic an image in training, or None and why not."""
-    try:
-        from lensdist.estimate import train_bytes as counted
-    except ImportError:
-        return None, "this build has no estimate of memory traffic"
-    found = counted(cfg)
-    return found, "" if found is not None else "a network of this run is in no table"
-
-
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return the wall-clock time that some work takes, until the device has done it."""
+    wait(device)
+    start = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - start

@@ -1,4 +1,8 @@
-"""Loops that take turns: first to show that they do the same work, then to be timed."""
+"""Ways that take turns: first to show that they do the same work, then to be timed.
+
+Within a round all have their turn, every other time in reverse, so that a machine that is busy for
+a while slows all of them. So ratios are taken within a round, and their median counts.
+"""
 
 from __future__ import annotations
 
@@ -118,17 +122,21 @@ def gate(
     }
 
 
-def take_turns(turns: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """What each turn returns, a value a round.
+def take_turns(
+    turns: Mapping[str, Callable[[], T]], rounds: int, warm: int = 0
+) -> dict[str, list[T]]:
+    """Return what each turn returns, a value a round.
 
-    Within a round all have their turn, every other time in reverse, so that a machine that is busy
-    for a while slows all of them: ratios belong within a round.
+    Args:
+        turns: what takes turns, by name.
+        rounds: that count.
+        warm: rounds before them that do not count: they start workers and warm caches up.
     """
     found: dict[str, list[T]] = {name: [] for name in turns}
-    for i in range(rounds):
+    for i in range(warm + rounds):
         for name in list(turns) if i % 2 else reversed(list(turns)):
             found[name].append(turns[name]())
-    return found
+    return {name: each[warm:] for name, each in found.items()}
 
 
 def compare(
@@ -160,6 +168,11 @@ def compare(
 
 
 def spread(name: str, each: list[float]) -> dict[str, Any]:
-    """The median, the smallest and the largest, and all of them."""
+    """Return the median, the smallest and the largest, and all values, under keys of a name."""
     ends = (min(each), max(each))
     return {name: statistics.median(each), f"{name}_spread": ends, f"{name}_each": each}
+
+
+def over(name: str, some: list[float], others: list[float]) -> dict[str, Any]:
+    """Return the ratio of two ways within each round, as `spread` does."""
+    return spread(name, [a / b for a, b in zip(some, others, strict=True)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +11,18 @@ from torch import Tensor, nn
 
 from benchmarks.rivals.items import Item
 from benchmarks.rivals.loops import Batch, Loss
-from lensdist.config.schema import SuperResolutionRun
 from lensdist.data.config import AugmentConfig
 from lensdist.data.preprocess import turn, views
 
 
-def refusal(cfg: SuperResolutionRun) -> str:
+def refusal(cfg: Any) -> str:
     """Why plain loops cannot stand for this run; empty where they can."""
     if cfg.learn != "hr" or cfg.preprocess.scale != "minmax":
         return "plain loops go with learn: hr and preprocess.scale: minmax"
     return ""
 
 
-def resolver_loss(cfg: SuperResolutionRun) -> Loss:
+def resolver_loss(cfg: Any) -> Loss:
     """The loss of a `SuperResolver` on (LR, HR): of what LR's minimum and range scale."""
 
     def loss(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -21,14 +21,6 @@ from benchmarks.rivals.items import Array, Files, Item, Memory
 from benchmarks.rivals.loops import Batch, Loop, Loss, Make
 from benchmarks.speed.ours import Ours
 from lensdist import rng
-from lensdist.config.schema import (
-    BaseRun,
-    ClassifierRun,
-    CommonRun,
-    FinetuneRun,
-    MaeRun,
-    SuperResolutionRun,
-)
 from lensdist.models.masking import make_mask
 
 _NO_TIMM = (
@@ -96,36 +88,39 @@ class Rivals:
         batch = run.cfg.train.global_batch
         return Memory(run.packed, run.world.device, batch, self.order, self.shuffle, keys)
 
-    def add_frameworks(
-        self, timm: Make, plain: Make, batches: Iterable[Batch], loss: Loss, *, channels_last: bool
+    def add_timm(
+        self, make: Make, batches: Iterable[Batch], loss: Loss, *, channels_last: bool = False
     ) -> None:
-        """timm's loop and Lightning's, or why not."""
+        """Add timm's loop, or say why not."""
         cfg = self.ours.cfg
-        how = cfg.optim
         if find_spec("timm") is None:
             self.left_out["timm"] = _NO_TIMM
-        else:
-            adam = loops.timm_adam(how.name, how.lr, how.weight_decay)
-            for last in (False, True) if channels_last else (False,):
-                name = "timm --channels-last" if last else "timm"
-                loop = loops.timm_loop(cfg.precision, last)
-                self.add(name, loop, timm, batches, loss, adam=adam, benchmark=True)
+            return
+        name = "timm --channels-last" if channels_last else "timm"
+        adam = loops.timm_adam(cfg.optim.name, cfg.optim.lr, cfg.optim.weight_decay)
+        loop = loops.timm_loop(cfg.precision, channels_last)
+        self.add(name, loop, make, batches, loss, adam=adam, benchmark=True)
+
+    def add_lightning(self, make: Make, batches: Iterable[Batch], loss: Loss) -> None:
+        """Add Lightning's loop, or say why not."""
         if find_spec("lightning") is None:
             self.left_out["Lightning"] = _NO_LIGHTNING
         else:
-            self.add("Lightning", loops.lightning_loop(cfg.precision), plain, batches, loss)
+            loop = loops.lightning_loop(self.ours.cfg.precision)
+            self.add("Lightning", loop, make, batches, loss)
+
+
+Add = Callable[[Rivals, Any], None]
+Refusal = Callable[[Any], str]
 
 
 def fill(rivals: Rivals) -> Rivals:
     """Add what suits the run's task; where nothing does, say why."""
-    of_task: dict[type[BaseRun], tuple[Callable[[Rivals, Any], None], Callable[[Any], str]]] = {
-        MaeRun: (_mae, lambda cfg: vit.refusal(cfg.model)),
-        FinetuneRun: (_finetune, lambda cfg: vit.refusal(cfg.model)),
-        CommonRun: (_common, lambda cfg: ensembles.refusal(cfg.model)),
-        SuperResolutionRun: (_super_resolution, resolvers.refusal),
-    }
     cfg = rivals.ours.cfg
-    add, refusal = of_task[type(cfg)]
+    if cfg.task not in OF_TASK:
+        rivals.left_out["others"] = f"nothing stands in for task {cfg.task}"
+        return rivals
+    add, refusal = OF_TASK[cfg.task]
     why = refusal(cfg) or _refusal(rivals.ours)
     if why:
         rivals.left_out["others"] = why
@@ -139,26 +134,19 @@ def _refusal(ours: Ours) -> str:
         return "others train all layers from the first step: give encoder=null or unfreeze=all"
     if ours.cfg.data.source == "stream":
         return "others read images from a set: give data.source=packed"
-    if isinstance(ours.cfg, ClassifierRun) and ours.cfg.data.classes is not None:
+    if ours.cfg.task != "mae" and ours.cfg.data.classes is not None:
         return "others number classes as the set does: leave data.classes out"
     return ""
 
 
-def _mae(rivals: Rivals, cfg: MaeRun) -> None:
+def _mae(rivals: Rivals, cfg: Any) -> None:
     """Masks come from lensdist's own function, whose batched form is faster than others have."""
-    net, task = rivals.ours.network, rivals.ours.task
+    task = rivals.ours.task
     key = rng.key(rng.key(cfg.seed, "draw", 0), "mask")
 
-    def masked(image: Tensor, sample: Tensor) -> Batch:
-        seen = task.preprocess(image)
-        return seen, make_mask(seen, cfg.model.patch_size, cfg.mask, key, sample)
-
-    def item(sample: dict[str, Tensor]) -> Batch:
-        seen, mask = masked(sample["image"][None], sample["sample"][None])
-        return seen[0], mask[0]
-
-    def raw(sample: dict[str, Tensor]) -> Batch:
-        return sample["image"], sample["sample"]
+    def masked(batch: Batch) -> Batch:
+        seen = task.preprocess(batch[0])
+        return seen, make_mask(seen, cfg.model.patch_size, cfg.mask, key, batch[1])
 
     def loss(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         image, mask = batch
@@ -168,39 +156,48 @@ def _mae(rivals: Rivals, cfg: MaeRun) -> None:
         hidden = vit.pixels(mask, cfg.model.patch_size).expand_as(drawn)
         return (drawn - image).square()[hidden].mean(), drawn
 
+    _transformers(rivals, masked, loss, "sample")
+
+
+def _finetune(rivals: Rivals, cfg: Any) -> None:
+    scale = rivals.ours.task.preprocess
+    _transformers(rivals, lambda batch: (scale(batch[0]), batch[1]), ensembles.loss, "label")
+
+
+def _transformers(
+    rivals: Rivals, prepare: Callable[[Batch], Batch], loss: Loss, second: str
+) -> None:
+    """Add the ways to train a vision transformer.
+
+    Args:
+        rivals: to add to.
+        prepare: from a batch of images and something else to what the loss takes; a notebook does
+            it to one image at a time, the others to a batch.
+        loss: of a prepared batch.
+        second: the key of what goes with the images.
+    """
+    net, precision = rivals.ours.network, rivals.ours.cfg.precision
+
+    def raw(sample: dict[str, Tensor]) -> Batch:
+        return sample["image"], sample[second]
+
+    def item(sample: dict[str, Tensor]) -> Batch:
+        made = prepare(tuple(part[None] for part in raw(sample)))
+        return tuple(part[0] for part in made)
+
     def batched(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        return loss(net, masked(*batch))
+        return loss(net, prepare(batch))
 
     make = partial(vit.build, "torch", net)
     rivals.add("notebook", loops.notebook, make, rivals.files(item), loss)
-    plain = loops.plain(cfg.precision)
-    memory = rivals.memory("image", "sample")
-    rivals.add("plain loop, memory", plain, make, memory, batched, tf32=cfg.precision != "no")
+    plain, memory = loops.plain(precision), rivals.memory("image", second)
+    rivals.add("plain loop, memory", plain, make, memory, batched, tf32=precision != "no")
     timm, array = partial(vit.build, "timm", net), rivals.array(raw)
-    rivals.add_frameworks(timm, make, array, batched, channels_last=False)
+    rivals.add_timm(timm, array, batched)
+    rivals.add_lightning(make, array, batched)
 
 
-def _finetune(rivals: Rivals, cfg: FinetuneRun) -> None:
-    net, scale = rivals.ours.network, rivals.ours.task.preprocess
-
-    def item(sample: dict[str, Tensor]) -> Batch:
-        return scale(sample["image"][None])[0], sample["label"]
-
-    def raw(sample: dict[str, Tensor]) -> Batch:
-        return sample["image"], sample["label"]
-
-    def batched(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        return ensembles.loss(net, (scale(batch[0]), batch[1]))
-
-    make = partial(vit.build, "torch", net)
-    rivals.add("notebook", loops.notebook, make, rivals.files(item), ensembles.loss)
-    plain, memory = loops.plain(cfg.precision), rivals.memory("image", "label")
-    rivals.add("plain loop, memory", plain, make, memory, batched, tf32=cfg.precision != "no")
-    timm, array = partial(vit.build, "timm", net), rivals.array(raw)
-    rivals.add_frameworks(timm, make, array, batched, channels_last=False)
-
-
-def _common(rivals: Rivals, cfg: CommonRun) -> None:
+def _common(rivals: Rivals, cfg: Any) -> None:
     pixels, grey3 = cfg.model.resize, cfg.model.grey == "repeat" and cfg.model.in_channels == 1
     item = ensembles.item(pixels, mirror=cfg.augment.flip, grey3=grey3)
     classes = len(rivals.ours.task.labels)
@@ -209,10 +206,12 @@ def _common(rivals: Rivals, cfg: CommonRun) -> None:
     rivals.add("notebook", loops.notebook, make, rivals.files(item), ensembles.loss)
     timm = partial(ensembles.build, "timm", cfg.model, classes, weights)
     array = rivals.array(item)
-    rivals.add_frameworks(timm, make, array, ensembles.loss, channels_last=True)
+    rivals.add_timm(timm, array, ensembles.loss)
+    rivals.add_timm(timm, array, ensembles.loss, channels_last=True)
+    rivals.add_lightning(make, array, ensembles.loss)
 
 
-def _super_resolution(rivals: Rivals, cfg: SuperResolutionRun) -> None:
+def _super_resolution(rivals: Rivals, cfg: Any) -> None:
     make, loss = partial(deepcopy, rivals.ours.network), resolvers.resolver_loss(cfg)
     plain = loops.plain(cfg.precision)
     how = {"benchmark": True, "tf32": cfg.precision != "no"}
@@ -220,7 +219,13 @@ def _super_resolution(rivals: Rivals, cfg: SuperResolutionRun) -> None:
     rivals.add("plain loop, files", plain, make, files, loss, **how)
     batched, memory = resolvers.turned_batch(loss, cfg.augment), rivals.memory("image", "target")
     rivals.add("plain loop, memory", plain, make, memory, batched, **how)
-    if find_spec("lightning") is None:
-        rivals.left_out["Lightning"] = _NO_LIGHTNING
-    else:
-        rivals.add("Lightning", loops.lightning_loop(cfg.precision), make, files, loss)
+    rivals.add_lightning(make, files, loss)
+
+
+OF_TASK: dict[str, tuple[Add, Refusal]] = {
+    "mae": (_mae, lambda cfg: vit.refusal(cfg.model)),
+    "finetune": (_finetune, lambda cfg: vit.refusal(cfg.model)),
+    "common": (_common, lambda cfg: ensembles.refusal(cfg.model)),
+    "sr": (_super_resolution, resolvers.refusal),
+}
+"""What others train for a task, and why a configuration of it has nothing like it elsewhere."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from benchmarks.harness import hardware
 from benchmarks.harness.turns import spread
 from benchmarks.speed.ours import Ours, Point
 from benchmarks.speed.session import Session
 from benchmarks.speed.settings import single_rate
-from lensdist.estimate import train_flops
+from lensdist.estimate import train_bytes, train_flops
 
 Facts = dict[str, Any]
+_UNKNOWN = "a network of this run is in no table"
 _FROZEN = "layers are frozen for a while, and the windows lie there"
 
 
@@ -27,12 +26,12 @@ def measure(session: Session) -> Facts:
     ours, n = session.ours(), session.world.size
     watch = ours.watch(session.skip, session.steps, bench.windows)
     hardware.forget_peak(device)
-    before = hardware.load()
+    machine = hardware.machine(device)
     stalls = ours.turn(watch)
     each = [session.steps * cfg.train.global_batch / s / n for s in watch.seconds_each]
     peak, whose = hardware.peak_bytes(device)
     facts: Facts = {
-        "device": hardware.describe(device),
+        **machine,
         "processes": n,
         "engine": cfg.engine,
         "precision": cfg.precision,
@@ -40,8 +39,7 @@ def measure(session: Session) -> Facts:
         "micro_batch": ours.plan.micro_batch,
         "windows": bench.windows,
         "window_steps": session.steps,
-        "torch": torch.__version__,
-        "load": (before, hardware.load()),
+        "load": (machine["load"][0], hardware.load()),
         "left_out": {},
         **spread("images_per_s_per_device", each),
         "epoch_images": round(ours.source.size * session.larger),
@@ -60,17 +58,14 @@ def measure(session: Session) -> Facts:
 def _roofs(facts: Facts, ours: Ours, rate: float) -> None:
     """What share of its time the device could have done the same in."""
     cfg, device = ours.cfg, ours.world.device
-    flops = train_flops(cfg)
-    traffic, why = hardware.train_bytes(cfg)
-    if not ours.whole:
-        flops, traffic, why = None, None, _FROZEN
-    if flops is None:
-        facts["left_out"]["mfu"] = why or "a network of this run is in no table"
+    flops, traffic = train_flops(cfg), train_bytes(cfg)
+    if flops is None or not ours.whole:
+        facts["left_out"]["mfu"] = _UNKNOWN if ours.whole else _FROZEN
     else:
         peak = hardware.product_flops(device, cfg.precision)
         facts |= {"flops_per_image": flops, "product_flops": peak, "mfu": rate * flops / peak}
-    if traffic is None:
-        facts["left_out"]["byte_roof"] = why
+    if traffic is None or not ours.whole:
+        facts["left_out"]["byte_roof"] = _UNKNOWN if ours.whole else _FROZEN
     else:
         peak = hardware.copy_bytes(device)
         facts |= {"bytes_per_image": traffic, "copy_bytes": peak}

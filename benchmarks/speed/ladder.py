@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks.harness.turns import PARITY_STEPS, Tolerance, Way, compare, spread
+from benchmarks.harness.turns import PARITY_STEPS, Tolerance, Way, spread
 from benchmarks.speed.ours import Ours
 from benchmarks.speed.session import Session
-from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun, SuperResolutionRun
+from lensdist.config.schema import BaseRun
 from lensdist.errors import RunError, UserError
+from lensdist.models.vit import blocks_of
 
 NARROW = Tolerance(2e-2, 5e-2)
 """Of another precision: eight bits of a bfloat16 are 4e-3 a number."""
@@ -39,18 +42,22 @@ class Rung:
         return " ".join(self.change)
 
 
-def rungs(cfg: BaseRun, device: torch.device, processes: int, steps: int) -> Iterator[Rung]:
-    """Those that apply to a run, its device and its number of processes.
+def rungs(
+    cfg: BaseRun, network: nn.Module, *, frozen: bool, device: torch.device, processes: int,
+    steps: int,
+) -> Iterator[Rung]:  # fmt: skip
+    """Yield the rungs that apply to a run.
 
     Args:
-        cfg: the run's.
-        device: of its processes.
+        cfg: the run's configuration.
+        network: of the run; it is asked what it is made of.
+        frozen: whether some of it is frozen for a while.
+        device: of the run's processes.
         processes: that share the work.
         steps: of a window, in which a save falls where saving is looked at.
     """
     cuda, how = device.type == "cuda", cfg.speed
-    convolutional = isinstance(cfg, CommonRun | SuperResolutionRun)
-    transformer = not isinstance(cfg, CommonRun)
+    transformer = bool(blocks_of(network))
     yield Rung((f"precision={'bf16' if cfg.precision == 'no' else 'no'}",), tolerance=NARROW)
     if transformer or cfg.engine == "ddp":
         other = "blocks" if transformer else "whole"
@@ -61,7 +68,7 @@ def rungs(cfg: BaseRun, device: torch.device, processes: int, steps: int) -> Ite
         else:
             whole = ("speed.compile=whole",)
             yield Rung(("speed.cuda_graphs=true",), whole, tolerance=NARROW)
-    if convolutional:
+    if _is_convolutional(network):
         yield Rung((f"speed.channels_last={_word(not how.channels_last)}",))
     if transformer:
         yield Rung((f"speed.recompute={_word(not how.recompute)}",))
@@ -72,43 +79,41 @@ def rungs(cfg: BaseRun, device: torch.device, processes: int, steps: int) -> Ite
     if cfg.data.source == "packed":
         kept = cfg.data.resident == "yes" or (cfg.data.resident == "auto" and cuda)
         yield Rung((f"data.resident={'no' if kept else 'yes'}",))
-    yield from _of_training(cfg, processes, steps)
-
-
-def _of_training(cfg: BaseRun, processes: int, steps: int) -> Iterator[Rung]:
-    frozen = isinstance(cfg, FinetuneRun) and (cfg.encoder is not None or cfg.linear_probe)
-    if frozen or (isinstance(cfg, CommonRun) and cfg.unfreeze == "progressive"):
+    if frozen:
         yield Rung((f"cache.max_gb={0 if cfg.cache.max_gb else 4}",))
     saving = (f"checkpoint.every_steps={steps}",)  # a save a window, on both sides
-    background = _word(not cfg.checkpoint.background)
-    yield Rung((f"checkpoint.background={background}",), saving)
+    yield Rung((f"checkpoint.background={_word(not cfg.checkpoint.background)}",), saving)
     yield Rung((f"train.ema={'null' if cfg.train.ema else '0.999'}",))
-    if _micro_batch_is_free(cfg):
-        micro = cfg.train.micro(processes)
-        half = micro // 2
-        if micro < cfg.train.global_batch // processes:
-            yield Rung((f"train.micro_batch={cfg.train.global_batch // processes}",))
-        elif micro % 2 == 0 and half:
-            yield Rung((f"train.micro_batch={half}",))
+    # BatchNorm sees micro-batches: with others, another network is trained.
+    if not any(isinstance(module, _BatchNorm) for module in network.modules()):
+        micro, most = cfg.train.micro(processes), cfg.train.global_batch // processes
+        if micro < most:
+            yield Rung((f"train.micro_batch={most}",))
+        elif micro % 2 == 0:
+            yield Rung((f"train.micro_batch={micro // 2}",))
 
 
-def _micro_batch_is_free(cfg: BaseRun) -> bool:
-    """BatchNorm sees micro-batches: with others, another network is trained."""
-    return not (
-        isinstance(cfg, CommonRun) or (isinstance(cfg, FinetuneRun) and cfg.model.head_norm)
-    )
+def _is_convolutional(network: nn.Module) -> bool:
+    """Whether its convolutions matter; that of patches is a matrix product."""
+    own = (m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != m.stride)
+    size = sum(p.numel() for p in network.parameters())
+    return sum(p.numel() for m in own for p in m.parameters()) > size / 100
 
 
 def climb(session: Session) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Losses first, then speeds in turns.
+    """Compare the run with all rungs: losses first, then speeds in turns.
 
     Returns:
         A row a rung (see `turns.compare`; `gain`: how many times as fast as what it is held
         against), with `loss_difference`; and rungs that were left out, with the reason.
     """
-    bench, left_out = session.bench, dict[str, str]()
+    left_out: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
-    every = rungs(session.cfg, session.device, session.world.size, session.steps)
+    base = session.ours()
+    every = rungs(
+        session.cfg, base.network, frozen=not base.whole, device=session.device,
+        processes=session.world.size, steps=session.steps,
+    )  # fmt: skip
     groups: dict[tuple[str, ...], dict[str, tuple[Ours, float]]] = {}
     for rung in every:
         difference, why = 0.0, ""
@@ -122,12 +127,9 @@ def climb(session: Session) -> tuple[list[dict[str, Any]], dict[str, str]]:
         ours = session.ours(*rung.against, *rung.change)
         groups.setdefault(rung.against, {})[rung.name] = ours, difference
     for against, members in groups.items():
-        base = " ".join((BASE, *against))
-        ways: dict[str, Way] = {base: session.ours(*against).way}
+        ways: dict[str, Way] = {" ".join((BASE, *against)): session.ours(*against).way}
         ways |= {name: ours.way for name, (ours, _) in members.items()}
-        found = compare(
-            ways, session.device, skip=session.skip, steps=session.steps, rounds=bench.windows
-        )
+        found = session.compare(ways, session.bench.windows)
         for row in found:
             for gain, over in (("gain", "first_over"), ("cpu_gain", "cpu_first_over")):
                 if over in row:

@@ -46,7 +46,6 @@ from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import Stopper
 from lensdist.engine.torch_settings import settle
 from lensdist.engine.world import World
-from lensdist.tasks.base import Task
 from lensdist.tasks.build import build_task
 
 _NEVER = 1e9  # epochs
@@ -73,7 +72,6 @@ class Ours:
     Args:
         cfg: of the run; `run.dir` is written to, and what it held is overwritten.
         packed: the images.
-        task: in place of the configuration's own.
         network: in place of the one that the task builds; every turn begins with a copy.
         saves: whether `checkpoint.every_steps` holds within windows too.
 
@@ -86,23 +84,19 @@ class Ours:
         cfg: BaseRun,
         packed: PackedSet,
         *,
-        task: Task | None = None,
         network: nn.Module | None = None,
         saves: bool = False,
     ) -> None:
         self.cfg, self.packed, self.world, self._saves = cfg, packed, World(cfg), saves
         speed.check(cfg, self.world.device, self.world.size)
         check_start(cfg, self.world)
-        device = self.world.device
-        validation = View(packed, "val", cfg.data, cfg.seed, device)
+        check_images(cfg, packed)
+        if isinstance(cfg, SuperResolutionRun):
+            check_pairs(cfg, packed)
+        validation = View(packed, "val", cfg.data, cfg.seed, self.world.device)
         labels = tuple(validation.labels)
-        if task is None:
-            check_images(cfg, packed)
-            if isinstance(cfg, SuperResolutionRun):
-                check_pairs(cfg, packed)
-            preprocess, weights, _ = starting_point(cfg, packed, labels, self.world)
-            task = build_task(cfg, labels, preprocess, weights)
-        self.task = task
+        preprocess, weights, _ = starting_point(cfg, packed, labels, self.world)
+        self.task = build_task(cfg, labels, preprocess, weights)
         self.source, self.rows = self._source(labels)
         self.validation: Images = self._prepared(validation)
         size, rank = self.world.size, self.world.rank
@@ -110,7 +104,7 @@ class Ours:
             cfg.train.global_batch, cfg.train.micro_batch, self.source.size, rank, size
         )
         torch.manual_seed(rng.key(cfg.seed, "initial weights") % 2**63)
-        self.network = task.build() if network is None else network
+        self.network = self.task.build() if network is None else network
 
     def _source(self, labels: tuple[str, ...]) -> tuple[Timed, npt.NDArray[np.int64]]:
         """What is trained on, and which rows of the packed set it consists of."""
@@ -125,7 +119,7 @@ class Ours:
 
     def _prepared(self, view: Images) -> Images:
         """Preprocessing that a run does once is done once here too."""
-        if not self.task.preprocess or not self.task.preprocess.slow:
+        if not self.task.preprocess.slow:
             return view
         return PreparedView(view, self.task.preprocess, self.cfg.train.eval_batch, self.world)
 

@@ -6,36 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.report import Report, compared
 from benchmarks.speed.settings import RESULTS
 from lensdist.evaluate.report import number, table
-from lensdist.files import to_json, write_atomic
 
 Facts = Mapping[str, Any]
-
-
-def write(out: Path, results: Facts) -> Path:
-    """Write `speed.json` and `speed.md`; returns the path of the latter."""
-    write_atomic(out / RESULTS, to_json(results) + "\n")
-    return write_atomic(out / "speed.md", page(results))
-
-
-def page(results: Facts) -> str:
-    """All tables, each with what one must know to judge it."""
-    facts = results["figures"]
-    parts = [f"# Speed of {results['config']}", _where(facts), table(_lines(facts))]
-    parts += [_reasons(facts["left_out"])]
-    if "to" in results:
-        parts += ["## Time to a score", _time(results["to"])]
-    if "ladder" in results:
-        rows = [_compared(row, "gain", "gain") for row in results["ladder"]["rows"]]
-        parts += ["## One switch at a time", table(rows), _LADDER]
-        parts += [_reasons(results["ladder"]["left_out"])]
-    if "beside" in results:
-        rows = [_compared(row, "first_over", "lensdist over") for row in results["beside"]["rows"]]
-        parts += ["## Beside others", table(rows) if rows else "", _BESIDE if rows else ""]
-        parts += [_reasons(results["beside"]["left_out"])]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
 
 _LADDER = (
     "`gain`: how many times as fast as the row it is held against, within a round. Medians over "
@@ -48,6 +23,29 @@ _BESIDE = (
     "smallest and the largest; ratios within a round. `on a core`: by the process's own time "
     "there, which others' work leaves alone."
 )
+
+
+def write(out: Path, results: Facts) -> Path:
+    """Print all results, and write `speed.json` and `speed.md`; returns the path of the latter."""
+    facts = results["figures"]
+    report = Report(f"Speed of {results['config']}", results)
+    report.say(_where(facts))
+    report.say(table(_lines(facts)))
+    report.reasons(facts["left_out"])
+    if "to" in results:
+        report.say("## Time to a score")
+        report.say(_time(results["to"]))
+    for part, title, ratio, name, about in (
+        ("ladder", "One switch at a time", "gain", "gain", _LADDER),
+        ("beside", "Beside others", "first_over", "lensdist over", _BESIDE),
+    ):
+        if part in results:
+            rows = [compared(row, ratio, name) for row in results[part]["rows"]]
+            report.say(f"## {title}")
+            report.say(table(rows) if rows else "")
+            report.say(about if rows else "")
+            report.reasons(results[part]["left_out"])
+    return report.write(out / RESULTS)
 
 
 def _where(facts: Facts) -> str:
@@ -97,23 +95,6 @@ def _time(facts: Facts) -> str:
         return f"{goal}: {facts['seconds']:,.1f} s of training, {facts['step']:,} steps."
     last = facts["curve"][-1]
     return f"{goal}: not reached in {last['step']:,} steps ({last['value']:.4g} at the end)."
-
-
-def _compared(row: Facts, ratio: str, name: str) -> dict[str, Any]:
-    found = {"way": row["way"], "images_per_s": row["images_per_s"]}
-    found["images_per_s_ci"] = row["images_per_s_spread"]
-    found |= {name: row[ratio], f"{name}_ci": row[f"{ratio}_spread"]}
-    if f"cpu_{ratio}" in row:
-        found |= {f"{name}, on a core": row[f"cpu_{ratio}"]}
-        found |= {f"{name}, on a core_ci": row[f"cpu_{ratio}_spread"]}
-    if "peak_gb" in row:
-        found["peak_gb"] = row["peak_gb"]
-    difference = row.get("loss_difference")
-    return found | {"loss difference": "" if difference is None else f"{difference:.0e}"}
-
-
-def _reasons(left_out: Facts) -> str:
-    return "\n".join(f"- {name} was left out: {why}." for name, why in left_out.items())
 
 
 def _percent(share: float) -> str:

@@ -13,14 +13,14 @@ from benchmarks.harness.turns import ROUNDING, gate
 from benchmarks.rivals import tasks
 from benchmarks.rivals.tasks import Rivals, fill
 from benchmarks.speed.figures import time_to
-from benchmarks.speed.ladder import rungs
-from benchmarks.speed.run import first_rows, parity_steps
-from benchmarks.speed.session import BARE, UNTURNED, Session
+from benchmarks.speed.ladder import Rung, rungs
+from benchmarks.speed.session import BARE, UNTURNED, Session, first_rows, parity_steps
 from benchmarks.speed.settings import SpeedBench
 from lensdist.cli import main
 from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.errors import RunError
+from lensdist.tasks.build import build_task
 from tests.conftest import ROOT, settings
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("handlers")]
@@ -156,9 +156,19 @@ def test_micro_batches_and_saves_of_a_turn(tiny_set: Path, tmp_path: Path) -> No
     assert ROUNDING.refuse("parts", parts, whole) < 1e-5
 
 
-def names(task: str, device: str, processes: int, *more: str) -> set[str]:
-    cfg = load(ROOT / f"configs/{task}/reference.yaml", ["run.dir=x", *more], schema=schema_of)
-    return {rung.name for rung in rungs(cfg, torch.device(device), processes, 4)}
+def the_rungs(
+    task: str, device: str, processes: int, *more: str, frozen: bool = False
+) -> list[Rung]:
+    path = ROOT / f"configs/{task}/reference.yaml"
+    cfg = load(path, ["run.dir=x", *more], schema=schema_of)
+    with torch.device("meta"):
+        network = build_task(cfg, ("a", "b", "c"), None, None).build()  # type: ignore[arg-type]
+    on = torch.device(device)
+    return [*rungs(cfg, network, frozen=frozen, device=on, processes=processes, steps=4)]
+
+
+def names(*how: Any, **more: Any) -> set[str]:
+    return {rung.name for rung in the_rungs(*how, **more)}
 
 
 def test_the_ladder_has_what_applies() -> None:
@@ -173,13 +183,12 @@ def test_the_ladder_has_what_applies() -> None:
     shared = names("mae", "cuda", 8, "train.global_batch=64", "train.micro_batch=4")
     assert {"speed.bucket_mb=25", "train.micro_batch=8"} <= shared
     assert not any("cuda_graphs" in name for name in shared)
-    assert "cache.max_gb=0" in names("finetune", "cpu", 1)
+    assert "cache.max_gb=0" in names("finetune", "cpu", 1, frozen=True)
 
 
 @pytest.mark.parametrize("task", ["mae", "finetune", "common", "sr"])
 def test_every_rung_is_a_configuration(task: str) -> None:
     path = ROOT / f"configs/{task}/reference.yaml"
-    cfg = load(path, ["run.dir=x"], schema=schema_of)
-    for rung in rungs(cfg, torch.device("cuda"), 1, 4):
+    for rung in the_rungs(task, "cuda", 1):
         changed = load(path, ["run.dir=x", *rung.against, *rung.change], schema=schema_of)
         assert changed != load(path, ["run.dir=x", *rung.against], schema=schema_of)

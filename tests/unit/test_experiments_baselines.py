@@ -7,14 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.baselines import (
-    INTERPOLATIONS,
-    Edsr,
-    LinearFilter,
-    bilinear,
-    nearest,
-    train_edsr,
-)
+from benchmarks.rivals.edsr import Edsr, train_edsr
+from experiments.baselines import INTERPOLATIONS, LinearFilter, bilinear, nearest
 from lensdist.resample import block_means
 
 pytestmark = pytest.mark.unit

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_command_line_imports_no_torch() -> None:
-    code = "import sys, lensdist.commands.bench; sys.exit('torch' in sys.modules)"
+    code = "import sys, lensdist.commands.bench, experiments.cli, benchmarks.speed.run; "
+    code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
@@ -144,9 +145,9 @@ def test_a_wish_to_stop_reaches_the_runs(tmp_path: Path) -> None:
 
 
 def test_other_data_is_refused(tmp_path: Path, tiny_set: Path) -> None:
-    from experiments.few_labels import few_labels
+    from experiments.few_labels import make
 
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "none").symlink_to(tiny_set)
     with pytest.raises(UserError, match="give another --out"):
-        few_labels(FewLabels(out=tmp_path, labels=(5,), noise=("none",), n_per_class=50))
+        make(FewLabels(out=tmp_path, labels=(5,), noise=("none",), n_per_class=50))
