@@ -102,7 +102,7 @@ def ways(session: Session, size: Size, report: Report) -> dict[str, Way]:
     for name, net in (("lensdist", ours.network), ("EDSR", edsr())):
         report.say(f"{name} has {sum(p.numel() for p in net.parameters()):,} parameters.")
     loss = resolvers.turned_batch(resolvers.edsr_loss, cfg.augment)
-    plain, memory = loops.plain(cfg.precision), rivals.memory("image", "target")
+    plain, memory = loops.by_hand(cfg.precision), rivals.memory("image", "target")
     how: dict[str, Any] = {"benchmark": True, "tf32": cfg.precision != "no", "adam": paper_adam}
     rivals.add("EDSR, memory", plain, edsr, memory, loss, **how)
     return found | rivals.ways

@@ -15,26 +15,26 @@ both.
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
-import socket
-import tempfile
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from torch.distributed.elastic.utils.distributed import get_free_port
 
-from benchmarks.harness.turns import Tolerance, spread
+from benchmarks.harness.report import options, reporting
+from benchmarks.harness.turns import Tolerance, over, spread, take_turns
 from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.sim.config import SimConfig
 from lensdist.sim.write import write_packed
 
 CONFIG = Path(__file__).parents[1] / "configs/mae/reference.yaml"
+CPU = torch.device("cpu")
 MICRO, GATE_STEPS, SKIP = 32, 2, 2
 TOLERANCE = Tolerance(1e-5, 1e-4)
 Kind = Literal["pair", "alone", "both"]
@@ -43,54 +43,34 @@ Result = tuple[float, float, list[float]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3, help="of a turn (default: 3)")
-    parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    parser = options(__doc__, rounds=5)
+    parser.add_argument("--steps", type=int, default=3, help="of a turn (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all")
     args = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         raise SystemExit("two processes need a core each: this machine lends only one")
-
-    load_before = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(prefix="lensdist-two-") as name:
-        scratch = Path(name)
+    with reporting(args, "Two processes", CPU, steps=args.steps) as (report, scratch):
         write_packed(scratch / "packed", SimConfig(family="model_ii"), 240, 0)
-        worst = gate(scratch, cores, args.overrides)
-        print(f"same losses as one process: largest relative difference {worst:.0e}\n")
-        each: dict[Kind, list[float]] = {"pair": [], "alone": []}
-        on_core: dict[Kind, list[float]] = {"pair": [], "alone": []}
-        for i in range(args.rounds):
-            for kind in ("pair", "alone") if i % 2 else ("alone", "pair"):
-                found = turn(kind, scratch, cores, args.steps, args.overrides)
-                # Each computes a micro-batch a step, in the pair too.
-                images = args.steps * MICRO
-                each[kind].append(sum(images / seconds for seconds, _, _ in found))
-                on_core[kind].append(sum(images / seconds for _, seconds, _ in found))
-
-    ratio, core = (
-        spread("ratio", [a / b for a, b in zip(rates["pair"], rates["alone"], strict=True)])
-        for rates in (each, on_core)
-    )
-    print(f"{'two processes':<14}{'images/s':>10}{'spread':>18}")
-    for kind, rates in each.items():
-        row = spread("rate", rates)
-        low, high = row["rate_spread"]
-        print(f"{kind:<14}{row['rate']:>10.4g}{f'{low:.4g} .. {high:.4g}':>18}")
-    low, high = ratio["ratio_spread"]
-    loads = (load_before, os.getloadavg()[0])
-    print(
-        f"\npair over alone: {ratio['ratio']:.3f} ({low:.3f} .. {high:.3f}), median of "
-        f"{args.rounds} rounds and their range; load {loads[0]:.1f} .. {loads[1]:.1f}\n"
-        f"by the time on a core, waiting left out: {core['ratio']:.3f} "
-        f"({core['ratio_spread'][0]:.3f} .. {core['ratio_spread'][1]:.3f})"
-    )
-    if args.out:
-        facts: dict[str, Any] = {"steps": args.steps, "rounds": args.rounds, "load": loads}
-        facts |= {"torch": torch.__version__, "loss_difference": worst, "images_per_s": each}
-        facts |= {"on_a_core": core}
-        args.out.write_text(json.dumps(facts | ratio, indent=2) + "\n")
+        report.gated({"pair": gate(scratch, cores, args.overrides)})
+        kinds: tuple[Kind, ...] = ("pair", "alone")
+        turns = {
+            kind: partial(turn, kind, scratch, cores, args.steps, args.overrides) for kind in kinds
+        }
+        found = take_turns(turns, args.rounds)
+        # Each computes a micro-batch a step, in the pair too.
+        images = args.steps * MICRO
+        rates = {k: [sum(images / s for s, _, _ in one) for one in v] for k, v in found.items()}
+        on_core = {k: [sum(images / s for _, s, _ in one) for one in v] for k, v in found.items()}
+        report.table(
+            [
+                {"two processes": kind, **spread("images_per_s", rates[kind])}
+                | over("over_alone", rates[kind], rates["alone"])
+                | over("over_alone, on a core", on_core[kind], on_core["alone"])
+                for kind in found
+            ]
+        )
+        report.say("`on a core`: by the time on a core, waiting left out.")
 
 
 def gate(scratch: Path, cores: list[int], overrides: list[str]) -> float:
@@ -122,7 +102,7 @@ def turn(
         overrides: settings of the run.
     """
     context = multiprocessing.get_context("spawn")
-    together, port = context.Barrier(len(cores)), free_port()
+    together, port = context.Barrier(len(cores)), get_free_port()
     pipes, processes = [], []
     for rank, core in enumerate(cores):
         here, there = context.Pipe(duplex=False)
@@ -168,13 +148,6 @@ def worker(
     pipe.send((watch.seconds, sum(watch.cpu_each), losses))
     pipe.close()
     ours.world.close(0, together=kind == "pair")
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.settings import Table
 from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.engine.differences import unmet
@@ -48,10 +55,63 @@ class Job:
     enlarges, with the scores of each image in `run / IMAGE_SCORES`."""
 
     @property
+    def record(self) -> dict[str, Any]:
+        """What `COMPLETE.json` holds; raises where the run's files were altered since."""
+        found = completed(self.run)
+        assert found is not None
+        return found
+
+    @property
+    def logits(self) -> Tensor:
+        """Of the test images, (N, classes); raises where the run's files were altered since."""
+        assert self.record
+        return torch.from_numpy(np.load(self.run / LOGITS, allow_pickle=False))
+
+    @property
     def done(self) -> bool:
         """Whether nothing is left to do; checked again, by hash, where the run is used."""
         tested = (self.run / LOGITS).exists() or (self.run / IMAGE_SCORES).exists()
         return (self.run / COMPLETE).exists() and (self.test is None or tested)
+
+
+def job(
+    cfg: Table, preset: str, folder: str, name: str, *settings: str, data: Path | None = None,
+    test: bool = False,
+) -> Job:  # fmt: skip
+    """Describe a run of a table.
+
+    Args:
+        cfg: the table's settings.
+        preset: in `cfg.configs`.
+        folder: in the table's folders of runs and logs; "" for none.
+        name: of the run; also that of its folder and log, without commas and spaces.
+        settings: on top of the preset and of `cfg.overrides`.
+        data: the packed set; None: the run simulates its own.
+        test: whether the run is used on the set's test split.
+    """
+    run = cfg.out / "runs" / folder / name.lower().replace(",", "").replace(" ", "-")
+    words = (*cfg.overrides, *settings, *((f"data.path={data}",) if data else ()))
+    argv = (f"--config={cfg.configs / preset}", *words, f"run.dir={run}")
+    return Job(run, argv, cfg.out / "logs" / folder / f"{run.name}.log", data if test else None)
+
+
+def check_presets(cfg: Table, presets: Iterable[str]) -> None:
+    """Check that presets are there.
+
+    Raises:
+        UserError: one is not.
+    """
+    for preset in presets:
+        if not (cfg.configs / preset).is_file():
+            raise UserError(f"{cfg.configs / preset} is not there; give --configs of a checkout")
+
+
+def notes(cfg: Table) -> list[str]:
+    """Return what a reader must know of every table."""
+    return [
+        f"Seconds are a run's last life, of {cfg.jobs} at a time on this machine.",
+        *([f"Settings of all runs: {' '.join(cfg.overrides)}."] if cfg.overrides else []),
+    ]
 
 
 def run_all(jobs: Sequence[Job], workers: int, what: str) -> None:
@@ -156,11 +216,6 @@ def _do(job: Job) -> int:
 
 
 def _test(run: Path, data: Path) -> None:
-    import io
-
-    import numpy as np
-    import torch
-
     from experiments.scores import keep
     from lensdist.assess import open_subject
     from lensdist.data.config import DataConfig

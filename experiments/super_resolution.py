@@ -20,40 +20,30 @@ from torch import Tensor
 from benchmarks.harness.data import simulated_set
 from benchmarks.rivals.edsr import train_edsr
 from experiments import baselines
-from experiments.runs import IMAGE_SCORES, Job, run_all
+from experiments.runs import IMAGE_SCORES, Job, check_presets, job, notes, run_all
 from experiments.scores import keep, kept
 from experiments.settings import SuperResolutionTable
 from lensdist import resample
 from lensdist.data.config import DataConfig
 from lensdist.data.packed import PackedSet
 from lensdist.data.source import View
-from lensdist.errors import UserError
 from lensdist.evaluate import super_resolution
 from lensdist.evaluate.bootstrap import paired_bootstrap
 from lensdist.evaluate.report import write_results
-from lensdist.phases import completed
 from lensdist.sim.config import SimConfig
 
 BEST, RANDOM, REFERENCE = "best", "best, random encoder", "reference"
 TRUTH = "best, learning the truth"
+MAE, REFERENCE_MAE = "mae", "reference mae"
 PRESETS = {
-    "small": {
-        "mae": "pairs-small.yaml",
-        BEST: "small.yaml",
-        RANDOM: "small.yaml",
-        TRUTH: "small.yaml",
-        "reference mae": "small-reference.yaml",
-        REFERENCE: "small-reference.yaml",
-    },
-    "full": {
-        "mae": "pairs.yaml",
-        BEST: "best.yaml",
-        RANDOM: "best.yaml",
-        TRUTH: "best.yaml",
-        "reference mae": "reference.yaml",
-        REFERENCE: "reference.yaml",
-    },
-}
+    size: {MAE: mae, REFERENCE_MAE: theirs, REFERENCE: recipe}
+    | dict.fromkeys((BEST, RANDOM, TRUTH), best)
+    for size, mae, best, theirs, recipe in (
+        ("small", "mae/pairs-small.yaml", "sr/small.yaml", "mae/small-reference.yaml",
+         "sr/small-reference.yaml"),
+        ("full", "mae/pairs.yaml", "sr/best.yaml", "mae/reference.yaml", "sr/reference.yaml"),
+    )
+}  # fmt: skip
 # Channels, blocks; small: about the seconds of `best`, full: the paper's baseline.
 EDSR = {"small": (16, 4), "full": (64, 16)}
 EDSR_RATE = {"small": 4e-3, "full": 1e-4}  # small: the best of 1, 2 and 4e-3; full: the paper's
@@ -75,13 +65,10 @@ def make(cfg: SuperResolutionTable) -> Path:
         RunError: a run failed.
         StoppedError: a run was asked to stop and has saved.
     """
-    presets = PRESETS[cfg.size]
-    for name, preset in presets.items():
-        if not _preset(cfg, name).is_file():
-            raise UserError(f"{preset} is not there; give --configs")
+    check_presets(cfg, PRESETS[cfg.size].values())
     sim = SimConfig(family="sr")
     packed = simulated_set(cfg.out / "data", sim, cfg.per_class, _DATA_SEED, truth=True)
-    run_all(list(_pretraining(cfg)), cfg.jobs, "pretraining")
+    run_all(list(_pretraining(cfg).values()), cfg.jobs, "pretraining")
     jobs = dict(_training(cfg))
     run_all(list(jobs.values()), cfg.jobs, "super-resolution")
     rows = [_row(name, None, [scores]) for name, scores in _untrained(cfg, packed)]
@@ -89,82 +76,66 @@ def make(cfg: SuperResolutionTable) -> Path:
     rows.append(_row("EDSR", most, [_edsr(cfg, packed, most)]))
     for method in (REFERENCE, RANDOM, BEST, TRUTH):
         for n in cfg.trained_on:
-            runs = [job for (m, pairs, _), job in jobs.items() if (m, pairs) == (method, n)]
+            runs = [one for (m, pairs, _), one in jobs.items() if (m, pairs) == (method, n)]
             if not runs:
                 continue
-            row = _row(method, n, [_scores(job) for job in runs])
-            row["seconds"] = sum(_record(job)["seconds"] for job in runs) / len(runs)
+            row = _row(method, n, [_scores(run) for run in runs])
+            row["seconds"] = sum(run.record["seconds"] for run in runs) / len(runs)
             if method == BEST:
                 random = [jobs[RANDOM, n, seed] for seed in range(len(runs))]
                 gain = paired_bootstrap(
-                    torch.stack([_scores(job)["psnr"] for job in runs]),
-                    torch.stack([_scores(job)["psnr"] for job in random]),
+                    torch.stack([_scores(run)["psnr"] for run in runs]),
+                    torch.stack([_scores(run)["psnr"] for run in random]),
                 )
                 row |= {"mae_adds": gain["difference"], "mae_adds_ci": gain["ci"]}
             rows.append(row)
     n = len(packed.indices("test"))
-    return write_results(cfg.out, rows, "Super-resolution", _notes(cfg, n))
+    return write_results(cfg.out, rows, "Super-resolution", [*_notes(cfg, n), *notes(cfg)])
 
 
 # ---- runs
 
 
-def _preset(cfg: SuperResolutionTable, name: str) -> Path:
-    task = "mae" if name.endswith("mae") else "sr"
-    return cfg.configs / task / PRESETS[cfg.size][name]
+def _job(cfg: SuperResolutionTable, preset: str, name: str, *words: str, **more: Any) -> Job:
+    return job(cfg, PRESETS[cfg.size][preset], "", name, *words, **more)
 
 
-def _run(cfg: SuperResolutionTable, name: str) -> Path:
-    return cfg.out / "runs" / name.replace(",", "").replace(" ", "-")
-
-
-def _job(cfg: SuperResolutionTable, preset: Path, name: str, *words: str, test: bool) -> Job:
-    run = _run(cfg, name)
-    argv = (f"--config={preset}", *cfg.overrides, *words, f"run.dir={run}")
-    log = cfg.out / "logs" / f"{run.name}.log"
-    return Job(run, argv, log, cfg.out / "data" if test else None)
-
-
-def _pretraining(cfg: SuperResolutionTable) -> Iterator[Job]:
+def _pretraining(cfg: SuperResolutionTable) -> dict[str, Job]:
     """The MAEs: on the LR images of all training pairs, and the recipe's on its own images."""
-    data = f"data.path={cfg.out / 'data'}"
-    yield _job(cfg, _preset(cfg, "mae"), "mae", data, test=False)
-    yield _job(cfg, _preset(cfg, "reference mae"), "reference mae", test=False)
+    mae = _job(cfg, MAE, MAE, data=cfg.out / "data")
+    return {MAE: mae, REFERENCE_MAE: _job(cfg, REFERENCE_MAE, REFERENCE_MAE)}
 
 
 def _training(cfg: SuperResolutionTable) -> Iterator[tuple[tuple[str, int, int], Job]]:
     """The longest run first, then all methods of as many pairs together."""
-    most, mae = cfg.trained_on[-1], str(_run(cfg, "mae"))
+    most, maes = cfg.trained_on[-1], _pretraining(cfg)
+    mae = str(maes[MAE].run)
 
-    def job(method: str, n: int, seed: int, encoder: str, *more: str) -> Job:
-        words = (f"data.path={cfg.out / 'data'}", f"data.train_images={n}", f"seed={seed}")
-        name = f"{method} n{n} s{seed}"
-        more = (f"encoder={encoder}", *more)
-        return _job(cfg, _preset(cfg, method), name, *words, *more, test=True)
+    def of(
+        method: str, n: int, seed: int, encoder: str, *more: str
+    ) -> tuple[tuple[str, int, int], Job]:
+        words = (f"data.train_images={n}", f"seed={seed}", f"encoder={encoder}", *more)
+        name, data = f"{method} n{n} s{seed}", cfg.out / "data"
+        return (method, n, seed), _job(cfg, method, name, *words, data=data, test=True)
 
     # The recipe keeps its own length, and its choice among epochs.
-    yield (REFERENCE, most, 0), job(REFERENCE, most, 0, str(_run(cfg, "reference mae")))
+    yield of(REFERENCE, most, 0, str(maes[REFERENCE_MAE].run))
     for n in cfg.trained_on:
         # The last weights count: to choose by validation takes more pairs than there are to learn.
         steps = (
             f"train.max_steps={cfg.steps_of(n)}",
             f"train.global_batch={BATCH[cfg.size]}",
             f"checkpoint.every_steps={cfg.steps_of(n)}",
+            _NEVER,
         )
         for seed in range(cfg.seeds_of(n)):
-            yield (BEST, n, seed), job(BEST, n, seed, mae, *steps, _NEVER)
-            yield (RANDOM, n, seed), job(RANDOM, n, seed, "null", *steps, _NEVER)
-    yield (TRUTH, most, 0), job(TRUTH, most, 0, mae, *steps, _NEVER, *_NOISELESS)
+            yield of(BEST, n, seed, mae, *steps)
+            yield of(RANDOM, n, seed, "null", *steps)
+    yield of(TRUTH, most, 0, mae, *steps, *_NOISELESS)
 
 
-def _record(job: Job) -> dict[str, Any]:
-    record = completed(job.run)  # believe no run whose files were altered since
-    assert record is not None
-    return record
-
-
-def _scores(job: Job) -> Scores:
-    return kept(job.run / IMAGE_SCORES)
+def _scores(run: Job) -> Scores:
+    return kept(run.run / IMAGE_SCORES)
 
 
 # ---- what lensdist does not train
@@ -172,13 +143,8 @@ def _scores(job: Job) -> Scores:
 
 def _untrained(cfg: SuperResolutionTable, packed: PackedSet) -> Iterator[tuple[str, Scores]]:
     for name, enlarge in baselines.INTERPOLATIONS.items():
-        twice = partial(enlarge, factor=2)
-        yield name, _kept(cfg, packed, name, partial(_same, twice))
-
-    def with_means() -> Enlarge:
-        return lambda x: resample.with_means(resample.bicubic(x, 2), x)
-
-    yield "bicubic moved to LR's means", _kept(cfg, packed, "bicubic-means", with_means)
+        yield name, _kept(cfg, packed, name, _known(partial(enlarge, factor=2)))
+    yield "bicubic moved to LR's means", _kept(cfg, packed, "bicubic-means", _known(_moved))
     most = cfg.trained_on[-1]
 
     def linear() -> Enlarge:
@@ -196,8 +162,12 @@ def _pairs(cfg: SuperResolutionTable, packed: PackedSet, n: int) -> Scores:
     return view.gather(np.arange(n))
 
 
-def _same(enlarge: Enlarge) -> Enlarge:
-    return enlarge
+def _known(enlarge: Enlarge) -> Callable[[], Enlarge]:
+    return lambda: enlarge
+
+
+def _moved(lr: Tensor) -> Tensor:
+    return resample.with_means(resample.bicubic(lr, 2), lr)
 
 
 def _edsr(cfg: SuperResolutionTable, packed: PackedSet, n: int) -> Scores:
@@ -209,16 +179,9 @@ def _edsr(cfg: SuperResolutionTable, packed: PackedSet, n: int) -> Scores:
     def trained() -> Enlarge:
         pairs = _pairs(cfg, packed, n)
         model = train_edsr(
-            pairs["image"],
-            pairs["target"],
-            steps=steps,
-            batch=BATCH[cfg.size],
-            seed=0,
-            width=width,
-            blocks=blocks,
-            rate=EDSR_RATE[cfg.size],
-            device=device,
-        )
+            pairs["image"], pairs["target"], steps=steps, batch=BATCH[cfg.size], seed=0,
+            width=width, blocks=blocks, rate=EDSR_RATE[cfg.size], device=device,
+        )  # fmt: skip
         return lambda x: model(x.to(device)).cpu()
 
     return _kept(cfg, packed, f"edsr-{width}-{blocks}-n{n}-steps{steps}", trained)
@@ -286,12 +249,12 @@ def _notes(cfg: SuperResolutionTable, n: int) -> list[str]:
         "shares a block's excess evenly.",
         "`psnr to truth`: against HR without its noise. LR's own noise is in its means, so what "
         "comes close to HR keeps it; bicubic blurs some of it away.",
-        f"`best`: configs/sr/{presets[BEST]}, {steps} steps of {BATCH[cfg.size]} by the number of "
-        f"pairs, the last weights; its MAE (configs/mae/{presets['mae']}) saw the LR images of "
+        f"`best`: configs/{presets[BEST]}, {steps} steps of {BATCH[cfg.size]} by the number of "
+        f"pairs, the last weights; its MAE (configs/{presets[MAE]}) saw the LR images of "
         "all training pairs. `mae adds`: dB over the same network from a random encoder, same "
         "pairs and order.",
-        f"`reference`: configs/sr/{presets[REFERENCE]}, from configs/mae/"
-        f"{presets['reference mae']} (Model II without substructure); validation chose among its "
+        f"`reference`: configs/{presets[REFERENCE]}, from configs/"
+        f"{presets[REFERENCE_MAE]} (Model II without substructure); validation chose among its "
         "epochs.",
         "`best, learning the truth`: its target is HR without noise, which simulations alone have, "
         "and LR's means are not kept, for they hold noise.",
@@ -299,6 +262,4 @@ def _notes(cfg: SuperResolutionTable, n: int) -> list[str]:
         f"{cfg.steps_of(cfg.trained_on[-1]):,} steps of {BATCH[cfg.size]}. Linear 7x7: least "
         "squares on the same pairs.",
         "Intervals are 95 %, over seeds (pairs, order, initial weights) and test images, paired.",
-        f"Seconds are a run's last life, of {cfg.jobs} at a time on this machine.",
-        *([f"Settings of all runs: {' '.join(cfg.overrides)}."] if cfg.overrides else []),
     ]

@@ -20,6 +20,7 @@ from lensdist._torchvision import import_torchvision
 Batch = tuple[Tensor, ...]
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 """Of a network on a batch on its device: the loss, and what the network has made of the batch."""
+Read = Callable[[Tensor, Tensor, Batch], None]
 Make = Callable[[], nn.Module]
 Optimizer = Callable[[nn.Module], torch.optim.Optimizer]
 Loop = Callable[[nn.Module, Watch, Iterable[Batch], Loss, Optimizer], None]
@@ -50,83 +51,65 @@ def turn_of(
     return turn
 
 
-def moved(batch: Batch, device: torch.device) -> Batch:
-    """A batch on the device."""
-    return tuple(tensor.to(device) for tensor in batch)
-
-
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """As lensdist's `precision` asks for."""
+    """Return the context that lensdist's `precision` asks for."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype, precision != "no")
 
 
-def notebook(
-    net: nn.Module, watch: Watch, loader: Iterable[Batch], loss: Loss, optimizer: Optimizer
-) -> None:
-    """The reference notebooks': float32, and the loss read from the device at each step.
+def by_hand(precision: str, read: Read = lambda *step: None, channels_last: bool = False) -> Loop:
+    """Return the loop that one writes by hand.
 
-    Classes are counted too, where the last of a batch is labels.
+    Args:
+        precision: as lensdist's.
+        read: what it reads from the device at each step: of the loss, what the network has made of
+            the batch, and the batch.
+        channels_last: lay images and weights out so.
     """
-    adam = optimizer(net)
-    running, right, total = 0.0, 0, 0
-    for batch in watch.over(loader):
-        batch = moved(batch, watch.device)
-        adam.zero_grad()
-        value, made = loss(net, batch)
-        value.backward()  # type: ignore[no-untyped-call]
-        adam.step()
-        running += value.item()
-        if made.dim() == 2:
-            right += int((made.argmax(1) == batch[-1]).sum().item())
-        total += len(made)
-        watch.losses.append(value.detach())
-
-
-def plain(precision: str) -> Loop:
-    """What one writes by hand who knows torch: nothing is read from the device."""
 
     def loop(
         net: nn.Module, watch: Watch, loader: Iterable[Batch], loss: Loss, optimizer: Optimizer
     ) -> None:
-        adam = optimizer(net)
-        for batch in watch.over(loader):
-            batch = moved(batch, watch.device)
-            adam.zero_grad()
-            with autocast(watch.device, precision):
-                value, _ = loss(net, batch)
-            value.backward()  # type: ignore[no-untyped-call]
-            adam.step()
-            watch.losses.append(value.detach())
-
-    return loop
-
-
-def timm_loop(precision: str, channels_last: bool = False) -> Loop:
-    """timm's `train_one_epoch` without its prefetcher: the loss is read at each step."""
-
-    def loop(
-        net: nn.Module, watch: Watch, loader: Iterable[Batch], loss: Loss, optimizer: Optimizer
-    ) -> None:
-        import_torchvision()
-        meter = import_module("timm.utils").AverageMeter()
         if channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         adam = optimizer(net)
-        for batch in watch.over(loader):
-            batch = moved(batch, watch.device)
+        for found in watch.over(loader):
+            batch = tuple(tensor.to(watch.device) for tensor in found)
             if channels_last:
                 image = batch[0].contiguous(memory_format=torch.channels_last)
                 batch = (image, *batch[1:])
             with autocast(watch.device, precision):
                 value, made = loss(net, batch)
-            meter.update(value.item(), len(made))
             adam.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             adam.step()
+            read(value, made, batch)
             watch.losses.append(value.detach())
 
     return loop
+
+
+def notebook() -> Loop:
+    """Return the reference notebooks' loop: float32, and the loss read at each step.
+
+    Correct answers are counted too, where the last of a batch is labels.
+    """
+
+    def read(value: Tensor, made: Tensor, batch: Batch) -> None:
+        value.item()
+        if made.dim() == 2:
+            (made.argmax(1) == batch[-1]).sum().item()
+
+    return by_hand("no", read)
+
+
+def timm_loop(precision: str, channels_last: bool = False) -> Loop:
+    """Return timm's `train_one_epoch` without its prefetcher: the loss is read at each step."""
+    import_torchvision()
+    meter = import_module("timm.utils").AverageMeter()
+    return by_hand(
+        precision, lambda value, made, _: meter.update(value.item(), len(made)), channels_last
+    )
 
 
 def timm_adam(kind: str, rate: float, decay: float) -> Optimizer:

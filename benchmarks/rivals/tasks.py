@@ -189,8 +189,8 @@ def _transformers(
         return loss(net, prepare(batch))
 
     make = partial(vit.build, "torch", net)
-    rivals.add("notebook", loops.notebook, make, rivals.files(item), loss)
-    plain, memory = loops.plain(precision), rivals.memory("image", second)
+    rivals.add("notebook", loops.notebook(), make, rivals.files(item), loss)
+    plain, memory = loops.by_hand(precision), rivals.memory("image", second)
     rivals.add("plain loop, memory", plain, make, memory, batched, tf32=precision != "no")
     timm, array = partial(vit.build, "timm", net), rivals.array(raw)
     rivals.add_timm(timm, array, batched)
@@ -203,7 +203,7 @@ def _common(rivals: Rivals, cfg: Any) -> None:
     classes = len(rivals.ours.task.labels)
     weights = rivals.ours.network.state_dict()
     make = partial(ensembles.build, "torchvision", cfg.model, classes, weights)
-    rivals.add("notebook", loops.notebook, make, rivals.files(item), ensembles.loss)
+    rivals.add("notebook", loops.notebook(), make, rivals.files(item), ensembles.loss)
     timm = partial(ensembles.build, "timm", cfg.model, classes, weights)
     array = rivals.array(item)
     rivals.add_timm(timm, array, ensembles.loss)
@@ -213,7 +213,7 @@ def _common(rivals: Rivals, cfg: Any) -> None:
 
 def _super_resolution(rivals: Rivals, cfg: Any) -> None:
     make, loss = partial(deepcopy, rivals.ours.network), resolvers.resolver_loss(cfg)
-    plain = loops.plain(cfg.precision)
+    plain = loops.by_hand(cfg.precision)
     how = {"benchmark": True, "tf32": cfg.precision != "no"}
     files = rivals.files(resolvers.turned_item(cfg.augment))
     rivals.add("plain loop, files", plain, make, files, loss, **how)

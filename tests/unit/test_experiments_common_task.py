@@ -38,7 +38,7 @@ def test_both_sizes_compare_presets_that_are_there() -> None:
         cfg = CommonTable(out=Path("x"), size=size)
         assert set(cfg.trained_on) >= {300, 3_000}
         for preset, _ in METHODS[size].values():
-            assert (ROOT / "configs" / "common" / preset).is_file()
+            assert (ROOT / "configs" / preset).is_file()
 
 
 @pytest.mark.timeout(1500)

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.few_labels import METHODS, SCRATCH
+from experiments.few_labels import METHODS, SCRATCH, Scored, write_table
 from experiments.residual import ResidualFeatures, logistic_regression
 from experiments.runs import Job, run_all
 from experiments.settings import FewLabels
-from experiments.table import Scored, write_table
 from lensdist.cli import main
 from lensdist.errors import RunError, UserError
 from lensdist.phases import COMPLETE
