@@ -78,9 +78,9 @@ def by_hand(precision: str, read: Read = lambda *step: None, channels_last: bool
             if channels_last:
                 image = batch[0].contiguous(memory_format=torch.channels_last)
                 batch = (image, *batch[1:])
+            adam.zero_grad()
             with autocast(watch.device, precision):
                 value, made = loss(net, batch)
-            adam.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             adam.step()
             read(value, made, batch)

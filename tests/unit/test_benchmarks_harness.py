@@ -1,14 +1,23 @@
-"""The stopwatch of `lensdist bench speed`, and the arithmetic of turns."""
+"""The harness of all benchmarks: stopwatch, turns, command lines and reports."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.harness import watch as module
-from benchmarks.harness.turns import Tolerance, Way, compare, take_turns
+from benchmarks.harness.flags import parse
+from benchmarks.harness.report import options, reporting
+from benchmarks.harness.turns import Tolerance, Way, compare, over, spread, take_turns
 from benchmarks.harness.watch import Watch
-from lensdist.errors import RunError
+from benchmarks.speed.settings import SpeedBench
+from experiments.settings import FewLabels
+from lensdist.cli import main
+from lensdist.commands import bench
+from lensdist.errors import RunError, UserError
 
 pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
@@ -115,3 +124,51 @@ def test_losses_may_differ_by_rounding_alone(losses: list[float], passes: bool) 
     else:
         with pytest.raises(RunError, match="x: its first losses"):
             tolerance.refuse("x", torch.tensor(losses), base)
+
+
+def test_a_report_is_printed_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a.json"
+    args = options("What.", rounds=3).parse_args([f"--out={out}"])
+    with reporting(args, "Title", CPU, extra=1) as (report, scratch):
+        assert scratch.is_dir()
+        report.table([{"way": "x", **spread("s", [1.0, 3.0, 2.0]), **over("r", [4.0], [2.0])}])
+        report.gated({"x": 1e-6})
+        report.reasons({"y": "it is not there"})
+    assert not scratch.exists()
+    facts = json.loads(out.read_text())
+    assert (facts["rounds"], facts["extra"], len(facts["load"])) == (3, 1, 2)
+    assert facts["rows"][0]["s_each"] == [1, 3, 2]
+    assert facts["loss_differences"] == {"x": 1e-6}
+    page = out.with_suffix(".md").read_text()
+    for said in ("# Title", "2.0 [1.0, 3.0]", "y was left out: it is not there", facts["device"]):
+        assert said in page
+    assert capsys.readouterr().out.split() == page.split()
+
+
+def test_settings_become_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    few = parse(FewLabels, ["--out=x", "--labels", "5,10", "--seeds=2", "a.b=1", "c=2"], "p", "")
+    assert (few.out, few.labels, few.seeds, few.noise) == (
+        Path("x"), (5, 10), 2, FewLabels.model_fields["noise"].default,
+    )  # fmt: skip
+    assert few.overrides == ("a.b=1", "c=2")
+    speed = parse(SpeedBench, ["--out=x", "--config=y", "--beside", "--to", "0"], "p", "")
+    assert (speed.to, speed.beside, speed.ladder) == (0.0, True, False)
+    with pytest.raises(UserError, match="--window-steps"):
+        parse(SpeedBench, ["--out=x", "--config=y", "--window-steps=0"], "p", "")
+    with pytest.raises(SystemExit):
+        parse(FewLabels, ["--help"], "p", "")
+    told = capsys.readouterr().out
+    flags = {f"--{name.replace('_', '-')}" for name in FewLabels.model_fields}
+    assert {flag for flag in flags if flag not in told} == {"--overrides"}
+    assert "30,100,300,1000" in told
+
+
+@pytest.mark.parametrize("name", list(bench.BENCHMARKS))
+def test_without_the_repository_bench_says_where_benchmarks_are(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    assert main(["bench", name, "--out", "x", "a=1"]) == 2
+    assert "repository" in capsys.readouterr().err
