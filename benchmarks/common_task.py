@@ -99,8 +99,6 @@ def ways(session: Session, size: Size) -> dict[str, tuple[Way, int]]:
     """Name -> a way, and pixels a side."""
     ours = session.ours(ONE, "train.deterministic=false")
     found = {"lensdist": (ours.way, size.pixels)}
-    if session.device.type == "cuda":  # a CPU's kernels always are
-        found["lensdist, deterministic (default)"] = (session.ours(ONE).way, size.pixels)
     for name, pixels in (("notebook", size.enlarged), ("notebook, our pixels", size.pixels)):
         batch = f"train.global_batch={size.notebook_batch}"
         three = session.ours(THREE, batch, f"model.resize={pixels}", "precision=no")

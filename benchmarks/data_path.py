@@ -24,11 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, SubsetRandomSampler
 
 from benchmarks.harness.report import options, reporting
 from benchmarks.harness.turns import over, spread, take_turns
-from lensdist._torchvision import import_torchvision
+from benchmarks.rivals import ensembles, loops
+from benchmarks.rivals.items import Files, Item
 from lensdist.data.pack import pack
 from lensdist.data.packed import Batch, PackedSet
 
@@ -45,12 +46,12 @@ def main() -> None:
     args = parser.parse_args()
     title = f"Data path: {args.files:,} images of {args.size}x{args.size}, {args.threads} thread(s)"
     with reporting(args, title, torch.device(args.device or "cpu")) as (report, folder):
-        files = write_files(folder / "files", args.files, args.size)
+        write_files(folder / "files", args.files, args.size)
         start = time.perf_counter()
         pack(folder / "files", folder / "float32")
         packing = report.facts["pack_images_per_s"] = args.files / (time.perf_counter() - start)
         pack(folder / "files", folder / "float16", dtype="float16")
-        turns = paths(files, folder, args.device)
+        turns = paths(folder, args.device)
         rates = take_turns(
             {name: partial(rate, turn) for name, turn in turns.items()}, args.rounds, warm=1
         )
@@ -71,55 +72,29 @@ def rate(turn: Callable[[], int]) -> float:
     return turn() / (time.perf_counter() - start)
 
 
-def write_files(root: Path, n: int, size: int) -> list[Path]:
-    """`{no,sphere,vort}/<int>.npy`, (1, size, size) float64 in 0..1."""
+def write_files(root: Path, n: int, size: int) -> None:
+    """Write `{no,sphere,vort}/<int>.npy`, (1, size, size) float64 in 0..1."""
     rng = np.random.default_rng(0)
-    paths = []
-    for name in CLASSES:
-        (root / name).mkdir(parents=True)
     for i in range(n):
         path = root / CLASSES[i % len(CLASSES)] / f"{i}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, rng.random((1, size, size)))
-        paths.append(path)
-    return paths
 
 
-class Files(Dataset[tuple[torch.Tensor, int]]):
-    """One file an item, as the field's notebooks read them."""
-
-    def __init__(self, paths: list[Path], notebook: bool) -> None:
-        self.paths = paths
-        self.transform: Callable[[torch.Tensor], torch.Tensor] | None = None
-        if notebook:
-            import_torchvision()
-            from torchvision import transforms
-
-            resize = transforms.Resize((224, 224))
-            self.transform = transforms.Compose([resize, transforms.RandomHorizontalFlip()])
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        image = np.load(self.paths[i], allow_pickle=False).astype(np.float32)
-        label = CLASSES.index(self.paths[i].parent.name)
-        if self.transform is None:
-            return torch.from_numpy(image), label
-        return self.transform(torch.tensor(np.concatenate([image] * 3))), label
-
-
-def from_files(paths: list[Path], notebook: bool, workers: int) -> Callable[[], int]:
-    """A turn of 16 batches of 32 from a loader that keeps running between turns."""
+def from_files(packed: PackedSet, folder: Path, item: Item, workers: int) -> Callable[[], int]:
+    """Return a turn of 16 batches of 32 from a loader that keeps running between turns."""
+    rows = range(len(packed))
     loader = DataLoader(
-        Files(paths, notebook),
-        batch_size=32,
-        shuffle=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-    )
-
+        Files(packed, folder, rows, item), batch_size=32, sampler=SubsetRandomSampler(rows),
+        num_workers=workers, persistent_workers=workers > 0,
+    )  # fmt: skip
     batches = chain.from_iterable(repeat(loader))
     return lambda: sum(len(labels) for _, labels in islice(batches, 16))
+
+
+def as_it_is(sample: dict[str, torch.Tensor]) -> loops.Batch:
+    """Return an image and its label."""
+    return sample["image"], sample["label"]
 
 
 def gathered(gather: Callable[..., Batch], n: int, **options: Any) -> Callable[[], int]:
@@ -138,14 +113,15 @@ def gathered(gather: Callable[..., Batch], n: int, **options: Any) -> Callable[[
     return turn
 
 
-def paths(files: list[Path], folder: Path, device: str | None) -> dict[str, Callable[[], int]]:
-    """Path -> a turn that returns how many images it delivered; the first is the notebook's."""
+def paths(folder: Path, device: str | None) -> dict[str, Callable[[], int]]:
+    """Return the turns by path; each returns how many images it delivered."""
     single, half = PackedSet(folder / "float32"), PackedSet(folder / "float16")
-    n = len(files)
+    n, items = len(single), folder / "items"
+    notebook = ensembles.item(224, mirror=True, grey3=True)
     turns = {
-        NOTEBOOK: from_files(files, True, 0),
-        "notebook, DataLoader, 2 workers": from_files(files, True, 2),
-        NPY: from_files(files, False, 0),
+        NOTEBOOK: from_files(single, items, notebook, 0),
+        "notebook, DataLoader, 2 workers": from_files(single, items, notebook, 2),
+        NPY: from_files(single, items, as_it_is, 0),
         "packed float32": gathered(single.gather, n),
         "packed float16, converted to float32": gathered(half.gather, n),
         "packed float16": gathered(half.gather, n, dtype=None),

@@ -2,7 +2,6 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.super_resolution --out super_resolution.json
     python -m benchmarks.super_resolution --size full      # the default where there is a GPU
-    python -m benchmarks.super_resolution --to-bicubic     # seconds until it beats bicubic
 
 All enlarge the same simulated pairs, 75 -> 150 px. First a gate, in float32, without augmentation
 and dropout: on the same batches both plain loops with lensdist's network must give lensdist's
@@ -17,11 +16,6 @@ is built before them or saved after the last. A step includes fetching its batch
 - Lightning: the same files in its Trainer; checkpoints, progress bar and logger are off.
 - EDSR, memory: the network, loss and Adam of Lim et al. 2017 (arXiv:1707.02921); `small` with about
   as many parameters as lensdist's, `full` as its baseline of 64 channels and 16 blocks.
-
-`--to-bicubic` trains whole presets without an encoder, on as many simulated pairs as they ask for,
-until an evaluation on the validation split first has a lower MSE than bicubic interpolation:
-seconds of training, evaluations and saves not counted. A residual decoder begins at bicubic with
-each block's mean put right, which is better already.
 """
 
 from __future__ import annotations
@@ -54,26 +48,20 @@ class Size:
     per_class: int
     steps: int
     """Of a turn, that count."""
-    to_bicubic: dict[str, float]
-    """Presets, and epochs between evaluations."""
 
 
 SIZES = {
-    "small": Size(("small",), (32, 8), 30, 12, {"debug": 0.05}),
-    "full": Size(("reference", "best"), (64, 16), 1000, 100, {"debug": 0.05, "reference": 0.5}),
+    "small": Size(("small",), (32, 8), 30, 12),
+    "full": Size(("reference", "best"), (64, 16), 1000, 100),
 }
 
 
 def main() -> None:
     parser = options(__doc__, rounds=5, sizes=tuple(SIZES))
     parser.add_argument("--steps", type=int, help="that count, of a turn")
-    parser.add_argument("--to-bicubic", action="store_true", help="seconds until it beats bicubic")
     args = parser.parse_args()
     size = SIZES[args.size]
     with reporting(args, "Training super-resolution", size=asdict(size)) as (report, scratch):
-        if args.to_bicubic:
-            report.table([to_bicubic(*each, scratch / each[0]) for each in size.to_bicubic.items()])
-            return
         for preset in size.presets:
             words = ("encoder=null", f"data.n_per_class={size.per_class}")
             steps = args.steps or size.steps
@@ -95,8 +83,6 @@ def ways(session: Session, size: Size, report: Report) -> dict[str, Way]:
     """Return what takes turns, lensdist first."""
     ours = session.ours("train.deterministic=false")
     found = {"lensdist": ours.way}
-    if session.device.type == "cuda":  # a CPU's kernels always are
-        found["lensdist, deterministic (default)"] = session.ours().way
     rivals = session.rivals(ours, shuffle=True)
     edsr, cfg = partial(Edsr, 1, 2, *size.edsr), ours.cfg
     for name, net in (("lensdist", ours.network), ("EDSR", edsr())):
@@ -111,18 +97,6 @@ def ways(session: Session, size: Size, report: Report) -> dict[str, Way]:
 def paper_adam(net: torch.nn.Module) -> torch.optim.Optimizer:
     """Return EDSR's optimizer."""
     return torch.optim.Adam(net.parameters(), lr=EDSR_RATE)
-
-
-def to_bicubic(preset: str, every: float, out: Path) -> dict[str, Any]:
-    """Train a preset until its validation MSE is below bicubic's; return when that was."""
-    words = ("encoder=null", f"train.eval_every_epochs={every}")
-    session = Session(SpeedBench(config=CONFIGS / f"{preset}.yaml", out=out, overrides=words))
-    *_, last = session.ours().learn(lambda s: s["mse"] < s["mse_bicubic"])
-    mse, bicubic = last.scores["mse"], last.scores["mse_bicubic"]
-    return {
-        "preset": preset, "reached": "yes" if mse < bicubic else "no", "step": last.step,
-        "seconds": last.seconds, "mse_ratio": mse / bicubic, "gap": last.scores["gap"],
-    }  # fmt: skip
 
 
 if __name__ == "__main__":
