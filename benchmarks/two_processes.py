@@ -54,9 +54,8 @@ def main() -> None:
         write_packed(scratch / "packed", SimConfig(family="model_ii"), 240, 0)
         report.gated({"pair": gate(scratch, cores, args.overrides)})
         kinds: tuple[Kind, ...] = ("pair", "alone")
-        turns = {
-            kind: partial(turn, kind, scratch, cores, args.steps, args.overrides) for kind in kinds
-        }
+        what = (scratch, cores, args.steps, args.overrides)
+        turns = {str(kind): partial(turn, kind, *what) for kind in kinds}
         found = take_turns(turns, args.rounds)
         # Each computes a micro-batch a step, in the pair too.
         images = args.steps * MICRO
@@ -102,7 +101,7 @@ def turn(
         overrides: settings of the run.
     """
     context = multiprocessing.get_context("spawn")
-    together, port = context.Barrier(len(cores)), get_free_port()
+    together, port = context.Barrier(len(cores)), get_free_port()  # type: ignore[no-untyped-call]
     pipes, processes = [], []
     for rank, core in enumerate(cores):
         here, there = context.Pipe(duplex=False)

@@ -14,6 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from lensdist.engine import loop, phase
+from lensdist.engine.stages import Phase
 
 WARM_UP = 5
 """Steps that do not count: kernels are chosen and compiled, memory is taken."""
@@ -64,9 +65,11 @@ class Watch:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch the runs inside, each of which raises `Done`."""
-        train, build_engine, enter = phase.train, loop.build_engine, loop.enter
+        # Where the loop is called, where it makes its engine, and where it begins a stage.
+        seams = ((phase, "train"), (loop, "build_engine"), (loop, "enter"))
+        train, build_engine, enter = (getattr(module, name) for module, name in seams)
 
-        def watched_train(what: phase.Phase, *args: Any) -> Any:
+        def watched_train(what: Phase, *args: Any) -> Any:
             self._wrap(what.task, "loss", "forward")
             return train(what, *args)
 
@@ -81,11 +84,11 @@ class Watch:
             self._wrap(entered.source, "take", "data")
             return entered
 
-        seams = ((phase, train, watched_train), (loop, build_engine, watched_engine))
         with ExitStack() as stack:
-            for module, original, watched in (*seams, (loop, enter, watched_enter)):
-                setattr(module, original.__name__, watched)
-                stack.callback(setattr, module, original.__name__, original)
+            watched = (watched_train, watched_engine, watched_enter)
+            for (module, name), function in zip(seams, watched, strict=True):
+                stack.callback(setattr, module, name, getattr(module, name))
+                setattr(module, name, function)
             if self.profiler is not None:
                 stack.enter_context(self.profiler)
             yield
