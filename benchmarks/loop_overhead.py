@@ -27,12 +27,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.harness.ours import Ours
 from benchmarks.harness.report import options, reporting
 from benchmarks.harness.turns import Tolerance, Way, gate, take_turns
 from benchmarks.harness.watch import Watch
 from benchmarks.rivals.ensembles import loss as cross_entropy
 from benchmarks.rivals.loops import Batch, Loss, Optimizer, lightning_loop, turn_of
-from benchmarks.speed.ours import Ours
 from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.data.packed import PackedSet

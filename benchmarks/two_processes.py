@@ -132,7 +132,7 @@ def worker(
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         os.environ |= {"LOCAL_WORLD_SIZE": "2"}
 
-    from benchmarks.speed.ours import Ours
+    from benchmarks.harness.ours import Ours
     from lensdist.data.packed import PackedSet
 
     batch = MICRO if kind == "alone" else 2 * MICRO

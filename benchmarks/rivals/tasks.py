@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 
+from benchmarks.harness.ours import Ours
 from benchmarks.harness.turns import Way
 from benchmarks.rivals import ensembles, loops, resolvers, vit
 from benchmarks.rivals.items import Array, Files, Item, Memory
 from benchmarks.rivals.loops import Batch, Loop, Loss, Make
-from benchmarks.speed.ours import Ours
 from lensdist import rng
 from lensdist.models.masking import make_mask
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.harness import hardware
+from benchmarks.harness.ours import Ours, Point
 from benchmarks.harness.turns import spread
-from benchmarks.speed.ours import Ours, Point
 from benchmarks.speed.session import Session
 from benchmarks.speed.settings import single_rate
 from lensdist.estimate import train_bytes, train_flops

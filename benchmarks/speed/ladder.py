@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from benchmarks.harness.ours import Ours
 from benchmarks.harness.turns import PARITY_STEPS, Tolerance, Way, spread
-from benchmarks.speed.ours import Ours
 from benchmarks.speed.session import Session
 from lensdist.config.schema import BaseRun
 from lensdist.errors import RunError, UserError

@@ -10,6 +10,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.harness.data import simulated_set
+from benchmarks.harness.ours import Ours
 from benchmarks.harness.turns import (
     BATCHNORM,
     PARITY_STEPS,
@@ -20,7 +21,6 @@ from benchmarks.harness.turns import (
     gate,
 )
 from benchmarks.rivals.tasks import Rivals, fill
-from benchmarks.speed.ours import Ours
 from benchmarks.speed.settings import SpeedBench
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of

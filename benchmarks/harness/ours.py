@@ -18,9 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from benchmarks.harness.turns import Way
-from benchmarks.harness.watch import Watch
-from benchmarks.speed.instruments import (
+from benchmarks.harness.instruments import (
     CountingSaver,
     Few,
     Judge,
@@ -30,6 +28,8 @@ from benchmarks.speed.instruments import (
     TimedStream,
     watched,
 )
+from benchmarks.harness.turns import Way
+from benchmarks.harness.watch import Watch
 from lensdist import rng
 from lensdist.config.schema import BaseRun, SuperResolutionRun
 from lensdist.data.packed import PackedSet
