@@ -8,37 +8,9 @@ from pathlib import Path
 import pytest
 
 from experiments.common_task import METHODS
-from experiments.settings import CommonTable
 from lensdist.cli import main
-from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--images", "9000"], "only 4800 of the"),
-        (["--images", "100"], "100 images cannot be shared evenly by three classes"),
-        (["--images", "3"], "--images"),
-        (["--seeds", "0"], "--seeds"),
-        (["--configs", "nowhere"], "give --configs"),
-    ],
-)
-def test_mistakes_are_named_before_anything_is_written(
-    tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["bench", "common", "--out", str(tmp_path / "out"), *words]) == 2
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_both_sizes_compare_presets_that_are_there() -> None:
-    for size in ("small", "full"):
-        cfg = CommonTable(out=Path("x"), size=size)
-        assert set(cfg.trained_on) >= {300, 3_000}
-        for preset, _ in METHODS[size].values():
-            assert (ROOT / "configs" / preset).is_file()
 
 
 @pytest.mark.timeout(1500)

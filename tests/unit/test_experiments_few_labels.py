@@ -17,36 +17,11 @@ from experiments.few_labels import METHODS, SCRATCH, Scored, write_table
 from experiments.residual import ResidualFeatures, logistic_regression
 from experiments.runs import Job, run_all
 from experiments.settings import FewLabels
-from lensdist.cli import main
 from lensdist.errors import RunError, UserError
 from lensdist.phases import COMPLETE
 from tests.conftest import ROOT, command, environment, forked, start
 
 pytestmark = pytest.mark.unit
-
-
-def test_command_line_imports_no_torch() -> None:
-    code = "import sys, lensdist.commands.bench, experiments.cli, benchmarks.speed.run; "
-    code += "sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--labels", "5000"], "only 4000 are for training"),
-        (["--noise", "hubble"], "--noise"),
-        (["--seeds", "0"], "--seeds"),
-        (["--labels", "1"], "--labels"),
-        (["--configs", "nowhere"], "give --configs"),
-    ],
-)
-def test_mistakes_are_named_before_anything_is_written(
-    tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["bench", "few-labels", "--out", str(tmp_path / "out"), *words]) == 2
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
 
 
 def test_residual_sees_what_smooth_images_lack() -> None:

@@ -8,42 +8,12 @@ from pathlib import Path
 import pytest
 
 from experiments import super_resolution as table
-from experiments.settings import SuperResolutionTable
 from lensdist.cli import main
-from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
 
 MOVED = "bicubic moved to LR's means"
 ALWAYS = ["nearest", "bilinear", "bicubic", MOVED, "linear 7x7", "oracle", "EDSR", table.REFERENCE]
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--pairs", "20000"], "only 10080 of the"),
-        (["--pairs", "3"], "--pairs"),
-        (["--seeds", "0"], "--seeds"),
-        (["--configs", "nowhere"], "give --configs"),
-    ],
-)
-def test_mistakes_are_named_before_anything_is_written(
-    tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["bench", "super-resolution", "--out", str(tmp_path / "out"), *words]) == 2
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_both_sizes_compare_presets_that_are_there() -> None:
-    for size, presets in table.PRESETS.items():
-        cfg = SuperResolutionTable(out=Path("x"), size=size)
-        assert cfg.trained_on == (100, 1_000, 10_000)
-        assert [cfg.seeds_of(n) for n in cfg.trained_on] == [5, 5, 2]
-        steps = [cfg.steps_of(n) for n in cfg.trained_on]
-        assert [s / steps[-1] for s in steps] == [0.25, 0.5, 1.0]
-        for preset in presets.values():
-            assert (ROOT / "configs" / preset).is_file()
 
 
 @pytest.mark.timeout(1500)
