@@ -1,4 +1,4 @@
-"""How long saving a checkpoint keeps training waiting: ours, `torch.save`, and safetensors' own.
+"""The time that training waits for a checkpoint: ours, `torch.save`, and safetensors' own.
 
     OMP_NUM_THREADS=1 python -m benchmarks.checkpoint_stall --out checkpoint_stall.json
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def state_of(megabytes: int) -> State:
-    """Weights and two moments of equal layers, the way a transformer's are."""
+    """Return weights and two moments of equal layers, as a transformer has them."""
     layer = 1_000_000  # floats
     layers = max(1, round(megabytes * 1e6 / (3 * 4 * layer)))
     state: State = {}

@@ -1,4 +1,4 @@
-"""Images a second that the common task's ensemble trains on: lensdist, and what else one would use.
+"""Images a second that the common task's ensemble trains on: lensdist and its rivals.
 
     OMP_NUM_THREADS=1 python -m benchmarks.common_task --out common_task.json
     python -m benchmarks.common_task --size full           # the default where there is a GPU
@@ -40,7 +40,7 @@ ONE, THREE = "model.grey=fold", "model.grey=repeat"
 
 @dataclass(frozen=True)
 class Size:
-    """What is trained, and for how long."""
+    """A size: the networks, the images and the steps."""
 
     members: tuple[str, ...]
     pixels: int
@@ -51,7 +51,7 @@ class Size:
     notebook_batch: int
     per_class: int
     steps: int
-    """Of a turn, that count."""
+    """Steps of a turn that count."""
 
 
 SIZES = {
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def ways(session: Session, size: Size) -> dict[str, tuple[Way, int]]:
-    """Name -> a way, and pixels a side."""
+    """Return what takes turns, by name, with the pixels a side."""
     ours = session.ours(ONE, "train.deterministic=false")
     found = {"lensdist": (ours.way, size.pixels)}
     for name, pixels in (("notebook", size.enlarged), ("notebook, our pixels", size.pixels)):

@@ -98,7 +98,7 @@ def as_it_is(sample: dict[str, torch.Tensor]) -> loops.Batch:
 
 
 def gathered(gather: Callable[..., Batch], n: int, **options: Any) -> Callable[[], int]:
-    """A turn of 64 batches of random samples into one reused buffer."""
+    """Return a turn of 64 batches of random samples into one reused buffer."""
     rng = np.random.default_rng(0)
     buffer: Batch | None = None
 

@@ -1,4 +1,4 @@
-"""What it gains to keep the outputs of a frozen trunk, stage by stage of progressive unfreezing.
+"""The gain of keeping a frozen trunk's outputs, stage by stage of progressive unfreezing.
 
     OMP_NUM_THREADS=1 python -m benchmarks.frozen_stages --out frozen_stages.json
     python -m benchmarks.frozen_stages --size full         # the default where there is a GPU
@@ -53,7 +53,7 @@ Begun = tuple[Engine, Entered]
 
 @dataclass(frozen=True)
 class Size:
-    """What is trained, and on how much."""
+    """A size: the networks, the images and the batch."""
 
     members: tuple[str, ...]
     pixels: int

@@ -1,4 +1,4 @@
-"""What the launcher costs: plan, submit, a job's way to its first step, and its way back.
+"""The launcher's cost: plan, submit, from a job's start to its first step, and after a requeue.
 
     python -m benchmarks.launcher --out launcher.json
 
@@ -125,7 +125,7 @@ def show(
 
 
 def python(code: str) -> list[str]:
-    """A command."""
+    """Return the command that runs some Python."""
     return [sys.executable, "-c", code]
 
 
@@ -143,7 +143,7 @@ def timed(words: list[str]) -> float:
 
 
 def plans(folder: Path) -> Ways:
-    """A plan for a cluster with batch scripts to show, beside what no launcher can do without."""
+    """Return a plan with batch scripts, beside what no launcher can do without."""
     chain, cluster = CONFIGS / "chains" / "full.yaml", CONFIGS / "clusters" / "slurm-gpu.yaml"
     words = ["plan", "--chain", str(chain), "--cluster", str(cluster), f"runs={folder / 'none'}"]
     return {
@@ -154,7 +154,7 @@ def plans(folder: Path) -> Ways:
 
 
 def submits(cluster: MiniSlurm, folder: Path) -> Ways:
-    """Six phases of all kinds, and as many sbatch lines that wait for each other alike."""
+    """Return a submission of six phases, beside six sbatch lines with the same dependencies."""
     debug = {task: str(CONFIGS / task / "debug.yaml") for task in ("mae", "finetune")}
     fine = tiny("finetune", "{images}")
     phases: dict[str, Any] = {

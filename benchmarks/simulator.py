@@ -93,7 +93,7 @@ def per_image(work: Callable[[], object], images: int, device: torch.device) -> 
 
 
 def with_caustics(family: Family, params: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The same lenses by caustics' functions, each image with all its masses at once.
+    """Draw the same lenses with caustics, each image with all its masses at once.
 
     Batched further it is slower on a CPU: its temporaries leave the cache.
     """

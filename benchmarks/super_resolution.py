@@ -40,14 +40,14 @@ EDSR_RATE = 1e-4  # the paper's
 
 @dataclass(frozen=True)
 class Size:
-    """What is trained, and for how long."""
+    """A size: the presets, the images and the steps."""
 
     presets: tuple[str, ...]
     edsr: tuple[int, int]
     """Its channels and residual blocks."""
     per_class: int
     steps: int
-    """Of a turn, that count."""
+    """Steps of a turn that count."""
 
 
 SIZES = {

@@ -1,4 +1,4 @@
-"""What two processes that share a run lose to two that know nothing of each other.
+"""The loss of speed of two processes that share a run, against two that work alone.
 
     OMP_NUM_THREADS=1 python -m benchmarks.two_processes --out two_processes.json
     python -m benchmarks.two_processes speed.bucket_mb=25   # with some setting changed
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def gate(scratch: Path, cores: list[int], overrides: list[str]) -> float:
-    """The largest difference of the pair's losses from those of one process.
+    """Return the largest difference of the pair's losses from those of one process.
 
     Raises:
         RunError: it is more than rounding: they do not compute the same step.
@@ -91,7 +91,7 @@ def gate(scratch: Path, cores: list[int], overrides: list[str]) -> float:
 def turn(
     kind: Kind, scratch: Path, cores: list[int], steps: int, overrides: list[str]
 ) -> list[Result]:
-    """A process a core, all at the same time, from their start to their end.
+    """Run a process on each core at the same time, from their start to their end.
 
     Args:
         kind: pair, under DDP; alone, each by itself; both, one process with the pair's step.
@@ -123,7 +123,7 @@ def worker(
     kind: Kind, rank: int, core: int, port: int, scratch: Path, steps: int, overrides: list[str],
     together: Barrier, pipe: Connection,
 ) -> None:  # fmt: skip
-    """In a process of its own: train, and send what came of it."""
+    """Train in a process of its own, and send the result."""
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
     os.environ |= {"ACCELERATE_USE_CPU": "true"}

@@ -1,4 +1,4 @@
-"""The common task: how many of `reference`'s errors `best` does away with.
+"""The common task: the share of `reference`'s errors that `best` avoids.
 
 DIR/data                simulated packed set
 DIR/runs/<name>         ordinary runs of `lensdist train`; DIR/logs, what they said

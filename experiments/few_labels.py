@@ -1,4 +1,4 @@
-"""What is pretraining worth when labels are few? One command from nothing to a table.
+"""The gain of pretraining when labels are few: one command from nothing to a table.
 
 DIR/data/<noise>           simulated packed sets
 DIR/runs/<noise>/<name>    ordinary runs of `lensdist train`; DIR/logs, what they said

@@ -1,4 +1,4 @@
-"""The classical rival of pretraining: what an image has that no smooth lens has, and a line.
+"""The classical rival of pretraining: logistic regression on the residual from smooth lenses.
 
 A principal-component basis of images without substructure spans what smooth lenses look like.
 What it leaves of an image is substructure, noise, and the basis's own error; a few statistics of

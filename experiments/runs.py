@@ -1,4 +1,4 @@
-"""Many training runs, a few at a time, each through `lensdist.train` as a person would start it."""
+"""Training runs of a table, a few at a time, each started as a person would."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """A run, and what is wanted of it."""
+    """A run to train, and the set to test it on."""
 
     run: Path
     argv: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What benchmarks share: the simulated set, scores of images in files, and over several seeds."""
+"""Scores of single images in files, and scores over several seeds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def keep(path: Path, scores: Mapping[str, Tensor]) -> None:
 
 
 def kept(path: Path) -> dict[str, Tensor]:
-    """What `keep` has written."""
+    """Read what `keep` has written."""
     return dict(load_file(path))
 
 

@@ -1,4 +1,4 @@
-"""Super-resolution: what the MAE adds, and what everything else reaches on the same pairs.
+"""Super-resolution: the MAE's gain, and the scores of everything else on the same pairs.
 
 DIR/data                simulated packed set of pairs, with the truth
 DIR/runs/<name>         ordinary runs of `lensdist train`; DIR/logs, what they said
@@ -101,13 +101,13 @@ def _job(cfg: SuperResolutionTable, preset: str, name: str, *words: str, **more:
 
 
 def _pretraining(cfg: SuperResolutionTable) -> dict[str, Job]:
-    """The MAEs: on the LR images of all training pairs, and the recipe's on its own images."""
+    """Return the MAEs: on the LR images of all training pairs, and the recipe's on its own."""
     mae = _job(cfg, MAE, MAE, data=cfg.out / "data")
     return {MAE: mae, REFERENCE_MAE: _job(cfg, REFERENCE_MAE, REFERENCE_MAE)}
 
 
 def _training(cfg: SuperResolutionTable) -> Iterator[tuple[tuple[str, int, int], Job]]:
-    """The longest run first, then all methods of as many pairs together."""
+    """Yield the longest run first, then all methods of as many pairs together."""
     most, maes = cfg.trained_on[-1], _pretraining(cfg)
     mae = str(maes[MAE].run)
 
@@ -156,7 +156,7 @@ def _untrained(cfg: SuperResolutionTable, packed: PackedSet) -> Iterator[tuple[s
 
 
 def _pairs(cfg: SuperResolutionTable, packed: PackedSet, n: int) -> Scores:
-    """The very pairs that runs of seed 0 have."""
+    """Return the very pairs that runs of seed 0 have."""
     few = DataConfig(path=packed.path, train_images=n)
     view = View(packed, "train", few, 0, torch.device("cpu"))
     return view.gather(np.arange(n))

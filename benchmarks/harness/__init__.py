@@ -1,1 +1,1 @@
-"""What every benchmark shares: a stopwatch, turns behind a gate, the machine, the report."""
+"""The harness of all benchmarks: stopwatch, turns behind a gate, hardware, report."""

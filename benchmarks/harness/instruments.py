@@ -1,4 +1,4 @@
-"""What is put on a run to measure it: on its task, its source, its saver and its journal."""
+"""Instruments on a run: on its task, its source, its saver and its journal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Judge = Callable[[int, float, dict[str, Any]], None]
 
 
 def watched(task: Task, network: nn.Module, watch: Watch) -> Task:
-    """The task, telling the watch of each micro-batch, and beginning with a copy of the network.
+    """Return a task that tells the watch of each micro-batch and begins with a copy of a network.
 
     The loop asks an instance: what is set there reaches it, whatever the task's class.
     """
@@ -54,7 +54,7 @@ class TimedSet(PackedSource):
 
 
 class TimedStream(StreamSource):
-    """The same of images simulated as they are needed."""
+    """A source of simulated images that tells a watch how long they took to make."""
 
     watch: Watch
 

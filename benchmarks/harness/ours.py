@@ -63,7 +63,7 @@ class Point:
 
 
 class _Reached(Exception):
-    """A turn has shown what was asked for."""
+    """Raised to end a run that has reached its score."""
 
 
 class Ours:
@@ -107,7 +107,7 @@ class Ours:
         self.network = self.task.build() if network is None else network
 
     def _source(self, labels: tuple[str, ...]) -> tuple[Timed, npt.NDArray[np.int64]]:
-        """What is trained on, and which rows of the packed set it consists of."""
+        """Return the images to train on, and their rows in the packed set."""
         cfg, device = self.cfg, self.world.device
         if cfg.data.source == "stream":
             assert cfg.data.sim is not None  # the configuration has checked
@@ -133,11 +133,11 @@ class Ours:
 
     @property
     def way(self) -> Way:
-        """To hold against others."""
+        """This run, to compare with others."""
         return Way(self.turn, self.cfg.train.global_batch, len(self.plan.mine))
 
     def watch(self, skip: int, steps: int, windows: int = 1) -> Watch:
-        """One that knows how many micro-batches this process computes at a step."""
+        """Return a watch that knows how many micro-batches this process computes at a step."""
         return Watch(skip, steps, self.world.device, windows, len(self.plan.mine))
 
     def turn(self, watch: Watch) -> list[float]:

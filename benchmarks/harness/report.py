@@ -1,4 +1,4 @@
-"""What a benchmark says: tables and sentences as they come; at the end JSON and Markdown files."""
+"""The report of a benchmark: tables and sentences as they come, then JSON and Markdown files."""
 
 from __future__ import annotations
 

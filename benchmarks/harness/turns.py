@@ -49,7 +49,7 @@ class Way:
     calls: int = 1
 
     def losses(self, steps: int, device: torch.device) -> Tensor:
-        """Of the first steps."""
+        """Return the losses of the first steps."""
         watch = Watch(0, steps, device, calls=self.calls)
         self.turn(watch)
         return watch.step_losses()[:steps]
@@ -75,7 +75,7 @@ class Tolerance:
     all: float
 
     def refuse(self, name: str, found: Tensor, wanted: Tensor) -> float:
-        """The largest difference.
+        """Return the largest difference.
 
         Raises:
             RunError: it is larger than rounding.
@@ -103,7 +103,7 @@ def gate(
     tolerance: Tolerance,
     steps: int = PARITY_STEPS,
 ) -> dict[str, float]:
-    """The largest relative difference of each way's first losses from the base's.
+    """Return the largest relative difference of each way's first losses from the base's.
 
     Args:
         ways: what is held against it.

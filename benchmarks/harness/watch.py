@@ -1,4 +1,4 @@
-"""A stopwatch that any training loop can carry, and turns of several loops."""
+"""A stopwatch for any training loop."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Watch:
 
     @property
     def seconds(self) -> float:
-        """Of all windows."""
+        """The time of all windows."""
         return sum(self.seconds_each)
 
     def begin(self) -> None:
-        """A batch is there. That of the step after the last ends the time."""
+        """Note that a batch was fetched. That of the step after the last ends the time."""
         step, call = divmod(self._seen, self._calls)
         if call == 0 and self.skip <= step <= self.last and (step - self.skip) % self.steps == 0:
             self._mark(step)
@@ -71,7 +71,7 @@ class Watch:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What happens inside is fetching a batch.
+        """Count the time inside as fetching a batch.
 
         On a GPU the time is the device's own, between events before and after: what it spent on
         copies and gathers, and idle for want of a batch. What the host does while it is busy with
@@ -89,7 +89,7 @@ class Watch:
         self._marks.append((before, after))
 
     def over(self, loader: Iterable[T]) -> Iterator[T]:
-        """The loader's batches, again and again, until there were enough."""
+        """Yield the loader's batches, again and again, until there were enough."""
         for batch in chain.from_iterable(repeat(loader)):
             self.begin()
             if self._seen > self.last:
@@ -97,7 +97,7 @@ class Watch:
             yield batch
 
     def step_losses(self) -> Tensor:
-        """The mean loss of each step so far, whole steps only: float32, on the CPU."""
+        """Return the mean loss of each step so far, whole steps only: float32, on the CPU."""
         found = torch.stack(self.losses).float().cpu()
         whole = len(found) // self._calls
         return found[: whole * self._calls].view(whole, self._calls).mean(1)

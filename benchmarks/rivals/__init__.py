@@ -1,1 +1,1 @@
-"""What a user would train with instead, as its authors' own examples do: for benchmarks only."""
+"""Rivals: how a user would train instead, as in their authors' examples; for benchmarks only."""

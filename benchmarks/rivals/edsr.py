@@ -84,7 +84,7 @@ def train_edsr(
     rate: float = 4e-3,
     device: torch.device | str = "cpu",
 ) -> Edsr:
-    """An ordinary loop: Adam, L1, pairs at random, turned and mirrored, the rate a cosine to 0.
+    """Train in an ordinary loop: Adam, L1, pairs at random, turned and mirrored, a cosine to 0.
 
     The same seed gives the same weights on a CPU.
 

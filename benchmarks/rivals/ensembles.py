@@ -30,7 +30,7 @@ class Mean(nn.Module):
 
 
 def refusal(cfg: EnsembleConfig) -> str:
-    """Why these networks cannot stand for lensdist's; empty where they can."""
+    """Return why these networks cannot stand for lensdist's; empty where they can."""
     if "lensnet" in cfg.members:
         return "lensnet is lensdist's own network: nobody else has it"
     if cfg.combine != "logits":
@@ -39,7 +39,7 @@ def refusal(cfg: EnsembleConfig) -> str:
 
 
 def build(maker: str, cfg: EnsembleConfig, classes: int, weights: dict[str, Tensor]) -> nn.Module:
-    """The networks of lensdist's ensemble, with its weights, as `timm` or `torchvision` does."""
+    """Build lensdist's ensemble as `timm` or `torchvision` does, with its weights."""
     bands = 3 if cfg.grey == "repeat" else cfg.in_channels
     nets = []
     for k, member in enumerate(Ensemble(cfg, classes).backbones):
@@ -61,7 +61,7 @@ def build(maker: str, cfg: EnsembleConfig, classes: int, weights: dict[str, Tens
 
 
 def item(pixels: int | None, *, mirror: bool, grey3: bool) -> Item:
-    """Resized, mirrored at random and repeated as a notebook does it, by torchvision.
+    """Resize, mirror at random and repeat as a notebook does it, by torchvision.
 
     Args:
         pixels: a side; None: as on disk.
@@ -82,11 +82,11 @@ def item(pixels: int | None, *, mirror: bool, grey3: bool) -> Item:
 
 
 def loss(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of (image, label)."""
+    """Return the cross-entropy of (image, label), and the logits."""
     logits = net(batch[0])
     return F.cross_entropy(logits, batch[1]), logits
 
 
 def one_band(weight: Tensor) -> Tensor:
-    """Kernels for three bands folded into one; other weights as they are."""
+    """Fold kernels for three bands into one; other weights stay as they are."""
     return fold(weight, 1) if weight.dim() == 4 and weight.shape[1] == 3 else weight

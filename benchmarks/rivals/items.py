@@ -1,4 +1,4 @@
-"""Images of a packed set the way others read them: one by one, from files or from the array."""
+"""Images of a packed set as others read them: one by one, from files or from the array."""
 
 from __future__ import annotations
 

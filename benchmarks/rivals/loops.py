@@ -30,7 +30,7 @@ def turn_of(
     loop: Loop, make: Make, batches: Iterable[Batch], loss: Loss, optimizer: Optimizer,
     *, benchmark: bool = False, tf32: bool = False,
 ) -> Turn:  # fmt: skip
-    """A loop that begins anew each time.
+    """Return a turn that runs a loop from the beginning.
 
     Args:
         loop: of this module.
@@ -113,7 +113,7 @@ def timm_loop(precision: str, channels_last: bool = False) -> Loop:
 
 
 def timm_adam(kind: str, rate: float, decay: float) -> Optimizer:
-    """timm's own choice of one."""
+    """Return what makes timm's own optimizer."""
 
     def make(net: nn.Module) -> torch.optim.Optimizer:
         import_torchvision()
@@ -125,7 +125,7 @@ def timm_adam(kind: str, rate: float, decay: float) -> Optimizer:
 
 
 def lightning_loop(precision: str) -> Loop:
-    """Lightning's Trainer with checkpoints, logger, progress bar and summary switched off."""
+    """Return Lightning's Trainer without checkpoints, logger, progress bar and summary."""
     name = {"no": "32-true", "fp16": "16-mixed"}.get(precision, "bf16-mixed")
 
     def loop(

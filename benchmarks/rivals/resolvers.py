@@ -16,14 +16,14 @@ from lensdist.data.preprocess import turn, views
 
 
 def refusal(cfg: Any) -> str:
-    """Why plain loops cannot stand for this run; empty where they can."""
+    """Return why plain loops cannot stand for this run; empty where they can."""
     if cfg.learn != "hr" or cfg.preprocess.scale != "minmax":
         return "plain loops go with learn: hr and preprocess.scale: minmax"
     return ""
 
 
 def resolver_loss(cfg: Any) -> Loss:
-    """The loss of a `SuperResolver` on (LR, HR): of what LR's minimum and range scale."""
+    """Return the loss of a `SuperResolver` on (LR, HR), both scaled by LR's minimum and range."""
 
     def loss(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         lr, hr = batch
@@ -45,13 +45,13 @@ def resolver_loss(cfg: Any) -> Loss:
 
 
 def edsr_loss(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Of images as they are, as in the paper."""
+    """Return the L1 loss of images as they are, as in the paper."""
     drawn = net(batch[0])
     return F.l1_loss(drawn, batch[1]), drawn
 
 
 def turned_item(augment: AugmentConfig) -> Item:
-    """(LR, HR) of one pair, turned and mirrored at random."""
+    """Return what makes (LR, HR) of one pair, turned and mirrored at random."""
     ways = views(augment)
 
     def made(sample: dict[str, Tensor]) -> Batch:
@@ -62,7 +62,7 @@ def turned_item(augment: AugmentConfig) -> Item:
 
 
 def turned_batch(loss: Loss, augment: AugmentConfig) -> Loss:
-    """The loss of a batch that is turned and mirrored as one, which is cheap."""
+    """Return the loss of a batch that is turned and mirrored as one, which is cheap."""
     ways = views(augment)
 
     def of(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

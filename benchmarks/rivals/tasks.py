@@ -1,4 +1,4 @@
-"""What else one would train a run with, on its images, from its weights."""
+"""The rivals of a run, by task: other networks and loops on its images, from its weights."""
 
 from __future__ import annotations
 
@@ -54,20 +54,20 @@ class Rivals:
     def add(
         self, name: str, loop: Loop, make: Make, batches: Iterable[Batch], loss: Loss, **how: Any
     ) -> None:
-        """A rival with the run's optimizer, or with `adam`."""
+        """Add a rival with the run's optimizer, or with `adam`."""
         adam = how.pop("adam", self.adam)
         batch = self.ours.cfg.train.global_batch
         self.ways[name] = Way(loops.turn_of(loop, make, batches, loss, adam, **how), batch)
 
     def adam(self, net: nn.Module) -> torch.optim.Optimizer:
-        """torch's own default of it."""
+        """Return torch's own form of the run's optimizer."""
         how = self.ours.cfg.optim
         kind = torch.optim.Adam if how.name == "adam" else torch.optim.AdamW
         decay, betas = how.weight_decay, how.betas
         return kind(net.parameters(), lr=how.lr, betas=betas, weight_decay=decay)
 
     def loader(self, images: Dataset[Batch], workers: int = 0) -> DataLoader[Any]:
-        """An ordinary one."""
+        """Return an ordinary loader."""
         sampler: Any = SubsetRandomSampler(self.order) if self.shuffle else self.order
         return DataLoader(
             images, self.ours.cfg.train.global_batch, sampler=sampler, drop_last=True,
@@ -75,15 +75,15 @@ class Rivals:
         )  # fmt: skip
 
     def files(self, item: Item) -> DataLoader[Any]:
-        """A file an image, no workers: as the notebooks."""
+        """Return a loader of a file an image without workers, as the notebooks'."""
         return self.loader(Files(self.ours.packed, self.folder, self.order, item))
 
     def array(self, item: Item) -> DataLoader[Any]:
-        """The packed array, an image at a time."""
+        """Return a loader of the packed array, an image at a time."""
         return self.loader(Array(self.ours.packed, item), self.workers)
 
     def memory(self, *keys: str) -> Memory:
-        """Tensors on the device."""
+        """Return batches of tensors on the device."""
         run = self.ours
         batch = run.cfg.train.global_batch
         return Memory(run.packed, run.world.device, batch, self.order, self.shuffle, keys)
@@ -228,4 +228,4 @@ OF_TASK: dict[str, tuple[Add, Refusal]] = {
     "common": (_common, lambda cfg: ensembles.refusal(cfg.model)),
     "sr": (_super_resolution, resolvers.refusal),
 }
-"""What others train for a task, and why a configuration of it has nothing like it elsewhere."""
+"""Task -> what adds its rivals, and what says why a configuration has none."""

@@ -36,7 +36,7 @@ _IN_TIMM = {
 
 
 def refusal(cfg: EncoderConfig) -> str:
-    """Why these networks cannot stand for one of lensdist's; empty where they can."""
+    """Return why these networks cannot stand for one of lensdist's; empty where they can."""
     if cfg.stem != "patch" or cfg.block != "prenorm":
         return "torch's and timm's transformers go with model.stem: patch and block: prenorm"
     if getattr(cfg, "decoder", "upconv") != "upconv":
@@ -126,14 +126,14 @@ class PlainClassifier(nn.Module):
 
 
 def pixels(mask: Tensor, patch: int) -> Tensor:
-    """A square mask of patches (B, N) as one of pixels (B, 1, H, W)."""
+    """Turn a square mask of patches (B, N) into one of pixels (B, 1, H, W)."""
     side = math.isqrt(mask.shape[1])
     grid = mask.view(-1, 1, side, side)
     return grid.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
 
 
 def build(maker: str, ours: nn.Module) -> nn.Module:
-    """Our network as `torch` or `timm` would build it, with its weights."""
+    """Build our network as `torch` or `timm` does, with its weights."""
     assert isinstance(ours, MaskedAutoencoder | Classifier)
     encoder = (TimmEncoder if maker == "timm" else PlainEncoder)(ours.encoder)
     if isinstance(ours, MaskedAutoencoder):
@@ -142,7 +142,7 @@ def build(maker: str, ours: nn.Module) -> nn.Module:
 
 
 def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Parameters under others' names; the longest of ours that begins one counts."""
+    """Return parameters under others' names; the first of ours that begins a name counts."""
 
     def name_of(name: str) -> str:
         for mine, theirs in names.items():

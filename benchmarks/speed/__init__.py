@@ -1,1 +1,1 @@
-"""How fast a run trains here, beside what the machine could do and what else one would use."""
+"""`lensdist bench speed`: a run's speed, beside what the machine could do and beside rivals."""

@@ -1,4 +1,4 @@
-"""What one run does here: images a second, and the shares of what the machine could do."""
+"""The figures of one run: images a second, and shares of what the machine could do."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def measure(session: Session) -> Facts:
 
 
 def _roofs(facts: Facts, ours: Ours, rate: float) -> None:
-    """What share of its time the device could have done the same in."""
+    """Add the shares of the machine's arithmetic and memory rate."""
     cfg, device = ours.cfg, ours.world.device
     flops, traffic = train_flops(cfg), train_bytes(cfg)
     if flops is None or not ours.whole:
@@ -73,7 +73,7 @@ def _roofs(facts: Facts, ours: Ours, rate: float) -> None:
 
 
 def _saves(facts: Facts, ours: Ours, stalls: list[float]) -> None:
-    """The share of a run that its saves take, at the run's own cadence."""
+    """Add the share of a run that its saves take, at the run's own cadence."""
     if not stalls:
         return  # another process than the one that writes
     facts |= spread("save_stall_s", stalls)

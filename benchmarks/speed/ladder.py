@@ -1,4 +1,4 @@
-"""One switch off, or on, at a time: what each is worth on this machine."""
+"""One switch off, or on, at a time: the gain of each on this machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Rung:
 
     @property
     def name(self) -> str:
-        """As in the table."""
+        """The change, as the table shows it."""
         return " ".join(self.change)
 
 
@@ -94,7 +94,7 @@ def rungs(
 
 
 def _is_convolutional(network: nn.Module) -> bool:
-    """Whether its convolutions matter; that of patches is a matrix product."""
+    """Check that convolutions matter; that of patches is a matrix product."""
     own = (m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != m.stride)
     size = sum(p.numel() for p in network.parameters())
     return sum(p.numel() for m in own for p in m.parameters()) > size / 100
@@ -141,7 +141,7 @@ def climb(session: Session) -> tuple[list[dict[str, Any]], dict[str, str]]:
 
 
 def _difference(session: Session, rung: Rung) -> float:
-    """The largest of the first losses from those of what it is held against."""
+    """Return the largest difference of the first losses; raises where it is more than rounding."""
     changed, base = session.still(*rung.against, *rung.change), session.still(*rung.against)
     losses = changed.way.losses(PARITY_STEPS, session.device)
     wanted = base.way.losses(PARITY_STEPS, session.device)

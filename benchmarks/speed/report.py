@@ -1,4 +1,4 @@
-"""What was measured, as a page for people and as JSON."""
+"""The results of `lensdist bench speed`, as a page for people and as JSON."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _where(facts: Facts) -> str:
 
 
 def _lines(facts: Facts) -> list[dict[str, Any]]:
-    """A row a figure."""
+    """Return a row for each figure."""
     windows = f"median of {facts['windows']} windows of {facts['window_steps']} steps, their range"
     rate = number(facts["images_per_s_per_device"], facts["images_per_s_per_device_spread"])
     lines = [("images/s per device", rate, windows)]

@@ -40,7 +40,7 @@ GENTLE = "optim.lr=1e-5"  # BatchNorm and Adam make much of rounding at a recipe
 
 
 class Session:
-    """What all measurements of one command share.
+    """Shared state of all measurements of one command.
 
     Args:
         bench: what was asked for.
@@ -125,7 +125,7 @@ class Session:
             remove(self.scratch)
 
     def _images(self) -> tuple[PackedSet, float]:
-        """The set, and how many times as large the run's own is: simulated ones are small here."""
+        """Return the set, and how many times as large the run's own is."""
         cfg = self.cfg.data
         if cfg.path is not None:
             return PackedSet(cfg.path), 1.0

@@ -1,4 +1,4 @@
-"""What `lensdist bench speed` may be told (torch-free)."""
+"""Settings of `lensdist bench speed`; each field is a flag (torch-free)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESULTS = "speed.json"
 
 
 class SpeedBench(Strict):
-    """How to measure a run's speed."""
+    """Settings of a measurement of a run's speed."""
 
     config: Path = Field(description="of the run")
     overrides: tuple[str, ...] = Field((), description="its settings")
@@ -31,10 +31,10 @@ class SpeedBench(Strict):
 
 
 def single_rate(path: Path) -> dict[str, Any]:
-    """The figures of an earlier run of one process.
+    """Return the figures of an earlier run of one process.
 
     Raises:
-        UserError: it is no such file.
+        UserError: it is not such a file.
     """
     path = path / RESULTS if path.is_dir() else path
     try:

@@ -20,7 +20,7 @@ WARM_UP = 5
 """Steps that do not count: kernels are chosen and compiled, memory is taken."""
 
 PARTS = ("data", "forward", "backward", "optimizer")
-"""Of a step, in order."""
+"""The parts of a step, in order."""
 
 
 class Done(Exception):
