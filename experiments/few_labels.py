@@ -42,10 +42,10 @@ PRETRAINED = {  # what each is pretrained on, as settings of `configs/mae`
     "MAE, stream": ("data.classes=null", "data.source=stream"),
 }
 _DATA_SEED = 0
+_DETECTORS = {"none": "noiseless", "euclid": "Euclid noise"}
 METHODS = (SCRATCH, *PRETRAINED, RESIDUAL)
 # Random weights want another learning rate than pretrained ones, whose is in the preset. Small:
 # both chosen among 3e-4, 1e-3 and 2e-3 on another set (docs/log.md); full: a guess, not tuned yet.
-_DETECTORS = {"none": "noiseless", "euclid": "Euclid noise"}
 SCRATCH_LR = {"small": 1e-3, "full": 3e-4}
 
 
