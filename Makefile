@@ -40,7 +40,8 @@ bench: $(VENV)/.done
 	@# Beside the environment: where timm is installed, accelerate's command imports it, and with it
 	@# torchvision, whose operators do not load beside a CPU build of torch.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/rivals --upgrade 'timm>=1.0'
-	for file in benchmarks/*.py; do echo "== $$file"; PYTHONPATH=$(VENV)/rivals $(BIN)/python $$file || exit 1; done
+	for file in $(basename $(notdir $(wildcard benchmarks/[a-z]*.py))); do echo "== $$file"; \
+	  PYTHONPATH=$(VENV)/rivals $(BIN)/python -m benchmarks.$$file || exit 1; done
 
 # The full-size table, a GPU's job: goes on where it was, LIMIT seconds a call. Not run yet.
 results-gpu: $(VENV)/.done

@@ -1,12 +1,12 @@
-"""How long saving a checkpoint keeps training waiting: ours, `torch.save`, and safetensors' own.
+"""The time that training waits for a checkpoint: ours, `torch.save`, and safetensors' own.
 
-    OMP_NUM_THREADS=1 python benchmarks/checkpoint_stall.py --out checkpoint_stall.json
+    OMP_NUM_THREADS=1 python -m benchmarks.checkpoint_stall --out checkpoint_stall.json
 
 The state is a 40-million-parameter model's: weights and Adam's two moments, 488 MB of float32.
 `Saver` copies it aside, into memory made ready after a run's first step, and lets a thread write,
-hash and fsync. The rivals write in the foreground; they do not hash, but here they fsync too, for a
-file that a crash may lose is no checkpoint. All take turns, so that a busy machine slows all of
-them. The first save is listed by itself: it may touch fresh memory.
+hash and fsync. The rivals write in the foreground; they do not hash, but here they fsync too,
+because a crash may lose a file that was not. The first save is listed by itself: it may touch fresh
+memory.
 
 While the thread writes, training goes on, slower: the same loop of matrix products is timed with
 and without a writer behind it.
@@ -14,11 +14,8 @@ and without a writer behind it.
 
 from __future__ import annotations
 
-import argparse
-import json
+import itertools
 import os
-import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,46 +25,35 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.harness.report import options, reporting
+from benchmarks.harness.turns import over, spread, take_turns
 from lensdist.engine.saver import Saver
 
 State = dict[str, Tensor]
+CPU = torch.device("cpu")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = options(__doc__, rounds=7)
     parser.add_argument("--megabytes", type=int, default=488, help="of state (default: 488)")
-    parser.add_argument("--rounds", type=int, default=7, help="(default: 7)")
     parser.add_argument("--dir", type=Path, help="where to write (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-
     state = state_of(args.megabytes)
-    with tempfile.TemporaryDirectory(prefix="lensdist-stall-", dir=args.dir) as scratch:
-        rows = measure(state, Path(scratch), args.rounds)
-        slowed = slow_down(state, Path(scratch))
-
     megabytes = sum(t.nbytes for t in state.values()) / 1e6
-    print(f"{megabytes:.0f} MB in {len(state)} tensors; seconds that training waits\n")
-    print(f"{'way':<34}{'first':>9}{'later':>9}{'quartiles':>18}{'x ours':>9}")
-    for row in rows:
-        low, high = row["quartiles_s"]
-        print(
-            f"{row['way']:<34}{row['first_s']:>9.3f}{row['later_s']:>9.3f}"
-            f"{f'{low:.3f} .. {high:.3f}':>18}{row['over_ours']:>9.1f}"
+    title = f"Stall of a checkpoint of {megabytes:.0f} MB"
+    with reporting(args, title, CPU, megabytes=megabytes) as (report, scratch):
+        place = args.dir or scratch
+        report.table(measure(state, place, args.rounds))
+        slowed = report.facts["slowed"] = slow_down(state, place)
+        report.say(
+            f"Written, in the background, in {slowed['written_s']:.2f} s; a loop of matrix "
+            f"products runs {slowed['ratio']:.2f} times slower meanwhile: a save costs it another "
+            f"{slowed['cost_s']:.3f} s."
         )
-    print(
-        f"\nwritten, in the background, in {slowed['written_s']:.2f} s; a loop of matrix products "
-        f"runs {slowed['ratio']:.2f} times slower meanwhile: a save costs it another "
-        f"{slowed['cost_s']:.3f} s"
-    )
-    if args.out:
-        facts = {"megabytes": megabytes, "rounds": args.rounds, "torch": torch.__version__}
-        args.out.write_text(json.dumps(facts | {"rows": rows, "slowed": slowed}, indent=2) + "\n")
 
 
 def state_of(megabytes: int) -> State:
-    """Weights and two moments of equal layers, the way a transformer's are."""
+    """Return weights and two moments of equal layers, as a transformer has them."""
     layer = 1_000_000  # floats
     layers = max(1, round(megabytes * 1e6 / (3 * 4 * layer)))
     state: State = {}
@@ -79,46 +65,34 @@ def state_of(megabytes: int) -> State:
 
 
 def measure(state: State, scratch: Path, rounds: int) -> list[dict[str, Any]]:
-    """A row a way of saving."""
+    """Return a row for each way of saving: seconds that training waits."""
     saver = Saver(scratch / "ours", 1, True, complain)
     bare = Saver(scratch / "unprepared", 1, True, complain)
     saver.prepare(state)
     saver.wait()
-    ways: dict[str, Callable[[int], float]] = {
-        "lensdist, in the background": lambda i: ours(saver, state, i),
-        "the same, nothing made ready": lambda i: ours(bare, state, i),
-        "torch.save, in the foreground": lambda i: foreground(torch.save, state, scratch / "a.pt"),
-        "safetensors, in the foreground": lambda i: foreground(
+    steps = itertools.count()
+    ways: dict[str, Callable[[], float]] = {
+        "lensdist, in the background": lambda: ours(saver, state, next(steps)),
+        "the same, nothing made ready": lambda: ours(bare, state, next(steps)),
+        "torch.save, in the foreground": lambda: foreground(torch.save, state, scratch / "a.pt"),
+        "safetensors, in the foreground": lambda: foreground(
             save_file, state, scratch / "b.safetensors"
         ),
     }
-    each: dict[str, list[float]] = {name: [] for name in ways}
-    for i in range(rounds + 1):
-        for name, way in ways.items():
-            each[name].append(way(i))
-            saver.wait()  # the next way has the disk for itself
-            bare.wait()
+    each = take_turns(ways, rounds + 1)
     base = next(iter(each.values()))[1:]
-    rows = []
-    for name, (first, *later) in each.items():
-        low, _, high = statistics.quantiles(later, n=4, method="inclusive")
-        ratios = [a / b for a, b in zip(later, base, strict=True)]
-        rows.append(
-            {
-                "way": name,
-                "first_s": first,
-                "later_s": statistics.median(later),
-                "quartiles_s": (low, high),
-                "over_ours": statistics.median(ratios),
-            }
-        )
-    return rows
+    return [
+        {"way": name, "first_s": first, **spread("s", later), **over("over_ours", later, base)}
+        for name, (first, *later) in each.items()
+    ]
 
 
 def ours(saver: Saver, state: State, step: int) -> float:
-    """What the training thread waits for."""
+    """Return the seconds that the training thread waits; then leave the disk to the next way."""
     saver.save(step, state, {"step": step}, set())
-    return saver.stalled_s
+    stalled = saver.stalled_s
+    saver.wait()
+    return stalled
 
 
 def foreground(write: Callable[[State, Path], object], state: State, path: Path) -> float:
@@ -134,12 +108,12 @@ def foreground(write: Callable[[State, Path], object], state: State, path: Path)
 
 
 def slow_down(state: State, scratch: Path) -> dict[str, float]:
-    """The same work with and without a writer behind it, in turns."""
+    """Time the same work with and without a writer behind it, in turns."""
     a, b = torch.rand(64, 512), torch.rand(512, 512)
 
-    def steps(while_true: Callable[[int, float], bool]) -> tuple[int, float]:
+    def steps(while_true: Callable[[float], bool]) -> tuple[int, float]:
         start, done = time.perf_counter(), 0
-        while while_true(done, time.perf_counter() - start):
+        while while_true(time.perf_counter() - start):
             for _ in range(20):
                 a @ b
             done += 1
@@ -148,24 +122,22 @@ def slow_down(state: State, scratch: Path) -> dict[str, float]:
     saver = Saver(scratch / "slow", 1, True, complain)
     saver.save(0, state, {}, set())
     saver.wait()
-    ratios, costs, took = [], [], []
+    rows: list[dict[str, float]] = []
     for i in range(1, 6):
-        free, seconds = steps(lambda done, elapsed: elapsed < 1)
+        free, seconds = steps(lambda elapsed: elapsed < 1)
         rate = free / seconds
         saver.save(i, state, {}, set())
         thread = saver._thread
         assert thread is not None
-        busy, written = steps(lambda done, elapsed, t=thread: t.is_alive())  # type: ignore[misc]
+        busy, written = steps(lambda elapsed, t=thread: t.is_alive())  # type: ignore[misc]
         saver.wait()
-        ratios.append(rate / (busy / written))
-        costs.append(written - busy / rate)
-        took.append(written)
-    median = statistics.median
-    return {"ratio": median(ratios), "cost_s": median(costs), "written_s": median(took)}
+        ratio, cost = rate / (busy / written), written - busy / rate
+        rows.append({"ratio": ratio, "cost_s": cost, "written_s": written})
+    return {key: spread(key, [row[key] for row in rows])[key] for key in rows[0]}
 
 
 def complain(step: int, sentence: str) -> None:
-    """A save that fails is no measurement."""
+    """End the benchmark: a save that fails is not a measurement."""
     raise SystemExit(f"step {step}: {sentence}")
 
 

@@ -1,7 +1,7 @@
-"""Images a second that the common task's ensemble trains on: lensdist, and what else one would use.
+"""Images a second that the common task's ensemble trains on: lensdist and its rivals.
 
-    OMP_NUM_THREADS=1 python benchmarks/common_task.py --out common_task.json
-    python benchmarks/common_task.py --size full           # the default where there is a GPU
+    OMP_NUM_THREADS=1 python -m benchmarks.common_task --out common_task.json
+    python -m benchmarks.common_task --size full           # the default where there is a GPU
 
 All train the same two networks with the recipe's heads, from the same weights, with Adam. First a
 gate, in float32, without mirroring and dropout: on the same batches every way must give lensdist's
@@ -25,38 +25,22 @@ flatters them.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from lensdist.bench.rivals.ensembles import one_band
-from lensdist.bench.speed.beside import Rivals, fill
-from lensdist.bench.speed.ours import Ours
-from lensdist.bench.speed.run import first_rows, parity_steps
-from lensdist.bench.speed.turns import BATCHNORM, Way, compare, gate
-from lensdist.config import load
-from lensdist.config.schema import CommonRun, schema_of
-from lensdist.data.packed import PackedSet
-from lensdist.models.ensemble import Ensemble
-from lensdist.sim.config import SimConfig
-from lensdist.sim.write import write_packed
+from benchmarks.harness.report import compared, options, reporting
+from benchmarks.harness.turns import Way
+from benchmarks.speed.session import Session
+from benchmarks.speed.settings import SpeedBench
 
 CONFIG = Path(__file__).parents[1] / "configs/common/reference.yaml"
 EPOCH = 30_000  # images to train on in the public set
-GATE = ("precision=no", "model.head_dropout=0", "augment.flip=false", "train.global_batch=16")
-GATE_RATE = "optim.lr=1e-5"  # BatchNorm and Adam make much of rounding at the recipe's
+ONE, THREE = "model.grey=fold", "model.grey=repeat"
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is trained, and for how long."""
+    """A size: the networks, the images and the steps."""
 
     members: tuple[str, ...]
     pixels: int
@@ -66,132 +50,63 @@ class Size:
     batch: int
     notebook_batch: int
     per_class: int
-    skip: int
-    """Steps that do not count; during the second, lensdist makes room for its checkpoints."""
     steps: int
-    workers: int
+    """Steps of a turn that count."""
 
 
 SIZES = {
-    "small": Size(("densenet121", "resnet18"), 64, 96, "no", 8, 8, 60, 2, 4, 0),
-    "full": Size(("densenet161", "resnet18"), 150, 224, "bf16", 256, 32, 5000, 10, 60, 8),
+    "small": Size(("densenet121", "resnet18"), 64, 96, "no", 8, 8, 60, 4),
+    "full": Size(("densenet161", "resnet18"), 150, 224, "bf16", 256, 32, 5000, 60),
 }
 
 
-class Bench:
-    """Runs of one size, on one simulated set, from the same weights (kernels for three bands)."""
-
-    def __init__(self, size: Size, scratch: Path, device: str) -> None:
-        self.size, self.scratch = size, scratch
-        write_packed(scratch / "packed", SimConfig(family="common"), size.per_class, 0, device)
-        torch.manual_seed(0)
-        self.weights: dict[str, Tensor] = Ensemble(
-            self.load("model.grey=repeat").model, 3
-        ).state_dict()
-
-    def load(self, *more: str) -> CommonRun:
-        """The recipe at this size."""
-        size = self.size
-        words = [f"run.dir={self.scratch / 'run'}", f"data.path={self.scratch / 'packed'}"]
-        words += ["init=random", f"model.members=[{','.join(size.members)}]"]
-        cfg = load(CONFIG, [*words, f"model.resize={size.pixels}", *more], schema=schema_of)
-        assert isinstance(cfg, CommonRun)
-        return cfg
-
-    def ours(self, *more: str) -> Ours:
-        """lensdist with some settings."""
-        cfg = self.load(*more)
-        folded = cfg.model.grey == "fold"
-        network = Ensemble(cfg.model, 3)
-        network.load_state_dict({k: one_band(w) if folded else w for k, w in self.weights.items()})
-        return Ours(cfg, PackedSet(self.scratch / "packed"), network=network)
-
-    def rivals(self, ours: Ours, *, shuffle: bool) -> dict[str, Way]:
-        """Others from the same weights, on files or on the array."""
-        files = self.scratch / "items"
-        found = fill(Rivals(ours, files, first_rows(ours), shuffle, self.size.workers))
-        for name, why in found.left_out.items():
-            print(f"{name} is left out: {why}")
-        return found.ways
-
-    def gate(self, device: torch.device) -> dict[str, float]:
-        """The largest relative difference of each way's losses from lensdist's.
-
-        The notebook's networks take three bands, and are held against lensdist's with three.
-        """
-        torch.backends.cudnn.allow_tf32 = False
-        found: dict[str, float] = {}
-        for grey, mine in (("fold", False), ("repeat", True)):
-            ours = self.ours(*GATE, GATE_RATE, f"model.grey={grey}")
-            every = self.rivals(ours, shuffle=False).items()
-            ways = {name: way for name, way in every if (name == "notebook") == mine}
-            found |= gate(ways, ours.way, device, BATCHNORM, parity_steps(ours))
-        torch.backends.cudnn.allow_tf32 = True
-        return found
-
-    def ways(self) -> dict[str, tuple[Way, int]]:
-        """Name -> a way, and pixels a side."""
-        size = self.size
-        settings = (f"precision={size.precision}", f"train.global_batch={size.batch}")
-        ours = self.ours(*settings, "model.grey=fold", "train.deterministic=false")
-        found = {"lensdist": (ours.way, size.pixels)}
-        if ours.world.device.type == "cuda":  # a CPU's kernels always are
-            same = self.ours(*settings, "model.grey=fold")
-            found["lensdist, deterministic (default)"] = (same.way, size.pixels)
-        for name, pixels in (("notebook", size.enlarged), ("notebook, our pixels", size.pixels)):
-            batch = f"train.global_batch={size.notebook_batch}"
-            three = self.ours(batch, f"model.resize={pixels}", "model.grey=repeat")
-            found[name] = (self.rivals(three, shuffle=True)["notebook"], pixels)
-        for name, way in self.rivals(ours, shuffle=True).items():
-            if name != "notebook":
-                found[name] = (way, size.pixels)
-        return found
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    default = "full" if torch.cuda.is_available() else "small"
-    parser.add_argument("--size", choices=SIZES, default=default, help=f"(here: {default})")
+    parser = options(__doc__, rounds=5, sizes=tuple(SIZES))
     parser.add_argument("--steps", type=int, help="that count, of a turn")
-    parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
-    parser.add_argument("--out", type=Path, help="also write the rows as JSON")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     size = SIZES[args.size]
-    steps, load_before = args.steps or size.steps, os.getloadavg()[0]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    with tempfile.TemporaryDirectory(prefix="lensdist-common-") as name:
-        bench = Bench(size, Path(name), device.type)
-        worst = bench.gate(device)
-        print("same batches, same losses: " + ", ".join(f"{k} {v:.0e}" for k, v in worst.items()))
-        ways = bench.ways()
-        timed = {name: way for name, (way, _) in ways.items()}
-        rows = compare(timed, device, skip=size.skip, steps=steps, rounds=args.rounds)
-
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{args.threads} thread(s)"
-    print(f"\n{' + '.join(size.members)}, precision {size.precision}, {where}")
-    show(rows, {name: pixels for name, (_, pixels) in ways.items()}, full=args.size == "full")
-    loads = (load_before, os.getloadavg()[0])
-    print(f"medians of {args.rounds} rounds and their range; load {loads[0]:.1f} .. {loads[1]:.1f}")
-    if args.out:
-        facts = {"size": asdict(size), "steps": steps, "rounds": args.rounds, "device": where}
-        facts |= {"torch": torch.__version__, "loss_differences": worst, "load": loads}
-        args.out.write_text(json.dumps(facts | {"rows": rows}, indent=2) + "\n")
-
-
-def show(rows: list[dict[str, Any]], pixels: dict[str, int], *, full: bool) -> None:
-    """Print the table."""
-    head = f"{'way':<36}{'pixels':>7}{'batch':>6}{'images/s':>10}{'spread':>16}{'lensdist':>10}"
-    print(head + (f"{'s an epoch':>12}" if full else ""))
-    for row in rows:
-        low, high = row["images_per_s_spread"]
-        epoch = f"{EPOCH / row['images_per_s']:>12.1f}" if full else ""
-        print(
-            f"{row['way']:<36}{pixels[row['way']]:>7}{row['batch']:>6}{row['images_per_s']:>10.4g}"
-            f"{f'{low:.4g} .. {high:.4g}':>16}{row['first_over']:>9.2f}x{epoch}"
+    title = f"Training {' + '.join(size.members)}, precision {size.precision}"
+    with reporting(args, title, size=asdict(size)) as (report, scratch):
+        words = ["init=random", f"model.members=[{','.join(size.members)}]"]
+        words += [f"model.resize={size.pixels}", f"data.n_per_class={size.per_class}"]
+        words += [f"precision={size.precision}", f"train.global_batch={size.batch}"]
+        session = Session(
+            SpeedBench(
+                config=CONFIG, out=scratch, overrides=tuple(words),
+                window_steps=args.steps or size.steps,
+            )
+        )  # fmt: skip
+        # The notebook's networks take three bands, and are held against lensdist's with three.
+        small = "train.global_batch=16"
+        worst, left_out = session.gate("augment.flip=false", small, ONE)
+        worst |= {"notebook": session.gate("augment.flip=false", small, THREE)[0]["notebook"]}
+        report.gated(worst)
+        report.reasons(left_out)
+        every = ways(session, size)
+        rows = session.compare({name: way for name, (way, _) in every.items()}, args.rounds)
+        for row in rows:
+            row |= {"pixels": every[row["way"]][1], "epoch_s": EPOCH / row["images_per_s"]}
+        report.table(
+            [
+                {**compared(row), "pixels": row["pixels"], "batch": row["batch"]}
+                | ({"s an epoch": row["epoch_s"]} if args.size == "full" else {})
+                for row in rows
+            ]
         )
+
+
+def ways(session: Session, size: Size) -> dict[str, tuple[Way, int]]:
+    """Return what takes turns, by name, with the pixels a side."""
+    ours = session.ours(ONE, "train.deterministic=false")
+    found = {"lensdist": (ours.way, size.pixels)}
+    for name, pixels in (("notebook", size.enlarged), ("notebook, our pixels", size.pixels)):
+        batch = f"train.global_batch={size.notebook_batch}"
+        three = session.ours(THREE, batch, f"model.resize={pixels}", "precision=no")
+        found[name] = (session.rivals(three, shuffle=True).ways["notebook"], pixels)
+    for name, way in session.rivals(ours, shuffle=True).ways.items():
+        if name != "notebook":
+            found[name] = (way, size.pixels)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What the launcher costs: plan, submit, a job's way to its first step, and its way back.
+"""The launcher's cost: plan, submit, from a job's start to its first step, and after a requeue.
 
-    python benchmarks/launcher.py --json launcher.json
+    python -m benchmarks.launcher --out launcher.json
 
 The rivals are what one types without it: `sbatch` lines, and a batch script with an `srun` in it.
 All run on a real SLURM of two nodes that is started in a folder (Debian's packages and root: `make
@@ -23,12 +23,9 @@ other rounds; differences are taken within a round.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -38,60 +35,48 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the launcher and the tests' SLURM are not installed
+import torch
 
-from rivals.sbatch import CONFIGS, Again, Starts, tiny  # noqa: E402
-
-from lensdist.sim.config import SimConfig  # noqa: E402
-from lensdist.sim.write import write_packed  # noqa: E402
-from slurm.config.chain import Chain  # noqa: E402
-from tests.chains import SUBMIT, jobs_of, submit, write_chain, write_cluster  # noqa: E402
-from tests.slurm.minislurm import MiniSlurm, missing  # noqa: E402
+from benchmarks.harness.report import Report, options, reporting
+from benchmarks.harness.turns import spread, take_turns
+from benchmarks.rivals.sbatch import CONFIGS, Again, Starts, tiny
+from lensdist.sim.config import SimConfig
+from lensdist.sim.write import write_packed
+from slurm.config.chain import Chain
+from tests.chains import SUBMIT, jobs_of, submit, write_chain, write_cluster
+from tests.slurm.minislurm import MiniSlurm, missing
 
 Ways = dict[str, Callable[[], float]]  # seconds; the launcher's in front, then its rival
-Part = dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="of starting (default: 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
-    args = parser.parse_args()
+    args = options(__doc__, rounds=5).parse_args()
     # What `make bench` sets for other files is not for jobs, which take over what is set here.
     os.environ.pop("PYTHONPATH", None)
     lacking = f"no {', '.join(missing())} here" if missing() else ""
     lacking = lacking or ("only root can start a SLURM" if os.geteuid() else "")
-    load_before = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(prefix="lensdist-launcher-") as scratch:
-        parts = [show("plan of chains/full.yaml", plans(Path(scratch)), 7, 1.0, "ours")]
-        if not lacking:
-            parts += on_slurm(Path(scratch), args.rounds)
-    loads = (load_before, os.getloadavg()[0])
-    versions = {name: metadata.version(name) for name in ("torch", "submitit")}
-    print(
-        f"\non {os.cpu_count()} cores, load {loads[0]:.1f} before and {loads[1]:.1f} after, "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-    )
-    if lacking:
-        print(f"all but plan left out: {lacking}; `make slurm-deps` (Debian, root) installs one")
-    if args.json:
-        facts: dict[str, Any] = {"cores": os.cpu_count(), "load": loads, **versions}
-        args.json.write_text(json.dumps(facts | {"parts": parts}, indent=2) + "\n")
+    submitit = metadata.version("submitit")
+    with reporting(args, "Launcher", torch.device("cpu"), submitit=submitit) as (report, scratch):
+        show(report, "plan of chains/full.yaml", plans(scratch), 7, 1.0, "ours")
+        if lacking:
+            about = f"{lacking}; `make slurm-deps` (Debian, root) installs one"
+            report.reasons({"all but plan": about})
+        else:
+            on_slurm(report, scratch, args.rounds)
 
 
-def on_slurm(folder: Path, rounds: int) -> list[Part]:
-    """All that needs a SLURM."""
+def on_slurm(report: Report, folder: Path, rounds: int) -> None:
+    """Measure all that needs a SLURM."""
     base = Path(tempfile.mkdtemp(prefix="minislurm-"))  # munged wants one that others can enter
-    data, parts = folder / "packed", []
+    data = folder / "packed"
     write_packed(data, SimConfig(family="model_ii"), 40, 0)
     try:
         with MiniSlurm(base, nodes=2, cpus=4) as cluster:
             version = cluster.run("sbatch", "--version").strip()
-            print(f"\n{version}, {len(cluster.names)} nodes of 4 cores, all of them this machine")
+            report.say(f"{version}, {len(cluster.names)} nodes of 4 cores: all are this machine.")
             for name in cluster.names:
                 cluster.drain(name)
-            parts.append(show("submit of six phases", submits(cluster, folder), 5, 5.0, "ours"))
+            show(report, "submit of six phases", submits(cluster, folder), 5, 5.0, "ours")
             cluster.clear()
             for nodes, each in ((1, 1), (2, 2)):
                 starts = Starts(cluster, folder / f"{nodes}x{each}", data, nodes, each)
@@ -102,48 +87,45 @@ def on_slurm(folder: Path, rounds: int) -> list[Part]:
                 if nodes == 1:
                     ways["python -c 'import torch'"] = lambda: timed(python("import torch"))
                 title = f"first step, {nodes} node(s) x {each} process(es)"
-                parts.append(show(title, ways, rounds, 5.0, "difference"))
+                show(report, title, ways, rounds, 5.0, "difference")
             again = Again(cluster, folder / "again", data)
             ways = {"queued again -> step": again.ours, "bare script, to its start": again.bare}
-            parts.append(show("first step after a requeue", ways, 3, 10.0, "difference"))
+            show(report, "first step after a requeue", ways, 3, 10.0, "difference")
     finally:
         shutil.rmtree(base, ignore_errors=True)
-    return parts
 
 
 def show(
-    title: str, ways: Ways, rounds: int, target: float, what: Literal["ours", "difference"]
-) -> Part:
-    """Measure in turns, and print.
+    report: Report, title: str, ways: Ways, rounds: int, target: float,
+    what: Literal["ours", "difference"],
+) -> None:  # fmt: skip
+    """Measure in turns, and report seconds.
 
     Args:
+        report: to add to.
         title: of the part.
         ways: what takes turns.
         rounds: after the first.
         target: seconds.
         what: it is for: the first way, or the difference of the first two.
     """
-    each: dict[str, list[float]] = {name: [] for name in ways}
-    for i in range(rounds + 1):
-        for name in reversed([*ways]) if i % 2 else ways:
-            each[name].append(ways[name]())
+    each = take_turns(ways, rounds + 1)
     ours, rival, *_ = each.values()
-    each = {**each, "difference": [a - b for a, b in zip(ours, rival, strict=True)]}
-    print(f"\n{title:<42}{'first':>8}{'later':>8}{'lowest .. highest':>20}  seconds", flush=True)
+    each["difference"] = [a - b for a, b in zip(ours, rival, strict=True)]
+    aimed = "difference" if what == "difference" else next(iter(each))
     rows: list[dict[str, Any]] = []
     for name, (first, *later) in each.items():
-        median, low, high = statistics.median(later), min(later), max(later)
-        aimed = name == "difference" if what == "difference" else not rows
-        verdict = f"target {target:g}: {'met' if median <= target else 'MISSED'}" if aimed else ""
-        span = f"{low:.2f} .. {high:.2f}"
-        print(f"  {name:<40}{first:>8.2f}{median:>8.2f}{span:>20}  {verdict}".rstrip(), flush=True)
-        row = {"way": name, "first_s": first, "later_s": median, "range_s": (low, high)}
-        rows.append(row | ({"target_s": target} if aimed else {}))
-    return {"part": title, "rounds": rounds, "rows": rows}
+        row = {"way": name, "first_s": first, **spread("later_s", later)}
+        if name == aimed:
+            met = row["later_s"] <= target
+            row |= {"target_s": target, "verdict": "met" if met else "MISSED"}
+        rows.append(row)
+    report.say(f"## {title}")
+    report.table(rows, title)
 
 
 def python(code: str) -> list[str]:
-    """A command."""
+    """Return the command that runs some Python."""
     return [sys.executable, "-c", code]
 
 
@@ -161,7 +143,7 @@ def timed(words: list[str]) -> float:
 
 
 def plans(folder: Path) -> Ways:
-    """A plan for a cluster with batch scripts to show, beside what no launcher can do without."""
+    """Return a plan with batch scripts, beside what no launcher can do without."""
     chain, cluster = CONFIGS / "chains" / "full.yaml", CONFIGS / "clusters" / "slurm-gpu.yaml"
     words = ["plan", "--chain", str(chain), "--cluster", str(cluster), f"runs={folder / 'none'}"]
     return {
@@ -172,7 +154,7 @@ def plans(folder: Path) -> Ways:
 
 
 def submits(cluster: MiniSlurm, folder: Path) -> Ways:
-    """Six phases of all kinds, and as many sbatch lines that wait for each other alike."""
+    """Return a submission of six phases, beside six sbatch lines with the same dependencies."""
     debug = {task: str(CONFIGS / task / "debug.yaml") for task in ("mae", "finetune")}
     fine = tiny("finetune", "{images}")
     phases: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """Images per second of the simulator, on one core or one device.
 
-    OMP_NUM_THREADS=1 python benchmarks/simulator.py --out simulator.json
-    python benchmarks/simulator.py --device cuda
+    OMP_NUM_THREADS=1 python -m benchmarks.simulator --out simulator.json
+    python -m benchmarks.simulator --device cuda
 
 Two rivals. DeepLenseSim publishes 5 to 57 ms an image and core: ratios are given against both
 ends, for whole images with their family's own noise. caustics (the fastest public PyTorch
@@ -11,16 +11,17 @@ both; it gets our blur and no noise, since it has neither. On a CPU, time is the
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 
+from benchmarks.harness.hardware import seconds
+from benchmarks.harness.report import options, reporting
+from benchmarks.harness.turns import over, take_turns
 from lensdist.sim import FAMILIES, Family, SimConfig, Simulator, render
 from lensdist.sim.light import blur
 
@@ -28,86 +29,71 @@ DEEPLENSESIM_MS = (5.0, 57.0)  # per image and core: the fastest and the slowest
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved; the median counts")
+    parser = options(__doc__, rounds=7)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument(
         "--images", type=int, help="a batch (default: 48 on a CPU, 12,288 on a GPU)"
     )
-    parser.add_argument("--out", type=Path, help="also write the rows as JSON")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    n = args.images or (48 if args.device == "cpu" else 12_288)
-
-    head = ("family", "class", "img/s", "ms/img", "render/s", "caustics/s", "x caustics")
-    print(("{:<10}{:<8}" + "{:>11}" * 7).format(*head, "x DLS 5ms", "x DLS 57ms"))
-    rows = []
-    for family in FAMILIES:
-        labels = FAMILIES[family].labels
-        for classes in (*((name,) for name in labels), labels):
-            row = measure(family, classes, n, args.device, args.rounds)
-            rows.append(row)
-            print(
-                f"{family:<10}{row['class']:<8}{row['images_per_s']:>11,.0f}{row['ms']:>11.3f}"
-                f"{row['render_per_s']:>11,.0f}{row['caustics_per_s']:>11,.0f}"
-                f"{row['over_caustics']:>11.1f}"
-                f"{row['over_deeplensesim'][0]:>11.1f}{row['over_deeplensesim'][1]:>11.1f}"
-            )
-    own = [r for r in rows if r["family"].startswith("model") and r["class"] == "all"]
-    mean = statistics.mean(r["ms"] for r in own)
-    slow, fast = (ms / mean for ms in DEEPLENSESIM_MS)
-    middle = statistics.mean(DEEPLENSESIM_MS) / mean
-    print(
-        f"\nModels I to III, all classes: {mean:.2f} ms an image on average; DeepLenseSim's rate "
-        f"is exceeded {slow:.0f} times (at its 5 ms) to {fast:.0f} times (57 ms), "
-        f"{middle:.0f} times at the middle of its range"
-    )
-    if args.out:
-        facts = {"device": args.device, "threads": 1, "batch": n, "torch": torch.__version__}
-        args.out.write_text(json.dumps(facts | {"rows": rows}, indent=2) + "\n")
+    n = args.images or (48 if args.device.type == "cpu" else 12_288)
+    with reporting(args, "Simulator", args.device, batch=n) as (report, _):
+        rows = []
+        for family in FAMILIES:
+            labels = FAMILIES[family].labels
+            for classes in (*((name,) for name in labels), labels):
+                rows.append(measure(family, classes, n, args.device, args.rounds))
+        report.table(rows)
+        own = [r for r in rows if r["family"].startswith("model") and r["class"] == "all"]
+        mean = statistics.mean(r["ms"] for r in own)
+        slow, fast = (ms / mean for ms in DEEPLENSESIM_MS)
+        report.say(
+            f"Models I to III, all classes: {mean:.2f} ms an image on average; DeepLenseSim's rate "
+            f"is exceeded {slow:.0f} times (at its 5 ms) to {fast:.0f} times (57 ms), "
+            f"{statistics.mean((slow, fast)):.0f} times at the middle of its range."
+        )
 
 
 def measure(
-    family: str, classes: tuple[str, ...], n: int, device: str, rounds: int
+    family: str, classes: tuple[str, ...], n: int, device: torch.device, rounds: int
 ) -> dict[str, Any]:
-    """One row: whole images, then the noiseless part beside caustics."""
-    sim = Simulator(SimConfig(family=family, classes=classes), device)
+    """Return a row: whole images, then the noiseless part beside caustics."""
+    sim = Simulator(SimConfig(family=family, classes=classes), device.type)
     samples = torch.arange(n, device=device)
     params = sim.params(1, samples)
     few = {k: v[: min(n, 12)] for k, v in params.items()}
-    turns: dict[str, Callable[[], object]] = {
-        "whole": lambda: sim.batch(1, samples),
-        "render": lambda: render(family, params, torch.float32),
-        "caustics": lambda: with_caustics(FAMILIES[family], few),
+    work: dict[str, tuple[Callable[[], object], int]] = {
+        "whole": (lambda: sim.batch(1, samples), n),
+        "render": (lambda: render(family, params, torch.float32), n),
+        "caustics": (lambda: with_caustics(FAMILIES[family], few), len(few["label"])),
     }
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for i in range(rounds + 1):
-        for name, turn in turns.items():
-            start = clock()
-            turn()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if i:  # the first round warms caches up
-                seconds[name].append(clock() - start)
-    of = {"whole": n, "render": n, "caustics": len(few["label"])}
-    each = {name: statistics.median(s) / of[name] for name, s in seconds.items()}
-    ours = zip(seconds["caustics"], seconds["render"], strict=True)
-    ratios = (c / of["caustics"] / (r / n) for c, r in ours)
+    turns = {
+        name: partial(per_image, each, images, device) for name, (each, images) in work.items()
+    }
+    found = take_turns(turns, rounds, warm=1)
+    ms = {name: 1e3 * statistics.median(each) for name, each in found.items()}
     return {
         "family": family,
         "class": classes[0] if len(classes) == 1 else "all",
-        "images_per_s": 1 / each["whole"],
-        "ms": 1e3 * each["whole"],
-        "render_per_s": 1 / each["render"],
-        "caustics_per_s": 1 / each["caustics"],
-        "over_caustics": statistics.median(ratios),
-        "over_deeplensesim": [ms / 1e3 / each["whole"] for ms in DEEPLENSESIM_MS],
+        "images_per_s": 1e3 / ms["whole"],
+        "ms": ms["whole"],
+        "render_per_s": 1e3 / ms["render"],
+        "caustics_per_s": 1e3 / ms["caustics"],
+        **over("over_caustics", found["caustics"], found["render"]),
+        **{f"over_{dls:g}_ms": dls / ms["whole"] for dls in DEEPLENSESIM_MS},
     }
 
 
+def per_image(work: Callable[[], object], images: int, device: torch.device) -> float:
+    """Return the seconds an image takes; on a CPU those of the process alone."""
+    if device.type != "cpu":
+        return seconds(work, device) / images
+    start = time.process_time()
+    work()
+    return (time.process_time() - start) / images
+
+
 def with_caustics(family: Family, params: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The same lenses by caustics' functions, each image with all its masses at once.
+    """Draw the same lenses with caustics, each image with all its masses at once.
 
     Batched further it is slower on a CPU: its temporaries leave the cache.
     """

@@ -1,7 +1,7 @@
-"""What two processes that share a run lose to two that know nothing of each other.
+"""The loss of speed of two processes that share a run, against two that work alone.
 
-    OMP_NUM_THREADS=1 python benchmarks/two_processes.py --out two_processes.json
-    python benchmarks/two_processes.py speed.bucket_mb=25   # with some setting changed
+    OMP_NUM_THREADS=1 python -m benchmarks.two_processes --out two_processes.json
+    python -m benchmarks.two_processes speed.bucket_mb=25   # with some setting changed
 
 The MAE of `reference` in micro-batches of 32, by lensdist's own loop, one thread and one core a
 process. As a pair under DDP (gloo) they compute one step of 64 images together; alone, each
@@ -15,26 +15,26 @@ both.
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
-import socket
-import tempfile
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from torch.distributed.elastic.utils.distributed import get_free_port
 
-from lensdist.bench.speed.turns import Tolerance, spread
+from benchmarks.harness.report import options, reporting
+from benchmarks.harness.turns import Tolerance, over, spread, take_turns
 from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.sim.config import SimConfig
 from lensdist.sim.write import write_packed
 
 CONFIG = Path(__file__).parents[1] / "configs/mae/reference.yaml"
+CPU = torch.device("cpu")
 MICRO, GATE_STEPS, SKIP = 32, 2, 2
 TOLERANCE = Tolerance(1e-5, 1e-4)
 Kind = Literal["pair", "alone", "both"]
@@ -43,58 +43,37 @@ Result = tuple[float, float, list[float]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3, help="of a turn (default: 3)")
-    parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    parser = options(__doc__, rounds=5)
+    parser.add_argument("--steps", type=int, default=3, help="of a turn (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all")
     args = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         raise SystemExit("two processes need a core each: this machine lends only one")
-
-    load_before = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(prefix="lensdist-two-") as name:
-        scratch = Path(name)
+    with reporting(args, "Two processes", CPU, steps=args.steps) as (report, scratch):
         write_packed(scratch / "packed", SimConfig(family="model_ii"), 240, 0)
-        worst = gate(scratch, cores, args.overrides)
-        print(f"same losses as one process: largest relative difference {worst:.0e}\n")
-        each: dict[Kind, list[float]] = {"pair": [], "alone": []}
-        on_core: dict[Kind, list[float]] = {"pair": [], "alone": []}
-        for i in range(args.rounds):
-            for kind in ("pair", "alone") if i % 2 else ("alone", "pair"):
-                found = turn(kind, scratch, cores, args.steps, args.overrides)
-                # Each computes a micro-batch a step, in the pair too.
-                images = args.steps * MICRO
-                each[kind].append(sum(images / seconds for seconds, _, _ in found))
-                on_core[kind].append(sum(images / seconds for _, seconds, _ in found))
-
-    ratio, core = (
-        spread("ratio", [a / b for a, b in zip(rates["pair"], rates["alone"], strict=True)])
-        for rates in (each, on_core)
-    )
-    print(f"{'two processes':<14}{'images/s':>10}{'spread':>18}")
-    for kind, rates in each.items():
-        row = spread("rate", rates)
-        low, high = row["rate_spread"]
-        print(f"{kind:<14}{row['rate']:>10.4g}{f'{low:.4g} .. {high:.4g}':>18}")
-    low, high = ratio["ratio_spread"]
-    loads = (load_before, os.getloadavg()[0])
-    print(
-        f"\npair over alone: {ratio['ratio']:.3f} ({low:.3f} .. {high:.3f}), median of "
-        f"{args.rounds} rounds and their range; load {loads[0]:.1f} .. {loads[1]:.1f}\n"
-        f"by the time on a core, waiting left out: {core['ratio']:.3f} "
-        f"({core['ratio_spread'][0]:.3f} .. {core['ratio_spread'][1]:.3f})"
-    )
-    if args.out:
-        facts: dict[str, Any] = {"steps": args.steps, "rounds": args.rounds, "load": loads}
-        facts |= {"torch": torch.__version__, "loss_difference": worst, "images_per_s": each}
-        facts |= {"on_a_core": core}
-        args.out.write_text(json.dumps(facts | ratio, indent=2) + "\n")
+        report.gated({"pair": gate(scratch, cores, args.overrides)})
+        kinds: tuple[Kind, ...] = ("pair", "alone")
+        what = (scratch, cores, args.steps, args.overrides)
+        turns = {str(kind): partial(turn, kind, *what) for kind in kinds}
+        found = take_turns(turns, args.rounds)
+        # Each computes a micro-batch a step, in the pair too.
+        images = args.steps * MICRO
+        rates = {k: [sum(images / s for s, _, _ in one) for one in v] for k, v in found.items()}
+        on_core = {k: [sum(images / s for _, s, _ in one) for one in v] for k, v in found.items()}
+        report.table(
+            [
+                {"two processes": kind, **spread("images_per_s", rates[kind])}
+                | over("over_alone", rates[kind], rates["alone"])
+                | over("over_alone, on a core", on_core[kind], on_core["alone"])
+                for kind in found
+            ]
+        )
+        report.say("`on a core`: by the time on a core, waiting left out.")
 
 
 def gate(scratch: Path, cores: list[int], overrides: list[str]) -> float:
-    """The largest difference of the pair's losses from those of one process.
+    """Return the largest difference of the pair's losses from those of one process.
 
     Raises:
         RunError: it is more than rounding: they do not compute the same step.
@@ -112,7 +91,7 @@ def gate(scratch: Path, cores: list[int], overrides: list[str]) -> float:
 def turn(
     kind: Kind, scratch: Path, cores: list[int], steps: int, overrides: list[str]
 ) -> list[Result]:
-    """A process a core, all at the same time, from their start to their end.
+    """Run a process on each core at the same time, from their start to their end.
 
     Args:
         kind: pair, under DDP; alone, each by itself; both, one process with the pair's step.
@@ -122,7 +101,7 @@ def turn(
         overrides: settings of the run.
     """
     context = multiprocessing.get_context("spawn")
-    together, port = context.Barrier(len(cores)), free_port()
+    together, port = context.Barrier(len(cores)), get_free_port()  # type: ignore[no-untyped-call]
     pipes, processes = [], []
     for rank, core in enumerate(cores):
         here, there = context.Pipe(duplex=False)
@@ -144,7 +123,7 @@ def worker(
     kind: Kind, rank: int, core: int, port: int, scratch: Path, steps: int, overrides: list[str],
     together: Barrier, pipe: Connection,
 ) -> None:  # fmt: skip
-    """In a process of its own: train, and send what came of it."""
+    """Train in a process of its own, and send the result."""
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
     os.environ |= {"ACCELERATE_USE_CPU": "true"}
@@ -153,7 +132,7 @@ def worker(
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         os.environ |= {"LOCAL_WORLD_SIZE": "2"}
 
-    from lensdist.bench.speed.ours import Ours
+    from benchmarks.harness.ours import Ours
     from lensdist.data.packed import PackedSet
 
     batch = MICRO if kind == "alone" else 2 * MICRO
@@ -168,13 +147,6 @@ def worker(
     pipe.send((watch.seconds, sum(watch.cpu_each), losses))
     pipe.close()
     ours.world.close(0, together=kind == "pair")
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ LONG = (
     "faults/test_resume.py",
     "golden/test_losses.py",
     "slurm/test_chain.py",
-    "unit/test_bench_common.py",
+    "unit/test_experiments_common_task.py",
     "unit/test_slurm_local.py",
 )
 

@@ -24,7 +24,7 @@ ENDLESS = 100_000  # steps
 
 
 def tiny(task: str, data: str, **changes: Any) -> list[str]:
-    """Settings of a network so small that only what is around it shows."""
+    """Return settings of a network so small that only what is around it shows."""
     words = settings(task, Path(data), Path("unused"), **changes)
     return [word for word in words if not word.startswith(("--config", "run.dir="))]
 
@@ -55,32 +55,32 @@ class Jobs:
         self._stamp = f"{stamp}\n"
 
     def new(self) -> str:
-        """A name."""
+        """Return a new name."""
         self._count += 1
         return f"run-{self._count}"
 
     def send(self, name: str) -> str:
-        """By the launcher; the job's id."""
+        """Submit a job by the launcher; returns its id."""
         chain = write_chain(self.folder, self._data, phases={name: {"train": str(self.config)}})
         submit("submit", chain, self.where, env=self.slurm.environment)
         return jobs_of(self.runs)[name]
 
     def send_bare(self, head: str, body: str) -> str:
-        """By hand; the job's id."""
+        """Submit a job by hand; returns its id."""
         file = self.folder / "bare.sh"
         file.write_text(f"{self._head}{head}{self._stamp}{body}")
         return self.slurm.run("sbatch", "--parsable", str(file)).strip()
 
     def times(self, job: str) -> list[float]:
-        """When its script came past the stamps."""
+        """Return when its script came past the stamps."""
         return [float(line) for line in (self.folder / f"{job}.times").read_text().split()]
 
     def first_step(self, job: str, run: Path, after: int = 0) -> float:
-        """Wait for a run's first step after one; when, in seconds since 1970."""
+        """Wait for a run's first step after one; returns when, in seconds since 1970."""
         return self.wait(lambda: max(losses(run), default=0) > after, job, f"step of {run}")
 
     def wait(self, done: Callable[[], bool], job: str, what: str) -> float:
-        """Wait for something of a job; when it was there, in seconds since 1970.
+        """Wait for something of a job; returns when it was there, in seconds since 1970.
 
         Raises:
             SystemExit: it does not come; with the end of the job's log.
@@ -98,7 +98,7 @@ class Jobs:
 
 
 class Starts(Jobs):
-    """From the first line of a batch script to the first step."""
+    """Jobs timed from the first line of the batch script to the first step."""
 
     def __init__(self, cluster: MiniSlurm, folder: Path, data: Path, nodes: int, each: int) -> None:
         where = {"nodes": nodes, "processes_per_node": each, "cpus_per_task": each}
@@ -107,12 +107,12 @@ class Starts(Jobs):
         self._loss: float | None = None
 
     def ours(self) -> float:
-        """As a phase of a chain."""
+        """Time a job that the launcher sends."""
         name = self.new()
         return self._seconds(self.send(name), self.runs / name)
 
     def bare(self) -> float:
-        """As one would write it."""
+        """Time a job that is written by hand."""
         run = self.folder / self.new()
         words = f"-m lensdist.train --config {self.config} run.dir={run}"
         line = f"{sys.executable} {words}"
@@ -143,7 +143,7 @@ class Starts(Jobs):
 
 
 class Again(Jobs):
-    """From a job's end to its first step after it."""
+    """Jobs timed from their end to the first step after a requeue."""
 
     def __init__(self, cluster: MiniSlurm, folder: Path, data: Path) -> None:
         changes = {"train.max_steps": ENDLESS, "train.epochs": ENDLESS}
@@ -151,7 +151,7 @@ class Again(Jobs):
         super().__init__(cluster, folder, data, {"cpus_per_task": 1}, **changes)
 
     def ours(self) -> float:
-        """Told to leave after its first steps, as SLURM does before a time limit."""
+        """Time a job that is told to stop after its first steps, as before a time limit."""
         name = self.new()
         job, run = self.send(name), self.runs / name
         self.first_step(job, run)
@@ -167,7 +167,7 @@ class Again(Jobs):
         return seen - ended.time
 
     def bare(self) -> float:
-        """SLURM's own delay."""
+        """Time SLURM's own delay."""
         # With a step before: SLURM takes longer to clear up after a job that had one.
         again = f"srun true; {self._stamp.strip()}; scontrol requeue $SLURM_JOB_ID"
         body = f'[ -n "$SLURM_RESTART_COUNT" ] || {{ {again}; }}\n'

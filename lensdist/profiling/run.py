@@ -65,7 +65,7 @@ def profile_run(cfg: BaseRun, out: Path, steps: int, world: World, *, keep: bool
 
 
 def _shortened(cfg: BaseRun, steps: int, folder: Path | None) -> BaseRun:
-    """The same steps, with nothing between them; one more, before whose end and save it is left."""
+    """Return a run of the first steps and one more, without evaluations and saves between them."""
     never = {"every_epochs": 1e9, "every_steps": None, "background": False}
     limits = {"max_steps": steps + 1, "early_stop": None, "eval_every_epochs": 1e9}
     changes: dict[str, Any] = {
@@ -121,7 +121,7 @@ def _costliest(profiler: profile, on_gpu: bool) -> list[dict[str, Any]]:
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """What `profile.json` holds, for people."""
+    """Return the contents of `profile.json` as lines to print."""
     memory = found["peak_memory_gb"]
     page = [
         f"{found['task']}/{found['preset']}: engine {found['engine']}, precision "

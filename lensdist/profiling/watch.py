@@ -1,4 +1,7 @@
-"""Following a run's steps without a word of the loop's: what it calls is wrapped for a while."""
+"""Watch the steps of a run from outside: what the loop calls is wrapped for a while.
+
+Only the loop's own seams are known here: whatever task, source and engine it is given are watched.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,14 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from lensdist.data.source import PackedSource, StreamSource
-from lensdist.engine.feature_cache import CachedSource
-from lensdist.engine.parallel.base import Engine
-from lensdist.tasks.classification import ClassificationTask
-from lensdist.tasks.mae import MaeTask
-from lensdist.tasks.super_resolution import SuperResolutionTask
+from lensdist.engine import loop, phase
+from lensdist.engine.stages import Phase
 
 WARM_UP = 5
 """Steps that do not count: kernels are chosen and compiled, memory is taken."""
 
-_STEP = "optimizer"
-# Part of a step -> what the loop calls for it.
-_PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
-    "data": ((PackedSource, "take"), (StreamSource, "take"), (CachedSource, "take")),
-    "forward": ((MaeTask, "loss"), (ClassificationTask, "loss"), (SuperResolutionTask, "loss")),
-    "backward": ((torch.autograd, "backward"),),
-    _STEP: ((Engine, "step"),),
-}
+PARTS = ("data", "forward", "backward", "optimizer")
+"""The parts of a step, in order."""
 
 
 class Done(Exception):
@@ -35,7 +28,7 @@ class Done(Exception):
 
 
 class Watch:
-    """Watches the first steps of a run, in four stretches.
+    """Time the first steps of a run, in four stretches.
 
     `WARM_UP` steps do not count; `steps` are timed as they are; `steps` are timed part by part, for
     which the device must be waited for, so that each part's time is its own; and `steps`, behind
@@ -55,7 +48,7 @@ class Watch:
         """Seconds a step takes."""
         self.parts_step_s = 0.0
         """Seconds a step takes whose parts wait for each other."""
-        self.parts_s = dict.fromkeys(_PARTS, 0.0)
+        self.parts_s = dict.fromkeys(PARTS, 0.0)
         """Seconds of each part in one of those."""
         self.profiler: profile | None = None
         self._device = device
@@ -71,16 +64,39 @@ class Watch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Wrap what the loop calls; runs inside raise `Done`."""
+        """Watch the runs inside, each of which raises `Done`."""
+        # Where the loop is called, where it makes its engine, and where it begins a stage.
+        seams = ((phase, "train"), (loop, "build_engine"), (loop, "enter"))
+        train, build_engine, enter = (getattr(module, name) for module, name in seams)
+
+        def watched_train(what: Phase, *args: Any) -> Any:
+            self._wrap(what.task, "loss", "forward")
+            return train(what, *args)
+
+        def watched_engine(*args: Any) -> Any:
+            engine = build_engine(*args)
+            self._wrap(engine, "backward", "backward")
+            self._wrap(engine, "step", "optimizer")
+            return engine
+
+        def watched_enter(*args: Any) -> Any:
+            entered = enter(*args)
+            self._wrap(entered.source, "take", "data")
+            return entered
+
         with ExitStack() as stack:
-            for part, places in _PARTS.items():
-                for owner, name in places:
-                    original = getattr(owner, name)
-                    setattr(owner, name, self._around(part, original))
-                    stack.callback(setattr, owner, name, original)
+            watched = (watched_train, watched_engine, watched_enter)
+            for (module, name), function in zip(seams, watched, strict=True):
+                stack.callback(setattr, module, name, getattr(module, name))
+                setattr(module, name, function)
             if self.profiler is not None:
                 stack.enter_context(self.profiler)
             yield
+
+    def _wrap(self, owner: object, name: str, part: str) -> None:
+        """Watch one method of one object, once: a source may be entered at several stages."""
+        if name not in vars(owner):
+            setattr(owner, name, self._around(part, getattr(owner, name)))
 
     def _around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -90,7 +106,7 @@ class Watch:
                 result = function(*args, **kwargs)
             if timed:
                 self.parts_s[part] += (self._now() - began) / self.steps
-            if part == _STEP:
+            if part == "optimizer":
                 self._next()
             return result
 

@@ -1,13 +1,11 @@
 """Batches: shapes, determinism, stress tests, and what is refused."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
+from benchmarks.simulator import with_caustics
 from lensdist.errors import UserError
 from lensdist.sim import FAMILIES, LensLight, SimConfig, Simulator, render, sample
 
@@ -64,12 +62,8 @@ def test_float32_agrees_with_float64(family):
 @pytest.mark.parametrize("family", ["model_i", "model_iii", "common"])
 def test_whole_images_match_caustics(family):
     """With the function that the benchmark times, so that the two draw the same lenses."""
-    path = Path(__file__).parents[2] / "benchmarks" / "simulator.py"
-    spec = importlib.util.spec_from_file_location("benchmark", path)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
     params = sample(family, KEY, torch.arange(6))
-    ours, theirs = render(family, params), benchmark.with_caustics(FAMILIES[family], params)
+    ours, theirs = render(family, params), with_caustics(FAMILIES[family], params)
     if FAMILIES[family].y_up:
         theirs = theirs.flip(1)
     ours, theirs = (i / i.mean((1, 2), keepdim=True) for i in (ours, theirs.double()))

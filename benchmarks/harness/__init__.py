@@ -1,0 +1,1 @@
+"""The harness of all benchmarks: stopwatch, turns behind a gate, hardware, report."""

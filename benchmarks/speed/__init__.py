@@ -1,0 +1,1 @@
+"""`lensdist bench speed`: a run's speed, beside what the machine could do and beside rivals."""

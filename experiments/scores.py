@@ -1,0 +1,57 @@
+"""Scores of single images in files, and scores over several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lensdist.evaluate import metrics
+from lensdist.evaluate.bootstrap import auc_interval, paired_bootstrap
+from lensdist.owners import temporary
+from lensdist.tensors import write_safetensors
+
+
+def keep(path: Path, scores: Mapping[str, Tensor]) -> None:
+    """Write scores of single images, (N,) each by name; they appear whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = temporary(path)
+    try:
+        write_safetensors(beside, scores)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def kept(path: Path) -> dict[str, Tensor]:
+    """Read what `keep` has written."""
+    return dict(load_file(path))
+
+
+def correct(logits: Tensor, truth: Tensor) -> Tensor:
+    """(seeds, test images) 0 or 1, from logits (seeds, test images, classes)."""
+    return (logits.argmax(2) == truth).double()
+
+
+def over_seeds(logits: Tensor, truth: Tensor) -> dict[str, Any]:
+    """Accuracy and macro AUC of logits (seeds, test images, classes), with intervals; the
+    accuracy's covers the luck of the seeds too, the AUC's that of the test images."""
+    names = [str(k) for k in range(logits.shape[2])]
+    each = [metrics.classification(one, truth, names) for one in logits]
+    right = correct(logits, truth)
+    share = paired_bootstrap(right, torch.zeros_like(right))
+    # Log-odds against the rest, seed by seed: resampled test images are the same for all seeds.
+    odds = torch.cat([torch.logit(z.double().softmax(1).T, eps=1e-15) for z in logits])
+    hot = torch.nn.functional.one_hot(truth, len(names)).T.bool()
+    return {
+        "accuracy": share["difference"],
+        "accuracy_ci": share["ci"],
+        "auc_macro": sum(one["auc_macro"] for one in each) / len(each),
+        "auc_macro_ci": auc_interval(odds, hot.repeat(len(each), 1), seed=0, resamples=500),
+        "ece": sum(one["ece"] for one in each) / len(each),
+        "accuracy_by_seed": [one["accuracy"] for one in each],
+    }

@@ -1,4 +1,0 @@
-"""How fast a run trains here, beside what the machine could do and what else one would use.
-
-Importing this package imports no torch.
-"""
