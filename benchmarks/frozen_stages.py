@@ -46,7 +46,7 @@ from lensdist.engine.parallel import build_engine
 from lensdist.engine.parallel.base import Engine
 from lensdist.engine.stages import Entered, Phase, StageSteps, enter
 from lensdist.engine.torch_settings import settle
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.sim.config import SimConfig
 from lensdist.sim.write import write_packed
 from lensdist.tasks.base import Stage
@@ -89,7 +89,7 @@ class Bench:
         words += [f"train.global_batch={size.batch}", f"train.eval_batch={size.eval_batch}"]
         cfg = load(CONFIG, words, schema=schema_of)
         assert isinstance(cfg, CommonRun)
-        self.cfg, self.world, self.size = cfg, World(cfg), size
+        self.cfg, self.world, self.size = cfg, DistributedContext(cfg), size
         device = self.world.device
         family = SimConfig(family="common")
         write_packed(scratch / "packed", family, size.per_class, 0, device=device.type)

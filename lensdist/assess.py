@@ -21,7 +21,7 @@ from lensdist.data.preprocess import Turn, turned, views
 from lensdist.data.source import Images, View
 from lensdist.data.staging import check_ours, check_writable
 from lensdist.engine.evaluation import outputs_of
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import UserError
 from lensdist.evaluate import figures, metrics, super_resolution
 from lensdist.evaluate.bootstrap import paired_bootstrap
@@ -67,7 +67,7 @@ class Subject:
     model: LoadedModel
     packed: PackedSet
     cfg: BaseRun
-    world: World
+    world: DistributedContext
     task: Task
     run: Path
     """The run that the model comes from; the export, where there is none."""
@@ -145,7 +145,7 @@ def open_subject(model: Path, data: Path, out: Path | None = None) -> Subject:
     packed = PackedSet(data)
     run = folder.parent if (folder.parent / COMPLETE).exists() else folder
     cfg = _configuration(description, packed)
-    world = World(cfg)
+    world = DistributedContext(cfg)
     loaded = LoadedModel(description, weights, str(world.device))
     _check(loaded, packed)
     task = build_task(cfg, loaded.labels, loaded.preprocess, thorough=True)

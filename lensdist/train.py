@@ -34,7 +34,7 @@ from lensdist.outcome import conclude
 from lensdist.phases import completed
 
 if TYPE_CHECKING:
-    from lensdist.engine.world import World
+    from lensdist.engine.world import DistributedContext
 
 EXAMPLES = """examples:
   lensdist train --config configs/mae/debug.yaml
@@ -87,9 +87,9 @@ def launch(args: argparse.Namespace) -> int:
         say(f"{asked.whose}: left unread, and none changes a result: {', '.join(asked.unread)}")
     check_shares(cfg, asked.processes or 1)
     from lensdist.engine.phase import run
-    from lensdist.engine.preflight import build_world
+    from lensdist.engine.preflight import build_context
 
-    world = build_world(cfg)
+    world = build_context(cfg)
 
     def work() -> int:
         return run(cfg, args.resume, world, lambda: _already_done(cfg, args.resume))
@@ -99,7 +99,7 @@ def launch(args: argparse.Namespace) -> int:
     return work()
 
 
-def _leave_with_the_others(world: World, work: Callable[[], int]) -> NoReturn:
+def _leave_with_the_others(world: DistributedContext, work: Callable[[], int]) -> NoReturn:
     """The word is left before the process group is taken down: whoever hears of that may kill."""
     together = False
     try:

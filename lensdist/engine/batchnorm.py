@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 
 
 class RunningStatistics:
     """The running statistics of a model's BatchNorm layers that train."""
 
-    def __init__(self, model: nn.Module, world: World, micro_batches: int) -> None:
+    def __init__(self, model: nn.Module, world: DistributedContext, micro_batches: int) -> None:
         layers = [
             m
             for m in model.modules()

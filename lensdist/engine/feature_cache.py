@@ -17,7 +17,7 @@ from lensdist.config.schema import BaseRun
 from lensdist.data.preprocess import turned, views
 from lensdist.data.source import Batch, PackedSource, Source
 from lensdist.engine.once import for_every_image
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.tasks.base import Splittable
 
 
@@ -42,7 +42,12 @@ class CachedSource:
 
 
 def cached(
-    task: Splittable, trunk: nn.Module, source: Source, epochs: int, cfg: BaseRun, world: World
+    task: Splittable,
+    trunk: nn.Module,
+    source: Source,
+    epochs: int,
+    cfg: BaseRun,
+    world: DistributedContext,
 ) -> tuple[Source, str]:
     """The source with the trunk's outputs for images, where that is worth it and fits.
 

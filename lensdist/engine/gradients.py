@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from lensdist.engine.batches import StepPlan
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 
 
 class Averaged:
     """By DDP, which communicates during the last micro-batch's backward pass."""
 
-    def __init__(self, model: nn.Module, world: World, plan: StepPlan) -> None:
+    def __init__(self, model: nn.Module, world: DistributedContext, plan: StepPlan) -> None:
         self._model = model
         self._world = world
         self._last = len(plan.mine) - 1
@@ -42,7 +42,7 @@ class Averaged:
 class FixedOrder:
     """By gathering and adding in order."""
 
-    def __init__(self, model: nn.Module, world: World, plan: StepPlan) -> None:
+    def __init__(self, model: nn.Module, world: DistributedContext, plan: StepPlan) -> None:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._world = world
         self._count = plan.count

@@ -14,7 +14,7 @@ from lensdist.data.packed import PackedSet
 from lensdist.data.preprocess import Preprocess
 from lensdist.data.smooth import fit_smooth
 from lensdist.described import PREPROCESS, under
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import UserError
 from lensdist.export import WEIGHTS, encoder_of, find_export, read_export
 from lensdist.exporting.combine import combined
@@ -26,7 +26,7 @@ from lensdist.weights.imagenet import imagenet_state
 Weights = dict[str, Tensor]
 
 
-def check_start(cfg: BaseRun, world: World) -> None:
+def check_start(cfg: BaseRun, world: DistributedContext) -> None:
     """What can be told before there is data, which may take minutes to simulate.
 
     Raises:
@@ -42,7 +42,7 @@ def check_start(cfg: BaseRun, world: World) -> None:
 
 
 def starting_point(
-    cfg: BaseRun, packed: PackedSet, labels: tuple[str, ...], world: World
+    cfg: BaseRun, packed: PackedSet, labels: tuple[str, ...], world: DistributedContext
 ) -> tuple[Preprocess, Weights | None, str | None]:
     """Preprocessing, weights to start from, and a hash that names them.
 
@@ -83,7 +83,7 @@ def _check_preprocess(cfg: BaseRun, theirs: Preprocess, where: Path) -> None:
         )
 
 
-def _imagenet(cfg: CommonRun, classes: int, world: World) -> Weights:
+def _imagenet(cfg: CommonRun, classes: int, world: DistributedContext) -> Weights:
     """torchvision's weights of all members, by our names; the heads start at random."""
     if world.main:  # one process of a job fetches them, the others find them there
         for name in cfg.model.members:

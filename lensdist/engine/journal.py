@@ -11,7 +11,7 @@ from typing import Any
 
 from lensdist.config.schema import BaseRun
 from lensdist.engine.batches import StepPlan
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.track.log import MetricsLog, rewind
 from lensdist.track.progress import Progress
 from lensdist.track.trackers import Trackers
@@ -26,7 +26,7 @@ class Journal:
         step: where the run starts: rows after it, of a life that was lost, are dropped.
     """
 
-    def __init__(self, cfg: BaseRun, world: World, step: int) -> None:
+    def __init__(self, cfg: BaseRun, world: DistributedContext, step: int) -> None:
         self._speaks = world.main
         if not self._speaks:
             return

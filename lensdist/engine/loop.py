@@ -24,7 +24,7 @@ from lensdist.engine.stages import Entered, Phase, enter, stages_in_steps
 from lensdist.engine.state import TrainState, describe, machine_changes, restore
 from lensdist.engine.state import machine as this_machine
 from lensdist.engine.stopping import Stopper
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import RunError
 from lensdist.tasks.base import Task
 
@@ -42,7 +42,7 @@ class Outcome:
 
 def train(
     phase: Phase,
-    world: World,
+    world: DistributedContext,
     journal: Journal,
     saver: Saver,
     stopper: Stopper,
@@ -170,7 +170,7 @@ def train(
     return Outcome("finished", state, engine.finished(tensors))
 
 
-def _flush(losses: list[Tensor], state: TrainState, world: World) -> None:
+def _flush(losses: list[Tensor], state: TrainState, world: DistributedContext) -> None:
     """Turn the losses on the devices into one number a step, the same on every process."""
     if not losses:
         return

@@ -36,7 +36,7 @@ from lensdist.engine.sizes import check_images
 from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import STOP, Deadline, Stopper, job_ends
 from lensdist.engine.torch_settings import settle
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, begun, say
 from lensdist.sim.write import write_packed
 from lensdist.tasks.build import build_task
@@ -45,7 +45,10 @@ T = TypeVar("T")
 
 
 def run(
-    cfg: BaseRun, resume: str, world: World, done: Callable[[], str | None] = lambda: None
+    cfg: BaseRun,
+    resume: str,
+    world: DistributedContext,
+    done: Callable[[], str | None] = lambda: None,
 ) -> int:
     """Train a phase and return its exit code.
 
@@ -85,7 +88,7 @@ def run(
     return EXIT_DONE
 
 
-def _by_main(world: World, work: Callable[[], T]) -> T | None:
+def _by_main(world: DistributedContext, work: Callable[[], T]) -> T | None:
     """What the main process finds, on every process; what it refuses, all of them refuse."""
     found, error = None, None
     if world.main:
@@ -100,7 +103,7 @@ def _by_main(world: World, work: Callable[[], T]) -> T | None:
     return found
 
 
-def _run(cfg: BaseRun, resume: str, world: World, ends: float | None) -> int:
+def _run(cfg: BaseRun, resume: str, world: DistributedContext, ends: float | None) -> int:
     """What `run` does with a folder that it holds."""
     # One process a node hashes large arrays; where it finds damage, the launcher ends the others.
     verify = cfg.data.verify if world.accelerator.is_local_main_process else "off"
@@ -149,7 +152,7 @@ def _run(cfg: BaseRun, resume: str, world: World, ends: float | None) -> int:
 
 def _train(
     phase: Phase,
-    world: World,
+    world: DistributedContext,
     resumed: Checkpoint | None,
     packed: PackedSet,
     ends: float | None,
@@ -186,7 +189,7 @@ def _train(
     return EXIT_DONE
 
 
-def _refuse_damage(packed: PackedSet, world: World) -> None:
+def _refuse_damage(packed: PackedSet, world: DistributedContext) -> None:
     """Wait until the set is verified on all nodes: no run is complete that learned from damage."""
     damage: RunError | None = None
     try:
@@ -197,7 +200,7 @@ def _refuse_damage(packed: PackedSet, world: World) -> None:
         raise damage or RunError(f"another process has found {packed.path} damaged")
 
 
-def _data(cfg: BaseRun, world: World) -> Path:
+def _data(cfg: BaseRun, world: DistributedContext) -> Path:
     """The packed set: the user's, or one that the run simulates for itself."""
     if cfg.data.path is not None:
         return cfg.data.path
@@ -225,7 +228,7 @@ def _source(
     cfg: BaseRun,
     packed: PackedSet,
     labels: tuple[str, ...],
-    world: World,
+    world: DistributedContext,
 ) -> Source:
     if cfg.data.source == "stream":
         assert cfg.data.sim is not None  # the configuration has checked
@@ -239,7 +242,7 @@ def _source(
     return PackedSource(view, cfg.seed)
 
 
-def _prepared(phase: Phase, world: World) -> Phase:
+def _prepared(phase: Phase, world: DistributedContext) -> Phase:
     """With images on which preprocessing that takes long has been done, once for all epochs."""
     cfg, preprocess = phase.cfg, phase.task.preprocess
     if not preprocess.slow:

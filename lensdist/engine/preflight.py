@@ -14,7 +14,7 @@ import torch
 
 from lensdist import outcome
 from lensdist.config.schema import BaseRun
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import UserError
 from lensdist.launched import DEVICE, MIN_TFLOPS, PREFLIGHT
 from lensdist.outcome import DeviceError
@@ -22,21 +22,21 @@ from lensdist.outcome import DeviceError
 _DEPTH = 192  # 3 * 64: of the product whose answer is known
 
 
-def build_world(cfg: BaseRun) -> World:
-    """`World(cfg)`, in which a GPU or a driver that does not work is no mistake of the user's.
+def build_context(cfg: BaseRun) -> DistributedContext:
+    """`DistributedContext(cfg)`; a GPU or a driver that does not work is not the user's mistake.
 
     Raises:
-        UserError: see `World`.
+        UserError: see `DistributedContext`.
         DeviceError: there is no GPU for this process where there must be, or it cannot be used.
     """
     if not _asked():
         try:
-            return World(cfg)
+            return DistributedContext(cfg)
         except torch.distributed.DistStoreError as e:
             raise UserError(str(e)) from e
     _expect_gpu()
     try:
-        return World(cfg)
+        return DistributedContext(cfg)
     except RuntimeError as e:
         text = str(e).lower()
         # What goes wrong between processes is nobody's device, even where CUDA is mentioned.
@@ -45,7 +45,7 @@ def build_world(cfg: BaseRun) -> World:
         raise DeviceError(f"the GPU cannot be used: {_first_line(e)}") from e
 
 
-def check_devices(world: World) -> None:
+def check_devices(world: DistributedContext) -> None:
     """Try out this process's device, then reach all other processes, and announce both.
 
     Raises:
@@ -138,7 +138,7 @@ def _speed(device: torch.device) -> float:
     return 2 * size**3 * times / min(seconds[1:]) / 1e12
 
 
-def _try_sum(world: World) -> None:
+def _try_sum(world: DistributedContext) -> None:
     """A sum over all processes, of a megabyte from each."""
     if world.size == 1:
         return

@@ -14,7 +14,7 @@ from lensdist.engine.batches import StepPlan
 from lensdist.engine.batchnorm import RunningStatistics, synchronise
 from lensdist.engine.feature_cache import cached
 from lensdist.engine.parallel.base import Engine
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.tasks.base import Splittable, Stage, Task
 
 
@@ -71,7 +71,11 @@ def stages_in_steps(task: Task, cfg: BaseRun, steps_per_epoch: int) -> list[Stag
 
 
 def enter(
-    stage: StageSteps, engine: Engine, phase: Phase, world: World, tensors: Mapping[str, Tensor]
+    stage: StageSteps,
+    engine: Engine,
+    phase: Phase,
+    world: DistributedContext,
+    tensors: Mapping[str, Tensor],
 ) -> Entered:
     """Freeze, wrap, and build what depends on which parameters train.
 
@@ -96,7 +100,7 @@ def enter(
 
 
 def _without_frozen(
-    stage: StageSteps, bare: nn.Module, phase: Phase, world: World
+    stage: StageSteps, bare: nn.Module, phase: Phase, world: DistributedContext
 ) -> tuple[nn.Module, Source, str]:
     """What to call at each step and on what: without the frozen part, where its outputs fit."""
     if not isinstance(phase.task, Splittable):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lensdist.engine.checkpoint import Checkpoint, Damaged
 from lensdist.engine.parallel.base import Engine
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import RunError
 from lensdist.sealed import fits
 from lensdist.tensors import misfit, nonfinite
@@ -126,7 +126,7 @@ def _slots(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def describe(state: TrainState, world: World) -> dict[str, Any]:
+def describe(state: TrainState, world: DistributedContext) -> dict[str, Any]:
     """What a checkpoint says besides its tensors, as JSON."""
     scaler = world.accelerator.scaler
     return {
@@ -136,7 +136,7 @@ def describe(state: TrainState, world: World) -> dict[str, Any]:
     }
 
 
-def restore(saved: Checkpoint, engine: Engine, world: World) -> TrainState:
+def restore(saved: Checkpoint, engine: Engine, world: DistributedContext) -> TrainState:
     """Put the network and the scaler back; optimizer and average come with their stage.
 
     Raises:
@@ -153,7 +153,7 @@ def restore(saved: Checkpoint, engine: Engine, world: World) -> TrainState:
     return TrainState(**saved.meta["state"])
 
 
-def machine(world: World) -> dict[str, Any]:
+def machine(world: DistributedContext) -> dict[str, Any]:
     """What the last bits of a run may depend on, besides its configuration."""
     return {
         "engine": world.engine,

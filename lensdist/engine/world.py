@@ -30,7 +30,7 @@ from lensdist.errors import UserError
 T = TypeVar("T")
 
 
-class World:
+class DistributedContext:
     """All processes of a run.
 
     Args:

@@ -18,7 +18,7 @@ from lensdist.engine.checkpoint import Checkpoint, Damaged
 from lensdist.engine.differences import differences
 from lensdist.engine.finish import describe
 from lensdist.engine.initial import starting_point
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import UserError
 from lensdist.export import Described, read_export
 from lensdist.phases import completed
@@ -103,7 +103,7 @@ def _description(run: Path, saved: Checkpoint) -> Described:
     plain = cfg.model_copy(update={"precision": "no"})
     if isinstance(cfg, CommonRun):
         plain = plain.model_copy(update={"init": "random"})
-    preprocess, initial, digest = starting_point(plain, packed, labels, World(plain))
+    preprocess, initial, digest = starting_point(plain, packed, labels, DistributedContext(plain))
     _refuse_changes(saved, cfg.model_dump(mode="json"), packed.manifest.fingerprint, digest)
     task = build_task(cfg, labels, preprocess, initial)
     tensors = {PREPROCESS + k: v for k, v in preprocess.tensors().items()}

@@ -45,7 +45,7 @@ from lensdist.engine.sizes import check_images
 from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import Stopper
 from lensdist.engine.torch_settings import settle
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.tasks.base import Task
 from lensdist.tasks.build import build_task
 
@@ -90,7 +90,7 @@ class Ours:
         network: nn.Module | None = None,
         saves: bool = False,
     ) -> None:
-        self.cfg, self.packed, self.world, self._saves = cfg, packed, World(cfg), saves
+        self.cfg, self.packed, self.world, self._saves = cfg, packed, DistributedContext(cfg), saves
         speed.check(cfg, self.world.device, self.world.size)
         check_start(cfg, self.world)
         device = self.world.device
@@ -205,7 +205,8 @@ class Ours:
         saver: Saver,
         judge: Judge | None = None,
     ) -> None:
-        world = World(cfg)  # accelerate knows one precision at a time: that of the last
+        # accelerate knows one precision at a time: that of the last
+        world = DistributedContext(cfg)
         torch.use_deterministic_algorithms(False)  # what another way has set is not undone by it
         settle(cfg, world.device)
         self.source.watch = watch

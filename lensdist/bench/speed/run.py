@@ -13,13 +13,13 @@ from lensdist.bench.speed.ours import Ours
 from lensdist.bench.speed.session import BARE, UNTURNED, Session
 from lensdist.bench.speed.settings import SpeedBench, single_rate
 from lensdist.bench.speed.turns import PARITY_STEPS, Way, compare, gate
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import UserError
 
 _MOST_FILES = 4096
 
 
-def measure(bench: SpeedBench) -> tuple[Path, World]:
+def measure(bench: SpeedBench) -> tuple[Path, DistributedContext]:
     """Measure, and write the results.
 
     Returns:

@@ -9,7 +9,7 @@ from lensdist.bench.speed.turns import BATCHNORM, ROUNDING, Tolerance
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, SuperResolutionRun, schema_of
 from lensdist.data.packed import PackedSet
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import UserError
 from lensdist.owners import remove, temporary
 
@@ -44,7 +44,7 @@ class Session:
         self.bench = bench
         self.scratch = temporary(bench.out / "scratch")  # which is deleted: no name of the user's
         self.cfg = self.load()
-        self.world = World(self.cfg)
+        self.world = DistributedContext(self.cfg)
         self.scratch = self.world.from_main(self.scratch)
         self.cfg = self.load()
         self.device = self.world.device

@@ -7,10 +7,10 @@ import warnings
 from lensdist.config.schema import BaseRun
 from lensdist.engine.batches import StepPlan
 from lensdist.engine.parallel.base import Build, Engine
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 
 
-def build_engine(cfg: BaseRun, world: World, plan: StepPlan, build: Build) -> Engine:
+def build_engine(cfg: BaseRun, world: DistributedContext, plan: StepPlan, build: Build) -> Engine:
     """The engine that a run's configuration names.
 
     Args:

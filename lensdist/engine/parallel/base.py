@@ -20,7 +20,7 @@ from lensdist.config.schema import BaseRun
 from lensdist.engine import fp8, speed
 from lensdist.engine.batches import StepPlan
 from lensdist.engine.optim import WeightAverage
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 
 Build = Callable[[], nn.Module]
 
@@ -39,7 +39,9 @@ class Engine(ABC):
     """Whether every process holds all of the network, so that it can be cut up and called in parts,
     and one process alone can say what its state is."""
 
-    def __init__(self, cfg: BaseRun, world: World, plan: StepPlan, build: Build) -> None:
+    def __init__(
+        self, cfg: BaseRun, world: DistributedContext, plan: StepPlan, build: Build
+    ) -> None:
         self.cfg, self.world, self.plan, self.build = cfg, world, plan, build
         self.bare: nn.Module = build()
         """The network: what is evaluated."""

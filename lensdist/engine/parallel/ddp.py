@@ -20,7 +20,7 @@ from lensdist.engine.optim import (
     optimizer_state,
 )
 from lensdist.engine.parallel.base import Build, Engine
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 
 
 class DataParallel(Engine):
@@ -28,7 +28,9 @@ class DataParallel(Engine):
 
     replicated: ClassVar[bool] = True
 
-    def __init__(self, cfg: BaseRun, world: World, plan: StepPlan, build: Build) -> None:
+    def __init__(
+        self, cfg: BaseRun, world: DistributedContext, plan: StepPlan, build: Build
+    ) -> None:
         super().__init__(cfg, world, plan, build)
         self.bare.to(world.device)
 

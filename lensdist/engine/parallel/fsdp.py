@@ -21,7 +21,7 @@ from lensdist.config.schema import BaseRun
 from lensdist.engine.batches import StepPlan
 from lensdist.engine.optim import build_optimizer, state_by_parameter
 from lensdist.engine.parallel.base import Build, Engine
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.models.vit import blocks_of
 
 
@@ -30,7 +30,9 @@ class FullyShardedDataParallel(Engine):
 
     replicated: ClassVar[bool] = False
 
-    def __init__(self, cfg: BaseRun, world: World, plan: StepPlan, build: Build) -> None:
+    def __init__(
+        self, cfg: BaseRun, world: DistributedContext, plan: StepPlan, build: Build
+    ) -> None:
         super().__init__(cfg, world, plan, build)
         self._mesh: DeviceMesh | None = None
 

@@ -22,7 +22,7 @@ from lensdist.config.schema import BaseRun
 from lensdist.engine.batches import StepPlan
 from lensdist.engine.optim import build_optimizer, state_by_parameter
 from lensdist.engine.parallel.base import Build, Engine
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 
 
 class Zero(Engine):
@@ -30,7 +30,9 @@ class Zero(Engine):
 
     replicated: ClassVar[bool] = False
 
-    def __init__(self, cfg: BaseRun, world: World, plan: StepPlan, build: Build) -> None:
+    def __init__(
+        self, cfg: BaseRun, world: DistributedContext, plan: StepPlan, build: Build
+    ) -> None:
         super().__init__(cfg, world, plan, build)
         self._deepspeed = _deepspeed(world)
         self._stage = cfg.shard.stage
@@ -199,7 +201,7 @@ class Zero(Engine):
             self._engine.optimizer.parameter_offload.partition_all_parameters()
 
 
-def _deepspeed(world: World) -> Any:
+def _deepspeed(world: DistributedContext) -> Any:
     """The package, told what it runs on: it guesses by what is installed, and says so at length."""
     if world.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
