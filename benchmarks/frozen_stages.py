@@ -42,10 +42,10 @@ from lensdist.data.source import PackedSource, Source, View
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.config import CacheConfig
 from lensdist.engine.feature_cache import CachedSource, cached
-from lensdist.engine.parallel import build_engine
-from lensdist.engine.parallel.base import Engine
+from lensdist.engine.parallel import build_strategy
+from lensdist.engine.parallel.base import ParallelStrategy
 from lensdist.engine.stages import Entered, Phase, StageSteps, enter
-from lensdist.engine.torch_settings import settle
+from lensdist.engine.torch_settings import set_determinism
 from lensdist.engine.world import DistributedContext
 from lensdist.sim.config import SimConfig
 from lensdist.sim.write import write_packed
@@ -55,7 +55,7 @@ from lensdist.tasks.common import CommonTask
 CONFIG = Path(__file__).parents[1] / "configs/common/unfreeze-ensemble.yaml"
 EPOCH = 30_000  # images to train on in the public set
 GATE_STEPS = 2
-Begun = tuple[Engine, Entered]
+Begun = tuple[ParallelStrategy, Entered]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Bench:
         device = self.world.device
         family = SimConfig(family="common")
         write_packed(scratch / "packed", family, size.per_class, 0, device=device.type)
-        settle(cfg, device)
+        set_determinism(cfg, device)
         view = View(PackedSet(scratch / "packed"), "train", cfg.data, 0, device)
         self.validation, self.source = view, PackedSource(view, 0)
         self.plan = plan_steps(size.batch, size.batch, self.source.size, 0, 1)
@@ -105,27 +105,29 @@ class Bench:
     def enter(self, stage: Stage, max_gb: float) -> Begun:
         """The stage with the same weights every time, for more epochs than there are views."""
         torch.manual_seed(0)
-        engine = build_engine(self.cfg, self.world, self.plan, self.task.build)
+        strategy = build_strategy(self.cfg, self.world, self.plan, self.task.build)
         cfg = self.cfg.model_copy(update={"cache": CacheConfig(max_gb=max_gb)})
         phase = Phase(cfg, self.task, self.source, self.validation, self.plan, {})
         longer = Stage(self.views + 1, stage.trainable)
-        return engine, enter(StageSteps(longer, 0, 1), engine, phase, self.world, {})
+        return strategy, enter(StageSteps(longer, 0, 1), strategy, phase, self.world, {})
 
     def train(self, begun: Begun, steps: int) -> list[Tensor]:
         """The steps of `lensdist.engine.loop`, from the first one of epoch 0."""
-        engine, now = begun
+        strategy, now = begun
         losses = []
         for step in range(steps):
             epoch, offset = self.plan.place(step, 0)
             batch = now.source.take(epoch, offset, self.plan.micro_batch)
             self.world.seed(rng.key(self.cfg.seed, "dropout", step, 0))
             now.statistics.begin()
-            with engine.micro_batch(0):
-                loss = self.task.loss(engine.model, batch, rng.key(self.cfg.seed, "draw", epoch))
-                engine.backward(loss)
+            with strategy.micro_batch(0):
+                loss = self.task.loss(
+                    strategy.wrapped, batch, rng.key(self.cfg.seed, "draw", epoch)
+                )
+                strategy.backward(loss)
             now.statistics.collect()
             now.statistics.finish()
-            engine.step(self.cfg.optim.lr, step + 1)
+            strategy.step(self.cfg.optim.lr, step + 1)
             losses.append(loss.detach())
         return losses
 

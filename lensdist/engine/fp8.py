@@ -126,7 +126,7 @@ def check_network(cfg: BaseRun, task: Task) -> None:
     )
 
 
-def to_fp8(bare: nn.Module) -> int:
+def apply(bare: nn.Module) -> int:
     """Let wide layers that train take their products in float8, and say how many do.
 
     Only instances' `forward` changes: to be called once layers are frozen, before the network is

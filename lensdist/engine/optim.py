@@ -91,25 +91,25 @@ class WeightAverage:
 
     Args:
         decay: of the average, once warmed up.
-        pieces: what to begin with, by the parameters' names: all of them, or a process's share.
+        shards: what to begin with, by the parameters' names: all of them, or a process's share.
     """
 
-    def __init__(self, decay: float, pieces: dict[str, Tensor]) -> None:
-        self.pieces = {name: piece.detach().clone() for name, piece in pieces.items()}
+    def __init__(self, decay: float, shards: dict[str, Tensor]) -> None:
+        self.shards = {name: shard.detach().clone() for name, shard in shards.items()}
         self._decay = decay
 
     @torch.no_grad()
-    def update(self, pieces: dict[str, Tensor], updates: int) -> None:
+    def update(self, shards: dict[str, Tensor], updates: int) -> None:
         """After the `updates`-th optimizer step, with the weights as they are now."""
         weight = 1 - min(self._decay, (1 + updates) / (10 + updates))
-        mine, theirs = list(self.pieces.values()), [pieces[name] for name in self.pieces]
+        mine, theirs = list(self.shards.values()), [shards[name] for name in self.shards]
         torch._foreach_lerp_(mine, theirs, weight)
 
     @torch.no_grad()
-    def swap(self, pieces: dict[str, Tensor]) -> None:
+    def swap(self, shards: dict[str, Tensor]) -> None:
         """Exchange the average with the weights, bit for bit; once more takes it back."""
-        for name, mine in self.pieces.items():
-            theirs = pieces[name]
+        for name, mine in self.shards.items():
+            theirs = shards[name]
             kept = theirs.clone()
             theirs.copy_(mine)
             mine.copy_(kept)

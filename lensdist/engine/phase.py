@@ -35,7 +35,7 @@ from lensdist.engine.saver import Saver
 from lensdist.engine.sizes import check_images
 from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import STOP, Deadline, Stopper, job_ends
-from lensdist.engine.torch_settings import settle
+from lensdist.engine.torch_settings import set_determinism
 from lensdist.engine.world import DistributedContext
 from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, begun, say
 from lensdist.sim.write import write_packed
@@ -65,7 +65,7 @@ def run(
         DeviceError: see `preflight`; nothing was written.
     """
     ends = job_ends(os.environ)
-    settle(cfg, world.device)
+    set_determinism(cfg, world.device)
     speed.check(cfg, world.device, world.size)
     fp8.check_device(cfg, world.device)
     check_devices(world)

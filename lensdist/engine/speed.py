@@ -22,7 +22,7 @@ from lensdist.errors import UserError
 from lensdist.models.backbones import Backbone
 from lensdist.models.vit import blocks_of
 
-_MARK = "_quickened"
+_MARK = "_lensdist_speed"
 
 Forward = Callable[..., Any]
 
@@ -51,7 +51,7 @@ def check(cfg: BaseRun, device: torch.device, world_size: int) -> None:
         _check_compiler(device)
 
 
-def quicken(
+def apply(
     bare: nn.Module,
     cfg: SpeedConfig,
     device: torch.device,
@@ -96,8 +96,8 @@ def quicken(
         _put(bare, compiled(bare.forward))
 
 
-def restore(bare: nn.Module) -> None:
-    """Undo `quicken`, except for the layout of weights, which the optimizer's state has too."""
+def undo(bare: nn.Module) -> None:
+    """Undo `apply`, except for the layout of weights, which the optimizer's state has too."""
     for module in bare.modules():
         if vars(module).pop(_MARK, False):
             vars(module).pop("forward", None)

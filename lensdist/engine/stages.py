@@ -13,7 +13,7 @@ from lensdist.data.source import Images, Source
 from lensdist.engine.batches import StepPlan
 from lensdist.engine.batchnorm import RunningStatistics, synchronise
 from lensdist.engine.feature_cache import cached
-from lensdist.engine.parallel.base import Engine
+from lensdist.engine.parallel.base import ParallelStrategy
 from lensdist.engine.world import DistributedContext
 from lensdist.tasks.base import Splittable, Stage, Task
 
@@ -44,7 +44,7 @@ class StageSteps:
 
 @dataclass(frozen=True)
 class Entered:
-    """What depends on which parameters train, besides the engine."""
+    """What depends on which parameters train, besides the strategy."""
 
     stage: StageSteps
     source: Source
@@ -72,7 +72,7 @@ def stages_in_steps(task: Task, cfg: BaseRun, steps_per_epoch: int) -> list[Stag
 
 def enter(
     stage: StageSteps,
-    engine: Engine,
+    strategy: ParallelStrategy,
     phase: Phase,
     world: DistributedContext,
     tensors: Mapping[str, Tensor],
@@ -81,21 +81,21 @@ def enter(
 
     Args:
         stage: which.
-        engine: holds the network.
+        strategy: holds the network.
         phase: what is trained.
         world: the processes.
         tensors: the state to go on from, by the names of a checkpoint; empty at the start.
     """
-    engine.freeze(stage.stage.trains, tensors)
-    called, source, kept = engine.bare, phase.source, ""
-    if engine.replicated:  # a share of a network cannot be called in part
-        called, source, kept = _without_frozen(stage, engine.bare, phase, world)
+    strategy.freeze(stage.stage.trains, tensors)
+    called, source, kept = strategy.unwrapped, phase.source, ""
+    if strategy.replicated:  # a share of a network cannot be called in part
+        called, source, kept = _without_frozen(stage, strategy.unwrapped, phase, world)
     count = phase.plan.count
     if phase.cfg.train.sync_batchnorm:
-        synchronise(engine.bare, world.size)
+        synchronise(strategy.unwrapped, world.size)
         count = 1  # as if the step were one micro-batch
-    engine.wrap(called, tensors)
-    statistics = RunningStatistics(engine.bare, world, count)
+    strategy.wrap(called, tensors)
+    statistics = RunningStatistics(strategy.unwrapped, world, count)
     return Entered(stage, source, kept, statistics)
 
 

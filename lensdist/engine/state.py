@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from lensdist.engine.checkpoint import Checkpoint, Damaged
-from lensdist.engine.parallel.base import Engine
+from lensdist.engine.parallel.base import ParallelStrategy
 from lensdist.engine.world import DistributedContext
 from lensdist.errors import RunError
 from lensdist.sealed import fits
@@ -136,14 +136,14 @@ def describe(state: TrainState, world: DistributedContext) -> dict[str, Any]:
     }
 
 
-def restore(saved: Checkpoint, engine: Engine, world: DistributedContext) -> TrainState:
+def restore(saved: Checkpoint, strategy: ParallelStrategy, world: DistributedContext) -> TrainState:
     """Put the network and the scaler back; optimizer and average come with their stage.
 
     Raises:
         RunError: the checkpoint is of another network.
     """
     try:
-        engine.load(saved.tensors)
+        strategy.load(saved.tensors)
     except RuntimeError as e:
         raise RunError(
             f"{saved.path} holds another network than the configuration describes: {e}"

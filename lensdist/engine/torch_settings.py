@@ -9,7 +9,7 @@ import torch
 from lensdist.config.schema import BaseRun
 
 
-def settle(cfg: BaseRun, device: torch.device) -> None:
+def set_determinism(cfg: BaseRun, device: torch.device) -> None:
     """Determinism, and TF32 for matrix products where precision allows it."""
     if device.type != "cuda":
         return

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from lensdist.data.source import PackedSource, StreamSource
 from lensdist.engine.feature_cache import CachedSource
-from lensdist.engine.parallel.base import Engine
+from lensdist.engine.parallel.base import ParallelStrategy
 from lensdist.tasks.classification import ClassificationTask
 from lensdist.tasks.mae import MaeTask
 from lensdist.tasks.super_resolution import SuperResolutionTask
@@ -26,7 +26,7 @@ _PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "data": ((PackedSource, "take"), (StreamSource, "take"), (CachedSource, "take")),
     "forward": ((MaeTask, "loss"), (ClassificationTask, "loss"), (SuperResolutionTask, "loss")),
     "backward": ((torch.autograd, "backward"),),
-    _STEP: ((Engine, "step"),),
+    _STEP: ((ParallelStrategy, "step"),),
 }
 
 

@@ -35,11 +35,11 @@ def test_names_stay_and_undo_restores() -> None:
     names = list(block.state_dict()), [name for name, _ in block.named_modules()]
     x = torch.randn(2, 8, 32)
     before = block(x)
-    assert fp8.to_fp8(block) == 4
+    assert fp8.apply(block) == 4
     assert (list(block.state_dict()), [name for name, _ in block.named_modules()]) == names
     changed = block(x)
     assert not torch.equal(changed, before)
-    assert fp8.to_fp8(block) == 4  # at the next stage, again
+    assert fp8.apply(block) == 4  # at the next stage, again
     assert torch.equal(block(x), changed)
     fp8.undo(block)
     assert torch.equal(block(x), before)

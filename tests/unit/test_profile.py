@@ -15,7 +15,7 @@ from lensdist.config import load
 from lensdist.config.schema import MaeRun, schema_of
 from lensdist.data.source import PackedSource
 from lensdist.engine.batches import plan_steps
-from lensdist.engine.parallel.base import Engine
+from lensdist.engine.parallel.base import ParallelStrategy
 from lensdist.errors import UserError
 from lensdist.models.mae import MaskedAutoencoder
 from lensdist.models.vit import blocks_of
@@ -40,12 +40,16 @@ def test_says_where_the_time_goes(
     tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     user, out = tmp_path / "user", tmp_path / "out"
-    before = (PackedSource.take, MaeTask.loss, torch.autograd.backward, Engine.step)
+
+    def methods() -> tuple[object, ...]:
+        return PackedSource.take, MaeTask.loss, torch.autograd.backward, ParallelStrategy.step
+
+    before = methods()
     words = [w for w in settings("mae", tiny_set, user) if not w.startswith("run.dir")]
     # Epochs of a step or two: the watch must not be led astray by their ends.
     assert _profile(*words, f"--out={out}", "--steps=2") == 0
     printed = capsys.readouterr().out
-    assert (PackedSource.take, MaeTask.loss, torch.autograd.backward, Engine.step) == before
+    assert methods() == before
 
     assert _files(out) == ["profile.json", "trace.json.gz"]  # and no run
     assert not user.exists()

@@ -44,7 +44,7 @@ from lensdist.engine.saver import Saver
 from lensdist.engine.sizes import check_images
 from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import Stopper
-from lensdist.engine.torch_settings import settle
+from lensdist.engine.torch_settings import set_determinism
 from lensdist.engine.world import DistributedContext
 from lensdist.tasks.base import Task
 from lensdist.tasks.build import build_task
@@ -208,7 +208,7 @@ class Ours:
         # accelerate knows one precision at a time: that of the last
         world = DistributedContext(cfg)
         torch.use_deterministic_algorithms(False)  # what another way has set is not undone by it
-        settle(cfg, world.device)
+        set_determinism(cfg, world.device)
         self.source.watch = watch
         task = watched(self.task, self.network, watch)
         with contextlib.redirect_stderr(io.StringIO()):

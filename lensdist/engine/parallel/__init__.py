@@ -6,11 +6,13 @@ import warnings
 
 from lensdist.config.schema import BaseRun
 from lensdist.engine.batches import StepPlan
-from lensdist.engine.parallel.base import Build, Engine
+from lensdist.engine.parallel.base import Build, ParallelStrategy
 from lensdist.engine.world import DistributedContext
 
 
-def build_engine(cfg: BaseRun, world: DistributedContext, plan: StepPlan, build: Build) -> Engine:
+def build_strategy(
+    cfg: BaseRun, world: DistributedContext, plan: StepPlan, build: Build
+) -> ParallelStrategy:
     """The engine that a run's configuration names.
 
     Args:
@@ -23,13 +25,13 @@ def build_engine(cfg: BaseRun, world: DistributedContext, plan: StepPlan, build:
         # torch tells its own FSDP2 and DeepSpeed, at each call, of names that torch 2.11 has not.
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if cfg.engine == "fsdp":
-        from lensdist.engine.parallel.fsdp import FullyShardedDataParallel
+        from lensdist.engine.parallel.fsdp import FSDPStrategy
 
-        return FullyShardedDataParallel(cfg, world, plan, build)
+        return FSDPStrategy(cfg, world, plan, build)
     if cfg.engine == "deepspeed":
-        from lensdist.engine.parallel.zero import Zero
+        from lensdist.engine.parallel.zero import DeepSpeedStrategy
 
-        return Zero(cfg, world, plan, build)
-    from lensdist.engine.parallel.ddp import DataParallel
+        return DeepSpeedStrategy(cfg, world, plan, build)
+    from lensdist.engine.parallel.ddp import DDPStrategy
 
-    return DataParallel(cfg, world, plan, build)
+    return DDPStrategy(cfg, world, plan, build)

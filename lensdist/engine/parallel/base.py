@@ -2,7 +2,7 @@
 weights, held by all processes together.
 
 Tensors go in and out whole and by name, so that what one engine has saved any other goes on from,
-on any number of processes. In between, each process holds its *pieces*: all of every parameter
+on any number of processes. In between, each process holds its *shards*: all of every parameter
 under DDP, a share under FSDP and DeepSpeed.
 """
 
@@ -25,7 +25,7 @@ from lensdist.engine.world import DistributedContext
 Build = Callable[[], nn.Module]
 
 
-class Engine(ABC):
+class ParallelStrategy(ABC):
     """How processes share a network.
 
     Args:
@@ -43,14 +43,14 @@ class Engine(ABC):
         self, cfg: BaseRun, world: DistributedContext, plan: StepPlan, build: Build
     ) -> None:
         self.cfg, self.world, self.plan, self.build = cfg, world, plan, build
-        self.bare: nn.Module = build()
+        self.unwrapped: nn.Module = build()
         """The network: what is evaluated."""
-        self.model: nn.Module = self.bare
+        self.wrapped: nn.Module = self.unwrapped
         """The same as it is called in training."""
         self.optimizer: torch.optim.Optimizer
         self.average: WeightAverage | None = None
-        self._pieces: dict[str, Tensor] = {}
-        self._called: nn.Module = self.bare
+        self._shards: dict[str, Tensor] = {}
+        self._called: nn.Module = self.unwrapped
 
     # ---- between stages
 
@@ -60,7 +60,7 @@ class Engine(ABC):
         Raises:
             RuntimeError: they are of another network.
         """
-        self.bare.load_state_dict(under("model/", tensors))
+        self.unwrapped.load_state_dict(under("model/", tensors))
 
     def freeze(self, trains: Callable[[str], bool], tensors: Mapping[str, Tensor]) -> None:
         """Begin a stage: undo what wrapped the last, and say which parameters train.
@@ -69,13 +69,13 @@ class Engine(ABC):
             trains: whether the parameter of a name does.
             tensors: the state, by the names of a checkpoint; empty at the start.
         """
-        self.settle()
-        for module in {self._called, self.bare}:
+        self.reshard()
+        for module in {self._called, self.unwrapped}:
             self.world.unwrap(module)
-            speed.restore(module)
+            speed.undo(module)
             fp8.undo(module)
-        train_only(self.bare, trains)
-        for parameter in self.bare.parameters():
+        train_only(self.unwrapped, trains)
+        for parameter in self.unwrapped.parameters():
             parameter.grad = None
 
     def wrap(self, called: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -87,18 +87,18 @@ class Engine(ABC):
         """
         self._called = called
         if self.cfg.precision == "fp8":
-            fp8.to_fp8(called)
+            fp8.apply(called)
         how = self.cfg.speed
         if not self.replicated:  # shares are cut out of memory in torch's ordinary layout
             how = how.model_copy(update={"channels_last": False})
-        speed.quicken(called, how, self.world.device, self.world.size)
+        speed.apply(called, how, self.world.device, self.world.size)
         self._wrap(called, under("optim/", tensors))
-        self._pieces = pieces = self.pieces()
+        self._shards = shards = self.local_shards()
         if self.cfg.train.ema is not None:
             found = under("average/", tensors)
             if found:
-                pieces = {name: self.cut(name, found[name]) for name in pieces}
-            self.average = WeightAverage(self.cfg.train.ema, pieces)
+                shards = {name: self.shard_like(name, found[name]) for name in shards}
+            self.average = WeightAverage(self.cfg.train.ema, shards)
 
     @abstractmethod
     def _wrap(self, called: nn.Module, optimizer: Mapping[str, Tensor]) -> None:
@@ -125,7 +125,7 @@ class Engine(ABC):
             group["lr"] = rate
         self._step(self.cfg.optim.clip_norm)
         if self.average is not None:
-            self.average.update(self._pieces, updates)
+            self.average.update(self._shards, updates)
 
     @abstractmethod
     def _step(self, clip_norm: float | None) -> None: ...
@@ -133,16 +133,16 @@ class Engine(ABC):
     # ---- the state
 
     @abstractmethod
-    def pieces(self) -> dict[str, Tensor]:
+    def local_shards(self) -> dict[str, Tensor]:
         """What this process holds of each parameter: the memory itself, no copy."""
 
     @abstractmethod
-    def whole(self, name: str, piece: Tensor) -> Tensor:
-        """A parameter, or a tensor cut like it, from the pieces of all processes; all call it."""
+    def full_tensor(self, name: str, shard: Tensor) -> Tensor:
+        """A parameter, or a tensor cut like it, from the shards of all processes; all call it."""
 
     @abstractmethod
-    def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """This process's piece of a tensor that is shaped like a parameter; a copy."""
+    def shard_like(self, name: str, tensor: Tensor) -> Tensor:
+        """This process's shard of a tensor that is shaped like a parameter; a copy."""
 
     @abstractmethod
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
@@ -152,33 +152,33 @@ class Engine(ABC):
         groups change.
         """
 
-    def settle(self) -> None:  # noqa: B027 — only sharded engines have something to do
-        """Forget whole parameters that are still about: their pieces are changed from outside."""
+    def reshard(self) -> None:  # noqa: B027 — only sharded engines have something to do
+        """Forget whole parameters that are still about: their shards are changed from outside."""
 
     @contextmanager
-    def averaged(self) -> Iterator[nn.Module]:
+    def ema_weights(self) -> Iterator[nn.Module]:
         """The network with the average of its weights, where there is one."""
         if self.average is None:
-            self.settle()
-            yield self.bare
-            self.settle()
+            self.reshard()
+            yield self.unwrapped
+            self.reshard()
             return
-        self.settle()
-        self.average.swap(self._pieces)
+        self.reshard()
+        self.average.swap(self._shards)
         try:
-            yield self.bare
+            yield self.unwrapped
         finally:
-            self.settle()
-            self.average.swap(self._pieces)
+            self.reshard()
+            self.average.swap(self._shards)
 
     @torch.no_grad()
-    def capture(self, *, everywhere: bool = False) -> dict[str, Tensor]:
+    def state_dict(self, *, everywhere: bool = False) -> dict[str, Tensor]:
         """The whole state by the names of a checkpoint; all processes call it.
 
         Args:
             everywhere: on every process; else on the main one, and nothing on the others.
         """
-        self.settle()
+        self.reshard()
         keep = everywhere or self.world.main
         found: dict[str, Tensor] = {}
 
@@ -187,37 +187,40 @@ class Engine(ABC):
                 # A process may have room for its share of all parameters, not for all of them.
                 found[key] = tensor if self.replicated else tensor.cpu()
 
-        pieces = self._pieces
-        average = {} if self.average is None else self.average.pieces
-        for key, value in self.bare.state_dict().items():
-            put(f"model/{key}", self.whole(key, pieces[key]) if key in pieces else value)
+        shards = self._shards
+        average = {} if self.average is None else self.average.shards
+        for key, value in self.unwrapped.state_dict().items():
+            put(f"model/{key}", self.full_tensor(key, shards[key]) if key in shards else value)
             if average:  # buffers are copied at each step, so they are the network's own
-                put(f"average/{key}", self.whole(key, average[key]) if key in average else value)
+                put(
+                    f"average/{key}",
+                    self.full_tensor(key, average[key]) if key in average else value,
+                )
         for key, value in self.optimizer_state():
             put(f"optim/{key}", value)
         return found
 
-    def finished(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+    def export_model(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """The network for the export, once training is done: whole, with the average of the weights
         where there is one; all processes call it, and of a sharded one the main process gets it.
 
         Args:
             tensors: the state, by the names of a checkpoint, where no stage was left to begin.
         """
-        if not self._pieces:
-            self.bare.load_state_dict(under("average/", tensors) or under("model/", tensors))
-            return self.bare
-        return self._finished()
+        if not self._shards:
+            self.unwrapped.load_state_dict(under("average/", tensors) or under("model/", tensors))
+            return self.unwrapped
+        return self._export_model()
 
-    def _finished(self) -> nn.Module:
-        with self.averaged() as model:
+    def _export_model(self) -> nn.Module:
+        with self.ema_weights() as model:
             state = model.state_dict()
-            for key, piece in self._pieces.items():
-                found = self.whole(key, piece)
+            for key, shard in self._shards.items():
+                found = self.full_tensor(key, shard)
                 if self.world.main:  # one machine holds several processes, but one such network
                     state[key] = found.cpu().clone()
         if not self.world.main:
-            return self.bare
+            return self.unwrapped
         whole = self.build()
         whole.load_state_dict(state)
         return whole

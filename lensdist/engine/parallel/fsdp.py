@@ -20,12 +20,12 @@ from torch.distributed.tensor import DTensor
 from lensdist.config.schema import BaseRun
 from lensdist.engine.batches import StepPlan
 from lensdist.engine.optim import build_optimizer, state_by_parameter
-from lensdist.engine.parallel.base import Build, Engine
+from lensdist.engine.parallel.base import Build, ParallelStrategy
 from lensdist.engine.world import DistributedContext
 from lensdist.models.vit import blocks_of
 
 
-class FullyShardedDataParallel(Engine):
+class FSDPStrategy(ParallelStrategy):
     """Shares of every parameter, its gradient and its optimizer state."""
 
     replicated: ClassVar[bool] = False
@@ -40,8 +40,8 @@ class FullyShardedDataParallel(Engine):
         if self._mesh is None:  # once for all stages: FSDP heeds what is frozen later
             self._mesh = init_device_mesh(self.world.device.type, (self.world.size,))
             self._shard(called, self._mesh)
-        self.model = self.world.wrap(called, ddp=False)
-        self.optimizer = self._stepper = build_optimizer(self.bare, self.cfg.optim)
+        self.wrapped = self.world.wrap(called, ddp=False)
+        self.optimizer = self._stepper = build_optimizer(self.unwrapped, self.cfg.optim)
         self._load(optimizer)
         if self.world.accelerator.scaler is not None:
             self._stepper = self.world.accelerator.prepare_optimizer(
@@ -62,15 +62,15 @@ class FullyShardedDataParallel(Engine):
         # Parameters and buffers are on the device now, but for those that are offloaded.
 
     def _load(self, saved: Mapping[str, Tensor]) -> None:
-        names = {p: name for name, p in self.bare.named_parameters()}
-        for p, slots in state_by_parameter(self.bare, saved).items():
+        names = {p: name for name, p in self.unwrapped.named_parameters()}
+        for p, slots in state_by_parameter(self.unwrapped, saved).items():
             state = self.optimizer.state[p]
             for slot, value in slots.items():
                 if value.shape != p.shape:  # the step count
                     state[slot] = value.to(_local(p).device, copy=True)
                     continue
                 state[slot] = torch.empty_like(p, dtype=value.dtype, requires_grad=False)
-                _local(state[slot]).copy_(self.cut(names[p], value))
+                _local(state[slot]).copy_(self.shard_like(names[p], value))
 
     def backward(self, loss: Tensor) -> None:
         scale = self.world.size / self.plan.count  # FSDP divides by the number of processes
@@ -87,7 +87,7 @@ class FullyShardedDataParallel(Engine):
         """As `torch.nn.utils.clip_grad_norm_`, which would reduce on the device of the gradients:
         under offloading that is the CPU, between which NCCL knows no way."""
         self.world.accelerator.unscale_gradients(self._stepper)
-        gradients = [_local(p.grad) for p in self.bare.parameters() if p.grad is not None]
+        gradients = [_local(p.grad) for p in self.unwrapped.parameters() if p.grad is not None]
         squares = [g.double().square().sum().to(self.world.device) for g in gradients]
         total = torch.stack(squares).sum()
         torch.distributed.all_reduce(total)
@@ -95,13 +95,13 @@ class FullyShardedDataParallel(Engine):
         for gradient in gradients:
             gradient.mul_(factor.to(gradient.device, gradient.dtype))
 
-    def pieces(self) -> dict[str, Tensor]:
-        return {name: _local(p) for name, p in self.bare.named_parameters()}
+    def local_shards(self) -> dict[str, Tensor]:
+        return {name: _local(p) for name, p in self.unwrapped.named_parameters()}
 
-    def whole(self, name: str, piece: Tensor) -> Tensor:
-        p = cast(DTensor, self.bare.get_parameter(name))
+    def full_tensor(self, name: str, shard: Tensor) -> Tensor:
+        p = cast(DTensor, self.unwrapped.get_parameter(name))
         return DTensor.from_local(
-            piece.to(self.world.device),
+            shard.to(self.world.device),
             p.device_mesh,
             p.placements,
             run_check=False,
@@ -109,22 +109,22 @@ class FullyShardedDataParallel(Engine):
             stride=p.stride(),
         ).full_tensor()
 
-    def cut(self, name: str, tensor: Tensor) -> Tensor:
-        piece = torch.empty_like(_local(self.bare.get_parameter(name)), dtype=tensor.dtype)
+    def shard_like(self, name: str, tensor: Tensor) -> Tensor:
+        shard = torch.empty_like(_local(self.unwrapped.get_parameter(name)), dtype=tensor.dtype)
         chunks = torch.chunk(tensor, self.world.size)
         if self.world.rank < len(chunks):  # the last processes may hold none of a short axis
-            piece.copy_(chunks[self.world.rank])
-        return piece
+            shard.copy_(chunks[self.world.rank])
+        return shard
 
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
-        for name, p in self.bare.named_parameters():
+        for name, p in self.unwrapped.named_parameters():
             # Sorted: one that was read comes in an order of each process's own.
             for slot, value in sorted(self.optimizer.state.get(p, {}).items()):
                 sharded = isinstance(value, DTensor)
-                yield f"{name}/{slot}", self.whole(name, _local(value)) if sharded else value
+                yield f"{name}/{slot}", self.full_tensor(name, _local(value)) if sharded else value
 
-    def settle(self) -> None:
-        for module in self.bare.modules():
+    def reshard(self) -> None:
+        for module in self.unwrapped.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 

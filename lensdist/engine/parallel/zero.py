@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from lensdist.config.schema import BaseRun
 from lensdist.engine.batches import StepPlan
 from lensdist.engine.optim import build_optimizer, state_by_parameter
-from lensdist.engine.parallel.base import Build, Engine
+from lensdist.engine.parallel.base import Build, ParallelStrategy
 from lensdist.engine.world import DistributedContext
 
 
-class Zero(Engine):
+class DeepSpeedStrategy(ParallelStrategy):
     """Shares of the optimizer's state (1), and of gradients (2), and of parameters (3)."""
 
     replicated: ClassVar[bool] = False
@@ -42,8 +42,8 @@ class Zero(Engine):
         if self._engine is not None:
             # What it did to the parameters is not made to be undone: begin with new ones.
             self._engine.destroy()
-            self._engine, self._pieces, self.average = None, {}, None
-            self.bare = self.model = self._called = self.build()
+            self._engine, self._shards, self.average = None, {}, None
+            self.unwrapped = self.wrapped = self._called = self.build()
             gc.collect()  # its hooks and the network hold each other
             self.load(tensors)
         super().freeze(trains, tensors)
@@ -60,7 +60,7 @@ class Zero(Engine):
                 buffer.data = buffer.to(self.world.device)
             self._deepspeed.zero.Init(module=called, config_dict_or_path=settings)
         self._engine, *_ = self._deepspeed.initialize(model=called, optimizer=adam, config=settings)
-        self.model, self.optimizer = self._engine, adam
+        self.wrapped, self.optimizer = self._engine, adam
         self._load(saved)
 
     def _settings(self) -> dict[str, Any]:
@@ -109,23 +109,23 @@ class Zero(Engine):
 
     # ---- the state
 
-    def pieces(self) -> dict[str, Tensor]:
-        named = self.bare.named_parameters()
+    def local_shards(self) -> dict[str, Tensor]:
+        named = self.unwrapped.named_parameters()
         if self._stage == 3:
             return {name: p.ds_tensor.data for name, p in named}  # type: ignore[attr-defined]
         return {name: p.detach() for name, p in named}
 
-    def whole(self, name: str, piece: Tensor) -> Tensor:
+    def full_tensor(self, name: str, shard: Tensor) -> Tensor:
         if self._stage < 3:
-            return piece
-        p: Any = self.bare.get_parameter(name)
-        piece = piece.to(self.world.device)
-        flat = piece.new_empty(self.world.size * piece.numel())
-        torch.distributed.all_gather_into_tensor(flat, piece.contiguous())
+            return shard
+        p: Any = self.unwrapped.get_parameter(name)
+        shard = shard.to(self.world.device)
+        flat = shard.new_empty(self.world.size * shard.numel())
+        torch.distributed.all_gather_into_tensor(flat, shard.contiguous())
         return flat[: p.ds_numel].view(p.ds_shape)
 
-    def cut(self, name: str, tensor: Tensor) -> Tensor:
-        p: Any = self.bare.get_parameter(name)
+    def shard_like(self, name: str, tensor: Tensor) -> Tensor:
+        p: Any = self.unwrapped.get_parameter(name)
         if self._stage < 3:
             return torch.empty_like(p, requires_grad=False).copy_(tensor)
         share, n = torch.zeros_like(p.ds_tensor.data), p.ds_tensor.numel()
@@ -134,7 +134,7 @@ class Zero(Engine):
         return share
 
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
-        names = {p: name for name, p in self.bare.named_parameters()}
+        names = {p: name for name, p in self.unwrapped.named_parameters()}
         self._link()
         for flat, group in self._flats():
             # Sorted: one that was read comes in an order of each process's own.
@@ -150,14 +150,14 @@ class Zero(Engine):
         from deepspeed.utils import safe_get_full_optimizer_state, safe_get_local_optimizer_state
 
         if self._stage == 3:
-            return self.whole(name, safe_get_local_optimizer_state(p, slot))
+            return self.full_tensor(name, safe_get_local_optimizer_state(p, slot))
         return cast(Tensor, safe_get_full_optimizer_state(p, slot))
 
     @torch.no_grad()
     def _load(self, saved: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        names = {p: name for name, p in self.bare.named_parameters()}
+        names = {p: name for name, p in self.unwrapped.named_parameters()}
         known = [(flat, group) for flat, group in self._flats() if group[0] in saved]
         for flat, group in known:
             state = self.optimizer.state[flat]
@@ -173,7 +173,7 @@ class Zero(Engine):
                     if value.shape != _shape(p):
                         continue
                     if self._stage == 3:  # its own cut forgets the padding of the last shares
-                        safe_set_local_optimizer_state(p, self.cut(names[p], value), slot)
+                        safe_set_local_optimizer_state(p, self.shard_like(names[p], value), slot)
                     else:
                         safe_set_full_optimizer_state(p, value.to(self.world.device), slot)
 
@@ -196,7 +196,7 @@ class Zero(Engine):
             for flat, group in self._flats():
                 lazy_init_hp_params_optimizer_state(group, flat, self.optimizer.state)
 
-    def settle(self) -> None:
+    def reshard(self) -> None:
         if self._stage == 3 and self._engine is not None:
             self._engine.optimizer.parameter_offload.partition_all_parameters()
 
