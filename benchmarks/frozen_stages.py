@@ -42,11 +42,11 @@ from lensdist.data.source import PackedSource, Source, View
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.config import CacheConfig
 from lensdist.engine.feature_cache import CachedSource, cached
-from lensdist.engine.parallel import build_strategy
+from lensdist.engine.parallel import StrategySettings, build_strategy
 from lensdist.engine.parallel.base import ParallelStrategy
+from lensdist.engine.phase import context_of
 from lensdist.engine.stages import Entered, Phase, StageSteps, enter
 from lensdist.engine.torch_settings import set_determinism
-from lensdist.engine.world import DistributedContext
 from lensdist.sim.config import SimConfig
 from lensdist.sim.write import write_packed
 from lensdist.tasks.base import Stage
@@ -89,11 +89,11 @@ class Bench:
         words += [f"train.global_batch={size.batch}", f"train.eval_batch={size.eval_batch}"]
         cfg = load(CONFIG, words, schema=schema_of)
         assert isinstance(cfg, CommonRun)
-        self.cfg, self.world, self.size = cfg, DistributedContext(cfg), size
+        self.cfg, self.world, self.size = cfg, context_of(cfg), size
         device = self.world.device
         family = SimConfig(family="common")
         write_packed(scratch / "packed", family, size.per_class, 0, device=device.type)
-        set_determinism(cfg, device)
+        set_determinism(device, deterministic=cfg.train.deterministic, precision=cfg.precision)
         view = View(PackedSet(scratch / "packed"), "train", cfg.data, 0, device)
         self.validation, self.source = view, PackedSource(view, 0)
         self.plan = plan_steps(size.batch, size.batch, self.source.size, 0, 1)
@@ -105,7 +105,15 @@ class Bench:
     def enter(self, stage: Stage, max_gb: float) -> Begun:
         """The stage with the same weights every time, for more epochs than there are views."""
         torch.manual_seed(0)
-        strategy = build_strategy(self.cfg, self.world, self.plan, self.task.build)
+        settings = StrategySettings(
+            self.cfg.optim,
+            self.cfg.shard,
+            self.cfg.speed,
+            self.cfg.precision,
+            self.cfg.train.ema,
+            self.cfg.train.reproducible,
+        )
+        strategy = build_strategy("ddp", settings, self.world, self.plan, self.task.build)
         cfg = self.cfg.model_copy(update={"cache": CacheConfig(max_gb=max_gb)})
         phase = Phase(cfg, self.task, self.source, self.validation, self.plan, {})
         longer = Stage(self.views + 1, stage.trainable)
@@ -137,9 +145,17 @@ class Bench:
         bare = self.task.build().to(self.world.device).eval()
         split = self.task.split(bare, stage.trains)
         assert split is not None
-        cfg = self.cfg.model_copy(update={"cache": CacheConfig(max_gb=1e9)})
-        more = self.views + 1
-        return lambda: cached(self.task, split.trunk, self.source, more, cfg, self.world)
+        return lambda: cached(
+            self.task,
+            split.trunk,
+            self.source,
+            self.views + 1,
+            self.world,
+            augment=self.cfg.augment,
+            seed=self.cfg.seed,
+            batch=self.cfg.train.eval_batch,
+            max_gb=1e9,
+        )
 
     def seconds(self, work: Callable[[], object]) -> float:
         """Of wall-clock time, until the device is done."""

@@ -145,7 +145,7 @@ def open_subject(model: Path, data: Path, out: Path | None = None) -> Subject:
     packed = PackedSet(data)
     run = folder.parent if (folder.parent / COMPLETE).exists() else folder
     cfg = _configuration(description, packed)
-    world = DistributedContext(cfg)
+    world = DistributedContext()
     loaded = LoadedModel(description, weights, str(world.device))
     _check(loaded, packed)
     task = build_task(cfg, loaded.labels, loaded.preprocess, thorough=True)

@@ -26,7 +26,7 @@ from lensdist.models.ensemble import Ensemble
 from lensdist.models.mae import MaskedAutoencoder
 from lensdist.models.super_resolution import SuperResolver
 from lensdist.sealed import first_of, fits
-from lensdist.tensors import misfit
+from lensdist.tensors import misfit, under
 
 PREPROCESS = "preprocess."  # prefix, among the weights, of the preprocessing's own tensors
 
@@ -109,11 +109,6 @@ def build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Buil
     if problem := misfit(network.state_dict(), own):
         raise ValueError(f"the weights are not those of the network: {problem}")
     return Built(cfg, preprocess, mask, network)
-
-
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, without it."""
-    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _check_preprocess(

@@ -14,14 +14,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from lensdist.data.preprocess import Preprocess
-from lensdist.described import PREPROCESS, build, under
+from lensdist.described import PREPROCESS, build
 from lensdist.errors import UserError, say
 from lensdist.files import sha256, to_json, write_atomic
 from lensdist.models.config import EncoderConfig
 from lensdist.owners import temporary
 from lensdist.phases import COMPLETE, completed
 from lensdist.sealed import read_json, sealed, unsealed
-from lensdist.tensors import nonfinite, read_safetensors, read_shapes, write_safetensors
+from lensdist.tensors import nonfinite, read_safetensors, read_shapes, under, write_safetensors
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"

@@ -110,6 +110,11 @@ def read_safetensors(path: Path, size: int, sha256: str) -> dict[str, Tensor]:
     return found
 
 
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, by their names without it."""
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 def misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
     """How tensors differ from what a network holds, but for their values; None where they fit."""
     for name in wanted.keys() - given.keys():

@@ -85,11 +85,10 @@ def launch(args: argparse.Namespace) -> int:
         return EXIT_DONE
     if asked.unread:
         say(f"{asked.whose}: left unread, and none changes a result: {', '.join(asked.unread)}")
-    check_shares(cfg, asked.processes or 1)
-    from lensdist.engine.phase import run
-    from lensdist.engine.preflight import build_context
+    check_shares(cfg.train, cfg.fewest, asked.processes or 1)
+    from lensdist.engine.phase import context_of, run
 
-    world = build_context(cfg)
+    world = context_of(cfg)
 
     def work() -> int:
         return run(cfg, args.resume, world, lambda: _already_done(cfg, args.resume))

@@ -13,7 +13,7 @@ from lensdist.data.config import LIGHT_KEEPING
 from lensdist.data.packed import PackedSet
 from lensdist.data.preprocess import Preprocess
 from lensdist.data.smooth import fit_smooth
-from lensdist.described import PREPROCESS, under
+from lensdist.described import PREPROCESS
 from lensdist.engine.world import DistributedContext
 from lensdist.errors import UserError
 from lensdist.export import WEIGHTS, encoder_of, find_export, read_export
@@ -21,6 +21,7 @@ from lensdist.exporting.combine import combined
 from lensdist.files import sha256
 from lensdist.models.ensemble import Ensemble
 from lensdist.phases import check_finished
+from lensdist.tensors import under
 from lensdist.weights.imagenet import imagenet_state
 
 Weights = dict[str, Tensor]

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lensdist import rng
-from lensdist.config.schema import BaseRun
 from lensdist.engine.checkpoint import Checkpoint
+from lensdist.engine.config import strategy_name
 from lensdist.engine.dependence import of_processes
 from lensdist.engine.evaluation import evaluate
 from lensdist.engine.journal import Journal
 from lensdist.engine.nonfinite import find_nonfinite
 from lensdist.engine.optim import learning_rate
-from lensdist.engine.parallel import build_strategy
+from lensdist.engine.parallel import StrategySettings, build_strategy
 from lensdist.engine.saver import Saver
 from lensdist.engine.stages import Entered, Phase, enter, stages_in_steps
 from lensdist.engine.state import TrainState, describe, machine_changes, restore
@@ -54,7 +54,7 @@ def train(
         RunError: the loss is no longer a number, or the last state could not be saved.
     """
     cfg, task, plan = phase.cfg, phase.task, phase.plan
-    stages = stages_in_steps(task, cfg, plan.steps_per_epoch)
+    stages = stages_in_steps(task, cfg.train, plan.steps_per_epoch)
     total = stages[-1].end
     log_every = cfg.train.log_every
     eval_every = max(1, round(cfg.train.eval_every_epochs * plan.steps_per_epoch))
@@ -64,7 +64,11 @@ def train(
 
     # ---- the network, and the state
     torch.manual_seed(rng.key(cfg.seed, "initial weights") % 2**63)
-    strategy = build_strategy(cfg, world, plan, task.build)
+    settings = StrategySettings(
+        cfg.optim, cfg.shard, cfg.speed, cfg.precision, cfg.train.ema, cfg.train.reproducible
+    )
+    strategy = build_strategy(cfg.engine, settings, world, plan, task.build)
+    machine = this_machine(strategy_name(cfg.engine, cfg.shard), cfg.speed, world)
     state = TrainState()
     tensors: dict[str, Tensor] = {}
     if resumed is not None:
@@ -74,17 +78,17 @@ def train(
     journal.begin(total, state.step, plan, size, of_processes(phase, strategy.unwrapped))
     if resumed is not None:
         journal.event(state.step, "resumed", resumed.path.name)
-        machine = resumed.meta["machine"]
-        changed = machine_changes(machine, this_machine(world))
+        before = resumed.meta["machine"]
+        changed = machine_changes(before, machine)
         if changed and not cfg.train.reproducible:
-            moved = cfg.train.micro_batch == "auto" and machine["processes"] != world.size
+            moved = cfg.train.micro_batch == "auto" and before["processes"] != world.size
             what = f"resumed elsewhere, {'the result' if moved else 'last bits'} may differ"
             journal.event(state.step, what, changed)
 
     # ---- steps
     now: Entered | None = None
     losses: list[Tensor] = []  # a row a step of this process's micro-batches, still on the device
-    while state.step < total and not _exhausted(cfg, state):
+    while state.step < total and not _exhausted(cfg.train.early_stop, state):
         if now is None or state.step >= now.stage.end:
             if now is not None:
                 tensors = strategy.state_dict(everywhere=True)
@@ -156,7 +160,7 @@ def train(
                 if world.main:
                     protect = {state.best_step} if state.best_step is not None else set()
                     journal.sync()
-                    meta = {**describe(state, world), **phase.facts}
+                    meta = {**describe(state, world, machine), **phase.facts}
                     saver.save(state.step, captured, meta, protect, began)
                 del captured  # not held beside the next one
         if leaving:
@@ -210,5 +214,5 @@ def _judge(task: Task, state: TrainState, scores: dict[str, Any]) -> bool:
     return better
 
 
-def _exhausted(cfg: BaseRun, state: TrainState) -> bool:
-    return cfg.train.early_stop is not None and state.bad_evals >= cfg.train.early_stop
+def _exhausted(early_stop: int | None, state: TrainState) -> bool:
+    return early_stop is not None and state.bad_evals >= early_stop

@@ -21,6 +21,7 @@ from lensdist.engine import fp8, pace, speed
 from lensdist.engine.asked import named_weights
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.checkpoint import Checkpoint
+from lensdist.engine.config import strategy_name
 from lensdist.engine.finish import finish
 from lensdist.engine.folder import check_folder, claim_folder
 from lensdist.engine.initial import check_start, starting_point
@@ -28,7 +29,7 @@ from lensdist.engine.journal import Journal
 from lensdist.engine.lock import held
 from lensdist.engine.loop import train
 from lensdist.engine.pairs import check_pairs
-from lensdist.engine.preflight import check_devices
+from lensdist.engine.preflight import build_context, check_devices
 from lensdist.engine.prepared import PreparedView
 from lensdist.engine.resume import bring, find_checkpoint
 from lensdist.engine.saver import Saver
@@ -42,6 +43,12 @@ from lensdist.sim.write import write_packed
 from lensdist.tasks.build import build_task
 
 T = TypeVar("T")
+
+
+def context_of(cfg: BaseRun) -> DistributedContext:
+    """Build the processes of a run; see `build_context`."""
+    sharded = cfg.engine != "ddp"
+    return build_context(cfg.precision, sharded=sharded, bucket_mb=cfg.speed.bucket_mb)
 
 
 def run(
@@ -65,9 +72,11 @@ def run(
         DeviceError: see `preflight`; nothing was written.
     """
     ends = job_ends(os.environ)
-    set_determinism(cfg, world.device)
-    speed.check(cfg, world.device, world.size)
-    fp8.check_device(cfg, world.device)
+    set_determinism(world.device, deterministic=cfg.train.deterministic, precision=cfg.precision)
+    strategy = strategy_name(cfg.engine, cfg.shard)
+    speed.check(cfg.speed, cfg.train, strategy, world.device, world.size)
+    if cfg.precision == "fp8":
+        fp8.check_device(world.device)
     check_devices(world)
     check_start(cfg, world)
     pace.announce(cfg, world)
@@ -78,7 +87,8 @@ def run(
             stack.enter_context(held(cfg.run.dir))
             said = done()
             if said is None:
-                check_folder(cfg)
+                inputs = {"data.path": cfg.data.path, "encoder": getattr(cfg, "encoder", None)}
+                check_folder(cfg.run.dir, inputs)
             return said
 
         said = _by_main(world, enter)
@@ -121,7 +131,6 @@ def _run(cfg: BaseRun, resume: str, world: DistributedContext, ends: float | Non
     }
     source = _source(cfg, packed, validation.labels, world)
     task = build_task(cfg, tuple(validation.labels), preprocess, weights)
-    fp8.check_network(cfg, task)
     phase = Phase(
         cfg,
         task,
@@ -133,6 +142,10 @@ def _run(cfg: BaseRun, resume: str, world: DistributedContext, ends: float | Non
         facts,
         weighted=bool(packed.manifest.pixel_weights),
     )
+    if cfg.speed.recompute or cfg.speed.compile == "blocks":
+        speed.check_network(cfg.speed, phase.meta_network)
+    if cfg.precision == "fp8":
+        fp8.check_network(phase.meta_network, task.stages(cfg.train.epochs))
     resumed = find_checkpoint(phase, resume)
     world.agree("steps to resume from", resumed.step if resumed else 0)
     if (cfg.run.dir / STOP).exists():
@@ -141,7 +154,7 @@ def _run(cfg: BaseRun, resume: str, world: DistributedContext, ends: float | Non
     # ---- all that a user can get wrong has been checked; from here on the run writes
 
     def claim() -> None:
-        claim_folder(cfg)
+        claim_folder(cfg.run.dir, cfg)
         if resumed is not None:
             bring(resumed, cfg.run.dir / "checkpoints")
 
@@ -180,7 +193,8 @@ def _train(
             seconds = time.monotonic() - started
             journal.event(outcome.state.step, "finished", str(folder))  # the record seals the rows
             journal.close()
-            finish(cfg, phase.task, outcome, packed, seconds, phase.facts)
+            averaged = cfg.train.ema is not None
+            finish(folder, phase.task, outcome, packed, seconds, phase.facts, averaged=averaged)
     finally:
         try:
             saver.wait()  # whatever ended training: what is being written is worth having

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lensdist.config.schema import BaseRun
 from lensdist.data.source import Images, Source
 from lensdist.engine.batches import StepPlan
 from lensdist.engine.batchnorm import RunningStatistics, synchronise
+from lensdist.engine.config import TrainConfig
 from lensdist.engine.feature_cache import cached
 from lensdist.engine.parallel.base import ParallelStrategy
 from lensdist.engine.world import DistributedContext
@@ -31,6 +35,13 @@ class Phase:
     """Written into every checkpoint: the configuration, and what names the data."""
     weighted: bool = False
     """Whether some pixels of the data count less than others."""
+
+    @cached_property
+    def meta_network(self) -> nn.Module:
+        """The network on the meta device: shapes without values, in little time and memory."""
+        # torch warns of each weight of a checkpoint that a meta parameter does not take.
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            return self.task.build()
 
 
 @dataclass(frozen=True)
@@ -54,11 +65,12 @@ class Entered:
     statistics: RunningStatistics
 
 
-def stages_in_steps(task: Task, cfg: BaseRun, steps_per_epoch: int) -> list[StageSteps]:
-    limit = cfg.train.max_steps
+def stages_in_steps(task: Task, train: TrainConfig, steps_per_epoch: int) -> list[StageSteps]:
+    """Return a run's stages in optimizer steps, to `max_steps` where that is set."""
+    limit = train.max_steps
     stages: list[StageSteps] = []
     start = 0
-    for stage in task.stages(cfg.train.epochs):
+    for stage in task.stages(train.epochs):
         end = start + stage.epochs * steps_per_epoch
         if limit is not None:
             end = min(end, limit)
@@ -102,13 +114,22 @@ def enter(
 def _without_frozen(
     stage: StageSteps, bare: nn.Module, phase: Phase, world: DistributedContext
 ) -> tuple[nn.Module, Source, str]:
-    """What to call at each step and on what: without the frozen part, where its outputs fit."""
+    """Return the network to call at each step, its source, and what was decided on the cache."""
     if not isinstance(phase.task, Splittable):
         return bare, phase.source, ""
     split = phase.task.split(bare, stage.stage.trains)
     if split is None:
         return bare, phase.source, ""
+    cfg = phase.cfg
     source, kept = cached(
-        phase.task, split.trunk, phase.source, stage.stage.epochs, phase.cfg, world
+        phase.task,
+        split.trunk,
+        phase.source,
+        stage.stage.epochs,
+        world,
+        augment=cfg.augment,
+        seed=cfg.seed,
+        batch=cfg.train.eval_batch,
+        max_gb=cfg.cache.max_gb,
     )
     return (bare if source is phase.source else split.rest), source, kept

@@ -103,11 +103,11 @@ def _description(run: Path, saved: Checkpoint) -> Described:
     plain = cfg.model_copy(update={"precision": "no"})
     if isinstance(cfg, CommonRun):
         plain = plain.model_copy(update={"init": "random"})
-    preprocess, initial, digest = starting_point(plain, packed, labels, DistributedContext(plain))
+    preprocess, initial, digest = starting_point(plain, packed, labels, DistributedContext())
     _refuse_changes(saved, cfg.model_dump(mode="json"), packed.manifest.fingerprint, digest)
     task = build_task(cfg, labels, preprocess, initial)
     tensors = {PREPROCESS + k: v for k, v in preprocess.tensors().items()}
-    return describe(cfg, task, packed, {}), tensors
+    return describe(cfg.preset, task, packed, {}), tensors
 
 
 def _refuse_changes(

@@ -20,7 +20,7 @@ from lensdist.engine.evaluation import evaluate, outputs_of
 from lensdist.engine.finish import best_model
 from lensdist.engine.lock import held
 from lensdist.engine.loop import Outcome
-from lensdist.engine.parallel import ParallelStrategy, build_strategy
+from lensdist.engine.parallel import ParallelStrategy, StrategySettings, build_strategy
 from lensdist.engine.state import TrainState, describe, machine_changes, restore
 from lensdist.engine.stopping import Stopper
 from lensdist.errors import RunError, UserError
@@ -146,7 +146,8 @@ def net() -> nn.Module:
 def strategy(build: Any = net) -> ParallelStrategy:
     words = ["run.dir=unused", "train.ema=0.5", "train.global_batch=8", "optim.clip_norm=1"]
     cfg = load(Path("configs/mae/debug.yaml"), words, schema=schema_of)
-    return build_strategy(cfg, FakeWorld(), plan_steps(8, 8, 8, 0, 1), build)  # type: ignore[arg-type]
+    settings = StrategySettings(cfg.optim, cfg.shard, cfg.speed, "no", 0.5, reproducible=False)
+    return build_strategy("ddp", settings, FakeWorld(), plan_steps(8, 8, 8, 0, 1), build)  # type: ignore[arg-type]
 
 
 def begin(strategy: ParallelStrategy, tensors: dict[str, Tensor]) -> None:
@@ -170,8 +171,8 @@ def trained() -> ParallelStrategy:
 
 def test_a_state_comes_back_whole(tmp_path: Path) -> None:
     one, world = trained(), FakeWorld()
-    state = TrainState(7, 0.25, 5, 2, [1.5, 2.5])
-    tensors, meta = one.state_dict(), describe(state, world)  # type: ignore[arg-type]
+    state = TrainState(step=7, best=0.25, best_step=5, bad_evals=2, window=[1.5, 2.5])
+    tensors, meta = one.state_dict(), describe(state, world, {})  # type: ignore[arg-type]
     saved = Checkpoint(7, {k: v.clone() for k, v in tensors.items()}, meta, tmp_path)
     again = strategy()
     assert restore(saved, again, world) == state  # type: ignore[arg-type]
@@ -206,7 +207,7 @@ def test_a_run_with_nothing_left_to_do_exports_what_was_saved() -> None:
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
-    meta = describe(TrainState(), FakeWorld())  # type: ignore[arg-type]
+    meta = describe(TrainState(), FakeWorld(), {})  # type: ignore[arg-type]
     saved = Checkpoint(1, trained().state_dict(), meta, tmp_path)
     with pytest.raises(RunError, match="another network"):
         restore(saved, strategy(lambda: nn.Linear(3, 3)), FakeWorld())  # type: ignore[arg-type]

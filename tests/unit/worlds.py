@@ -29,9 +29,6 @@ class FakeAccelerator:
 class FakeWorld:
     """One of `size` processes; gathers wait for the others and keep rank order."""
 
-    engine = "ddp"
-    kernels = "compile no"
-
     def __init__(self, rank: int = 0, size: int = 1, shared: dict[str, Any] | None = None) -> None:
         self.rank, self.size = rank, size
         self.device = torch.device("cpu")

@@ -36,16 +36,17 @@ from lensdist.data.packed import PackedSet
 from lensdist.data.source import Images, View
 from lensdist.engine import speed
 from lensdist.engine.batches import plan_steps
+from lensdist.engine.config import strategy_name
 from lensdist.engine.initial import check_start, starting_point
 from lensdist.engine.loop import train
 from lensdist.engine.pairs import check_pairs
+from lensdist.engine.phase import context_of
 from lensdist.engine.prepared import PreparedView
 from lensdist.engine.saver import Saver
 from lensdist.engine.sizes import check_images
 from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import Stopper
 from lensdist.engine.torch_settings import set_determinism
-from lensdist.engine.world import DistributedContext
 from lensdist.tasks.base import Task
 from lensdist.tasks.build import build_task
 
@@ -90,8 +91,9 @@ class Ours:
         network: nn.Module | None = None,
         saves: bool = False,
     ) -> None:
-        self.cfg, self.packed, self.world, self._saves = cfg, packed, DistributedContext(cfg), saves
-        speed.check(cfg, self.world.device, self.world.size)
+        self.cfg, self.packed, self.world, self._saves = cfg, packed, context_of(cfg), saves
+        strategy = strategy_name(cfg.engine, cfg.shard)
+        speed.check(cfg.speed, cfg.train, strategy, self.world.device, self.world.size)
         check_start(cfg, self.world)
         device = self.world.device
         validation = View(packed, "val", cfg.data, cfg.seed, device)
@@ -206,9 +208,11 @@ class Ours:
         judge: Judge | None = None,
     ) -> None:
         # accelerate knows one precision at a time: that of the last
-        world = DistributedContext(cfg)
+        world = context_of(cfg)
         torch.use_deterministic_algorithms(False)  # what another way has set is not undone by it
-        set_determinism(cfg, world.device)
+        set_determinism(
+            world.device, deterministic=cfg.train.deterministic, precision=cfg.precision
+        )
         self.source.watch = watch
         task = watched(self.task, self.network, watch)
         with contextlib.redirect_stderr(io.StringIO()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from lensdist.bench.scores import simulated_set
 from lensdist.bench.speed.ours import Ours
 from lensdist.bench.speed.settings import SpeedBench
@@ -9,7 +11,8 @@ from lensdist.bench.speed.turns import BATCHNORM, ROUNDING, Tolerance
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, SuperResolutionRun, schema_of
 from lensdist.data.packed import PackedSet
-from lensdist.engine.world import DistributedContext
+from lensdist.engine.launcher import agreed, from_environment
+from lensdist.engine.phase import context_of
 from lensdist.errors import UserError
 from lensdist.owners import remove, temporary
 
@@ -44,7 +47,7 @@ class Session:
         self.bench = bench
         self.scratch = temporary(bench.out / "scratch")  # which is deleted: no name of the user's
         self.cfg = self.load()
-        self.world = DistributedContext(self.cfg)
+        self.world = context_of(self.cfg)
         self.scratch = self.world.from_main(self.scratch)
         self.cfg = self.load()
         self.device = self.world.device
@@ -56,7 +59,8 @@ class Session:
     def load(self, *more: str) -> BaseRun:
         """The configuration with settings changed."""
         words = [*self.bench.overrides, f"run.dir={self.scratch / 'run'}", *more]
-        return load(self.bench.config, words, schema=schema_of)
+        cfg = load(self.bench.config, words, schema=schema_of)
+        return agreed(cfg, from_environment(os.environ))
 
     @property
     def rounding(self) -> Tolerance:

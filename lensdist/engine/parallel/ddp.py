@@ -10,7 +10,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lensdist.config.schema import BaseRun
 from lensdist.engine.batches import StepPlan
 from lensdist.engine.gradients import Averaged, FixedOrder
 from lensdist.engine.optim import (
@@ -19,27 +18,27 @@ from lensdist.engine.optim import (
     load_optimizer_state,
     optimizer_state,
 )
-from lensdist.engine.parallel.base import Build, ParallelStrategy
+from lensdist.engine.parallel.base import Build, ParallelStrategy, StrategySettings
 from lensdist.engine.world import DistributedContext
 
 
 class DDPStrategy(ParallelStrategy):
-    """Through accelerate, or by adding gradients in a fixed order (`train.reproducible`)."""
+    """DDP through accelerate, or gradients added in a fixed order (`train.reproducible`)."""
 
     replicated: ClassVar[bool] = True
 
     def __init__(
-        self, cfg: BaseRun, world: DistributedContext, plan: StepPlan, build: Build
+        self, settings: StrategySettings, world: DistributedContext, plan: StepPlan, build: Build
     ) -> None:
-        super().__init__(cfg, world, plan, build)
+        super().__init__(settings, world, plan, build)
         self.unwrapped.to(world.device)
 
     def _wrap(self, called: nn.Module, optimizer: Mapping[str, Tensor]) -> None:
-        # DDP decides at wrapping which gradients it reduces: a parameter that is unfrozen
-        # afterwards trains on every process by itself, without a word. So each stage wraps anew.
-        reproducible = self.cfg.train.reproducible
+        # DDP decides at wrapping which gradients it reduces. A parameter that is unfrozen later
+        # would train on each process separately, and nobody would be told. So each stage wraps.
+        reproducible = self.settings.reproducible
         self.wrapped = self.world.wrap(called, ddp=not reproducible)
-        self.optimizer = self._stepper = build_optimizer(self.unwrapped, self.cfg.optim)
+        self.optimizer = self._stepper = build_optimizer(self.unwrapped, self.settings.optim)
         load_optimizer_state(self.unwrapped, self.optimizer, optimizer)
         if self.world.accelerator.scaler is not None:
             # Only then: accelerate's wrapper looks for packages on the disk at each step, 0.25 ms.
