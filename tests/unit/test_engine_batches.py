@@ -83,7 +83,8 @@ def test_what_auto_cannot_do_is_refused(
 def test_synchronised_batchnorm_takes_one_image_a_process() -> None:
     words = ["train.sync_batchnorm=true"]
     more = [*words, "train.micro_batch=4"]
-    check_shares(load(ROOT / "configs" / "common" / "debug.yaml", words, schema=schema_of), 16)
+    cfg = load(ROOT / "configs" / "common" / "debug.yaml", words, schema=schema_of)
+    check_shares(cfg.train, cfg.fewest, 16)
     with pytest.raises(UserError, match="sync_batchnorm goes with micro_batch: auto, not 4"):
         load(ROOT / "configs" / "common" / "debug.yaml", more, schema=schema_of)
 
