@@ -162,15 +162,13 @@ def _variables(path: Path, kind: str, data: dict[str, Any]) -> dict[str, str]:
 
 def _settings(whose: str, variables: Mapping[str, str], refused: list[str]) -> Settings:
     """Return the settings of variables; sentences are added to `refused`, here and below."""
-    fsdp, zero = (
-        variables.get(f"ACCELERATE_USE_{e}", "").lower() in _TRUE for e in ("FSDP", "DEEPSPEED")
-    )
-    refused += [
-        _no_engine(what)
-        for name, what in _ELSEWHERE.items()
-        if variables.get(name, "").lower() in _TRUE
-    ]
-    if fsdp and zero:
+
+    def on(name: str) -> bool:
+        return variables.get(name, "").lower() in _TRUE
+
+    refused += [_no_engine(what) for name, what in _ELSEWHERE.items() if on(name)]
+    fsdp, deepspeed = on("ACCELERATE_USE_FSDP"), on("ACCELERATE_USE_DEEPSPEED")
+    if fsdp and deepspeed:
         refused.append("asks for FSDP and for DeepSpeed; launch with one of them")
     if backend := variables.get("ACCELERATE_FP8_BACKEND"):
         refused.append(
@@ -183,14 +181,14 @@ def _settings(whose: str, variables: Mapping[str, str], refused: list[str]) -> S
             f"sets dynamo_backend to {dynamo}; leave it at no (compiling is the run's "
             "speed.compile)"
         )
-    precision = variables.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    asked: dict[str, Any] = {} if precision == "no" else {"precision": precision}
-    steps = variables.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1").lower()
-    off, unread = (), ()
+    said = {k: variables[name].lower() for k, name in _DEEPSPEED.items() if name in variables}
+    precisions = {variables.get("ACCELERATE_MIXED_PRECISION", "no").lower()} - {"no"}
+    own: dict[str, str] = {}
+    unread: tuple[str, ...] = ()
+    asked: dict[str, Any] = {}
     if fsdp:
-        asked |= {"engine": "fsdp", **_fsdp(variables, refused)}
-    elif zero:
-        said = {k: variables[name].lower() for k, name in _DEEPSPEED.items() if name in variables}
+        asked = {"engine": "fsdp", **_fsdp(variables, refused)}
+    elif deepspeed:
         if said.pop("deepspeed_config_file", "none") != "none":
             file = variables[_DEEPSPEED["deepspeed_config_file"]]
             whose = f"{whose} (with {file})"
@@ -200,24 +198,23 @@ def _settings(whose: str, variables: Mapping[str, str], refused: list[str]) -> S
                 for name in sorted(said.keys() & own.keys())
                 if said[name] not in ("auto", own[name])
             ]
-            said |= own
-            halves = {name: own[name] == "true" for name in ("fp16", "bf16") if name in own}
-            off = tuple(name for name, wanted in halves.items() if not wanted)
-            on = {name for name, wanted in halves.items() if wanted} | {*asked.values()}
-            if len(on) > 1:
-                refused.append(f"asks for {' and for '.join(sorted(on))}; leave one out")
-            asked = {"precision": min(on)} if on else {}
-        steps = said.get("gradient_accumulation_steps", steps)
-        asked |= {"engine": "deepspeed", **_deepspeed(said, refused)}
+        said |= own
+        asked = {"engine": "deepspeed", **_deepspeed(said, refused)}
+        precisions |= {half for half in ("fp16", "bf16") if own.get(half) == "true"}
+        if len(precisions) > 1:
+            refused.append(f"asks for {' and for '.join(sorted(precisions))}; leave one out")
+    if precisions:
+        asked["precision"] = min(precisions)
+    steps = said.get("gradient_accumulation_steps", "1")
     size = variables.get("WORLD_SIZE", "")
     return Settings(
         whose,
         asked,
-        off,
-        None if steps in ("1", "auto") else steps,
-        int(size) if size.isdigit() else None,
-        unread,
-        tuple(refused),
+        off=tuple(half for half in ("fp16", "bf16") if own.get(half, "true") != "true"),
+        accumulation=None if steps in ("1", "auto") else steps,
+        processes=int(size) if size.isdigit() else None,
+        unread=unread,
+        refused=tuple(refused),
     )
 
 
