@@ -46,6 +46,7 @@ class Session:
     def __init__(self, bench: SpeedBench) -> None:
         self.bench = bench
         self.scratch = temporary(bench.out / "scratch")  # which is deleted: no name of the user's
+        self._launcher = from_environment(os.environ)  # which the context removes
         self.cfg = self.load()
         self.world = context_of(self.cfg)
         self.scratch = self.world.from_main(self.scratch)
@@ -60,7 +61,7 @@ class Session:
         """The configuration with settings changed."""
         words = [*self.bench.overrides, f"run.dir={self.scratch / 'run'}", *more]
         cfg = load(self.bench.config, words, schema=schema_of)
-        return agreed(cfg, from_environment(os.environ))
+        return agreed(cfg, self._launcher)
 
     @property
     def rounding(self) -> Tolerance:
