@@ -33,7 +33,7 @@ test: $(VENV)/.done
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.done
-	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy && $(BIN)/lint-imports
 
 # Ratios against what a user would pick instead; each prints a table.
 bench: $(VENV)/.done

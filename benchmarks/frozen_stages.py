@@ -39,16 +39,16 @@ from lensdist.data.preprocess import views
 from lensdist.data.source import PackedSource, Source
 from lensdist.engine.config import CacheConfig
 from lensdist.engine.feature_cache import CachedSource, cached
-from lensdist.engine.parallel import build_engine
-from lensdist.engine.parallel.base import Engine
+from lensdist.engine.parallel import StrategySettings, build_strategy
+from lensdist.engine.parallel.base import ParallelStrategy
 from lensdist.engine.stages import Entered, Phase, StageSteps, enter
-from lensdist.engine.torch_settings import settle
+from lensdist.engine.torch_settings import set_determinism
 from lensdist.tasks.base import Stage
 
 CONFIG = Path(__file__).parents[1] / "configs/common/unfreeze-ensemble.yaml"
 EPOCH = 30_000  # images to train on in the public set
 GATE_STEPS = 2
-Begun = tuple[Engine, Entered]
+Begun = tuple[ParallelStrategy, Entered]
 
 
 @dataclass(frozen=True)
@@ -85,32 +85,46 @@ class Bench:
         assert isinstance(self.ours.source, PackedSource)
         self.source = PackedSource(self.ours.source.view, self.cfg.seed)  # which no watch follows
         self.stages = self.task.stages(self.cfg.train.epochs)
-        settle(self.cfg, self.world.device)
+        set_determinism(
+            self.world.device,
+            deterministic=self.cfg.train.deterministic,
+            precision=self.cfg.precision,
+        )
 
     def enter(self, stage: Stage, max_gb: float) -> Begun:
         """Enter a stage with the same weights every time, for more epochs than there are views."""
         torch.manual_seed(0)
-        engine = build_engine(self.cfg, self.world, self.plan, self.task.build)
+        settings = StrategySettings(
+            self.cfg.optim,
+            self.cfg.shard,
+            self.cfg.speed,
+            self.cfg.precision,
+            self.cfg.train.ema,
+            self.cfg.train.reproducible,
+        )
+        strategy = build_strategy("ddp", settings, self.world, self.plan, self.task.build)
         cfg = self.cfg.model_copy(update={"cache": CacheConfig(max_gb=max_gb)})
         phase = Phase(cfg, self.task, self.source, self.ours.validation, self.plan, {})
         longer = Stage(self.views + 1, stage.trainable)
-        return engine, enter(StageSteps(longer, 0, 1), engine, phase, self.world, {})
+        return strategy, enter(StageSteps(longer, 0, 1), strategy, phase, self.world, {})
 
     def train(self, begun: Begun, steps: int) -> list[Tensor]:
         """Do the steps of `lensdist.engine.loop`, from the first one of epoch 0."""
-        engine, now = begun
+        strategy, now = begun
         losses = []
         for step in range(steps):
             epoch, offset = self.plan.place(step, 0)
             batch = now.source.take(epoch, offset, self.plan.micro_batch)
             self.world.seed(rng.key(self.cfg.seed, "dropout", step, 0))
             now.statistics.begin()
-            with engine.micro_batch(0):
-                loss = self.task.loss(engine.model, batch, rng.key(self.cfg.seed, "draw", epoch))
-                engine.backward(loss)
+            with strategy.micro_batch(0):
+                loss = self.task.loss(
+                    strategy.wrapped, batch, rng.key(self.cfg.seed, "draw", epoch)
+                )
+                strategy.backward(loss)
             now.statistics.collect()
             now.statistics.finish()
-            engine.step(self.cfg.optim.lr, step + 1)
+            strategy.step(self.cfg.optim.lr, step + 1)
             losses.append(loss.detach())
         return losses
 
@@ -121,8 +135,17 @@ class Bench:
         task = self.task
         split = task.split(bare, stage.trains)
         assert split is not None
-        cfg = self.cfg.model_copy(update={"cache": CacheConfig(max_gb=1e9)})
-        return lambda: cached(task, split.trunk, self.source, self.views + 1, cfg, self.world)
+        return lambda: cached(
+            task,
+            split.trunk,
+            self.source,
+            self.views + 1,
+            self.world,
+            augment=self.cfg.augment,
+            seed=self.cfg.seed,
+            batch=self.cfg.train.eval_batch,
+            max_gb=1e9,
+        )
 
     def measure(self, number: int, rounds: int) -> dict[str, Any]:
         """Return a stage's row."""

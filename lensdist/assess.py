@@ -16,7 +16,7 @@ from lensdist.data.preprocess import Turn, turned, views
 from lensdist.data.source import Images, View
 from lensdist.data.staging import check_ours, check_writable
 from lensdist.engine.evaluation import outputs_of
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import UserError
 from lensdist.evaluate import figures
 from lensdist.export import find_export, read_export
@@ -61,7 +61,7 @@ class Subject:
     model: LoadedModel
     packed: PackedSet
     data: DataConfig
-    world: World
+    world: DistributedContext
     run: Path
     """The run that the model comes from; the export, where there is none."""
     out: Path
@@ -127,7 +127,7 @@ def open_subject(model: Path, data: Path, out: Path | None = None) -> Subject:
     description, weights = read_export(folder)
     packed = PackedSet(data)
     run = folder.parent if (folder.parent / COMPLETE).exists() else folder
-    world = World()
+    world = DistributedContext()
     loaded = LoadedModel(description, weights, str(world.device), thorough=True)
     choice = DataConfig(path=packed.path, classes=_classes(loaded, packed))
     loaded.does.check_scored(loaded.does.cfg, packed)

@@ -110,6 +110,11 @@ def read_safetensors(path: Path, size: int, sha256: str) -> dict[str, Tensor]:
     return found
 
 
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, by their names without it."""
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 def misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
     """How tensors differ from what a network holds, but for their values; None where they fit."""
     for name in wanted.keys() - given.keys():
@@ -164,8 +169,3 @@ def _shapes(head: bytes, size: int) -> dict[str, Tensor]:
     if 8 + length + at != size:
         raise ValueError(f"{size:,} bytes instead of the {8 + length + at:,} of its header")
     return found
-
-
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with a prefix, without it."""
-    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

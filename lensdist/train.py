@@ -35,7 +35,7 @@ from lensdist.outcome import conclude
 from lensdist.phases import completed
 
 if TYPE_CHECKING:
-    from lensdist.engine.world import World
+    from lensdist.engine.world import DistributedContext
 
 EXAMPLES = """examples:
   lensdist train mae/debug
@@ -93,11 +93,10 @@ def launch(args: argparse.Namespace) -> int:
         return EXIT_DONE
     if asked.unread:
         say(f"{asked.whose}: left unread, and none changes a result: {', '.join(asked.unread)}")
-    check_shares(cfg, asked.processes or 1)
-    from lensdist.engine.phase import run
-    from lensdist.engine.preflight import build_world
+    check_shares(cfg.train, cfg.fewest, asked.processes or 1)
+    from lensdist.engine.phase import context_of, run
 
-    world = build_world(cfg)
+    world = context_of(cfg)
 
     def work() -> int:
         return run(cfg, args.resume, world, lambda: _already_done(cfg, args.resume))
@@ -107,7 +106,7 @@ def launch(args: argparse.Namespace) -> int:
     return work()
 
 
-def _leave_with_the_others(world: World, work: Callable[[], int]) -> NoReturn:
+def _leave_with_the_others(world: DistributedContext, work: Callable[[], int]) -> NoReturn:
     """The word is left before the process group is taken down: whoever hears of that may kill."""
     together = False
     try:

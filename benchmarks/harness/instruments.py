@@ -19,7 +19,7 @@ from lensdist.config.schema import BaseRun
 from lensdist.data.source import Batch, Images, PackedSource, StreamSource
 from lensdist.engine.journal import Journal
 from lensdist.engine.saver import Saver
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.tasks.registry import AnyTask
 
 Judge = Callable[[int, float, dict[str, Any]], None]
@@ -116,7 +116,7 @@ class CountingSaver(Saver):
 class JudgingJournal(Journal):
     """Also counts seconds of training, and shows every evaluation to a judge on every process."""
 
-    def __init__(self, cfg: BaseRun, world: World, judge: Judge | None) -> None:
+    def __init__(self, cfg: BaseRun, world: DistributedContext, judge: Judge | None) -> None:
         super().__init__(cfg, world, 0)
         self._judge, self._device = judge, world.device
         self._trained, self._since = 0.0, 0.0

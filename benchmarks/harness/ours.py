@@ -36,14 +36,15 @@ from lensdist.data.packed import PackedSet
 from lensdist.data.source import Images, View
 from lensdist.engine import speed
 from lensdist.engine.batches import plan_steps
+from lensdist.engine.config import strategy_name
 from lensdist.engine.loop import train
+from lensdist.engine.phase import context_of
 from lensdist.engine.prepared import PreparedView
 from lensdist.engine.saver import Saver
 from lensdist.engine.sizes import check_images
 from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import Stopper
-from lensdist.engine.torch_settings import settle
-from lensdist.engine.world import World
+from lensdist.engine.torch_settings import set_determinism
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import task_class
 
@@ -86,8 +87,9 @@ class Ours:
         network: nn.Module | None = None,
         saves: bool = False,
     ) -> None:
-        self.cfg, self.packed, self.world, self._saves = cfg, packed, World(cfg), saves
-        speed.check(cfg, self.world.device, self.world.size)
+        self.cfg, self.packed, self.world, self._saves = cfg, packed, context_of(cfg), saves
+        strategy = strategy_name(cfg.engine, cfg.shard)
+        speed.check(cfg.speed, cfg.train, strategy, self.world.device, self.world.size)
         kind = task_class(cfg.task)
         kind.check_settings(cfg, cfg.preprocess, self.world)
         kind.check_data(cfg, packed, cfg.data)
@@ -198,9 +200,12 @@ class Ours:
         saver: Saver,
         judge: Judge | None = None,
     ) -> None:
-        world = World(cfg)  # accelerate knows one precision at a time: that of the last
+        # accelerate knows one precision at a time: that of the last
+        world = context_of(cfg)
         torch.use_deterministic_algorithms(False)  # what another way has set is not undone by it
-        settle(cfg, world.device)
+        set_determinism(
+            world.device, deterministic=cfg.train.deterministic, precision=cfg.precision
+        )
         self.source.watch = watch
         task = watched(self.task, self.network, watch)
         with contextlib.redirect_stderr(io.StringIO()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -25,7 +26,8 @@ from benchmarks.speed.settings import SpeedBench
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
 from lensdist.data.packed import PackedSet
-from lensdist.engine.world import World
+from lensdist.engine.launcher import agreed, from_environment
+from lensdist.engine.phase import context_of
 from lensdist.errors import UserError
 from lensdist.owners import remove, temporary
 
@@ -52,8 +54,9 @@ class Session:
     def __init__(self, bench: SpeedBench) -> None:
         self.bench = bench
         self.scratch = temporary(bench.out / "scratch")  # which is deleted: no name of the user's
+        self._launcher = from_environment(os.environ)  # the context removes these settings
         self.cfg = self.load()
-        self.world = World(self.cfg)
+        self.world = context_of(self.cfg)
         self.scratch = self.world.from_main(self.scratch)
         self.cfg = self.load()
         self.device = self.world.device
@@ -66,7 +69,7 @@ class Session:
     def load(self, *more: str) -> BaseRun:
         """Return the configuration with settings changed."""
         words = [*self.bench.overrides, f"run.dir={self.scratch / 'run'}", *more]
-        return load(self.bench.config, words, schema=schema_of)
+        return agreed(load(self.bench.config, words, schema=schema_of), self._launcher)
 
     @cached_property
     def batchnorm(self) -> bool:

@@ -48,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
     check_ours(args.out / "profile.json", "costliest", beside=(args.out / "trace.json.gz",))
     keep = any(word.startswith("run.dir=") for word in args.overrides)
 
-    from lensdist.engine.preflight import build_world
+    from lensdist.engine.phase import context_of
     from lensdist.profiling.run import profile_run
 
-    world = build_world(cfg)
+    world = context_of(cfg)
     page = profile_run(cfg, args.out, args.steps, world, keep=keep)
     if world.main:
         print("\n".join(page))

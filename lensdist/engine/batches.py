@@ -1,4 +1,4 @@
-"""How an optimizer step's images are shared out (torch-free arithmetic).
+"""How processes share the images of an optimizer step (torch-free arithmetic).
 
 A step is a fixed list of micro-batches, of which each process takes a run of whole ones. Where
 `train.micro_batch` is a number, what a micro-batch holds, and the random numbers drawn for it, do
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lensdist.config.schema import BaseRun
+from lensdist.engine.config import TrainConfig
 from lensdist.errors import UserError
 
 
@@ -31,24 +31,28 @@ class StepPlan:
     steps_per_epoch: int
 
     def place(self, step: int, micro: int) -> tuple[int, int]:
-        """Epoch, and offset in its order of samples, of a step's micro-batch."""
+        """Return the epoch, and the offset in its order of samples, of a step's micro-batch."""
         epoch, within = divmod(step, self.steps_per_epoch)
         return epoch, (within * self.count + micro) * self.micro_batch
 
 
-def check_shares(cfg: BaseRun, size: int) -> None:
-    """Make sure that so many processes can share a run's steps.
+def check_shares(train: TrainConfig, fewest: int, size: int) -> None:
+    """Check that `size` processes can share a run's steps.
+
+    Args:
+        train: the run's batches.
+        fewest: images that a micro-batch needs.
+        size: number of processes.
 
     Raises:
         UserError: they cannot; the sentence says what to set.
     """
-    train = cfg.train
     plan = plan_steps(train.global_batch, train.micro_batch, train.global_batch, 0, size)
-    if plan.micro_batch < cfg.fewest:
+    if plan.micro_batch < fewest:
         raise UserError(
             f"train.global_batch {train.global_batch} on {size} processes makes micro-batches of "
-            f"{plan.micro_batch}, and the head's BatchNorm needs {cfg.fewest} images or more; set "
-            f"train.global_batch to {cfg.fewest * size}, or train.sync_batchnorm=true"
+            f"{plan.micro_batch}, and the head's BatchNorm needs {fewest} images or more; set "
+            f"train.global_batch to {fewest * size}, or train.sync_batchnorm=true"
         )
     if train.reproducible and train.micro_batch == "auto" and size > 1:
         raise UserError(
@@ -61,7 +65,7 @@ def check_shares(cfg: BaseRun, size: int) -> None:
 def plan_steps(
     global_batch: int, micro_batch: int | Literal["auto"], samples: int, rank: int, size: int
 ) -> StepPlan:
-    """Share the micro-batches of a step out over processes.
+    """Assign the micro-batches of a step to processes.
 
     Raises:
         UserError: they do not divide evenly, or an epoch is shorter than one step.

@@ -1,11 +1,11 @@
-"""BatchNorm that does not depend on the number of processes.
+"""Keep BatchNorm independent of the number of processes.
 
 In a forward pass BatchNorm normalises by its micro-batch and moves its running statistics. Over a
 step they must move once, by the mean over all the step's micro-batches on all processes. A layer's
 update is linear in the statistics, so that mean is the mean of what each micro-batch alone would
 have made of the old values: start every micro-batch from the old values, keep the results, average.
 
-With `train.sync_batchnorm` the layers know the whole step instead: see `synchronise`.
+With `train.sync_batchnorm` the layers normalise by the whole step instead: see `synchronise`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 
 
 class RunningStatistics:
     """The running statistics of a model's BatchNorm layers that train."""
 
-    def __init__(self, model: nn.Module, world: World, micro_batches: int) -> None:
+    def __init__(self, model: nn.Module, world: DistributedContext, micro_batches: int) -> None:
         layers = [
             m
             for m in model.modules()
@@ -45,7 +45,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def begin(self) -> None:
-        """At the start of a step."""
+        """Save the statistics at the start of a step."""
         if self._floats:
             self._old = [t.clone() for t in self._floats]
             self._old_counts = [t.clone() for t in self._counts]
@@ -53,7 +53,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """After each micro-batch's forward pass."""
+        """Collect the statistics after a micro-batch's forward pass, and restore the old ones."""
         if self._floats:
             self._results.append(torch.cat([t.flatten() for t in self._floats]))
             torch._foreach_copy_(self._floats, self._old)
@@ -61,7 +61,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """At the end of a step: the mean, in an order that no number of processes changes."""
+        """Set the statistics to their mean at the end of a step, added in a fixed order."""
         if self._floats:
             rows = self._world.gather(torch.stack(self._results))
             total = rows[0].clone()
@@ -75,7 +75,7 @@ class RunningStatistics:
 
 
 def synchronise(model: nn.Module, size: int) -> None:
-    """Let BatchNorm layers that train normalise by the micro-batches of all processes together.
+    """Make BatchNorm layers that train normalise by the micro-batches of all processes together.
 
     torch's SyncBatchNorm does the same on GPUs alone. Every process finds the same statistics, so
     running statistics need no exchange of their own.
@@ -115,7 +115,7 @@ def _normalised(
 
 
 class _Sum(torch.autograd.Function):
-    """Over all processes; so is the gradient's, for each process's loss depends on all terms."""
+    """Sum over all processes; the gradient too, as each process's loss depends on all terms."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def _all_reduced(x: Tensor) -> Tensor:
 def _move(
     layer: nn.modules.batchnorm._BatchNorm, mean: Tensor, variance: Tensor, count: int
 ) -> None:
-    """The running statistics, by those of `count` values a channel."""
+    """Move the running statistics towards those of `count` values a channel."""
     assert layer.running_mean is not None
     assert layer.running_var is not None
     assert layer.num_batches_tracked is not None

@@ -1,11 +1,11 @@
-"""Checkpoints: one safetensors file and one JSON, complete or absent, never a pickle.
+"""Write and read checkpoints: one safetensors file and one JSON, complete or absent, no pickle.
 
     checkpoints/step-00000400/state.safetensors   every tensor, by name
                               checkpoint.json     step, scalars, size and SHA-256 of the tensors,
                                                   and the SHA-256 of this JSON itself
 
-Written to a temporary folder, fsynced, renamed; only then are older ones pruned. A stranger can
-seal anything, so what a sealed one holds is checked all the same.
+Written to a temporary folder, fsynced, renamed; only then are older ones pruned. Anybody can
+write a valid seal, so the content of a sealed checkpoint is checked too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LIMIT = 2**26  # bytes of a manifest: it holds the losses since the last row of
 
 
 class Damaged(Exception):
-    """A checkpoint that is not what was written, and why."""
+    """A checkpoint is not what was written; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def write(root: Path, step: int, tensors: Mapping[str, Tensor], meta: dict[str, 
     """
     root.mkdir(parents=True, exist_ok=True)
     final = root / f"step-{step:08d}"
-    sweep(root, locked=True)  # what killed lives left may be what fills the disk
+    sweep(root, locked=True)  # leftovers of killed processes may be filling the disk
     beside = temporary(final)
     try:
         beside.mkdir()
@@ -115,8 +115,8 @@ def read(path: Path, check: Callable[[Checkpoint], None] | None = None) -> Check
 
     Args:
         path: its folder.
-        check: raises `Damaged` at a state that cannot be used. Called with the tensors on the meta
-            device before any is read, so that no more is read than is wanted; and once more.
+        check: raises `Damaged` at a state that cannot be used. Called first with the tensors on
+            the meta device, so that such a state is not read, and again once it is read.
 
     Raises:
         Damaged: a file is missing, torn or altered, or holds what no checkpoint holds.
@@ -147,10 +147,10 @@ def read(path: Path, check: Callable[[Checkpoint], None] | None = None) -> Check
 
 
 def steps(root: Path) -> list[tuple[int, Path]]:
-    """The checkpoints under `root`, oldest step first; by step, never by a clock.
+    """Return the checkpoints under `root` in order of their steps, whatever their times are.
 
     Raises:
-        UserError: `root` cannot be looked into, or is a file.
+        UserError: `root` cannot be read, or is a file.
     """
     try:
         return _steps(root)
@@ -171,11 +171,11 @@ def _steps(root: Path) -> list[tuple[int, Path]]:
 def newest(
     root: Path, check: Callable[[Checkpoint], None] | None = None
 ) -> tuple[Checkpoint | None, list[str]]:
-    """The newest good checkpoint (`check` as in `read`), and what was damaged on the way to it.
+    """Return the newest good checkpoint (`check` as in `read`), and errors of damaged newer ones.
 
     Raises:
-        RunError: there are checkpoints, but none is good. Starting again from nothing must be
-            somebody's decision.
+        RunError: there are checkpoints, but none is good. Only the user may decide to start
+            again from step 0.
     """
     damaged: list[str] = []
     found = steps(root)
@@ -195,14 +195,15 @@ def newest(
 def prune(root: Path, saved: int, keep: int, protect: set[int]) -> None:
     """Delete all but the newest `keep` checkpoints up to step `saved` and the protected steps.
 
-    Those after `saved`, the step just written, go too: the run was resumed from before them, since
-    they were damaged or somebody wished so. Counted as newest, they would push out good ones.
+    Those after `saved`, the step just written, are deleted too: the run was resumed from before
+    them, because they were damaged or the user asked for it. As the newest they would displace good
+    ones.
     """
     found = _steps(root)
     kept = {*[step for step, _ in found if step <= saved][-keep:], *protect}
     for step, path in found:
         if step not in kept:
-            # Out of the way first: a reader must never find half of a checkpoint by this name.
+            # Rename first: a reader must never find half of a checkpoint by this name.
             doomed = temporary(path)
             path.rename(doomed)
             remove(doomed)

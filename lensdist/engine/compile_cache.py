@@ -1,4 +1,4 @@
-"""Where `torch.compile` keeps its code: a folder that nobody else can write."""
+"""Check the folder of `torch.compile`'s code: nobody else may be able to write it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def close_to_others() -> None:
-    """Make torch's folders for compiled code, or check them: what lies there is run.
+    """Create torch's folders for compiled code, or check them: torch runs the code in them.
 
-    The name of torch's own folder, in the temporary folder, can be guessed, and torch uses the
+    The name of torch's default folder, in the temporary folder, can be guessed, and torch uses the
     folder whoever made it. TORCHINDUCTOR_CACHE_DIR does not move precompiled headers from there.
 
     Raises:

@@ -131,6 +131,11 @@ class ShardConfig(Strict):
     )
 
 
+def strategy_name(engine: str, shard: ShardConfig) -> str:
+    """Return an engine's name as logs and checkpoints have it: `ddp`, or `fsdp stage 3`."""
+    return engine if engine == "ddp" else f"{engine} stage {shard.stage}"
+
+
 class SpeedConfig(Strict):
     """What makes a step faster or smaller, and changes what it computes by rounding at most."""
 

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from lensdist.data.source import Images
 from lensdist.engine.nonfinite import find_nonfinite
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.tasks.registry import AnyTask
 
 Outputs = dict[str, Tensor]
 
 
 @torch.no_grad()
-def outputs_of(task: AnyTask, model: nn.Module, view: Images, batch: int, world: World) -> Outputs:
+def outputs_of(
+    task: AnyTask, model: nn.Module, view: Images, batch: int, world: DistributedContext
+) -> Outputs:
     """The task's outputs for every sample of a split, in the split's order, on every process.
 
     Batches are the same whatever the number of processes, which take turns; the padding that
@@ -69,7 +71,7 @@ def outputs_of(task: AnyTask, model: nn.Module, view: Images, batch: int, world:
 
 
 def evaluate(
-    task: AnyTask, model: nn.Module, view: Images, batch: int, world: World
+    task: AnyTask, model: nn.Module, view: Images, batch: int, world: DistributedContext
 ) -> dict[str, Any]:
     """The task's scores on a split; the same on every process, whose last bits may differ."""
     return world.from_main(task.score(outputs_of(task, model, view, batch, world)))

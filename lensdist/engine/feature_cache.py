@@ -1,4 +1,4 @@
-"""What the frozen part of a network makes of every training image, computed once a stage.
+"""Compute the outputs of a network's frozen part once a stage, for every training image.
 
 While layers are frozen and in eval mode, what they make of an image depends on the image and on how
 it is turned alone, and augmentation turns images in a few ways only. So it is computed at the
@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from lensdist import rng
-from lensdist.config.schema import BaseRun
+from lensdist.data.config import AugmentConfig
 from lensdist.data.preprocess import turned, views
 from lensdist.data.source import Batch, PackedSource, Source
 from lensdist.engine.once import for_every_image
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.tasks.registry import AnyTask
 
 
@@ -42,24 +42,36 @@ class CachedSource:
 
 
 def cached(
-    task: AnyTask, trunk: nn.Module, source: Source, epochs: int, cfg: BaseRun, world: World
+    task: AnyTask,
+    trunk: nn.Module,
+    source: Source,
+    epochs: int,
+    world: DistributedContext,
+    *,
+    augment: AugmentConfig,
+    seed: int,
+    batch: int,
+    max_gb: float,
 ) -> tuple[Source, str]:
-    """The source with the trunk's outputs for images, where that is worth it and fits.
+    """Return the source with the trunk's outputs for images, where that saves time and fits.
 
     Args:
         task: whose network it is.
         trunk: the frozen part, in eval mode, on the run's device.
         source: what the stage trains on.
         epochs: of the stage.
-        cfg: the run's configuration; `cache.max_gb` bounds the memory.
         world: the processes, which share the work.
+        augment: which views of an image there are.
+        seed: of the run.
+        batch: images at a time.
+        max_gb: memory for the outputs, per process; 0: never.
 
     Returns:
-        The source to train on, and what was decided, in words; empty where there was no choice.
+        The source to train on, and a sentence on what was decided; empty where there was no choice.
     """
-    if not isinstance(source, PackedSource) or cfg.cache.max_gb == 0:
+    if not isinstance(source, PackedSource) or max_gb == 0:
         return source, ""  # a stream never shows an image twice
-    ways = views(cfg.augment)
+    ways = views(augment)
     if epochs <= len(ways):
         return source, (
             f"not cached: {epochs} epoch(s) see no more than the {len(ways)} views of each image"
@@ -75,9 +87,9 @@ def cached(
 
     one = features(source.view.gather(np.zeros(1, np.int64)))
     size = source.size * sum(value.nbytes for value in one.values()) / 1e9
-    if size > cfg.cache.max_gb:
-        return source, f"not cached: {size:.2f} GB is more than cache.max_gb {cfg.cache.max_gb}"
-    whole = for_every_image(source.view, cfg.train.eval_batch, world, features)
-    return CachedSource(task, source, cfg.seed, whole), (
+    if size > max_gb:
+        return source, f"not cached: {size:.2f} GB is more than cache.max_gb {max_gb}"
+    whole = for_every_image(source.view, batch, world, features)
+    return CachedSource(task, source, seed, whole), (
         f"cached: {size:.2f} GB, {len(ways)} view(s) of {source.size} images"
     )

@@ -1,4 +1,4 @@
-"""What a trained run leaves: the model that validation chose, and the word that it is complete."""
+"""Finish a run: export the model that validation chose, and write `COMPLETE.json`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from lensdist import provenance
-from lensdist.config.schema import BaseRun
 from lensdist.data.packed import PackedSet
 from lensdist.engine import checkpoint
 from lensdist.engine.loop import Outcome
@@ -19,28 +18,33 @@ from lensdist.files import sha256, to_json, write_atomic
 from lensdist.phases import COMPLETE
 from lensdist.sealed import sealed
 from lensdist.tasks.registry import AnyTask
+from lensdist.tensors import under
 
 
 def finish(
-    cfg: BaseRun,
+    folder: Path,
     task: AnyTask,
     outcome: Outcome,
     packed: PackedSet,
     seconds: float,
     facts: dict[str, Any],
+    *,
+    averaged: bool,
 ) -> None:
     """Export the best checkpoint's model and write `COMPLETE.json`, last of all.
 
     Args:
-        cfg: the run's configuration.
+        folder: the run's.
         task: what it learnt.
         outcome: how training ended.
         packed: the data.
-        seconds: that this life of the run took.
-        facts: hashes that name what it was trained with: `data`, `encoder`, `weights`.
+        seconds: from this start of the run to its end.
+        facts: the configuration (`config`), and hashes that name what the run was trained with
+            (`data`, `encoder`, `weights`).
+        averaged: whether the average of the weights is exported.
     """
-    folder, state = cfg.run.dir, outcome.state
-    model, step = best_model(folder / "checkpoints", outcome, cfg.train.ema is not None)
+    state, preset = outcome.state, facts["config"]["preset"]
+    model, step = best_model(folder / "checkpoints", outcome, averaged)
     name, _ = task.select
     chosen = step == state.best_step
     lost = "" if chosen or state.best_step is None else f"; the best, of step {state.best_step}, "
@@ -50,31 +54,31 @@ def finish(
         "val": state.best if chosen else None,
         "step": step,
     }
-    description = describe(cfg, task, packed, metrics)
+    description = describe(preset, task, packed, metrics)
     written = write_export(folder / "export", model, description, task.preprocess.tensors())
     files = {f"export/{name}": digest for name, digest in written.items()}
     files |= {name: sha256(folder / name) for name in ("config.yaml", "metrics.jsonl")}
     record = {
         "task": task.name,
-        "preset": cfg.preset,
+        "preset": preset,
         "steps": state.step,
         "metrics": metrics,
         "seconds": round(seconds, 1),
         **{name: facts[name] for name in ("data", "encoder", "weights")},
         "code": provenance.code(),
-        "config": cfg.model_dump(mode="json"),
+        "config": facts["config"],
         "files": files,
     }
     write_atomic(folder / COMPLETE, to_json(sealed(record)))
 
 
 def describe(
-    cfg: BaseRun, task: AnyTask, packed: PackedSet, metrics: dict[str, Any]
+    preset: str, task: AnyTask, packed: PackedSet, metrics: dict[str, Any]
 ) -> dict[str, Any]:
-    """What an export's `config.json` says of a run's network, but for the weights' hash."""
+    """Return the content of an export's `config.json`, except the weights' hash."""
     return {
         "task": task.name,
-        "preset": cfg.preset,
+        "preset": preset,
         "labels": list(task.labels),
         "preprocessing": task.preprocess.state(),
         "metrics": metrics,
@@ -87,9 +91,9 @@ def describe(
 
 
 def best_model(root: Path, outcome: Outcome, averaged: bool) -> tuple[nn.Module, int]:
-    """The network with the weights of the best checkpoint (of their average where there is one).
+    """Return the network with the weights of the best checkpoint, or with their average.
 
-    Where that checkpoint is damaged, or validation never gave a number, the last weights.
+    Where that checkpoint is damaged, or no validation score was a number, they are the last.
 
     Returns:
         The network, and the step that its weights are of.
@@ -105,7 +109,5 @@ def best_model(root: Path, outcome: Outcome, averaged: bool) -> tuple[nn.Module,
     except checkpoint.Damaged as e:
         print(f"warning: the best checkpoint is lost, exporting the last: {e}", file=sys.stderr)
         return outcome.model, outcome.state.step
-    outcome.model.load_state_dict(
-        {k[len(prefix) :]: v for k, v in saved.items() if k.startswith(prefix)}
-    )
+    outcome.model.load_state_dict(under(prefix, saved))
     return outcome.model, step

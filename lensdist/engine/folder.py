@@ -1,12 +1,13 @@
-"""What makes a folder a run's own, so that a run touches only what a run has made (torch-free)."""
+"""Check that a folder is a run's own: a run changes only what a run has made (torch-free)."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from lensdist.config import dump, load, raw, save
-from lensdist.config.schema import BaseRun, recorded_schema
+from lensdist.config.base import Strict
 from lensdist.data.manifest import MANIFEST
 from lensdist.errors import UserError
 from lensdist.owners import sweep
@@ -20,7 +21,7 @@ _MADE = (MANIFEST, "export", "model.safetensors")  # signs of a packed set, a ru
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run has written here: two of its three signs are there, or its last word."""
+    """Return whether a run has written here: two of its three signs, or its `COMPLETE.json`."""
     signs = (
         (folder / _MARK).is_file(),
         raw(folder / CONFIG)[0].keys() >= {"task", "run"},
@@ -29,19 +30,22 @@ def is_run(folder: Path) -> bool:
     return sum(signs) >= 2 or (folder / COMPLETE).is_file()
 
 
-def check_folder(cfg: BaseRun) -> None:
+def check_folder(folder: Path, inputs: Mapping[str, Path | None]) -> None:
     """Refuse a folder for a run that holds anything but a run.
 
     Logs (`.log`, `.out`, `.err`), hidden files and a packed set named `data` may lie there: a run
     writes to no such file.
 
+    Args:
+        folder: the run's.
+        inputs: what the run reads, by the name of the setting.
+
     Raises:
-        UserError: it holds other files, or lies in the data.
+        UserError: it holds other files, or lies in an input.
     """
-    folder = cfg.run.dir
     if is_run(folder):
         return
-    for what, path in (("data.path", cfg.data.path), ("encoder", getattr(cfg, "encoder", None))):
+    for what, path in inputs.items():
         made = path is not None and any((path / name).exists() for name in _MADE)
         if path is not None and made and _is_within(folder, path):
             raise UserError(f"run.dir {folder} lies in {what} {path}; give another run.dir")
@@ -58,15 +62,18 @@ def _is_within(folder: Path, path: Path) -> bool:
     return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(path))
 
 
-def claim_folder(cfg: BaseRun) -> None:
-    """Mark the folder as a run's, remove what killed lives left, and write `config.yaml`.
+def claim_folder(folder: Path, cfg: Strict) -> None:
+    """Mark the folder as a run's, remove what killed processes left, and write `config.yaml`.
 
-    A `config.yaml` that says the same already is left as it is, comments and all.
+    A `config.yaml` with the same settings is left as it is, with its comments.
+
+    Args:
+        folder: the run's.
+        cfg: all settings of the run.
 
     Raises:
-        UserError: somebody has edited it, and it says something else.
+        UserError: somebody has edited the file, and its settings are others.
     """
-    folder = cfg.run.dir
     path = folder / CONFIG
     same = _says(path, cfg)
     if os.path.lexists(path) and not same and not raw(path)[1]:
@@ -81,8 +88,8 @@ def claim_folder(cfg: BaseRun) -> None:
         save(cfg, path)
 
 
-def _says(path: Path, cfg: BaseRun) -> bool:
+def _says(path: Path, cfg: Strict) -> bool:
     try:
-        return dump(load(path, schema=recorded_schema)) == dump(cfg)
+        return dump(load(path, schema=lambda raw: type(cfg))) == dump(cfg)
     except UserError:
         return False

@@ -4,19 +4,19 @@ After Micikevicius et al. 2022 (arXiv:2209.05433): activations and weights in E4
 E5M2, each tensor scaled anew by its largest magnitude, sums in float32. Weights, their gradients
 and the optimizer's state stay float32, and parameters keep their names.
 
-Scales are powers of two, which cost no digits: what float8 can hold comes through unchanged, and
-nothing ever lies beyond its range, so nothing need be clamped.
+Scales are powers of two, which cost no digits: a value that float8 can hold stays unchanged, and no
+value lies beyond float8's range, so none is clamped.
 
-In training mode only: a scale depends on all images of a micro-batch, and what a network says of
-an image in evaluation must not depend on the others beside it.
+Float8 is used in training mode only: a scale depends on all images of a micro-batch, and in
+evaluation the output for an image must not depend on the other images of its batch.
 
-TransformerEngine, which has the same products of cuBLAS, is not used: it wants its own modules for
-ours, with more in their state than parameters, and a CUDA compiler to install.
+TransformerEngine, which has the same products of cuBLAS, is not used: it needs its own modules in
+place of torch's, whose state holds more than parameters, and a CUDA compiler at installation.
 """
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any, cast
@@ -25,9 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lensdist.config.schema import BaseRun
 from lensdist.errors import UserError
-from lensdist.tasks.base import Task
+from lensdist.tasks.base import Stage
 
 # Per token, bf16 spends 6 * in * out FLOP on a layer's three products, float8 about 5/8 of that
 # time; to quantise, 6 bytes more are moved for each of in + out numbers. At the 700 (790) TFLOP/s
@@ -43,24 +42,24 @@ _LEAST = 1e-20  # below it a tensor counts as zero, for which any scale is right
 
 @dataclass
 class Layers:
-    """A network's linear layers by what becomes of them."""
+    """A network's linear layers, by whether float8 is used in them."""
 
     wide: dict[str, nn.Linear] = field(default_factory=dict)
     """By name; their products are taken in float8."""
     narrow: dict[str, nn.Linear] = field(default_factory=dict)
     """Too narrow for float8 to be faster."""
     ragged: dict[str, nn.Linear] = field(default_factory=dict)
-    """Wide enough, but of a width that is no multiple of 16."""
+    """Wide enough, but of a width that is not a multiple of 16."""
 
     def __str__(self) -> str:
         left = f"{len(self.narrow)} narrower than {WIDE}"
         if self.ragged:
-            left += f", {len(self.ragged)} of widths that are no multiples of {_ALIGNED}"
+            left += f", {len(self.ragged)} of widths that are not multiples of {_ALIGNED}"
         return f"{len(self.wide)} linear layers in float8; in bf16, {left}"
 
 
 def layers(model: nn.Module) -> Layers:
-    """Which linear layers gain by float8; nothing is changed."""
+    """Return which linear layers gain by float8; nothing is changed."""
     found = Layers()
     for name, module in model.named_modules():
         if type(module) is not nn.Linear:  # what derives from it may not call its forward
@@ -74,14 +73,12 @@ def layers(model: nn.Module) -> Layers:
     return found
 
 
-def check_device(cfg: BaseRun, device: torch.device) -> None:
-    """Make sure that the device has float8 products, where the run asks for them.
+def check_device(device: torch.device) -> None:
+    """Check that the device has float8 products.
 
     Raises:
         UserError: it has not.
     """
-    if cfg.precision != "fp8":
-        return
     wanted = "precision: fp8 needs an NVIDIA GPU of compute capability 8.9 or more (L40S, H100)"
     if device.type != "cuda" or torch.version.hip:
         here = "an AMD GPU" if torch.version.hip else f"the {device.type.upper()}"
@@ -98,50 +95,49 @@ def check_device(cfg: BaseRun, device: torch.device) -> None:
         )
 
 
-def check_network(cfg: BaseRun, task: Task) -> None:
-    """Make sure that some layer which trains gains by float8, where the run asks for it.
+def check_network(network: nn.Module, stages: Sequence[Stage]) -> None:
+    """Check that float8 makes at least one layer faster that trains at some stage.
+
+    Args:
+        network: may be on the meta device.
+        stages: of its training.
 
     Raises:
-        UserError: none does.
+        UserError: there is no such layer.
     """
-    if cfg.precision != "fp8":
-        return
-    with torch.device("meta"), warnings.catch_warnings():  # its shape, in no time and no memory
-        warnings.filterwarnings("ignore", ".*meta parameter", UserWarning)  # weights to start from
-        found = layers(task.build())
-    stages = task.stages(cfg.train.epochs)
+    found = layers(network)
     if any(stage.trains(f"{name}.weight") for name in found.wide for stage in stages):
         return
     if found.wide:
-        why = "the layers so wide are frozen throughout"
+        why = "the layers of such widths are frozen throughout"
     elif found.ragged:
-        why = f"{_largest(found.ragged)} is no multiple of {_ALIGNED}"
+        why = f"{_largest(found.ragged)} is not a multiple of {_ALIGNED}"
     elif found.narrow:
         why = f"the widest here is {_largest(found.narrow)}"
     else:
         why = "there is none here"
     raise UserError(
         f"precision: fp8 makes nothing faster but linear layers whose widths' harmonic mean is "
-        f"{WIDE} or more, such as 1024 -> 3072, and in task {cfg.task} {why}; use bf16"
+        f"{WIDE} or more, such as 1024 -> 3072, and {why}; use bf16"
     )
 
 
-def to_fp8(bare: nn.Module) -> int:
-    """Let wide layers that train take their products in float8, and say how many do.
+def apply(network: nn.Module) -> int:
+    """Let wide layers that train compute in float8, and return how many there are.
 
-    Only instances' `forward` changes: to be called once layers are frozen, before the network is
-    compiled or wrapped, and at each stage anew.
+    Only `forward` of instances changes. Call it at each stage again, after layers are frozen, and
+    before the network is compiled or wrapped.
     """
-    training = [layer for layer in layers(bare).wide.values() if layer.training]
+    training = [layer for layer in layers(network).wide.values() if layer.training]
     for layer in training:
         # A bound method, which a deep copy of the network binds to its own layer.
         layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
     return len(training)
 
 
-def undo(bare: nn.Module) -> None:
+def undo(network: nn.Module) -> None:
     """Give all layers their own `forward` back."""
-    for module in bare.modules():
+    for module in network.modules():
         if getattr(vars(module).get("forward"), "__func__", None) is _forward:
             del module.forward
 

@@ -1,4 +1,4 @@
-"""How the gradients of a step's micro-batches become one.
+"""Average the gradients of a step's micro-batches.
 
 `Averaged` lets DDP average them: the fast way, equal between numbers of processes to rounding.
 `FixedOrder` gathers each micro-batch's gradient and adds them in the order of the micro-batches:
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from lensdist.engine.batches import StepPlan
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 
 
 class Averaged:
-    """By DDP, which communicates during the last micro-batch's backward pass."""
+    """Average by DDP, which communicates during the last micro-batch's backward pass."""
 
-    def __init__(self, model: nn.Module, world: World, plan: StepPlan) -> None:
+    def __init__(self, model: nn.Module, world: DistributedContext, plan: StepPlan) -> None:
         self._model = model
         self._world = world
         self._last = len(plan.mine) - 1
@@ -40,9 +40,9 @@ class Averaged:
 
 
 class FixedOrder:
-    """By gathering and adding in order."""
+    """Average by gathering all gradients and adding them in order."""
 
-    def __init__(self, model: nn.Module, world: World, plan: StepPlan) -> None:
+    def __init__(self, model: nn.Module, world: DistributedContext, plan: StepPlan) -> None:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._world = world
         self._count = plan.count
@@ -62,7 +62,7 @@ class FixedOrder:
 
     @torch.no_grad()
     def finish(self) -> None:
-        # A parameter at a time, so that no more than one is held for all micro-batches.
+        # One parameter at a time, to hold only its gradients of all micro-batches.
         for i, p in enumerate(self._parameters):
             rows = self._world.gather(torch.stack([row[i] for row in self._rows]))
             total = rows[0].clone()

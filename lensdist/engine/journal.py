@@ -11,7 +11,8 @@ from typing import Any
 
 from lensdist.config.schema import BaseRun
 from lensdist.engine.batches import StepPlan
-from lensdist.engine.world import World
+from lensdist.engine.config import strategy_name
+from lensdist.engine.world import DistributedContext
 from lensdist.track.log import MetricsLog, rewind
 from lensdist.track.progress import Progress
 from lensdist.track.trackers import Trackers
@@ -26,7 +27,7 @@ class Journal:
         step: where the run starts: rows after it, of a life that was lost, are dropped.
     """
 
-    def __init__(self, cfg: BaseRun, world: World, step: int) -> None:
+    def __init__(self, cfg: BaseRun, world: DistributedContext, step: int) -> None:
         self._speaks = world.main
         if not self._speaks:
             return
@@ -59,7 +60,7 @@ class Journal:
             f"{self._images} images = {plan.count} micro-batches of {plan.micro_batch} on "
             f"{self._world.size} process(es), {plan.steps_per_epoch} steps an epoch, "
             f"{self._world.device.type}, precision {self._cfg.precision}, "
-            f"engine {self._world.engine}"
+            f"engine {strategy_name(self._cfg.engine, self._cfg.shard)}"
         )
         if depends:
             self._progress.note(depends)

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from lensdist import rng
-from lensdist.config.schema import BaseRun
 from lensdist.engine.checkpoint import Checkpoint
+from lensdist.engine.config import strategy_name
 from lensdist.engine.dependence import of_processes
 from lensdist.engine.evaluation import evaluate
 from lensdist.engine.journal import Journal
 from lensdist.engine.nonfinite import find_nonfinite
 from lensdist.engine.optim import learning_rate
-from lensdist.engine.parallel import build_engine
+from lensdist.engine.parallel import StrategySettings, build_strategy
 from lensdist.engine.saver import Saver
 from lensdist.engine.stages import Entered, Phase, enter, stages_in_steps
 from lensdist.engine.state import TrainState, describe, machine_changes, restore
 from lensdist.engine.state import machine as this_machine
 from lensdist.engine.stopping import Stopper
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import RunError
 from lensdist.tasks.registry import AnyTask
 
@@ -42,7 +42,7 @@ class Outcome:
 
 def train(
     phase: Phase,
-    world: World,
+    world: DistributedContext,
     journal: Journal,
     saver: Saver,
     stopper: Stopper,
@@ -54,7 +54,7 @@ def train(
         RunError: the loss is no longer a number, or the last state could not be saved.
     """
     cfg, task, plan = phase.cfg, phase.task, phase.plan
-    stages = stages_in_steps(task, cfg, plan.steps_per_epoch)
+    stages = stages_in_steps(task, cfg.train, plan.steps_per_epoch)
     total = stages[-1].end
     log_every = cfg.train.log_every
     eval_every = max(1, round(cfg.train.eval_every_epochs * plan.steps_per_epoch))
@@ -64,33 +64,37 @@ def train(
 
     # ---- the network, and the state
     torch.manual_seed(rng.key(cfg.seed, "initial weights") % 2**63)
-    engine = build_engine(cfg, world, plan, task.build)
+    settings = StrategySettings(
+        cfg.optim, cfg.shard, cfg.speed, cfg.precision, cfg.train.ema, cfg.train.reproducible
+    )
+    strategy = build_strategy(cfg.engine, settings, world, plan, task.build)
+    machine = this_machine(strategy_name(cfg.engine, cfg.shard), cfg.speed, world)
     state = TrainState()
     tensors: dict[str, Tensor] = {}
     if resumed is not None:
-        state = restore(resumed, engine, world)
+        state = restore(resumed, strategy, world)
         tensors = resumed.tensors
-    size = sum(p.numel() for p in engine.bare.parameters())
-    journal.begin(total, state.step, plan, size, of_processes(phase, engine.bare))
+    size = sum(p.numel() for p in strategy.unwrapped.parameters())
+    journal.begin(total, state.step, plan, size, of_processes(phase, strategy.unwrapped))
     if resumed is not None:
         journal.event(state.step, "resumed", resumed.path.name)
-        machine = resumed.meta["machine"]
-        changed = machine_changes(machine, this_machine(world))
+        before = resumed.meta["machine"]
+        changed = machine_changes(before, machine)
         if changed and not cfg.train.reproducible:
-            moved = cfg.train.micro_batch == "auto" and machine["processes"] != world.size
+            moved = cfg.train.micro_batch == "auto" and before["processes"] != world.size
             what = f"resumed elsewhere, {'the result' if moved else 'last bits'} may differ"
             journal.event(state.step, what, changed)
 
     # ---- steps
     now: Entered | None = None
     losses: list[Tensor] = []  # a row a step of this process's micro-batches, still on the device
-    while state.step < total and not _exhausted(cfg, state):
+    while state.step < total and not _exhausted(cfg.train.early_stop, state):
         if now is None or state.step >= now.stage.end:
             if now is not None:
-                tensors = engine.capture(everywhere=True)
+                tensors = strategy.state_dict(everywhere=True)
                 now = None  # what it holds of images must be gone before the next stage's is made
             stage = next(s for s in stages if state.step < s.end)
-            now = enter(stage, engine, phase, world, tensors)
+            now = enter(stage, strategy, phase, world, tensors)
             if now.kept:
                 journal.event(state.step, "frozen layers", now.kept)
             entered = state.step
@@ -113,16 +117,16 @@ def train(
             # Dropout draws from torch's global generator: key it to the micro-batch, so that it
             # depends neither on the number of processes nor on where a run was resumed.
             world.seed(rng.key(cfg.seed, "dropout", state.step, micro))
-            with engine.micro_batch(index):
-                loss = task.loss(engine.model, batch, rng.key(cfg.seed, "draw", epoch))
-                engine.backward(loss)
+            with strategy.micro_batch(index):
+                loss = task.loss(strategy.wrapped, batch, rng.key(cfg.seed, "draw", epoch))
+                strategy.backward(loss)
             now.statistics.collect()
             step_losses.append(loss.detach().float())
         now.statistics.finish()
 
         # ---- step
         state.step += 1
-        engine.step(rate, state.step)
+        strategy.step(rate, state.step)
         losses.append(torch.stack(step_losses))
 
         # ---- log
@@ -137,14 +141,14 @@ def train(
         improved = False
         if state.step % eval_every == 0 or state.step == total:
             start = time.perf_counter()
-            with journal.aside(), engine.averaged() as model:
+            with journal.aside(), strategy.ema_weights() as model:
                 scores = evaluate(task, model, phase.validation, cfg.train.eval_batch, world)
             improved = _judge(task, state, scores)
             journal.scores(state.step, scores, improved, time.perf_counter() - start)
 
         # ---- save, and leave if somebody wishes so
-        if state.step == entered + 1 and world.main and engine.replicated:
-            saver.prepare(engine.capture())  # now the optimizer's state exists
+        if state.step == entered + 1 and world.main and strategy.replicated:
+            saver.prepare(strategy.state_dict())  # now the optimizer's state exists
         leaving = state.step < total and stopper.agreed()
         due = state.step % save_every == 0 or state.step == total
         if due or improved or leaving:
@@ -152,25 +156,25 @@ def train(
             _refuse_nonfinite(state, phase)  # such a state would push out the last good one
             with journal.aside():
                 began = time.perf_counter()
-                captured = engine.capture()
+                captured = strategy.state_dict()
                 if world.main:
                     protect = {state.best_step} if state.best_step is not None else set()
                     journal.sync()
-                    meta = {**describe(state, world), **phase.facts}
+                    meta = {**describe(state, world, machine), **phase.facts}
                     saver.save(state.step, captured, meta, protect, began)
                 del captured  # not held beside the next one
         if leaving:
             if world.main and not saver.wait():
                 raise RunError("asked to stop, but the state could not be saved")
             journal.event(state.step, "stopped and saved", stopper.asked() or "by another process")
-            return Outcome("stopped", state, engine.bare)
+            return Outcome("stopped", state, strategy.unwrapped)
 
     if world.main and not saver.wait():
         raise RunError("training is done, but its last state could not be saved")
-    return Outcome("finished", state, engine.finished(tensors))
+    return Outcome("finished", state, strategy.export_model(tensors))
 
 
-def _flush(losses: list[Tensor], state: TrainState, world: World) -> None:
+def _flush(losses: list[Tensor], state: TrainState, world: DistributedContext) -> None:
     """Turn the losses on the devices into one number a step, the same on every process."""
     if not losses:
         return
@@ -210,5 +214,5 @@ def _judge(task: AnyTask, state: TrainState, scores: dict[str, Any]) -> bool:
     return better
 
 
-def _exhausted(cfg: BaseRun, state: TrainState) -> bool:
-    return cfg.train.early_stop is not None and state.bad_evals >= cfg.train.early_stop
+def _exhausted(early_stop: int | None, state: TrainState) -> bool:
+    return early_stop is not None and state.bad_evals >= early_stop

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from lensdist.data.source import Batch, Images
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 
 
 @torch.no_grad()
 def for_every_image(
-    images: Images, batch: int, world: World, compute: Callable[[Batch], Batch]
+    images: Images, batch: int, world: DistributedContext, compute: Callable[[Batch], Batch]
 ) -> Batch:
     """The outputs of `compute` for all images, in their order, on every process.
 

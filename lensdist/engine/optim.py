@@ -12,7 +12,7 @@ from lensdist.engine.config import OptimConfig, ScheduleConfig
 
 
 def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW over the parameters that train; biases and norms do not decay."""
+    """Return Adam or AdamW for the parameters that train; biases and norms do not decay."""
     decay: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for p in model.parameters():
@@ -28,7 +28,7 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's tensors as `<parameter name>/<slot>`.
+    """Return the optimizer's tensors as `<parameter name>/<slot>`.
 
     By name, never by index: with index keys, state is silently given to other parameters when
     groups change.
@@ -43,7 +43,7 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 def load_optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]
 ) -> None:
-    """Give the saved tensors to the parameters that this optimizer trains."""
+    """Load saved tensors for the parameters that this optimizer trains."""
     for p, slots in state_by_parameter(model, saved).items():
         optimizer.state[p] = {slot: as_laid_out(value, p) for slot, value in slots.items()}
 
@@ -51,7 +51,7 @@ def load_optimizer_state(
 def state_by_parameter(
     model: nn.Module, saved: Mapping[str, Tensor]
 ) -> dict[nn.Parameter, dict[str, Tensor]]:
-    """What was saved as `<parameter name>/<slot>`, of the parameters that train."""
+    """Return what was saved as `<parameter name>/<slot>`, for the parameters that train."""
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, value in saved.items():
         name, _, slot = key.rpartition("/")
@@ -61,14 +61,14 @@ def state_by_parameter(
 
 
 def as_laid_out(value: Tensor, p: nn.Parameter) -> Tensor:
-    """A copy beside the parameter, element for element: fused Adam walks through memory."""
+    """Return a copy in the parameter's memory layout, which fused Adam needs."""
     if value.shape != p.shape:  # the step count
         return value.to(p.device, copy=True)
     return torch.empty_like(p, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def learning_rate(cfg: ScheduleConfig, step: int, steps: int, steps_per_epoch: int) -> float:
-    """The learning rate of optimizer step `step` (from 0) of `steps`, as a share of the peak.
+    """Return the learning rate of optimizer step `step` (from 0) of `steps`, as a part of the peak.
 
     A pure function, so that a resumed run has no scheduler to restore. Cosine is SGDR's without
     restarts (Loshchilov & Hutter 2017, arXiv:1608.03983); `step` is torch's StepLR.
@@ -87,29 +87,29 @@ class WeightAverage:
     """Exponential moving average of a network's weights (Polyak & Juditsky 1992).
 
     The decay rises to its value as (1 + n) / (10 + n) over the first updates, so that the first
-    weights are soon forgotten.
+    weights soon have no effect.
 
     Args:
         decay: of the average, once warmed up.
-        pieces: what to begin with, by the parameters' names: all of them, or a process's share.
+        shards: what to begin with, by the parameters' names: all of them, or a process's share.
     """
 
-    def __init__(self, decay: float, pieces: dict[str, Tensor]) -> None:
-        self.pieces = {name: piece.detach().clone() for name, piece in pieces.items()}
+    def __init__(self, decay: float, shards: dict[str, Tensor]) -> None:
+        self.shards = {name: shard.detach().clone() for name, shard in shards.items()}
         self._decay = decay
 
     @torch.no_grad()
-    def update(self, pieces: dict[str, Tensor], updates: int) -> None:
-        """After the `updates`-th optimizer step, with the weights as they are now."""
+    def update(self, shards: dict[str, Tensor], updates: int) -> None:
+        """Update the average after the `updates`-th optimizer step."""
         weight = 1 - min(self._decay, (1 + updates) / (10 + updates))
-        mine, theirs = list(self.pieces.values()), [pieces[name] for name in self.pieces]
+        mine, theirs = list(self.shards.values()), [shards[name] for name in self.shards]
         torch._foreach_lerp_(mine, theirs, weight)
 
     @torch.no_grad()
-    def swap(self, pieces: dict[str, Tensor]) -> None:
-        """Exchange the average with the weights, bit for bit; once more takes it back."""
-        for name, mine in self.pieces.items():
-            theirs = pieces[name]
+    def swap(self, shards: dict[str, Tensor]) -> None:
+        """Exchange the average with the weights, exactly; a second call restores both."""
+        for name, mine in self.shards.items():
+            theirs = shards[name]
             kept = theirs.clone()
             theirs.copy_(mine)
             mine.copy_(kept)

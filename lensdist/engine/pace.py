@@ -11,7 +11,7 @@ import torch
 import lensdist
 from lensdist.config.schema import BaseRun
 from lensdist.engine import checkpoint
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import say
 from lensdist.estimate.duration import LONG, operations, warning
 
@@ -19,7 +19,7 @@ _SLOW = 1e10  # operations a second that any CPU does
 _SIZE = 768  # rows of a product: 2 ms or more
 
 
-def announce(cfg: BaseRun, world: World) -> None:
+def announce(cfg: BaseRun, world: DistributedContext) -> None:
     """Say on the main process, before a run on CPUs that takes more than an hour, how long it
     takes, and which preset takes less."""
     if not world.main or world.device.type != "cpu":

@@ -21,20 +21,21 @@ from lensdist.engine import fp8, pace, speed
 from lensdist.engine.asked import named_weights
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.checkpoint import Checkpoint
+from lensdist.engine.config import strategy_name
 from lensdist.engine.finish import finish
 from lensdist.engine.folder import check_folder, claim_folder
 from lensdist.engine.journal import Journal
 from lensdist.engine.lock import held
 from lensdist.engine.loop import train
-from lensdist.engine.preflight import check_devices
+from lensdist.engine.preflight import build_context, check_devices
 from lensdist.engine.prepared import PreparedView
 from lensdist.engine.resume import bring, find_checkpoint
 from lensdist.engine.saver import Saver
 from lensdist.engine.sizes import check_images
 from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import STOP, Deadline, Stopper, job_ends
-from lensdist.engine.torch_settings import settle
-from lensdist.engine.world import World
+from lensdist.engine.torch_settings import set_determinism
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, begun, say
 from lensdist.sim.write import write_packed
 from lensdist.tasks.build import build_task
@@ -43,8 +44,17 @@ from lensdist.tasks.registry import AnyTask, task_class
 T = TypeVar("T")
 
 
+def context_of(cfg: BaseRun) -> DistributedContext:
+    """Build the processes of a run; see `build_context`."""
+    sharded = cfg.engine != "ddp"
+    return build_context(cfg.precision, sharded=sharded, bucket_mb=cfg.speed.bucket_mb)
+
+
 def run(
-    cfg: BaseRun, resume: str, world: World, done: Callable[[], str | None] = lambda: None
+    cfg: BaseRun,
+    resume: str,
+    world: DistributedContext,
+    done: Callable[[], str | None] = lambda: None,
 ) -> int:
     """Train a phase and return its exit code.
 
@@ -61,9 +71,11 @@ def run(
         DeviceError: see `preflight`; nothing was written.
     """
     ends = job_ends(os.environ)
-    settle(cfg, world.device)
-    speed.check(cfg, world.device, world.size)
-    fp8.check_device(cfg, world.device)
+    set_determinism(world.device, deterministic=cfg.train.deterministic, precision=cfg.precision)
+    strategy = strategy_name(cfg.engine, cfg.shard)
+    speed.check(cfg.speed, cfg.train, strategy, world.device, world.size)
+    if cfg.precision == "fp8":
+        fp8.check_device(world.device)
     check_devices(world)
     task_class(cfg.task).check_settings(cfg, cfg.preprocess, world)
     pace.announce(cfg, world)
@@ -74,7 +86,8 @@ def run(
             stack.enter_context(held(cfg.run.dir))
             said = done()
             if said is None:
-                check_folder(cfg)
+                inputs = {"data.path": cfg.data.path, "encoder": getattr(cfg, "encoder", None)}
+                check_folder(cfg.run.dir, inputs)
             return said
 
         said = _by_main(world, enter)
@@ -84,7 +97,7 @@ def run(
     return EXIT_DONE
 
 
-def _by_main(world: World, work: Callable[[], T]) -> T | None:
+def _by_main(world: DistributedContext, work: Callable[[], T]) -> T | None:
     """What the main process finds, on every process; what it refuses, all of them refuse."""
     found, error = None, None
     if world.main:
@@ -99,7 +112,7 @@ def _by_main(world: World, work: Callable[[], T]) -> T | None:
     return found
 
 
-def _run(cfg: BaseRun, resume: str, world: World, ends: float | None) -> int:
+def _run(cfg: BaseRun, resume: str, world: DistributedContext, ends: float | None) -> int:
     """What `run` does with a folder that it holds."""
     # One process a node hashes large arrays; where it finds damage, the launcher ends the others.
     verify = cfg.data.verify if world.accelerator.is_local_main_process else "off"
@@ -119,7 +132,6 @@ def _run(cfg: BaseRun, resume: str, world: World, ends: float | None) -> int:
     task = build_task(cfg, labels, start.preprocess, start.weights)
     task.stages(cfg.train.epochs)  # refuses what does not fit
     source = _source(cfg, task, packed, world)
-    fp8.check_network(cfg, task)
     phase = Phase(
         cfg,
         task,
@@ -131,6 +143,10 @@ def _run(cfg: BaseRun, resume: str, world: World, ends: float | None) -> int:
         facts,
         weighted=bool(packed.manifest.pixel_weights),
     )
+    if cfg.speed.recompute or cfg.speed.compile == "blocks":
+        speed.check_network(cfg.speed, phase.meta_network)
+    if cfg.precision == "fp8":
+        fp8.check_network(phase.meta_network, task.stages(cfg.train.epochs))
     resumed = find_checkpoint(phase, resume)
     world.agree("steps to resume from", resumed.step if resumed else 0)
     if (cfg.run.dir / STOP).exists():
@@ -139,7 +155,7 @@ def _run(cfg: BaseRun, resume: str, world: World, ends: float | None) -> int:
     # ---- all that a user can get wrong has been checked; from here on the run writes
 
     def claim() -> None:
-        claim_folder(cfg)
+        claim_folder(cfg.run.dir, cfg)
         if resumed is not None:
             bring(resumed, cfg.run.dir / "checkpoints")
 
@@ -150,7 +166,7 @@ def _run(cfg: BaseRun, resume: str, world: World, ends: float | None) -> int:
 
 def _train(
     phase: Phase,
-    world: World,
+    world: DistributedContext,
     resumed: Checkpoint | None,
     packed: PackedSet,
     ends: float | None,
@@ -178,7 +194,8 @@ def _train(
             seconds = time.monotonic() - started
             journal.event(outcome.state.step, "finished", str(folder))  # the record seals the rows
             journal.close()
-            finish(cfg, phase.task, outcome, packed, seconds, phase.facts)
+            averaged = cfg.train.ema is not None
+            finish(folder, phase.task, outcome, packed, seconds, phase.facts, averaged=averaged)
     finally:
         try:
             saver.wait()  # whatever ended training: what is being written is worth having
@@ -187,7 +204,7 @@ def _train(
     return EXIT_DONE
 
 
-def _refuse_damage(packed: PackedSet, world: World) -> None:
+def _refuse_damage(packed: PackedSet, world: DistributedContext) -> None:
     """Wait until the set is verified on all nodes: no run is complete that learned from damage."""
     damage: RunError | None = None
     try:
@@ -198,7 +215,7 @@ def _refuse_damage(packed: PackedSet, world: World) -> None:
         raise damage or RunError(f"another process has found {packed.path} damaged")
 
 
-def _data(cfg: BaseRun, world: World) -> Path:
+def _data(cfg: BaseRun, world: DistributedContext) -> Path:
     """The packed set: the user's, or one that the run simulates for itself."""
     if cfg.data.path is not None:
         return cfg.data.path
@@ -222,7 +239,7 @@ def _simulate(cfg: BaseRun, own: Path) -> None:
         write_packed(own, cfg.data.sim, cfg.data.n_per_class, cfg.seed, truth=truth)
 
 
-def _source(cfg: BaseRun, task: AnyTask, packed: PackedSet, world: World) -> Source:
+def _source(cfg: BaseRun, task: AnyTask, packed: PackedSet, world: DistributedContext) -> Source:
     if cfg.data.source == "stream":
         assert cfg.data.sim is not None  # the configuration has checked
         return StreamSource(
@@ -237,7 +254,7 @@ def _source(cfg: BaseRun, task: AnyTask, packed: PackedSet, world: World) -> Sou
     return PackedSource(view, cfg.seed)
 
 
-def _prepared(phase: Phase, world: World) -> Phase:
+def _prepared(phase: Phase, world: DistributedContext) -> Phase:
     """With images on which preprocessing that takes long has been done, once for all epochs."""
     cfg, preprocess = phase.cfg, phase.task.preprocess
     if not preprocess.slow:

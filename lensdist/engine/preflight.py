@@ -1,8 +1,8 @@
-"""Trying out each process's device, and its way to the others, before a run reads any data.
+"""Test each process's device, and its connection to the others, before a run reads any data.
 
-Only where a launcher asks for it with `LENSDIST_PREFLIGHT=1`. It waits for what is left here
-(`lensdist.outcome`): a node whose process says "device" is bad; where all devices work but the
-processes do not get ready, it is the network.
+Done only where a launcher asks for it with `LENSDIST_PREFLIGHT=1`. The launcher reads the reports
+(`lensdist.outcome`): a node whose process reports "device" is bad; where all devices work but the
+processes do not get ready, the network is.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import time
 import torch
 
 from lensdist import outcome
-from lensdist.config.schema import BaseRun
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import UserError
 from lensdist.launched import DEVICE, MIN_TFLOPS, PREFLIGHT
 from lensdist.outcome import DeviceError
@@ -22,37 +21,37 @@ from lensdist.outcome import DeviceError
 _DEPTH = 192  # 3 * 64: of the product whose answer is known
 
 
-def build_world(cfg: BaseRun) -> World:
-    """`World(cfg)`, in which a GPU or a driver that does not work is no mistake of the user's.
+def build_context(precision: str, *, sharded: bool, bucket_mb: int) -> DistributedContext:
+    """Build a `DistributedContext`; a GPU or driver that does not work is a `DeviceError`.
 
     Raises:
-        UserError: see `World`.
+        UserError: see `DistributedContext`.
         DeviceError: there is no GPU for this process where there must be, or it cannot be used.
     """
     if not _asked():
         try:
-            return World(cfg)
+            return DistributedContext(precision, sharded=sharded, bucket_mb=bucket_mb)
         except torch.distributed.DistStoreError as e:
             raise UserError(str(e)) from e
     _expect_gpu()
     try:
-        return World(cfg)
+        return DistributedContext(precision, sharded=sharded, bucket_mb=bucket_mb)
     except RuntimeError as e:
         text = str(e).lower()
-        # What goes wrong between processes is nobody's device, even where CUDA is mentioned.
+        # An error between processes is not one of the device, even where it mentions CUDA.
         if isinstance(e, torch.distributed.DistError) or not ("cuda" in text or "nvidia" in text):
             raise
         raise DeviceError(f"the GPU cannot be used: {_first_line(e)}") from e
 
 
-def check_devices(world: World) -> None:
-    """Try out this process's device, then reach all other processes, and announce both.
+def check_devices(world: DistributedContext) -> None:
+    """Test this process's device, then reach all other processes, and report both.
 
     Raises:
-        UserError: the least speed that is asked for is no number.
+        UserError: the least speed that is asked for is not a number.
         DeviceError: the device is not what was asked for, fails, errs or is too slow.
         RuntimeError: the other processes cannot be reached, or what comes from them is wrong;
-            that is no reason to think ill of this node.
+            this node may be good.
     """
     if not _asked():
         return
@@ -87,9 +86,9 @@ def _least() -> float | None:
 
 
 def _expect_gpu() -> None:
-    """Without a GPU, accelerate would take the CPU, or refuse the precision: no word of the node.
+    """Check that this process has a GPU of its own, where the launcher wants one.
 
-    Where there are too few, it would let processes share one.
+    accelerate would take the CPU or refuse the precision, or let two processes share a GPU.
     """
     if os.environ.get(DEVICE) != "cuda":
         return
@@ -105,7 +104,7 @@ def _expect_gpu() -> None:
 
 
 def _try_product(device: torch.device) -> None:
-    """A product of matrices of -1, 0 and 1 whose sums, whole or in part, bfloat16 knows exactly."""
+    """Check a matrix product of -1, 0 and 1, whose sums and partial sums bfloat16 holds exactly."""
     rows = 3072 if device.type == "cuda" else _DEPTH  # enough for all of a GPU's processors
     step = torch.arange(rows, device=device)
     factor = (step[:, None] + step[:_DEPTH]) % 3 - 1
@@ -123,7 +122,7 @@ def _try_product(device: torch.device) -> None:
 
 
 def _speed(device: torch.device) -> float:
-    """TFLOP/s of a GPU's matrix products in bfloat16, the best of five tries."""
+    """Return the TFLOP/s of a GPU's matrix products in bfloat16, the best of five tries."""
     size, times = 4096, 10
     step = torch.arange(size, device=device)
     a = ((step[:, None] + step) % 3 - 1).bfloat16()
@@ -138,8 +137,8 @@ def _speed(device: torch.device) -> float:
     return 2 * size**3 * times / min(seconds[1:]) / 1e12
 
 
-def _try_sum(world: World) -> None:
-    """A sum over all processes, of a megabyte from each."""
+def _try_sum(world: DistributedContext) -> None:
+    """Check a sum over all processes, of a megabyte from each."""
     if world.size == 1:
         return
     numbers = torch.full((2**18,), float(world.rank + 1), device=world.device)

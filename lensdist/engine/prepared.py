@@ -9,7 +9,7 @@ import torch
 from lensdist.data.preprocess import Preprocess
 from lensdist.data.source import Batch, Images
 from lensdist.engine.once import for_every_image
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 
 
 class PreparedView:
@@ -22,7 +22,9 @@ class PreparedView:
         world: the processes, which share the work.
     """
 
-    def __init__(self, view: Images, preprocess: Preprocess, batch: int, world: World) -> None:
+    def __init__(
+        self, view: Images, preprocess: Preprocess, batch: int, world: DistributedContext
+    ) -> None:
         self._view = view
         self._whole = for_every_image(view, batch, world, lambda images: _seen(images, preprocess))
 

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import warnings
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-
-import torch
-from torch import nn
 
 from lensdist.engine import checkpoint, state
 from lensdist.engine.asked import other_inputs
@@ -136,16 +131,11 @@ def _given(path: Path, usable: Callable[[Checkpoint], None]) -> Checkpoint:
 def _usable(phase: Phase) -> Callable[[Checkpoint], None]:
     """Refuse a state that the run cannot go on from, though it may have been written whole."""
 
-    @cache
-    def network() -> nn.Module:
-        with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # weights go nowhere
-            return phase.task.build()
-
     def check(saved: Checkpoint) -> None:
         state.check(saved)
         alike = all(saved.meta[name] == phase.facts[name] for name in ("data", "encoder"))
         if alike and not differences(saved.meta["config"], phase.facts["config"]):
-            state.check_tensors(saved, network())  # else `_check` says what was changed
+            state.check_tensors(saved, phase.meta_network)  # else `_check` says what was changed
 
     return check
 
@@ -182,7 +172,7 @@ def _check(found: Checkpoint, phase: Phase) -> None:
             f"{found.path} was trained with other inputs: {'; '.join(inputs)}; put them back, or "
             "give another run.dir"
         )
-    total = stages_in_steps(phase.task, cfg, phase.plan.steps_per_epoch)[-1].end
+    total = stages_in_steps(phase.task, cfg.train, phase.plan.steps_per_epoch)[-1].end
     if found.step > total:
         raise UserError(
             f"{found.path} is past the {total} steps that train.epochs and train.max_steps ask "

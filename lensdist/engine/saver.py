@@ -1,4 +1,4 @@
-"""Saving while training goes on: copy the state aside, and let a thread write the copy."""
+"""Save checkpoints during training: copy the state, and write the copy in a thread."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Saver:
         self, root: Path, keep: int, background: bool, report: Callable[[int, str], None]
     ) -> None:
         self.stalled_s = 0.0
-        """Seconds that the last save kept the training thread."""
+        """Seconds for which the last save stopped the training thread."""
         self.slowest_s = 0.0
-        """Seconds from copying a state to its lying on the disk, at worst so far."""
+        """Longest time so far from the start of a copy to its end on the disk, in seconds."""
         self._root = root
         self._keep = keep
         self._background = background
@@ -47,17 +47,17 @@ class Saver:
         self._staged: dict[str, Tensor] = {}
 
     def needs_s(self) -> float:
-        """Seconds that a save asked for now may take, judging by those before it.
+        """Return how many seconds a save may take that starts now, from the earlier ones.
 
-        One that is under way must end first.
+        A save that is under way must end first.
         """
         under_way = self._thread is not None and self._thread.is_alive()
         return self.slowest_s * (2 if under_way else 1)
 
     def prepare(self, tensors: Mapping[str, Tensor]) -> None:
-        """Make room for states like this one in a thread, so that the first save need not.
+        """Allocate buffers for states like this one in a thread, for the first save to be as fast.
 
-        Fresh memory takes longer to get than to fill. What is copied now is never written.
+        Allocation takes longer than the copy. What is copied now is never written.
         """
         self.poll()
         if self._background and self._thread is None:
@@ -74,7 +74,7 @@ class Saver:
         protect: set[int],
         began: float | None = None,
     ) -> None:
-        """Save a step; in the background, unless asked otherwise, once the last save is done.
+        """Save a step once the last save is done; in a thread, where `background` is set.
 
         Args:
             step: optimizer steps done.
@@ -90,7 +90,7 @@ class Saver:
         self._began = time.perf_counter() - gathering
         staged = self._stage(tensors)
         if self._background:
-            # Not a daemon: a run that ends must not cut its last checkpoint short.
+            # Not a daemon: the end of the run must not interrupt its last checkpoint.
             self._thread = threading.Thread(
                 target=self._write, args=(step, staged, meta, protect), name="checkpoint writer"
             )
@@ -101,16 +101,16 @@ class Saver:
         self.stalled_s = time.perf_counter() - start + gathering
 
     def poll(self) -> None:
-        """Report a failure of the save under way, should it have failed by now; never waits."""
+        """Report a failure of the save under way, if it has failed by now; never waits."""
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
 
     def wait(self) -> bool:
-        """Wait for the save under way, if any; whether the last one succeeded, however often asked.
+        """Wait for the save under way, if any, and return whether the last save succeeded.
 
         Raises:
-            Exception: what no disk explains, such as a value that JSON has no word for. A state
-                that can never be saved must not pass for saved.
+            Exception: an error that is not of the disk, such as a value that JSON cannot hold. A
+                state that can never be saved must not count as saved.
         """
         if self._thread is not None:
             self._thread.join()
@@ -127,7 +127,7 @@ class Saver:
         return self._failure is None
 
     def _stage(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copy into buffers kept from save to save: fresh memory costs more than the copy."""
+        """Copy into buffers that are kept between saves: allocation costs more than the copy."""
         for name in self._staged.keys() - tensors.keys():
             del self._staged[name]
         on_gpu = False

@@ -1,8 +1,9 @@
-"""What makes a step faster or smaller (`speed` of a configuration), put on a network and taken off.
+"""Apply the settings `speed` to a network: compilation, recomputation, memory layout; and undo it.
 
 Only `forward` of single modules is replaced, on the instance: names of parameters, classes and
-hooks stay as they are (FSDP's hooks run in `__call__`, around it). And only in training: evaluation
-keeps nothing for a backward pass, and its batches of other sizes would each be compiled again.
+hooks stay as they are (FSDP's hooks run in `__call__`, around it). The new `forward` is used in
+training only: evaluation keeps nothing for a backward pass, and each of its batch sizes would be
+compiled again.
 """
 
 from __future__ import annotations
@@ -15,66 +16,85 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lensdist.config.schema import BaseRun, CommonRun
 from lensdist.engine.compile_cache import close_to_others
-from lensdist.engine.config import SpeedConfig
+from lensdist.engine.config import SpeedConfig, TrainConfig
 from lensdist.errors import UserError
 from lensdist.models.backbones import Backbone
 from lensdist.models.vit import blocks_of
 
-_MARK = "_quickened"
+_MARK = "_lensdist_speed"
 
 Forward = Callable[..., Any]
 
 
-def check(cfg: BaseRun, device: torch.device, world_size: int) -> None:
-    """Make sure that a run's network and device can do what `cfg.speed` asks for.
+def check(
+    cfg: SpeedConfig, train: TrainConfig, strategy: str, device: torch.device, world_size: int
+) -> None:
+    """Check that the device, and the run's other settings, allow what `cfg` asks for.
+
+    Args:
+        cfg: what is asked for.
+        train: the run's batches.
+        strategy: by `strategy_name`.
+        device: of this process.
+        world_size: number of processes.
 
     Raises:
-        UserError: they cannot; to be told before anything is written.
+        UserError: they do not; nothing was written.
     """
-    _refuse(cfg.speed, not isinstance(cfg, CommonRun), device, world_size)
-    if cfg.speed.cuda_graphs and cfg.train.micro() != cfg.train.global_batch:
-        # Gradients lie where the next replay writes: there is nothing to add up to.
+    if cfg.compile == "whole" and cfg.recompute:
+        raise UserError("speed.recompute goes with speed.compile: blocks or no, not whole")
+    if cfg.cuda_graphs and (device.type != "cuda" or world_size > 1):
+        raise UserError(
+            f"speed.cuda_graphs goes with one process on a GPU, not {world_size} on "
+            f"{device.type}; set it to false"
+        )
+    if cfg.cuda_graphs and train.micro() != train.global_batch:
+        # The next replay overwrites the gradients, so they cannot be accumulated.
         raise UserError(
             "speed.cuda_graphs goes with one micro-batch a step, not with train.micro_batch "
-            f"{cfg.train.micro()} of train.global_batch {cfg.train.global_batch}; set "
+            f"{train.micro()} of train.global_batch {train.global_batch}; set "
             "train.micro_batch=auto, or speed.cuda_graphs=false"
         )
-    if cfg.speed.compile == "blocks" and (cfg.engine, cfg.shard.stage) == ("deepspeed", 3):
+    if cfg.compile == "blocks" and strategy == "deepspeed stage 3":
         raise UserError(
             "speed.compile: blocks gains nothing under deepspeed's stage 3, whose hooks cut every "
             "layer into pieces; set engine=fsdp, shard.stage=2, or speed.compile=no"
         )
-    if cfg.speed.compile != "no":
+    if cfg.compile != "no":
         close_to_others()
         _check_compiler(device)
 
 
-def quicken(
-    bare: nn.Module,
-    cfg: SpeedConfig,
-    device: torch.device,
-    world_size: int,
-    *,
-    backend: str = "inductor",
-) -> None:
-    """Do what `cfg` asks for; at each stage anew, once layers are frozen and before wrapping.
-
-    Args:
-        bare: the network, or the part of it that is called.
-        cfg: what to do.
-        device: of the run.
-        world_size: number of processes.
-        backend: torch.compile's.
+def check_network(cfg: SpeedConfig, network: nn.Module) -> None:
+    """Check that a network, which may be on the meta device, has the layers that `cfg` is for.
 
     Raises:
-        UserError: the network or the device cannot do it.
+        UserError: it has not.
     """
-    blocks = blocks_of(bare)
-    _refuse(cfg, bool(blocks), device, world_size)
-    if not cfg.channels_last:  # as a network is laid out when it is built
-        for module in bare.modules():
+    if blocks_of(network):
+        return
+    if cfg.recompute:
+        raise UserError(
+            "speed.recompute is for transformer layers, and this network has none: in a second "
+            "forward pass BatchNorm's running statistics would move twice; set it to false"
+        )
+    if cfg.compile == "blocks":
+        raise UserError(
+            "speed.compile: blocks is for transformer layers, and this network has none; use whole"
+        )
+
+
+def apply(network: nn.Module, cfg: SpeedConfig, *, backend: str = "inductor") -> None:
+    """Do what `cfg` asks for, at each stage again, after layers are frozen and before wrapping.
+
+    Args:
+        network: the network, or the part of it that is called.
+        cfg: what to do; `check` and `check_network` have passed.
+        backend: torch.compile's.
+    """
+    if not cfg.channels_last:  # a network is built in channels last
+        for module in network.modules():
             if isinstance(module, Backbone):
                 module.channels_first()
     if cfg.compile != "no":
@@ -82,7 +102,7 @@ def quicken(
         # What an earlier stage compiled would count towards torch's limit of recompilations.
         torch.compiler.reset()
     compiled = partial(_compiled, backend=backend, cuda_graphs=cfg.cuda_graphs)
-    for block in blocks:
+    for block in blocks_of(network):
         quick: Forward = block.forward
         if cfg.compile == "blocks":
             # All blocks share one code object, and parameters are its inputs: compiled once.
@@ -93,12 +113,12 @@ def quicken(
         if quick != block.forward:
             _put(block, quick)
     if cfg.compile == "whole":
-        _put(bare, compiled(bare.forward))
+        _put(network, compiled(network.forward))
 
 
-def restore(bare: nn.Module) -> None:
-    """Undo `quicken`, except for the layout of weights, which the optimizer's state has too."""
-    for module in bare.modules():
+def undo(network: nn.Module) -> None:
+    """Undo `apply`, except for the layout of weights, which the optimizer's state has too."""
+    for module in network.modules():
         if vars(module).pop(_MARK, False):
             vars(module).pop("forward", None)
 
@@ -119,32 +139,12 @@ def _compiled(forward: Forward, backend: str, cuda_graphs: bool) -> Forward:
         options = {
             # Dropout's random numbers as without compilation, not inductor's own.
             "fallback_random": True,
-            # Else kernels are chosen by the clock, and a resumed run may choose others.
+            # Else kernels are chosen by timing them, and a resumed run may choose others.
             "deterministic": torch.are_deterministic_algorithms_enabled(),
             "triton.cudagraphs": cuda_graphs,
         }
     # Shapes in training never change within a stage.
     return torch.compile(forward, backend=backend, dynamic=False, options=options)
-
-
-def _refuse(cfg: SpeedConfig, layers: bool, device: torch.device, world_size: int) -> None:
-    """`layers`: whether the network has transformer layers."""
-    if cfg.recompute and not layers:
-        raise UserError(
-            "speed.recompute is for transformer layers, and this network has none: in a second "
-            "forward pass BatchNorm's running statistics would move twice; set it to false"
-        )
-    if cfg.compile == "blocks" and not layers:
-        raise UserError(
-            "speed.compile: blocks is for transformer layers, and this network has none; use whole"
-        )
-    if cfg.compile == "whole" and cfg.recompute:
-        raise UserError("speed.recompute goes with speed.compile: blocks or no, not whole")
-    if cfg.cuda_graphs and (device.type != "cuda" or world_size > 1):
-        raise UserError(
-            f"speed.cuda_graphs goes with one process on a GPU, not {world_size} on "
-            f"{device.type}; set it to false"
-        )
 
 
 def _check_compiler(device: torch.device) -> None:

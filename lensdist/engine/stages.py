@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lensdist.config.schema import BaseRun
 from lensdist.data.source import Images, Source
 from lensdist.engine.batches import StepPlan
 from lensdist.engine.batchnorm import RunningStatistics, synchronise
+from lensdist.engine.config import TrainConfig
 from lensdist.engine.feature_cache import cached
-from lensdist.engine.parallel.base import Engine
-from lensdist.engine.world import World
+from lensdist.engine.parallel.base import ParallelStrategy
+from lensdist.engine.world import DistributedContext
 from lensdist.tasks.base import Stage
 from lensdist.tasks.registry import AnyTask
 
@@ -33,6 +37,13 @@ class Phase:
     weighted: bool = False
     """Whether some pixels of the data count less than others."""
 
+    @cached_property
+    def meta_network(self) -> nn.Module:
+        """The network on the meta device: shapes without values, in little time and memory."""
+        # torch warns of each weight of a checkpoint that a meta parameter does not take.
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            return self.task.build()
+
 
 @dataclass(frozen=True)
 class StageSteps:
@@ -45,7 +56,7 @@ class StageSteps:
 
 @dataclass(frozen=True)
 class Entered:
-    """What depends on which parameters train, besides the engine."""
+    """What depends on which parameters train, besides the strategy."""
 
     stage: StageSteps
     source: Source
@@ -55,11 +66,12 @@ class Entered:
     statistics: RunningStatistics
 
 
-def stages_in_steps(task: AnyTask, cfg: BaseRun, steps_per_epoch: int) -> list[StageSteps]:
-    limit = cfg.train.max_steps
+def stages_in_steps(task: AnyTask, train: TrainConfig, steps_per_epoch: int) -> list[StageSteps]:
+    """Return a run's stages in optimizer steps, to `max_steps` where that is set."""
+    limit = train.max_steps
     stages: list[StageSteps] = []
     start = 0
-    for stage in task.stages(cfg.train.epochs):
+    for stage in task.stages(train.epochs):
         end = start + stage.epochs * steps_per_epoch
         if limit is not None:
             end = min(end, limit)
@@ -72,38 +84,51 @@ def stages_in_steps(task: AnyTask, cfg: BaseRun, steps_per_epoch: int) -> list[S
 
 
 def enter(
-    stage: StageSteps, engine: Engine, phase: Phase, world: World, tensors: Mapping[str, Tensor]
+    stage: StageSteps,
+    strategy: ParallelStrategy,
+    phase: Phase,
+    world: DistributedContext,
+    tensors: Mapping[str, Tensor],
 ) -> Entered:
     """Freeze, wrap, and build what depends on which parameters train.
 
     Args:
         stage: which.
-        engine: holds the network.
+        strategy: holds the network.
         phase: what is trained.
         world: the processes.
         tensors: the state to go on from, by the names of a checkpoint; empty at the start.
     """
-    engine.freeze(stage.stage.trains, tensors)
-    called, source, kept = engine.bare, phase.source, ""
-    if engine.replicated:  # a share of a network cannot be called in part
-        called, source, kept = _without_frozen(stage, engine.bare, phase, world)
+    strategy.freeze(stage.stage.trains, tensors)
+    called, source, kept = strategy.unwrapped, phase.source, ""
+    if strategy.replicated:  # a share of a network cannot be called in part
+        called, source, kept = _without_frozen(stage, strategy.unwrapped, phase, world)
     count = phase.plan.count
     if phase.cfg.train.sync_batchnorm:
-        synchronise(engine.bare, world.size)
+        synchronise(strategy.unwrapped, world.size)
         count = 1  # as if the step were one micro-batch
-    engine.wrap(called, tensors)
-    statistics = RunningStatistics(engine.bare, world, count)
+    strategy.wrap(called, tensors)
+    statistics = RunningStatistics(strategy.unwrapped, world, count)
     return Entered(stage, source, kept, statistics)
 
 
 def _without_frozen(
-    stage: StageSteps, bare: nn.Module, phase: Phase, world: World
+    stage: StageSteps, bare: nn.Module, phase: Phase, world: DistributedContext
 ) -> tuple[nn.Module, Source, str]:
-    """What to call at each step and on what: without the frozen part, where its outputs fit."""
+    """Return the network to call at each step, its source, and what was decided on the cache."""
     split = phase.task.split(bare, stage.stage.trains)
     if split is None:
         return bare, phase.source, ""
+    cfg = phase.cfg
     source, kept = cached(
-        phase.task, split.trunk, phase.source, stage.stage.epochs, phase.cfg, world
+        phase.task,
+        split.trunk,
+        phase.source,
+        stage.stage.epochs,
+        world,
+        augment=cfg.augment,
+        seed=cfg.seed,
+        batch=cfg.train.eval_batch,
+        max_gb=cfg.cache.max_gb,
     )
     return (bare if source is phase.source else split.rest), source, kept

@@ -1,10 +1,9 @@
-"""Everything that a run is between two steps, to and from a checkpoint."""
+"""Save the state of a run into a checkpoint, check it, and restore it."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -12,38 +11,28 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from lensdist.engine.checkpoint import Checkpoint, Damaged
-from lensdist.engine.parallel.base import Engine
-from lensdist.engine.world import World
+from lensdist.engine.config import SpeedConfig
+from lensdist.engine.parallel.base import ParallelStrategy
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import RunError
 from lensdist.sealed import fits
 from lensdist.tensors import misfit, nonfinite
 
 
-@dataclass
-class TrainState:
+class TrainState(BaseModel):
     """The scalars. The position in the data is `step`; random numbers are keyed, not kept."""
+
+    model_config = ConfigDict(extra="forbid")
 
     step: int = 0
     """Optimizer steps done."""
     best: float | None = None
     """Best validation score so far."""
-    best_step: int | None = None
-    bad_evals: int = 0
+    best_step: int | None = Field(None, ge=1)
+    bad_evals: int = Field(0, ge=0)
     """Evaluations since then."""
-    window: list[float] = field(default_factory=list)
+    window: list[float] = []
     """Losses of the steps since the last row of metrics.jsonl."""
-
-
-class _State(BaseModel):
-    """A `TrainState` as JSON."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    step: int
-    best: float | None
-    best_step: int | None = Field(ge=1)
-    bad_evals: int = Field(ge=0)
-    window: list[float]
 
 
 class _Scaler(BaseModel):
@@ -57,9 +46,9 @@ class _Scaler(BaseModel):
 
 
 class _Meta(BaseModel):
-    """What a checkpoint says besides its tensors."""
+    """What a checkpoint holds besides its tensors."""
 
-    state: _State
+    state: TrainState
     config: dict[str, Any]
     data: str
     encoder: str | None
@@ -68,29 +57,31 @@ class _Meta(BaseModel):
 
 
 def check(saved: Checkpoint) -> None:
-    """Make sure that a run can tell what a checkpoint is of.
+    """Check what a checkpoint holds besides its tensors.
 
     Raises:
-        Damaged: it says less, or something else.
+        Damaged: something is missing, unknown or of another type.
     """
     try:
         fits(_Meta, {**saved.meta, "scaler": saved.meta.get("scaler") or None})  # {}: switched off
     except ValueError as e:
         raise Damaged(f"{saved.path}: {e}") from e
     state = saved.meta["state"]
+    if missing := TrainState.model_fields.keys() - state.keys():
+        raise Damaged(f"{saved.path}: state.{min(missing)} is missing")
     if state["step"] != saved.step or (state["best_step"] or 0) > saved.step:
         raise Damaged(f"{saved.path}: its state is of another step")
 
 
 def check_tensors(saved: Checkpoint, network: nn.Module) -> None:
-    """Make sure that a network can go on from a checkpoint.
+    """Check that a network can continue from a checkpoint.
 
     Args:
-        saved: whose tensors may be on the meta device: then their values are not looked at.
-        network: of which device does not matter.
+        saved: its tensors may be on the meta device; then their values are not checked.
+        network: on any device.
 
     Raises:
-        Damaged: it holds the state of another network, or what no optimizer keeps.
+        Damaged: it holds the state of another network, or tensors that no optimizer has.
     """
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optim": {}}
     for key, value in saved.tensors.items():
@@ -118,7 +109,7 @@ def check_tensors(saved: Checkpoint, network: nn.Module) -> None:
 
 
 def _slots(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What Adam keeps of each parameter, by the names of a checkpoint."""
+    """Return what Adam keeps of each parameter, by the names in a checkpoint."""
     found: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         found[f"{name}/step"] = torch.zeros((), device="meta")
@@ -126,24 +117,26 @@ def _slots(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def describe(state: TrainState, world: World) -> dict[str, Any]:
-    """What a checkpoint says besides its tensors, as JSON."""
+def describe(
+    state: TrainState, world: DistributedContext, machine: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what a checkpoint holds besides its tensors, as JSON."""
     scaler = world.accelerator.scaler
     return {
-        "state": asdict(state),
+        "state": state.model_dump(),
         "scaler": scaler.state_dict() if scaler is not None else None,
-        "machine": machine(world),
+        "machine": machine,
     }
 
 
-def restore(saved: Checkpoint, engine: Engine, world: World) -> TrainState:
-    """Put the network and the scaler back; optimizer and average come with their stage.
+def restore(saved: Checkpoint, strategy: ParallelStrategy, world: DistributedContext) -> TrainState:
+    """Restore the network and the scaler; a stage restores optimizer and average when it begins.
 
     Raises:
         RunError: the checkpoint is of another network.
     """
     try:
-        engine.load(saved.tensors)
+        strategy.load(saved.tensors)
     except RuntimeError as e:
         raise RunError(
             f"{saved.path} holds another network than the configuration describes: {e}"
@@ -153,11 +146,18 @@ def restore(saved: Checkpoint, engine: Engine, world: World) -> TrainState:
     return TrainState(**saved.meta["state"])
 
 
-def machine(world: World) -> dict[str, Any]:
-    """What the last bits of a run may depend on, besides its configuration."""
+def machine(strategy: str, speed: SpeedConfig, world: DistributedContext) -> dict[str, Any]:
+    """Return what the last bits of a run may depend on, by the names in a checkpoint.
+
+    Args:
+        strategy: by `strategy_name`.
+        speed: compilation and memory layout.
+        world: the processes.
+    """
+    last = speed.channels_last and strategy == "ddp"
     return {
-        "engine": world.engine,
-        "kernels": world.kernels,
+        "engine": strategy,
+        "kernels": f"compile {speed.compile}, channels {'last' if last else 'first'}",
         "processes": world.size,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
@@ -167,7 +167,7 @@ def machine(world: World) -> dict[str, Any]:
 
 
 def machine_changes(saved: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """What has changed since a checkpoint was saved, in words."""
-    saved = {"engine": "ddp", **saved}  # there was no other before it was recorded
+    """Return what has changed since a checkpoint was saved, as text; None where nothing has."""
+    saved = {"engine": "ddp", **saved}  # older checkpoints do not record it: there was no other
     changes = [f"{k} {saved[k]} -> {v}" for k, v in now.items() if k in saved and saved[k] != v]
     return ", ".join(changes) or None

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lensdist import signals
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import UserError
 from lensdist.launched import DEADLINE
 
@@ -93,7 +93,7 @@ class Stopper:
         every: seconds between looks for the file, which on a network cost more than a step.
     """
 
-    def __init__(self, run_dir: Path, world: World, every: float = 1.0) -> None:
+    def __init__(self, run_dir: Path, world: DistributedContext, every: float = 1.0) -> None:
         self._file = run_dir / STOP
         self._every = every
         self._next_look = 0.0

@@ -1,4 +1,4 @@
-"""The processes of a run, through accelerate: who am I, what do all of us say.
+"""The processes of a run and what they do together, through accelerate.
 
 accelerate does devices, DDP wrapping, autocast, the fp16 scaler and collectives. Data order,
 accumulation, schedules and checkpoints are lensdist's own (`docs/log.md` says why).
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -23,54 +23,52 @@ from accelerate.utils import (
 from torch import Tensor, nn
 
 from lensdist.engine import rendezvous
-from lensdist.engine.launcher import ANSWERED, conflicts, from_environment
+from lensdist.engine.config import SpeedConfig
 from lensdist.errors import UserError
 
 T = TypeVar("T")
 
+_NOT_FOR_ACCELERATE = (
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_USE_MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+    "ACCELERATE_DYNAMO_BACKEND",
+)
+"""The run has taken these settings over (`engine/launcher.py`); accelerate would use its own FSDP,
+DeepSpeed and compiler."""
 
-def _plain() -> Any:
-    from types import SimpleNamespace as N
 
-    return N(
-        precision="no",
-        engine="ddp",
-        shard=N(stage=2),
-        train=N(),
-        speed=N(bucket_mb=25, channels_last=False, compile="no"),
-    )
-
-
-class World:
-    """All processes of a run.
+class DistributedContext:
+    """All processes of a run: this one's rank and device, and collectives.
 
     Args:
-        cfg: for the precision.
+        precision: of matrix products and convolutions, as in the run's settings.
+        sharded: whether each process holds only a share of the network (`fsdp`, `deepspeed`).
+        bucket_mb: size of the pieces in which DDP sends gradients.
 
     Raises:
-        UserError: the launcher's settings contradict the run's, or the processes it started
-            do not know of each other.
+        UserError: the device cannot compute in this precision, or the processes that the launcher
+            started do not know of each other.
     """
 
-    def __init__(self, cfg: Any = None) -> None:
-        cfg = cfg or _plain()
-        found = (
-            conflicts(cfg, from_environment(os.environ))
-            if not isinstance(cfg, type(_plain()))
-            else None
-        )
-        if found:
-            raise UserError("\n".join(found))
-        for name in ANSWERED:  # accelerate's own engines are not used: engine/parallel
+    def __init__(
+        self,
+        precision: str = "no",
+        *,
+        sharded: bool = False,
+        bucket_mb: int = SpeedConfig().bucket_mb,
+    ) -> None:
+        for name in _NOT_FOR_ACCELERATE:
             os.environ.pop(name, None)
-        sharded = cfg.engine != "ddp"
         rendezvous.stay_on_this_machine()
         handlers: list[KwargsHandler] = [
             InitProcessGroupKwargs(init_method=rendezvous.METHOD),
             DistributedDataParallelKwargs(
                 broadcast_buffers=False,  # running statistics are ours: engine/batchnorm.py
                 gradient_as_bucket_view=True,
-                bucket_cap_mb=cfg.speed.bucket_mb,
+                bucket_cap_mb=bucket_mb,
             ),
         ]
         if sharded:
@@ -78,26 +76,22 @@ class World:
             # would add up to a whole network on every process.
             handlers.append(AutocastKwargs(cache_enabled=False))
         AcceleratorState._reset_state()  # an earlier run of this process may have had another
-        precision = "bf16" if cfg.precision == "fp8" else cfg.precision
+        autocast = "bf16" if precision == "fp8" else precision
         try:
-            self.accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=handlers)
+            self.accelerator = Accelerator(mixed_precision=autocast, kwargs_handlers=handlers)
         except ValueError as e:  # fp16 without a GPU, bf16 where there is none
-            raise UserError(f"precision {cfg.precision}: {e}; use precision=no here") from e
-        self.engine: str = f"{cfg.engine} stage {cfg.shard.stage}" if sharded else cfg.engine
-        last = cfg.speed.channels_last and not sharded
-        layout = "channels last" if last else "channels first"
-        self.kernels: str = f"compile {cfg.speed.compile}, {layout}"
+            raise UserError(f"precision {precision}: {e}; use precision=no here") from e
         self.rank: int = self.accelerator.process_index
         self.size: int = self.accelerator.num_processes
         # accelerate calls the CPU of local rank 1 "cpu:1"; moving a module there copies buffers.
         on_cpu = self.accelerator.device.type == "cpu"
         self.device: torch.device = torch.device("cpu") if on_cpu else self.accelerator.device
-        if cfg.precision == "fp16" and on_cpu:
-            # accelerate would train in float32, without a word.
+        if precision == "fp16" and on_cpu:
+            # accelerate would train in float32 and not say so.
             raise UserError("precision: fp16 needs a GPU, and there is none here; use bf16 or no")
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if self.size != expected:
-            # `accelerate launch --cpu` does this: every process thinks that it is alone.
+            # `accelerate launch --cpu` does this: every process thinks that it is the only one.
             raise UserError(
                 f"the launcher started {expected} processes but {self.size} found each other; on "
                 "CPU use ACCELERATE_USE_CPU=true and --multi_gpu, without --cpu"
@@ -110,15 +104,15 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and talks to people."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def gather(self, rows: Tensor) -> Tensor:
-        """(n, …) of every process, n the same on all, in rank order: (size * n, …)."""
+        """Return all processes' rows (n, …) in rank order, (size * n, …); n is equal on all."""
         return self.accelerator.gather(rows) if self.size > 1 else rows
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so; the same answer on all."""
+        """Return whether the flag is set on any process; the answer is the same on all."""
         if self.size == 1:
             return flag
         found = torch.tensor([flag], dtype=torch.int32, device=self.device)
@@ -126,10 +120,10 @@ class World:
         return bool(found)
 
     def agree(self, what: str, number: int) -> None:
-        """Make sure that all processes found the same number in their files.
+        """Check that all processes found the same number in their files.
 
         Raises:
-            UserError: they did not, and would wait for each other for ever.
+            UserError: they did not; they would wait for each other for ever.
         """
         if self.size > 1:
             found = set(self.gather(torch.tensor([number], device=self.device)).tolist())
@@ -140,9 +134,10 @@ class World:
                 )
 
     def backward(self, loss: Tensor) -> None:
-        """Backward pass, scaled under fp16.
+        """Do the backward pass, scaled under fp16.
 
-        accelerate's own first divides by accumulation steps, which are ours: a kernel for nothing.
+        accelerate's own `backward` first divides by its accumulation steps, which are always 1
+        here: one kernel more.
         """
         scaler = self.accelerator.scaler
         (loss if scaler is None else scaler.scale(loss)).backward()
@@ -150,8 +145,8 @@ class World:
     def seed(self, key: int) -> None:
         """Seed torch's global generator, and that of the device, from which dropout draws.
 
-        The same bits as `torch.manual_seed`, which takes 0.15 ms: it seeds every kind of device
-        there could be, and keeps a traceback for each that is not there.
+        The bits are those of `torch.manual_seed`, which takes 0.15 ms: it seeds every kind of
+        device, and keeps a traceback for each that does not exist.
         """
         seed = key % 2**63
         if self.device.type not in ("cpu", "cuda"):
@@ -162,7 +157,7 @@ class World:
             torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
 
     def from_main(self, value: T) -> T:
-        """The main process's value, on every process: where all must decide alike."""
+        """Return the main process's value on every process, for what all must decide alike."""
         if self.size > 1:
             box = [value]
             torch.distributed.broadcast_object_list(box, src=0)
@@ -175,33 +170,35 @@ class World:
             self.accelerator.wait_for_everyone()
 
     def wrap(self, model: nn.Module, *, ddp: bool) -> nn.Module:
-        """A model, already on its device, under autocast and, if asked for, DDP."""
+        """Put a model, already on its device, under autocast and, if asked for, under DDP."""
         self.accelerator.free_memory()  # forget what an earlier stage wrapped
         with warnings.catch_warnings():
-            # accelerate does not know the new name yet, and this is said once a process and stage.
+            # accelerate does not know the new name yet; each process would warn at each stage.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             return self.accelerator.prepare_model(  # type: ignore[no-any-return]
                 model, device_placement=False, evaluation_mode=not ddp
             )
 
     @staticmethod
-    def unwrap(bare: nn.Module) -> None:
-        """Undo what `wrap` did to the bare network itself: its forward pass under autocast.
+    def unwrap(model: nn.Module) -> None:
+        """Undo what `wrap` did to the network itself: its forward pass under autocast.
 
-        accelerate's own `unwrap_model` would import DeepSpeed to ask whether it is one of its own.
+        accelerate's own `unwrap_model` would import DeepSpeed to ask whether the model is one of
+        DeepSpeed's.
         """
         for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
-            vars(bare).pop(name, None)
+            vars(model).pop(name, None)
 
     def close(self, code: int, *, together: bool) -> NoReturn:
-        """Leave with an exit code.
+        """Exit this process.
+
+        gloo's worker threads sometimes abort at interpreter exit after all work is done. So all
+        processes wait for each other, destroy the process group, flush, and skip the interpreter's
+        teardown.
 
         Args:
-            code: for whoever started this process.
+            code: the exit code.
             together: whether all processes come here now; after a failure they may never.
-
-        gloo's worker threads sometimes abort at interpreter exit after all work is done; to leave
-        in step, take the process group down, flush and skip the interpreter's teardown prevents it.
         """
         if self.size > 1 and together:
             self.barrier()

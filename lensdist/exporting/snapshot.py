@@ -17,7 +17,7 @@ from lensdist.engine import checkpoint, state
 from lensdist.engine.checkpoint import Checkpoint, Damaged
 from lensdist.engine.differences import differences
 from lensdist.engine.finish import describe
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import UserError
 from lensdist.export import Described, read_export
 from lensdist.phases import completed
@@ -99,12 +99,14 @@ def _description(run: Path, saved: Checkpoint) -> Described:
     packed = PackedSet(cfg.data.path or run / "data")
     labels = cfg.data.classes or tuple(packed.manifest.labels)
     # Public weights that training started from need not be fetched: they have been trained since.
-    start = task_class(cfg.task).start(cfg, cfg.preprocess, packed, labels, World(), fetch=False)
+    start = task_class(cfg.task).start(
+        cfg, cfg.preprocess, packed, labels, DistributedContext(), fetch=False
+    )
     fingerprint = packed.manifest.fingerprint
     _refuse_changes(saved, cfg.model_dump(mode="json"), fingerprint, start.digest)
     task = build_task(cfg, labels, start.preprocess, start.weights)
     tensors = {PREPROCESS + k: v for k, v in start.preprocess.tensors().items()}
-    return describe(cfg, task, packed, {}), tensors
+    return describe(cfg.preset, task, packed, {}), tensors
 
 
 def _refuse_changes(

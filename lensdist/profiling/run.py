@@ -12,7 +12,7 @@ from torch.profiler import profile
 
 from lensdist.config.schema import BaseRun
 from lensdist.engine.phase import run
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.errors import RunError, begun
 from lensdist.files import to_json, write_atomic
 from lensdist.owners import remove, temporary
@@ -21,7 +21,9 @@ from lensdist.profiling.watch import Done, Watch
 TOP = 10
 
 
-def profile_run(cfg: BaseRun, out: Path, steps: int, world: World, *, keep: bool) -> list[str]:
+def profile_run(
+    cfg: BaseRun, out: Path, steps: int, world: DistributedContext, *, keep: bool
+) -> list[str]:
     """Run a configuration's first steps and write where their time goes.
 
     Args:
@@ -80,7 +82,9 @@ def _shortened(cfg: BaseRun, steps: int, folder: Path | None) -> BaseRun:
     return cfg.model_copy(update=changes)
 
 
-def _found(cfg: BaseRun, watch: Watch, profiler: profile, world: World) -> dict[str, Any]:
+def _found(
+    cfg: BaseRun, watch: Watch, profiler: profile, world: DistributedContext
+) -> dict[str, Any]:
     parts = {**watch.parts_s, "rest": watch.parts_step_s - sum(watch.parts_s.values())}
     on_gpu = world.device.type == "cuda"
     return {

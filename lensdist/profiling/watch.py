@@ -66,15 +66,15 @@ class Watch:
     def watching(self) -> Iterator[None]:
         """Watch the runs inside, each of which raises `Done`."""
         # Where the loop is called, where it makes its engine, and where it begins a stage.
-        seams = ((phase, "train"), (loop, "build_engine"), (loop, "enter"))
-        train, build_engine, enter = (getattr(module, name) for module, name in seams)
+        seams = ((phase, "train"), (loop, "build_strategy"), (loop, "enter"))
+        train, build_strategy, enter = (getattr(module, name) for module, name in seams)
 
         def watched_train(what: Phase, *args: Any) -> Any:
             self._wrap(what.task, "loss", "forward")
             return train(what, *args)
 
         def watched_engine(*args: Any) -> Any:
-            engine = build_engine(*args)
+            engine = build_strategy(*args)
             self._wrap(engine, "backward", "backward")
             self._wrap(engine, "step", "optimizer")
             return engine

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lensdist.data.packed import PackedSet
     from lensdist.data.preprocess import Preprocess
     from lensdist.data.source import Images
-    from lensdist.engine.world import World
+    from lensdist.engine.world import DistributedContext
 
     Batch = dict[str, Tensor]
     Answer = Mapping[str, npt.NDArray[np.generic]]
@@ -151,7 +151,7 @@ class Task(Generic[S]):
     # ---- before training
 
     @classmethod
-    def check_settings(cls, cfg: S, how: PreprocessConfig, world: World) -> None:
+    def check_settings(cls, cfg: S, how: PreprocessConfig, world: DistributedContext) -> None:
         """Check what can be checked before there is data, which may take minutes to simulate.
 
         Raises:
@@ -181,7 +181,7 @@ class Task(Generic[S]):
         how: PreprocessConfig,
         packed: PackedSet,
         labels: tuple[str, ...],
-        world: World,
+        world: DistributedContext,
         *,
         fetch: bool = True,
     ) -> Start:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lensdist.data.packed import PackedSet
-    from lensdist.engine.world import World
+    from lensdist.engine.world import DistributedContext
 
 
 class EncoderSettings(TaskSettings):
@@ -92,7 +92,7 @@ class EncoderTask(Task[E]):
         how: PreprocessConfig,
         packed: PackedSet,
         labels: tuple[str, ...],
-        world: World,
+        world: DistributedContext,
         *,
         fetch: bool = True,
     ) -> Start:

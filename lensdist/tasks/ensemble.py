@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from lensdist.config.schema import BaseRun
     from lensdist.data.packed import PackedSet
-    from lensdist.engine.world import World
+    from lensdist.engine.world import DistributedContext
     from lensdist.models.ensemble import Ensemble
 
 
@@ -113,7 +113,9 @@ class EnsembleTask(ClassificationTask[EnsembleSettings]):
     settings = EnsembleSettings
 
     @classmethod
-    def check_settings(cls, cfg: EnsembleSettings, how: PreprocessConfig, world: World) -> None:
+    def check_settings(
+        cls, cfg: EnsembleSettings, how: PreprocessConfig, world: DistributedContext
+    ) -> None:
         _shape(cfg, how, 2).check(how.seen(cfg.model.in_channels, cfg.model.image_size)[1])
         if cfg.init == "imagenet" and not cfg.members_from:
             _imagenet(cfg, how, 2, world)
@@ -125,7 +127,7 @@ class EnsembleTask(ClassificationTask[EnsembleSettings]):
         how: PreprocessConfig,
         packed: PackedSet,
         labels: tuple[str, ...],
-        world: World,
+        world: DistributedContext,
         *,
         fetch: bool = True,
     ) -> Start:
@@ -238,7 +240,7 @@ def _shape(cfg: EnsembleSettings, how: PreprocessConfig, classes: int) -> Ensemb
 
 
 def _imagenet(
-    cfg: EnsembleSettings, how: PreprocessConfig, classes: int, world: World
+    cfg: EnsembleSettings, how: PreprocessConfig, classes: int, world: DistributedContext
 ) -> dict[str, Tensor]:
     """Return torchvision's weights of all members, by our names; the heads start at random."""
     from lensdist.weights.imagenet import imagenet_state

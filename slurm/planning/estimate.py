@@ -132,7 +132,7 @@ def _nodes(config: BaseRun, cluster: Cluster) -> int:
     """The fewest that can share a step evenly."""
     for nodes in range(cluster.fewest, cluster.most + 1):
         with suppress(UserError):
-            check_shares(config, nodes * cluster.per_node)
+            check_shares(config.train, config.fewest, nodes * cluster.per_node)
             return nodes
     return cluster.fewest
 

@@ -97,7 +97,7 @@ def shared_evenly(config: BaseRun, cluster: Cluster) -> tuple[int, ...]:
     found = []
     for nodes in range(cluster.fewest, cluster.most + 1):
         try:
-            check_shares(config, nodes * cluster.per_node)
+            check_shares(config.train, config.fewest, nodes * cluster.per_node)
             found.append(nodes)
         except UserError:
             if nodes == cluster.fewest:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.engine import phase
-from lensdist.engine.world import World
 from lensdist.models.config import EncoderConfig
 from lensdist.models.vit import Block
 from lensdist.tasks.base import Stage
@@ -90,21 +89,21 @@ def main(out: Path, data: Path) -> None:
     phase.build_task = Task  # type: ignore[assignment]
     for engine in ENGINES:
         for precision in PRECISIONS:
-            world = World(configuration(engine, precision, data, out))
+            world = phase.context_of(configuration(engine, precision, data, out))
             here = out / str(world.size)
             cfg = configuration(engine, precision, data, here / f"{engine}-{precision}")
             assert phase.run(cfg, "auto", world) == 0
         if world.size == 2 or (world.size, engine) == (1, "ddp"):
             cfg = configuration(engine, "no", data, here / f"{engine}-auto", auto=True)
-            assert phase.run(cfg, "auto", World(cfg)) == 0
+            assert phase.run(cfg, "auto", phase.context_of(cfg)) == 0
         if world.size == 2:
             if engine != "ddp":
                 cfg = configuration(engine, "no", data, here / f"{engine}-offload", offload=True)
-                assert phase.run(cfg, "auto", World(cfg)) == 0
+                assert phase.run(cfg, "auto", phase.context_of(cfg)) == 0
             before = next(k for k, v in GOES_ON.items() if v == engine)
             saved = out / "4" / f"{before}-no" / "checkpoints" / f"step-{HALF:08d}"
             cfg = configuration(engine, "no", data, here / f"{engine}-from-{before}")
-            assert phase.run(cfg, str(saved), World(cfg)) == 0
+            assert phase.run(cfg, str(saved), phase.context_of(cfg)) == 0
     world.close(0, together=True)
 
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.engine import phase
-from lensdist.engine.world import World
 from lensdist.tasks.base import Stage
 from tests.conftest import settings
 
@@ -118,7 +117,7 @@ def main(out: Path, data: Path, pairs: Path) -> None:
             config, *overrides = settings(task, images, folder, **changes)
             path = Path(config.removeprefix("--config="))
             cfg = load(path, overrides, schema=schema_of)
-            world = world or World(cfg)
+            world = world or phase.context_of(cfg)
             phase.build_task = BatchNormTask if name == "batchnorm" else original  # type: ignore[assignment]
             phase.run(cfg, "auto", world)
             world.agree("weights", weights.pop())

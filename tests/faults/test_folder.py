@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from lensdist import train
-from lensdist.engine import preflight
+from lensdist.engine import phase
 from lensdist.engine.lock import held
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
 from lensdist.owners import Owner, owner_of, tag
 from lensdist.phases import completed
 from lensdist.track.log import read
@@ -65,7 +65,8 @@ def test_of_two_runs_that_start_together_one_has_the_folder(
         words = short(tiny_set, tmp_path / "run", **{"optim.lr": 0.5})
         codes.append(forked("lensdist.train", *words).returncode)
 
-    _meanwhile(monkeypatch, World, "agree", the_other)  # this one has looked at the folder by now
+    # By then this run has checked the folder.
+    _meanwhile(monkeypatch, DistributedContext, "agree", the_other)
     codes.append(train.main(short(tiny_set, tmp_path / "run")))
     assert codes == [2, 0]
     record = completed(tmp_path / "run")
@@ -87,7 +88,7 @@ def test_a_run_that_was_finished_meanwhile_is_left_alone(
         shutil.copytree(finished, tmp_path / "run")
         before.update(files(tmp_path / "run"))
 
-    _meanwhile(monkeypatch, preflight, "build_world", the_other)
+    _meanwhile(monkeypatch, phase, "context_of", the_other)
     assert train.main(short(tiny_set, tmp_path / "run", **{"optim.lr": rate})) == code
     assert files(tmp_path / "run") == before
 

@@ -47,7 +47,7 @@ def gradients(net: nn.Module, x: Tensor, autocast: bool = False) -> list[Tensor]
 def test_products_are_the_cpus(rows: int) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(1536, 2048), torch.randn(rows, 1536)
-    assert fp8.to_fp8(layer) == 1
+    assert fp8.apply(layer) == 1
     on_cpu = gradients(layer, x)
     on_gpu = gradients(layer.cuda(), x.cuda())
     # Quantised alike but for the gradient, of which a few numbers fall to the other side.
@@ -61,7 +61,7 @@ def test_blocks_compile_and_stay_near_bf16() -> None:
     torch.manual_seed(0)
     plain = nn.Sequential(Block(WIDE), Block(WIDE)).cuda()
     ours, x = copy.deepcopy(plain), torch.randn(8, 50, 1536, device="cuda")
-    assert fp8.to_fp8(ours) == 8
+    assert fp8.apply(ours) == 8
     wanted, eager = gradients(plain, x, autocast=True), gradients(ours, x, autocast=True)
     for block in ours:
         block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
@@ -79,7 +79,7 @@ def test_training_goes_down_as_in_bf16() -> None:
     ends = []
     for fast in (True, False):
         net = copy.deepcopy(start_from)
-        assert not fast or fp8.to_fp8(net) == 2
+        assert not fast or fp8.apply(net) == 2
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
         losses = []
         for _ in range(30):

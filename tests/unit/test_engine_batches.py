@@ -57,7 +57,7 @@ def test_every_preset_runs_as_it_stands_on_1_2_4_and_8_processes(preset: Path) -
     cfg = load(preset, schema=schema_of)
     batch = cfg.train.global_batch
     for size in (1, 2, 4, 8):
-        check_shares(cfg, size)
+        check_shares(cfg.train, cfg.fewest, size)
         plans = [plan_steps(batch, cfg.train.micro_batch, batch, r, size) for r in range(size)]
         assert sum(len(plan.mine) * plan.micro_batch for plan in plans) == batch
         assert {plan.micro_batch for plan in plans} == {cfg.train.micro(size)}
@@ -77,13 +77,14 @@ def test_what_auto_cannot_do_is_refused(
 ) -> None:
     cfg = load(ROOT / "configs" / f"{preset}.yaml", words, schema=schema_of)
     with pytest.raises(UserError, match=sentence):
-        check_shares(cfg, size)
+        check_shares(cfg.train, cfg.fewest, size)
 
 
 def test_synchronised_batchnorm_takes_one_image_a_process() -> None:
     words = ["train.sync_batchnorm=true"]
     more = [*words, "train.micro_batch=4"]
-    check_shares(load(ROOT / "configs" / "common" / "debug.yaml", words, schema=schema_of), 16)
+    cfg = load(ROOT / "configs" / "common" / "debug.yaml", words, schema=schema_of)
+    check_shares(cfg.train, cfg.fewest, 16)
     with pytest.raises(UserError, match="sync_batchnorm goes with micro_batch: auto, not 4"):
         load(ROOT / "configs" / "common" / "debug.yaml", more, schema=schema_of)
 

@@ -20,7 +20,7 @@ from lensdist.engine.evaluation import evaluate, outputs_of
 from lensdist.engine.finish import best_model
 from lensdist.engine.lock import held
 from lensdist.engine.loop import Outcome
-from lensdist.engine.parallel import Engine, build_engine
+from lensdist.engine.parallel import ParallelStrategy, StrategySettings, build_strategy
 from lensdist.engine.state import TrainState, describe, machine_changes, restore
 from lensdist.engine.stopping import Stopper
 from lensdist.errors import RunError, UserError
@@ -143,26 +143,27 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
 
 
-def engine(build: Any = net) -> Engine:
+def strategy(build: Any = net) -> ParallelStrategy:
     words = ["run.dir=unused", "train.ema=0.5", "train.global_batch=8", "optim.clip_norm=1"]
     cfg = load(Path("configs/mae/debug.yaml"), words, schema=schema_of)
-    return build_engine(cfg, FakeWorld(), plan_steps(8, 8, 8, 0, 1), build)  # type: ignore[arg-type]
+    settings = StrategySettings(cfg.optim, cfg.shard, cfg.speed, "no", 0.5, reproducible=False)
+    return build_strategy("ddp", settings, FakeWorld(), plan_steps(8, 8, 8, 0, 1), build)  # type: ignore[arg-type]
 
 
-def begin(engine: Engine, tensors: dict[str, Tensor]) -> None:
-    engine.freeze(lambda name: True, tensors)
-    engine.wrap(engine.bare, tensors)
+def begin(strategy: ParallelStrategy, tensors: dict[str, Tensor]) -> None:
+    strategy.freeze(lambda name: True, tensors)
+    strategy.wrap(strategy.unwrapped, tensors)
 
 
-def step(engine: Engine, updates: int) -> None:
+def step(strategy: ParallelStrategy, updates: int) -> None:
     torch.manual_seed(updates)
-    with engine.micro_batch(0):
-        engine.backward(engine.model(torch.randn(8, 3)).square().sum())
-    engine.step(1e-2, updates)
+    with strategy.micro_batch(0):
+        strategy.backward(strategy.wrapped(torch.randn(8, 3)).square().sum())
+    strategy.step(1e-2, updates)
 
 
-def trained() -> Engine:
-    found = engine()
+def trained() -> ParallelStrategy:
+    found = strategy()
     begin(found, {})
     step(found, 1)
     return found
@@ -170,46 +171,46 @@ def trained() -> Engine:
 
 def test_a_state_comes_back_whole(tmp_path: Path) -> None:
     one, world = trained(), FakeWorld()
-    state = TrainState(7, 0.25, 5, 2, [1.5, 2.5])
-    tensors, meta = one.capture(), describe(state, world)  # type: ignore[arg-type]
+    state = TrainState(step=7, best=0.25, best_step=5, bad_evals=2, window=[1.5, 2.5])
+    tensors, meta = one.state_dict(), describe(state, world, {})  # type: ignore[arg-type]
     saved = Checkpoint(7, {k: v.clone() for k, v in tensors.items()}, meta, tmp_path)
-    again = engine()
+    again = strategy()
     assert restore(saved, again, world) == state  # type: ignore[arg-type]
     begin(again, saved.tensors)
     for _ in range(2):
-        back = again.capture()
+        back = again.state_dict()
         assert back.keys() == tensors.keys()
         assert all(torch.equal(back[k], v) for k, v in tensors.items())
         step(one, 2), step(again, 2)  # and both go on alike
-        tensors = one.capture()
+        tensors = one.state_dict()
     state.window.append(9.0)  # what was captured is a copy
     assert meta["state"]["window"] == [1.5, 2.5]
 
 
 def test_the_average_stands_in_for_the_weights_and_gives_them_back() -> None:
     one = trained()
-    before = {k: v.clone() for k, v in one.capture().items()}
-    with one.averaged() as model:
+    before = {k: v.clone() for k, v in one.state_dict().items()}
+    with one.ema_weights() as model:
         for name, value in model.state_dict().items():
             assert torch.equal(value, before[f"average/{name}"]), name
-    after = one.capture()
+    after = one.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items())
     assert not torch.equal(before["model/0.weight"], before["average/0.weight"])
-    exported = one.finished({}).state_dict()
+    exported = one.export_model({}).state_dict()
     assert all(torch.equal(v, before[f"average/{k}"]) for k, v in exported.items())
 
 
 def test_a_run_with_nothing_left_to_do_exports_what_was_saved() -> None:
-    saved = {k: v.clone() for k, v in trained().capture().items()}
-    found = engine().finished(saved).state_dict()
+    saved = {k: v.clone() for k, v in trained().state_dict().items()}
+    found = strategy().export_model(saved).state_dict()
     assert all(torch.equal(v, saved[f"average/{k}"]) for k, v in found.items())
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
-    meta = describe(TrainState(), FakeWorld())  # type: ignore[arg-type]
-    saved = Checkpoint(1, trained().capture(), meta, tmp_path)
+    meta = describe(TrainState(), FakeWorld(), {})  # type: ignore[arg-type]
+    saved = Checkpoint(1, trained().state_dict(), meta, tmp_path)
     with pytest.raises(RunError, match="another network"):
-        restore(saved, engine(lambda: nn.Linear(3, 3)), FakeWorld())  # type: ignore[arg-type]
+        restore(saved, strategy(lambda: nn.Linear(3, 3)), FakeWorld())  # type: ignore[arg-type]
 
 
 def test_changes_of_the_machine_are_told() -> None:

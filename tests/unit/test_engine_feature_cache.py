@@ -42,11 +42,18 @@ def _parts(data: Path, **settings: Any) -> tuple[CommonRun, AnyTask, Ensemble, P
     return cfg, task, model, PackedSource(view, 0)
 
 
+def _cached(
+    cfg: Any, task: Any, trunk: Any, source: Any, epochs: int = 9, world: Any = None
+) -> Any:
+    how = {"augment": cfg.augment, "seed": cfg.seed, "batch": cfg.train.eval_batch}
+    return cached(task, trunk, source, epochs, world or FakeWorld(), **how, max_gb=cfg.cache.max_gb)
+
+
 def _cache(parts: Any, epochs: int = 9, world: Any = None) -> Any:
     cfg, task, model, source = parts
     split = task.split(model, lambda name: name.startswith(TRAINS))
     assert split is not None
-    return split, *cached(task, split.trunk, source, epochs, cfg, world or FakeWorld())
+    return split, *_cached(cfg, task, split.trunk, source, epochs, world)
 
 
 def test_equal_to_the_uncached_loss(tiny_set: Path) -> None:
@@ -113,7 +120,7 @@ def test_a_stream_is_never_kept(tiny_set: Path) -> None:
         size = 96
 
     stream: Any = Stream()
-    assert cached(task, split.trunk, stream, 9, cfg, FakeWorld()) == (stream, "")  # type: ignore[arg-type]
+    assert _cached(cfg, task, split.trunk, stream) == (stream, "")
 
 
 def test_a_fine_tuned_encoder_is_kept_too(tiny_set: Path) -> None:
@@ -127,7 +134,7 @@ def test_a_fine_tuned_encoder_is_kept_too(tiny_set: Path) -> None:
     assert task.split(model, lambda name: True) is None
     split = task.split(model, lambda name: name.startswith("head."))
     assert split is not None
-    kept, said = cached(task, split.trunk, source, 9, cfg, FakeWorld())  # type: ignore[arg-type]
+    kept, said = _cached(cfg, task, split.trunk, source)
     assert said.startswith("cached")
     expected = task.loss(model, source.take(1, 5, 16), rng.key(cfg.seed, "draw", 1))
     found = task.loss(split.rest, kept.take(1, 5, 16), rng.key(cfg.seed, "draw", 1))

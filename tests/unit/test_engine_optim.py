@@ -152,6 +152,6 @@ def test_the_average_is_that_of_a_plain_loop() -> None:
             d * e + (1 - d) * p.detach().double()
             for e, p in zip(expected, model.parameters(), strict=True)
         ]
-    for mine, wanted in zip(average.pieces.values(), expected, strict=True):
+    for mine, wanted in zip(average.shards.values(), expected, strict=True):
         torch.testing.assert_close(mine.double(), wanted, rtol=1e-4, atol=1e-6)
-    assert not any(mine.requires_grad for mine in average.pieces.values())
+    assert not any(mine.requires_grad for mine in average.shards.values())

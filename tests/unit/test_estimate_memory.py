@@ -48,7 +48,7 @@ def test_a_real_optimizer_s_state() -> None:
     assert found.gradients == of([p.grad for p in model.parameters() if p.grad is not None])
     slots = [v for state in optimizer.state.values() for v in state.values() if v.dim()]
     assert found.moments == of(slots)
-    assert found.average == of(list(average.pieces.values()))
+    assert found.average == of(list(average.shards.values()))
 
 
 def test_what_each_engine_divides() -> None:

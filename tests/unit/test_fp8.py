@@ -33,7 +33,7 @@ def pair(inputs: int, outputs: int) -> tuple[nn.Linear, nn.Linear]:
     torch.manual_seed(0)
     plain = nn.Linear(inputs, outputs)
     ours = copy.deepcopy(plain)
-    assert fp8.to_fp8(ours) == 1
+    assert fp8.apply(ours) == 1
     return ours, plain
 
 
@@ -208,7 +208,7 @@ def test_training_goes_down_as_in_bf16() -> None:
     losses = []
     for fast in (True, False):
         net = copy.deepcopy(student)
-        assert not fast or fp8.to_fp8(net) == 2
+        assert not fast or fp8.apply(net) == 2
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
         curve = []
         for _ in range(24):
@@ -239,7 +239,7 @@ def test_evaluation_and_frozen_layers_are_as_they_were() -> None:
     x = torch.randn(16, 32)
     assert torch.equal(ours.eval()(x), plain(x))
     net = nn.Sequential(nn.Linear(32, 32).eval(), nn.Linear(32, 32))
-    assert fp8.to_fp8(net) == 1
+    assert fp8.apply(net) == 1
     net[1].weight.requires_grad_(False)
     inputs = torch.randn(16, 32, requires_grad=True)
     net(inputs).sum().backward()
@@ -267,7 +267,7 @@ class Recomputed(nn.Module):
 def test_recomputed_blocks_have_the_same_bits() -> None:
     torch.manual_seed(5)
     block = Block(EncoderConfig(dim=32, depth=1, heads=2, mlp_dim=64))
-    assert fp8.to_fp8(block) == 4
+    assert fp8.apply(block) == 4
     x = torch.randn(3, 7, 32)
     for a, b in zip(gradients(block, x), gradients(Recomputed(block), x), strict=True):
         assert torch.equal(a, b)
@@ -277,7 +277,7 @@ def test_layers_compile_whole_and_once_for_all() -> None:
     torch.manual_seed(5)
     parts = [nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(4)]
     net, x = nn.Sequential(*parts), torch.randn(3, 7, 32)
-    assert fp8.to_fp8(net) == 4
+    assert fp8.apply(net) == 4
     eager = gradients(net, x)
     reset()
     graphs = CompileCounterWithBackend("aot_eager")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,9 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.unit
 
 OURS = ROOT / "accelerate_config.yaml"
-FSDP = Settings("F", "fsdp", stage=2, offload=True, recompute=True)
+FSDP = Settings(
+    "F", {"engine": "fsdp", "shard.stage": 2, "shard.offload": True, "speed.recompute": True}
+)
 READY = sorted((ROOT / "configs" / "accelerate").iterdir())
 ENGINES = {
     **dict.fromkeys(("cpu", "1gpu", "8gpu", "2nodes"), ("ddp", 3)),
@@ -88,7 +91,7 @@ def test_nothing_else_changes(preset: Path) -> None:
     words += ["run.dir=runs/x", "speed.compile=no", "train.reproducible=false"]
     cfg = load(preset, words, schema=schema_of)
     assert "engine" not in cfg.model_fields_set
-    found = adopt(cfg, Settings("F", "deepspeed", stage=2))
+    found = adopt(cfg, Settings("F", {"engine": "deepspeed", "shard.stage": 2}))
     ours, theirs = dump(cfg).splitlines(), dump(found).splitlines()
     changed = [(a, b) for a, b in zip(ours, theirs, strict=True) if a != b]
     assert changed == [("engine: ddp", "engine: deepspeed"), ("  stage: 3", "  stage: 2")]
@@ -129,57 +132,70 @@ def test_the_ready_files(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "settings", "sentence"),
+    ("words", "theirs", "sentence"),
     [
-        (["engine=ddp"], FSDP, "engine: the run's configuration says 'ddp' but F says 'fsdp'; "),
-        (["shard.stage=3"], FSDP, "shard.stage: the run's configuration says 3 but F says 2; "),
-        (["shard.stage=3"], FSDP, "(there it is fsdp_reshard_after_forward)"),
-        (["shard.offload=false"], FSDP, "shard.offload: the run's configuration says false but"),
-        (["speed.recompute=false"], FSDP, "speed.recompute: the run's configuration says false"),
-        (["precision=bf16"], Settings("F", precision="fp16"), "says 'bf16' but F says 'fp16'; "),
-        ([], Settings("F", precision="bf16"), "says 'no' but F says 'bf16'; change one of them"),
-        (["precision=bf16"], Settings("F", off=("bf16",)), "'bf16' but F switches it off"),
-        (["precision=fp8"], Settings("F", off=("bf16",)), "'fp8' but F switches it off"),
-        ([], Settings("F", dynamo="inductor"), "F sets dynamo_backend to inductor; leave it at no"),
-        ([], Settings("F", clip=1.0), "optim.clip_norm: the run's configuration says none but F"),
-        (["optim.clip_norm=1"], Settings("F", clip=0.0), "says 1.0 but F says none"),
-        ([], Settings("F", batch="32"), "train.global_batch: the run's configuration says 16 but"),
-        ([], Settings("F", micro="8"), "train.micro_batch: the run's configuration says 4 but F"),
-        ([], Settings("F", refused=("is wrong",)), "F is wrong"),
+        (["engine=ddp"], FSDP.asked, "engine: the run's configuration says 'ddp' but F says"),
+        (["shard.stage=3"], FSDP.asked, "shard.stage: the run's configuration says 3 but F says 2"),
+        (["shard.stage=3"], FSDP.asked, "(there it is fsdp_reshard_after_forward)"),
+        (["shard.offload=false"], FSDP.asked, "shard.offload: the run's configuration says false"),
+        (["speed.recompute=false"], FSDP.asked, "speed.recompute: the run's configuration says"),
+        (["precision=bf16"], {"precision": "fp16"}, "says 'bf16' but F says 'fp16'; "),
+        ([], {"precision": "bf16"}, "says 'no' but F says 'bf16'; change one of them"),
+        ([], {"optim.clip_norm": 1.0}, "optim.clip_norm: the run's configuration says none but F"),
+        (["optim.clip_norm=1"], {"optim.clip_norm": 0.0}, "says 1.0 but F says none"),
+        ([], {"train.global_batch": "32"}, "train.global_batch: the run's configuration says 16"),
+        ([], {"train.micro_batch": "8"}, "train.micro_batch: the run's configuration says 4 but F"),
     ],
 )
 def test_each_contradiction_is_a_sentence(
-    words: list[str], settings: Settings, sentence: str
+    words: list[str], theirs: dict[str, Any], sentence: str
 ) -> None:
+    settings = Settings("F", theirs)
     (found,) = conflicts(adopt(run(*words), settings), settings)
     assert sentence in found
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_a_precision_that_is_switched_off_is_told(precision: str) -> None:
+    (found,) = conflicts(run(f"precision={precision}"), Settings("F", off=("bf16",)))
+    assert f"'{precision}' but F switches it off" in found
+
+
 def test_auto_is_the_part_of_each_process() -> None:
     auto = run("train.micro_batch=auto", "engine=deepspeed")
-    two = Settings("F", "deepspeed", micro="8", processes=2)
+    eight = {"engine": "deepspeed", "train.micro_batch": "8"}
+    two = Settings("F", eight, processes=2)
     assert conflicts(auto, two) == []
-    assert conflicts(auto, Settings("F", "deepspeed", micro="8")) == []  # on two it will be so
-    (found,) = conflicts(auto, Settings("F", "deepspeed", micro="8", processes=4))
+    assert conflicts(auto, Settings("F", eight)) == []  # on two it will be so
+    (found,) = conflicts(auto, Settings("F", eight, processes=4))
     assert found.startswith("train.micro_batch: the run's configuration says 4 but F says 8")
-    (found,) = conflicts(auto, Settings("F", "deepspeed", accumulation="2", processes=2))
+    (found,) = conflicts(
+        auto, Settings("F", {"engine": "deepspeed"}, accumulation="2", processes=2)
+    )
     assert "sets gradient_accumulation_steps to 2; leave it at 1" in found
 
 
 def test_all_contradictions_are_told_at_once() -> None:
-    asked = Settings("F", "deepspeed", 1, True, True, "fp8", (), "3", "1", "1", 1.0, "eager")
-    told = conflicts(run("engine=fsdp"), asked)
-    keys = ["engine", "precision", "optim.clip_norm", "train.global_batch", "train.micro_batch"]
-    assert [one.partition(":")[0] for one in told[:5]] == keys
-    assert ["dynamo_backend" in one for one in told] == [*[False] * 5, True, False]
-    assert "gradient_accumulation_steps to 3" in told[6]
+    asked = {
+        "engine": "deepspeed", "precision": "fp8", "optim.clip_norm": 1.0,
+        "train.global_batch": "1", "train.micro_batch": "1",
+    }  # fmt: skip
+    same_engine = {"shard.stage": 1, "shard.offload": True, "speed.recompute": True}
+    settings = Settings("F", asked | same_engine, accumulation="3", refused=("is wrong",))
+    first, *differences, last = conflicts(run("engine=fsdp"), settings)
+    assert first == "F is wrong"
+    assert [one.partition(":")[0] for one in differences] == [*asked]
+    assert "gradient_accumulation_steps to 3" in last
 
 
 def test_a_launcher_may_say_the_same() -> None:
     words = ["engine=deepspeed", "shard.stage=1", "precision=bf16", "optim.clip_norm=0.5"]
-    asked = Settings("F", "deepspeed", 1, False, None, "bf16", ("fp16",), "2", "16", "4", 0.5)
-    assert conflicts(run(*words), asked) == []
-    assert conflicts(run(), Settings("F", clip=0.0)) == []
+    asked = {
+        "engine": "deepspeed", "shard.stage": 1, "shard.offload": False, "precision": "bf16",
+        "train.global_batch": "16", "train.micro_batch": "4", "optim.clip_norm": 0.5,
+    }  # fmt: skip
+    assert conflicts(run(*words), Settings("F", asked, off=("fp16",), accumulation="2")) == []
+    assert conflicts(run(), Settings("F", {"optim.clip_norm": 0.0})) == []
 
 
 @pytest.mark.parametrize(
@@ -199,7 +215,8 @@ def test_a_launcher_may_say_the_same() -> None:
 def test_accumulation_is_the_runs(
     engine: str | None, asked: str, processes: int | None, right: bool
 ) -> None:
-    settings = Settings("F", engine, accumulation=asked, processes=processes)  # type: ignore[arg-type]
+    theirs = {"engine": engine} if engine else {}
+    settings = Settings("F", theirs, accumulation=asked, processes=processes)
     found = conflicts(run(f"engine={engine or 'ddp'}"), settings)
     assert [f"F sets gradient_accumulation_steps to {asked}; leave" in one for one in found] == (
         [] if right else [True]

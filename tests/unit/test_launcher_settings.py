@@ -22,11 +22,11 @@ OURS = ROOT / "accelerate_config.yaml"
 READY = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
 
 
-def written(folder: Path, without: tuple[str, ...] = (), **changes: Any) -> Path:
-    """Our file of settings, changed."""
+def written(folder: Path, **changes: Any) -> Path:
+    """Our file of settings, changed; None takes a setting out."""
     data = {**yaml.safe_load(OURS.read_text()), **changes}
     file = folder / "accelerate.yaml"
-    file.write_text(yaml.safe_dump({k: v for k, v in data.items() if k not in without}))
+    file.write_text(yaml.safe_dump({k: v for k, v in data.items() if v is not None}))
     return file
 
 
@@ -54,62 +54,69 @@ def deepspeed(**more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("without", "changes", "asked"),
+    ("changes", "asked"),
     [
-        ((), {}, {}),
-        ((), {"mixed_precision": "BF16"}, {"precision": "bf16"}),
-        ((), {"mixed_precision": "fp8"}, {"precision": "fp8"}),
-        (("mixed_precision",), {}, {}),
-        (("mixed_precision",), {"fp16": True}, {"precision": "fp16"}),
-        ((), {"dynamo_backend": "INDUCTOR"}, {"dynamo": "inductor"}),
-        (("dynamo_backend",), {"dynamo_config": {"dynamo_backend": "EAGER"}}, {"dynamo": "eager"}),
-        (("dynamo_backend",), {"dynamo_config": {"backend": "EAGER"}}, {"dynamo": "eager"}),
-        ((), {"dynamo_config": {"backend": "EAGER"}}, {}),  # the older key wins
-        ((), {"distributed_type": "MULTI_GPU", "num_processes": 2}, {}),
-        ((), {"fsdp_config": {"fsdp_version": 1}}, {}),  # not in use, as below
-        ((), {"fp8_config": {"backend": "TE"}}, {}),
-        ((), {"parallelism_config": {"parallelism_config_tp_size": 2}}, {}),
-        ((), fsdp(), {"engine": "fsdp", "stage": 3, "offload": False}),
-        ((), fsdp(reshard_after_forward=False), {"engine": "fsdp", "stage": 2, "offload": False}),
+        ({}, {}),
+        ({"mixed_precision": "BF16"}, {"precision": "bf16"}),
+        ({"mixed_precision": "fp8"}, {"precision": "fp8"}),
+        ({"mixed_precision": None}, {}),
+        ({"mixed_precision": None, "fp16": True}, {"precision": "fp16"}),
+        ({"dynamo_config": {"backend": "EAGER"}}, {}),  # the older key wins
+        ({"distributed_type": "MULTI_GPU", "num_processes": 2}, {}),
+        ({"fsdp_config": {"fsdp_version": 1}}, {}),  # not in use, as below
+        ({"fp8_config": {"backend": "TE"}}, {}),
+        ({"parallelism_config": {"parallelism_config_tp_size": 2}}, {}),
+        (fsdp(), {"engine": "fsdp", "shard.stage": 3, "shard.offload": False}),
         (
-            (),
+            fsdp(reshard_after_forward=False),
+            {"engine": "fsdp", "shard.stage": 2, "shard.offload": False},
+        ),
+        (
             fsdp(fsdp_sharding_strategy="SHARD_GRAD_OP", fsdp_offload_params=True),
-            {"engine": "fsdp", "stage": 2, "offload": True},
+            {"engine": "fsdp", "shard.stage": 2, "shard.offload": True},
         ),
         (
-            (),
             fsdp(fsdp_activation_checkpointing=True),
-            {"engine": "fsdp", "stage": 3, "offload": False, "recompute": True},
+            {"engine": "fsdp", "shard.stage": 3, "shard.offload": False, "speed.recompute": True},
         ),
-        ((), deepspeed(), {"engine": "deepspeed"}),
+        (deepspeed(), {"engine": "deepspeed"}),
         (
-            (),
             deepspeed(zero_stage=1, offload_optimizer_device="none", gradient_clipping=0.5),
-            {"engine": "deepspeed", "stage": 1, "offload": False, "clip": 0.5},
+            {
+                "engine": "deepspeed",
+                "shard.stage": 1,
+                "shard.offload": False,
+                "optim.clip_norm": 0.5,
+            },
         ),
         (
-            (),
             deepspeed(zero_stage=3, offload_param_device="cpu", gradient_accumulation_steps=4),
-            {"engine": "deepspeed", "stage": 3, "offload": True, "accumulation": "4"},
+            {"engine": "deepspeed", "shard.stage": 3, "shard.offload": True, "accumulation": "4"},
         ),
-        ((), deepspeed(gradient_accumulation_steps="auto"), {"engine": "deepspeed"}),
-        ((), {"deepspeed_config": {"gradient_accumulation_steps": 4}}, {}),  # not in use
+        (deepspeed(gradient_accumulation_steps="auto"), {"engine": "deepspeed"}),
+        ({"deepspeed_config": {"gradient_accumulation_steps": 4}}, {}),  # not in use
     ],
 )
 def test_a_file_means_what_accelerate_makes_of_it(
-    without: tuple[str, ...], changes: dict[str, Any], asked: dict[str, Any], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    changes: dict[str, Any], asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("accelerate.utils.launch.is_fp8_available", lambda: True)
-    file = written(tmp_path, without, **changes)
+    file = written(tmp_path, **changes)
     found = from_file(file)
-    assert found == Settings(str(file), **asked)
+    steps = asked.pop("accumulation", None)
+    assert found == Settings(str(file), asked, accumulation=steps)
     assert replace(found, whose="") == replace(from_environment(launched(file)), whose="")
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"dynamo_backend": "INDUCTOR"}, "sets dynamo_backend to inductor; leave it at no"),
+        (
+            {"dynamo_backend": None, "dynamo_config": {"dynamo_backend": "EAGER"}},
+            "sets dynamo_backend to eager",
+        ),
+        ({"dynamo_backend": None, "dynamo_config": {"backend": "EAGER"}}, "to eager"),
         ({"distributed_type": "FSDP"}, "asks for FSDP's version 1, accelerate's default; set"),
         (fsdp(fsdp_sharding_strategy="HYBRID_SHARD"), "asks for FSDP's HYBRID_SHARD; set"),
         (fsdp(fsdp_sharding_strategy="NO_SHARD"), "(what NO_SHARD does is engine: ddp)"),
@@ -167,7 +174,7 @@ def test_accelerate_reads_every_ready_file(file: Path) -> None:
     assert isinstance(config, ClusterConfig)
     found = from_file(file)
     assert not found.refused
-    assert (found.precision, found.dynamo) == ("no", "no")
+    assert "precision" not in found.asked
     command = file.read_text().splitlines()[0]
     assert f"accelerate launch --config_file {file.relative_to(ROOT)}" in command
     flags = command.partition(f"{file.name} ")[2].partition("-m ")[0].split()
@@ -179,14 +186,14 @@ def test_accelerate_reads_every_ready_file(file: Path) -> None:
 @pytest.mark.parametrize("file", READY, ids=lambda file: file.stem)
 def test_a_flag_leaves_the_engine_to_the_run(file: Path) -> None:
     flags = ("--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-    assert from_environment(launched(file, *flags)).engine is None
+    assert "engine" not in from_environment(launched(file, *flags)).asked
 
 
 @pytest.mark.parametrize("name", ["mixed_precision", "dynamo_backend"])
 def test_a_no_without_quotes_is_told_before_accelerate_falls_over_it(
     name: str, tmp_path: Path
 ) -> None:
-    file = written(tmp_path, (), **{name: False})
+    file = written(tmp_path, **{name: False})
     with pytest.raises(AttributeError):
         launched(file)
     with pytest.raises(UserError, match=f"{name}: YAML takes no without quotes for false"):
@@ -227,9 +234,11 @@ def test_deepspeeds_own_file_is_read(tmp_path: Path) -> None:
     data |= {"train_micro_batch_size_per_gpu": 16, "gradient_clipping": 1.0, "prescale": False}
     data |= {"bf16": {"enabled": True}, "fp16": {"enabled": False, "loss_scale": 0}}
     found = of_json(tmp_path, data)
-    assert (found.stage, found.offload, found.clip) == (2, True, 1.0)
-    assert (found.batch, found.micro, found.accumulation) == ("64", "16", "2")
-    assert (found.precision, found.off, found.refused) == ("bf16", ("fp16",), ())
+    assert found.asked == {
+        "engine": "deepspeed", "precision": "bf16", "shard.stage": 2, "shard.offload": True,
+        "optim.clip_norm": 1.0, "train.global_batch": "64", "train.micro_batch": "16",
+    }  # fmt: skip
+    assert (found.accumulation, found.off, found.refused) == ("2", ("fp16",), ())
     assert found.unread == ("zero_optimization.overlap_comm", "fp16.loss_scale")
 
 
@@ -238,7 +247,7 @@ def test_auto_leaves_it_to_accelerates_file_and_to_the_run(tmp_path: Path) -> No
     data = {"zero_optimization": zero, "train_batch_size": "auto", "gradient_clipping": "auto"}
     data |= {"gradient_accumulation_steps": "auto", "bf16": {"enabled": "auto"}}
     found = of_json(tmp_path, data, zero_stage=1)
-    assert replace(found, whose="F") == Settings("F", "deepspeed", stage=1)
+    assert replace(found, whose="F") == Settings("F", {"engine": "deepspeed", "shard.stage": 1})
 
 
 @pytest.mark.parametrize(
@@ -247,7 +256,10 @@ def test_auto_leaves_it_to_accelerates_file_and_to_the_run(tmp_path: Path) -> No
         ({"optimizer": {"type": "AdamW"}}, "has a block 'optimizer', which is the run's optim"),
         ({"scheduler": {"type": "WarmupLR"}}, "has a block 'scheduler', which is the run's optim"),
         ({"communication_data_type": "fp16"}, "sets communication_data_type, which no engine here"),
-        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "quantized_weights"),
+        (
+            {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
+            "quantized_weights",
+        ),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "asks for bf16 and for fp16"),
         ({"zero_optimization": {}}, "asks for ZeRO's stage 0"),
     ],
@@ -262,7 +274,7 @@ def test_what_would_change_a_step_is_refused(
 def test_two_files_that_say_two_things_are_refused(tmp_path: Path) -> None:
     found = of_json(tmp_path, {"zero_optimization": {"stage": 2}}, zero_stage=3)
     assert found.refused == (f"says zero_stage 3, and 2 in {tmp_path / 'ds.json'}; leave one out",)
-    assert found.stage == 2  # as accelerate has it where a flag says the other
+    assert found.asked["shard.stage"] == 2  # as accelerate has it where a flag says the other
     data = {"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}}
     assert of_json(tmp_path, data, "bf16").refused == ("asks for bf16 and for fp16; leave one out",)
     assert of_json(tmp_path, data, "fp16").refused == ()

@@ -10,7 +10,7 @@ import torch
 
 from lensdist import outcome, train
 from lensdist.engine import preflight
-from lensdist.engine.preflight import build_world, check_devices
+from lensdist.engine.preflight import build_context, check_devices
 from lensdist.errors import UserError
 from lensdist.launched import DEVICE, MIN_TFLOPS, PREFLIGHT
 from lensdist.outcome import DeviceError
@@ -177,12 +177,12 @@ def test_another_process_that_fell_is_not_this_ones_device(
 def test_a_broken_gpu_is_told_from_all_else(
     error: Exception, becomes: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "World", failing(error))
+    monkeypatch.setattr(preflight, "DistributedContext", failing(error))
     with pytest.raises(becomes or DeviceError):
-        build_world(None)  # type: ignore[arg-type]
+        build_context("no", sharded=False, bucket_mb=1)
     monkeypatch.delenv(PREFLIGHT)
     with pytest.raises(type(error)):  # as it came
-        build_world(None)  # type: ignore[arg-type]
+        build_context("no", sharded=False, bucket_mb=1)
 
 
 def test_no_gpu_at_all_is_told_before_accelerate_takes_the_cpu(
@@ -207,12 +207,12 @@ def test_two_processes_do_not_share_a_gpu(
     monkeypatch.setenv("LOCAL_RANK", local)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(preflight, "World", lambda _: "a world")
+    monkeypatch.setattr(preflight, "DistributedContext", lambda *_, **__: "a world")
     if good:
-        assert build_world(None) == "a world"  # type: ignore[arg-type,comparison-overlap]
+        assert build_context("no", sharded=False, bucket_mb=1) == "a world"  # type: ignore[comparison-overlap]
     else:
         with pytest.raises(DeviceError, match="needs a GPU of its own; there are 2"):
-            build_world(None)  # type: ignore[arg-type]
+            build_context("no", sharded=False, bucket_mb=1)
 
 
 # ---- in a run

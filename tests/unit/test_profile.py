@@ -38,12 +38,12 @@ def test_says_where_the_time_goes(
     tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     user, out = tmp_path / "user", tmp_path / "out"
-    before = (phase.train, loop.build_engine, loop.enter)
+    before = (phase.train, loop.build_strategy, loop.enter)
     words = [w for w in settings("mae", tiny_set, user) if not w.startswith("run.dir")]
     # Epochs of a step or two: the watch must not be led astray by their ends.
     assert _profile(*words, f"--out={out}", "--steps=2") == 0
     printed = capsys.readouterr().out
-    assert (phase.train, loop.build_engine, loop.enter) == before
+    assert (phase.train, loop.build_strategy, loop.enter) == before
 
     assert _files(out) == ["profile.json", "trace.json.gz"]  # and no run
     assert not user.exists()

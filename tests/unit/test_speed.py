@@ -12,8 +12,8 @@ from torch._dynamo.utils import counters
 
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
-from lensdist.engine.config import SpeedConfig
-from lensdist.engine.speed import check, quicken, restore
+from lensdist.engine.config import SpeedConfig, strategy_name
+from lensdist.engine.speed import apply, check, check_network, undo
 from lensdist.errors import UserError
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import (
@@ -78,8 +78,8 @@ def _train(model: nn.Module, steps: int = 3, first: int = 0) -> tuple[list[float
     return losses, [p.grad.clone() for p in trained if p.grad is not None]
 
 
-def _quicken(model: nn.Module, backend: str = "aot_eager", **switches: Any) -> None:
-    quicken(model, SpeedConfig(**switches), CPU, 1, backend=backend)
+def _apply(model: nn.Module, backend: str = "aot_eager", **switches: Any) -> None:
+    apply(model, SpeedConfig(**switches), backend=backend)
 
 
 def test_the_layers_of_every_network() -> None:
@@ -96,7 +96,7 @@ def test_the_layers_of_every_network() -> None:
 
 def test_recomputing_changes_no_bit() -> None:
     plain, quick = _mae(), _mae()
-    _quicken(quick, recompute=True)
+    _apply(quick, recompute=True)
     calls = []
     for block in blocks_of(quick):
         block.norm1.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[union-attr]
@@ -111,7 +111,7 @@ def test_recomputing_changes_no_bit() -> None:
 def test_layers_are_compiled_once_for_all() -> None:
     plain, quick = _mae(), _mae()
     names = list(quick.state_dict())
-    _quicken(quick, compile="blocks", recompute=True)
+    _apply(quick, compile="blocks", recompute=True)
     assert list(quick.state_dict()) == names
     losses = _train(quick)[0]
     assert losses == pytest.approx(_train(plain)[0], rel=1e-5)
@@ -122,7 +122,7 @@ def test_layers_are_compiled_once_for_all() -> None:
 
 def test_evaluation_is_not_compiled() -> None:
     plain, quick = _mae(2), _mae(2)
-    _quicken(quick, compile="blocks", recompute=True)
+    _apply(quick, compile="blocks", recompute=True)
     for model in (plain, quick):
         model.eval()
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_evaluation_is_not_compiled() -> None:
 def test_a_convolutional_network_is_one_graph() -> None:
     more: dict[str, Any] = {"resize": 24, "grey": "fold", "combine": "probabilities"}
     plain, quick = (_ensemble("lensnet", "lensnet", **more) for _ in range(2))
-    _quicken(quick, compile="whole")
+    _apply(quick, compile="whole")
     assert list(quick.state_dict()) == list(plain.state_dict())
     losses = _train(quick)[0]
     assert losses == pytest.approx(_train(plain)[0], rel=1e-5)
@@ -148,17 +148,17 @@ def test_a_convolutional_network_is_one_graph() -> None:
 
 def test_what_is_frozen_is_compiled_anew_at_each_stage() -> None:
     found = []
-    for quickened in (False, True):
+    for sped_up in (False, True):
         model, losses = _mae(1), []
         for stage, frozen in enumerate(["encoder.", ""]):
-            restore(model)
+            undo(model)
             for name, p in model.named_parameters():
                 p.requires_grad_(not (frozen and name.startswith(frozen)))
             model.train()
             if frozen:
                 model.encoder.eval()
-            if quickened:
-                _quicken(model, compile="blocks")
+            if sped_up:
+                _apply(model, compile="blocks")
             losses += _train(model, first=3 * stage)[0]
         found.append(losses)
     assert found[1] == pytest.approx(found[0], rel=1e-5)
@@ -168,9 +168,9 @@ def test_nothing_is_left_behind() -> None:
     model = _mae(2)
     for switches in ({"recompute": True, "compile": "blocks"}, {"compile": "whole"}):
         before = [set(vars(module)) for module in model.modules()]
-        _quicken(model, **switches)
+        _apply(model, **switches)
         assert any("forward" in vars(module) for module in model.modules())
-        restore(model)
+        undo(model)
         assert [set(vars(module)) for module in model.modules()] == before
 
 
@@ -179,7 +179,7 @@ def test_channels_may_come_first(grey: str) -> None:
     """Weights and every convolution's output; the losses are the same."""
     plain, quick = _ensemble("resnet18", grey=grey), _ensemble("resnet18", grey=grey)
     pointers = {name: id(p) for name, p in quick.named_parameters()}
-    _quicken(quick, channels_last=False)
+    _apply(quick, channels_last=False)
     assert {name: id(p) for name, p in quick.named_parameters()} == pointers
     last = {True: 0, False: 0}
 
@@ -205,14 +205,17 @@ def _cfg(task: str, **words: Any) -> BaseRun:
     return load(ROOT / "configs" / task / "debug.yaml", told, schema=schema_of)
 
 
+def _check(cfg: BaseRun, device: str, processes: int) -> None:
+    strategy = strategy_name(cfg.engine, cfg.shard)
+    check(cfg.speed, cfg.train, strategy, torch.device(device), processes)
+
+
 GRAPHS = {"speed.compile": "whole", "speed.cuda_graphs": "true"}
 
 
 @pytest.mark.parametrize(
     ("cfg", "device", "processes", "says"),
     [
-        (_cfg("common", **{"speed.recompute": "true"}), "cpu", 1, "BatchNorm"),
-        (_cfg("common", **{"speed.compile": "blocks"}), "cpu", 1, "use whole"),
         (_cfg("mae", **{"speed.compile": "whole", "speed.recompute": "true"}), "cpu", 1, "whole"),
         (_cfg("mae", engine="deepspeed", **{"speed.compile": "blocks"}), "cpu", 2, "stage 3"),
         (_cfg("mae", **GRAPHS), "cpu", 1, "one process on a GPU, not 1 on cpu"),
@@ -222,19 +225,24 @@ GRAPHS = {"speed.compile": "whole", "speed.cuda_graphs": "true"}
 )
 def test_refusals(cfg: BaseRun, device: str, processes: int, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        check(cfg, torch.device(device), processes)
+        _check(cfg, device, processes)
 
 
-def test_a_network_is_not_quickened_by_what_it_has_not() -> None:
-    for switches in ({"recompute": True}, {"compile": "blocks"}):
-        model = _ensemble("lensnet")
-        with pytest.raises(UserError, match="this network has none"):
-            _quicken(model, **switches)
-        assert not any("forward" in vars(module) for module in model.modules())
+@pytest.mark.parametrize(
+    ("switches", "says"),
+    [({"recompute": True}, "BatchNorm"), ({"compile": "blocks"}, "use whole")],
+)
+def test_a_network_without_transformer_layers_is_refused(
+    switches: dict[str, Any], says: str
+) -> None:
+    cfg = SpeedConfig(**switches)
+    check_network(cfg, _mae())
+    with pytest.raises(UserError, match=says):
+        check_network(cfg, _ensemble("lensnet"))
 
 
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = _cfg("mae", **{"speed.compile": "blocks"})
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     with pytest.raises(UserError, match="C\\+\\+ compiler"):
-        check(cfg, CPU, 1)
+        _check(cfg, "cpu", 1)

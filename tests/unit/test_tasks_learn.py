@@ -161,7 +161,7 @@ def test_stages_last_their_epochs_in_steps(
 ) -> None:
     stages = [Stage(2, ("head.",)), Stage(3, ("",))]
     task: Any = SimpleNamespace(stages=lambda epochs: stages)
-    found = stages_in_steps(task, run("mae", train={"max_steps": limit, "epochs": 5}), 4)
+    found = stages_in_steps(task, run("mae", train={"max_steps": limit, "epochs": 5}).train, 4)
     assert [(one.start, one.end) for one in found] == wanted
     assert [one.stage for one in found] == stages[: len(wanted)]
 

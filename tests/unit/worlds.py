@@ -1,4 +1,4 @@
-"""Processes in one: what `lensdist.engine.world.World` promises, played by threads."""
+"""Processes in one: what `lensdist.engine.world.DistributedContext` promises, played by threads."""
 
 from __future__ import annotations
 
@@ -28,9 +28,6 @@ class FakeAccelerator:
 
 class FakeWorld:
     """One of `size` processes; gathers wait for the others and keep rank order."""
-
-    engine = "ddp"
-    kernels = "compile no"
 
     def __init__(self, rank: int = 0, size: int = 1, shared: dict[str, Any] | None = None) -> None:
         self.rank, self.size = rank, size

@@ -1,35 +1,43 @@
-"""Engines: how the processes of a run share a network."""
+"""Parallel strategies: how the processes of a run share a network."""
 
 from __future__ import annotations
 
 import warnings
 
-from lensdist.config.schema import BaseRun
 from lensdist.engine.batches import StepPlan
-from lensdist.engine.parallel.base import Build, Engine
-from lensdist.engine.world import World
+from lensdist.engine.parallel.base import Build, ParallelStrategy, StrategySettings
+from lensdist.engine.world import DistributedContext
+
+__all__ = ["ParallelStrategy", "StrategySettings", "build_strategy"]
 
 
-def build_engine(cfg: BaseRun, world: World, plan: StepPlan, build: Build) -> Engine:
-    """The engine that a run's configuration names.
+def build_strategy(
+    engine: str,
+    settings: StrategySettings,
+    world: DistributedContext,
+    plan: StepPlan,
+    build: Build,
+) -> ParallelStrategy:
+    """Return the strategy of an engine.
 
     Args:
-        cfg: the run's.
+        engine: `ddp`, `fsdp` or `deepspeed`.
+        settings: of the run.
         world: the processes.
         plan: what each computes of a step.
         build: makes the network.
     """
-    if cfg.engine != "ddp":
-        # torch tells its own FSDP2 and DeepSpeed, at each call, of names that torch 2.11 has not.
+    if engine != "ddp":
+        # torch 2.11 has deprecated names that its own FSDP2 and DeepSpeed use, at each call.
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    if cfg.engine == "fsdp":
-        from lensdist.engine.parallel.fsdp import FullyShardedDataParallel
+    if engine == "fsdp":
+        from lensdist.engine.parallel.fsdp import FSDPStrategy
 
-        return FullyShardedDataParallel(cfg, world, plan, build)
-    if cfg.engine == "deepspeed":
-        from lensdist.engine.parallel.zero import Zero
+        return FSDPStrategy(settings, world, plan, build)
+    if engine == "deepspeed":
+        from lensdist.engine.parallel.zero import DeepSpeedStrategy
 
-        return Zero(cfg, world, plan, build)
-    from lensdist.engine.parallel.ddp import DataParallel
+        return DeepSpeedStrategy(settings, world, plan, build)
+    from lensdist.engine.parallel.ddp import DDPStrategy
 
-    return DataParallel(cfg, world, plan, build)
+    return DDPStrategy(settings, world, plan, build)

@@ -1,119 +1,140 @@
-"""What the training loop asks of an engine: a network, its optimizer and the average of its
-weights, held by all processes together.
+"""The interface of parallel strategies: the network, its optimizer and the average of its weights.
 
-Tensors go in and out whole and by name, so that what one engine has saved any other goes on from,
-on any number of processes. In between, each process holds its *pieces*: all of every parameter
-under DDP, a share under FSDP and DeepSpeed.
+State is given and returned as full tensors by name, so that any strategy continues from what any
+other has saved, on any number of processes. During training each process holds its *local shards*:
+all of every parameter under DDP, a part of each under FSDP and DeepSpeed.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lensdist.config.schema import BaseRun
 from lensdist.engine import fp8, speed
 from lensdist.engine.batches import StepPlan
+from lensdist.engine.config import OptimConfig, ShardConfig, SpeedConfig
 from lensdist.engine.optim import WeightAverage
-from lensdist.engine.world import World
+from lensdist.engine.world import DistributedContext
+from lensdist.tensors import under
 
 Build = Callable[[], nn.Module]
 
 
-class Engine(ABC):
-    """How processes share a network.
+@dataclass(frozen=True)
+class StrategySettings:
+    """The settings of a run that strategies read."""
+
+    optim: OptimConfig
+    shard: ShardConfig
+    speed: SpeedConfig
+    precision: str
+    ema: float | None
+    """Decay of the average of the weights; None: there is no average."""
+    reproducible: bool
+    """Whether gradients are added in a fixed order (DDP only)."""
+
+
+class ParallelStrategy(ABC):
+    """A network, its optimizer and the average of its weights, shared by all processes.
 
     Args:
-        cfg: the run's configuration.
+        settings: of the run.
         world: the processes.
         plan: what each computes of a step.
         build: makes the network, its initial weights drawn from torch's global generator.
     """
 
     replicated: ClassVar[bool]
-    """Whether every process holds all of the network, so that it can be cut up and called in parts,
-    and one process alone can say what its state is."""
+    """Whether every process holds all of the network. Then it can be called in parts, and one
+    process can save its state without the others."""
 
-    def __init__(self, cfg: BaseRun, world: World, plan: StepPlan, build: Build) -> None:
-        self.cfg, self.world, self.plan, self.build = cfg, world, plan, build
-        self.bare: nn.Module = build()
-        """The network: what is evaluated."""
-        self.model: nn.Module = self.bare
-        """The same as it is called in training."""
+    def __init__(
+        self,
+        settings: StrategySettings,
+        world: DistributedContext,
+        plan: StepPlan,
+        build: Build,
+    ) -> None:
+        self.settings, self.world, self.plan, self.build = settings, world, plan, build
+        self.unwrapped: nn.Module = build()
+        """The network itself, which is evaluated."""
+        self.wrapped: nn.Module = self.unwrapped
+        """The network as training calls it."""
         self.optimizer: torch.optim.Optimizer
         self.average: WeightAverage | None = None
-        self._pieces: dict[str, Tensor] = {}
-        self._called: nn.Module = self.bare
+        self._shards: dict[str, Tensor] = {}
+        self._called: nn.Module = self.unwrapped
 
     # ---- between stages
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give the network the weights of a checkpoint, before the first stage.
+        """Load the weights of a checkpoint, before the first stage.
 
         Raises:
             RuntimeError: they are of another network.
         """
-        self.bare.load_state_dict(under("model/", tensors))
+        self.unwrapped.load_state_dict(under("model/", tensors))
 
     def freeze(self, trains: Callable[[str], bool], tensors: Mapping[str, Tensor]) -> None:
-        """Begin a stage: undo what wrapped the last, and say which parameters train.
+        """Begin a stage: unwrap the network and set which parameters train.
 
         Args:
-            trains: whether the parameter of a name does.
+            trains: returns whether the parameter of this name trains.
             tensors: the state, by the names of a checkpoint; empty at the start.
         """
-        self.settle()
-        for module in {self._called, self.bare}:
+        self.reshard()
+        for module in {self._called, self.unwrapped}:
             self.world.unwrap(module)
-            speed.restore(module)
+            speed.undo(module)
             fp8.undo(module)
-        train_only(self.bare, trains)
-        for parameter in self.bare.parameters():
+        train_only(self.unwrapped, trains)
+        for parameter in self.unwrapped.parameters():
             parameter.grad = None
 
     def wrap(self, called: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Make everything that depends on which parameters train.
+        """Compile and wrap the network, and build the optimizer, for the parameters that train.
 
         Args:
-            called: the network, or what is left of it where the frozen part's outputs are kept.
+            called: the network, or the rest of it where the frozen part's outputs are cached.
             tensors: as for `freeze`.
         """
         self._called = called
-        if self.cfg.precision == "fp8":
-            fp8.to_fp8(called)
-        how = self.cfg.speed
-        if not self.replicated:  # shares are cut out of memory in torch's ordinary layout
+        if self.settings.precision == "fp8":
+            fp8.apply(called)
+        how = self.settings.speed
+        if not self.replicated:  # shards are parts of memory in torch's default layout
             how = how.model_copy(update={"channels_last": False})
-        speed.quicken(called, how, self.world.device, self.world.size)
+        speed.apply(called, how)
         self._wrap(called, under("optim/", tensors))
-        self._pieces = pieces = self.pieces()
-        if self.cfg.train.ema is not None:
+        self._shards = shards = self.local_shards()
+        if self.settings.ema is not None:
             found = under("average/", tensors)
             if found:
-                pieces = {name: self.cut(name, found[name]) for name in pieces}
-            self.average = WeightAverage(self.cfg.train.ema, pieces)
+                shards = {name: self.shard_like(name, found[name]) for name in shards}
+            self.average = WeightAverage(self.settings.ema, shards)
 
     @abstractmethod
     def _wrap(self, called: nn.Module, optimizer: Mapping[str, Tensor]) -> None:
-        """Make `model` and `optimizer`, and give the latter its state."""
+        """Set `wrapped` and `optimizer`, and load the optimizer's state."""
 
     # ---- a step
 
     def micro_batch(self, index: int) -> AbstractContextManager[None]:
-        """Around forward and backward pass of the `index`-th of this process's micro-batches."""
-        return _nothing()
+        """Return a context for the two passes of this process's `index`-th micro-batch."""
+        return nullcontext()
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
-        """Backward pass of a micro-batch's mean loss; the step's gradient is the mean over all."""
+        """Do a micro-batch's backward pass; a step's gradient is the mean over all of them."""
 
     def step(self, rate: float, updates: int) -> None:
-        """Clip, step, forget the gradients and move the average.
+        """Clip, step, delete the gradients and update the average.
 
         Args:
             rate: learning rate.
@@ -121,109 +142,116 @@ class Engine(ABC):
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._step(self.cfg.optim.clip_norm)
+        self._step(self.settings.optim.clip_norm)
         if self.average is not None:
-            self.average.update(self._pieces, updates)
+            self.average.update(self._shards, updates)
 
     @abstractmethod
-    def _step(self, clip_norm: float | None) -> None: ...
+    def _step(self, clip_norm: float | None) -> None:
+        """Clip to `clip_norm`, step and delete the gradients."""
 
     # ---- the state
 
     @abstractmethod
-    def pieces(self) -> dict[str, Tensor]:
-        """What this process holds of each parameter: the memory itself, no copy."""
+    def local_shards(self) -> dict[str, Tensor]:
+        """Return what this process holds of each parameter: the memory itself, not a copy."""
 
     @abstractmethod
-    def whole(self, name: str, piece: Tensor) -> Tensor:
-        """A parameter, or a tensor cut like it, from the pieces of all processes; all call it."""
+    def full_tensor(self, name: str, shard: Tensor) -> Tensor:
+        """Return a parameter, or a tensor sharded like it, from the shards of all; all call it."""
 
     @abstractmethod
-    def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """This process's piece of a tensor that is shaped like a parameter; a copy."""
+    def shard_like(self, name: str, tensor: Tensor) -> Tensor:
+        """Return this process's shard of a tensor in a parameter's shape: a copy."""
 
     @abstractmethod
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
-        """The optimizer's tensors as `<parameter name>/<slot>`, whole; all processes call it.
+        """Yield the optimizer's full tensors as `<parameter name>/<slot>`; all processes call it.
 
         By name, never by index: with index keys, state is silently given to other parameters when
         groups change.
         """
 
-    def settle(self) -> None:  # noqa: B027 — only sharded engines have something to do
-        """Forget whole parameters that are still about: their pieces are changed from outside."""
+    def reshard(self) -> None:  # noqa: B027 — only sharded strategies have something to do
+        """Free full parameters that are still in memory, before their shards are changed."""
 
     @contextmanager
-    def averaged(self) -> Iterator[nn.Module]:
-        """The network with the average of its weights, where there is one."""
+    def ema_weights(self) -> Iterator[nn.Module]:
+        """Yield the network with the average of its weights, where there is one."""
         if self.average is None:
-            self.settle()
-            yield self.bare
-            self.settle()
+            self.reshard()
+            yield self.unwrapped
+            self.reshard()
             return
-        self.settle()
-        self.average.swap(self._pieces)
+        self.reshard()
+        self.average.swap(self._shards)
         try:
-            yield self.bare
+            yield self.unwrapped
         finally:
-            self.settle()
-            self.average.swap(self._pieces)
+            self.reshard()
+            self.average.swap(self._shards)
 
     @torch.no_grad()
-    def capture(self, *, everywhere: bool = False) -> dict[str, Tensor]:
-        """The whole state by the names of a checkpoint; all processes call it.
+    def state_dict(self, *, everywhere: bool = False) -> dict[str, Tensor]:
+        """Return the full state by the names of a checkpoint; all processes call it.
 
         Args:
-            everywhere: on every process; else on the main one, and nothing on the others.
+            everywhere: on every process; else on the main one, and an empty state on the others.
         """
-        self.settle()
+        self.reshard()
         keep = everywhere or self.world.main
         found: dict[str, Tensor] = {}
 
         def put(key: str, tensor: Tensor) -> None:
             if keep:
-                # A process may have room for its share of all parameters, not for all of them.
+                # A device may have room for its shards, not for all parameters.
                 found[key] = tensor if self.replicated else tensor.cpu()
 
-        pieces = self._pieces
-        average = {} if self.average is None else self.average.pieces
-        for key, value in self.bare.state_dict().items():
-            put(f"model/{key}", self.whole(key, pieces[key]) if key in pieces else value)
+        shards = self._shards
+        average = {} if self.average is None else self.average.shards
+        for key, value in self.unwrapped.state_dict().items():
+            put(f"model/{key}", self.full_tensor(key, shards[key]) if key in shards else value)
             if average:  # buffers are copied at each step, so they are the network's own
-                put(f"average/{key}", self.whole(key, average[key]) if key in average else value)
+                put(
+                    f"average/{key}",
+                    self.full_tensor(key, average[key]) if key in average else value,
+                )
         for key, value in self.optimizer_state():
             put(f"optim/{key}", value)
         return found
 
-    def finished(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """The network for the export, once training is done: whole, with the average of the weights
-        where there is one; all processes call it, and of a sharded one the main process gets it.
+    def export_model(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """Return the network to export: full, with the average of the weights where there is one.
+
+        All processes call it; where the network is sharded, only the main process gets it full.
 
         Args:
             tensors: the state, by the names of a checkpoint, where no stage was left to begin.
         """
-        if not self._pieces:
-            self.bare.load_state_dict(under("average/", tensors) or under("model/", tensors))
-            return self.bare
-        return self._finished()
+        if not self._shards:
+            self.unwrapped.load_state_dict(under("average/", tensors) or under("model/", tensors))
+            return self.unwrapped
+        return self._export_model()
 
-    def _finished(self) -> nn.Module:
-        with self.averaged() as model:
+    def _export_model(self) -> nn.Module:
+        with self.ema_weights() as model:
             state = model.state_dict()
-            for key, piece in self._pieces.items():
-                found = self.whole(key, piece)
-                if self.world.main:  # one machine holds several processes, but one such network
+            for key, shard in self._shards.items():
+                found = self.full_tensor(key, shard)
+                if self.world.main:  # a node may not have room for one such network per process
                     state[key] = found.cpu().clone()
         if not self.world.main:
-            return self.bare
+            return self.unwrapped
         whole = self.build()
         whole.load_state_dict(state)
         return whole
 
 
 def train_only(network: nn.Module, trains: Callable[[str], bool]) -> None:
-    """Say which parameters train, and put what is frozen into the state in which it will be used:
-    no dropout, and running statistics that stay."""
+    """Set which parameters train, and put frozen modules into evaluation mode.
+
+    So they have no dropout, and their running statistics do not change.
+    """
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(trains(name))
     network.train()
@@ -231,13 +259,3 @@ def train_only(network: nn.Module, trains: Callable[[str], bool]) -> None:
         parameters = list(module.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
             module.eval()
-
-
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose names begin with a prefix, without it."""
-    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

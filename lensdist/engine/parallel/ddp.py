@@ -10,7 +10,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lensdist.config.schema import BaseRun
 from lensdist.engine.batches import StepPlan
 from lensdist.engine.gradients import Averaged, FixedOrder
 from lensdist.engine.optim import (
@@ -19,33 +18,35 @@ from lensdist.engine.optim import (
     load_optimizer_state,
     optimizer_state,
 )
-from lensdist.engine.parallel.base import Build, Engine
-from lensdist.engine.world import World
+from lensdist.engine.parallel.base import Build, ParallelStrategy, StrategySettings
+from lensdist.engine.world import DistributedContext
 
 
-class DataParallel(Engine):
-    """Through accelerate, or by adding gradients in a fixed order (`train.reproducible`)."""
+class DDPStrategy(ParallelStrategy):
+    """DDP through accelerate, or gradients added in a fixed order (`train.reproducible`)."""
 
     replicated: ClassVar[bool] = True
 
-    def __init__(self, cfg: BaseRun, world: World, plan: StepPlan, build: Build) -> None:
-        super().__init__(cfg, world, plan, build)
-        self.bare.to(world.device)
+    def __init__(
+        self, settings: StrategySettings, world: DistributedContext, plan: StepPlan, build: Build
+    ) -> None:
+        super().__init__(settings, world, plan, build)
+        self.unwrapped.to(world.device)
 
     def _wrap(self, called: nn.Module, optimizer: Mapping[str, Tensor]) -> None:
-        # DDP decides at wrapping which gradients it reduces: a parameter that is unfrozen
-        # afterwards trains on every process by itself, without a word. So each stage wraps anew.
-        reproducible = self.cfg.train.reproducible
-        self.model = self.world.wrap(called, ddp=not reproducible)
-        self.optimizer = self._stepper = build_optimizer(self.bare, self.cfg.optim)
-        load_optimizer_state(self.bare, self.optimizer, optimizer)
+        # DDP decides at wrapping which gradients it reduces. A parameter that is unfrozen later
+        # would train on each process separately, and nobody would be told. So each stage wraps.
+        reproducible = self.settings.reproducible
+        self.wrapped = self.world.wrap(called, ddp=not reproducible)
+        self.optimizer = self._stepper = build_optimizer(self.unwrapped, self.settings.optim)
+        load_optimizer_state(self.unwrapped, self.optimizer, optimizer)
         if self.world.accelerator.scaler is not None:
             # Only then: accelerate's wrapper looks for packages on the disk at each step, 0.25 ms.
             self._stepper = self.world.accelerator.prepare_optimizer(
                 self.optimizer, device_placement=False
             )
         gradients = FixedOrder if reproducible else Averaged
-        self._gradients = gradients(self.model, self.world, self.plan)
+        self._gradients = gradients(self.wrapped, self.world, self.plan)
 
     def micro_batch(self, index: int) -> AbstractContextManager[None]:
         return self._gradients.micro_batch(index)
@@ -56,24 +57,24 @@ class DataParallel(Engine):
     def _step(self, clip_norm: float | None) -> None:
         self._gradients.finish()
         if clip_norm is not None:
-            self.world.accelerator.clip_grad_norm_(self.model.parameters(), clip_norm)
+            self.world.accelerator.clip_grad_norm_(self.wrapped.parameters(), clip_norm)
         self._stepper.step()
         self._stepper.zero_grad()
 
-    def pieces(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self.bare.named_parameters()}
+    def local_shards(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.unwrapped.named_parameters()}
 
-    def whole(self, name: str, piece: Tensor) -> Tensor:
-        return piece
+    def full_tensor(self, name: str, shard: Tensor) -> Tensor:
+        return shard
 
     @torch.no_grad()
-    def cut(self, name: str, tensor: Tensor) -> Tensor:
-        return as_laid_out(tensor, self.bare.get_parameter(name))
+    def shard_like(self, name: str, tensor: Tensor) -> Tensor:
+        return as_laid_out(tensor, self.unwrapped.get_parameter(name))
 
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
-        yield from optimizer_state(self.bare, self.optimizer).items()
+        yield from optimizer_state(self.unwrapped, self.optimizer).items()
 
-    def _finished(self) -> nn.Module:
+    def _export_model(self) -> nn.Module:
         if self.average is not None:
-            self.average.swap(self._pieces)
-        return self.bare
+            self.average.swap(self._shards)
+        return self.unwrapped

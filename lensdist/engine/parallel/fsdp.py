@@ -1,9 +1,9 @@
 """FSDP2: torch's `fully_shard` (Zhao et al. 2023, arXiv:2304.11277), called directly.
 
-accelerate's own wrapper passes over FSDP without a word where there is no GPU, so what was tested
-would not be what runs. Parameters are cut along their first axis, `torch.chunk`'s way, and are put
-together layer by layer in forward and backward. Products run under accelerate's autocast as they do
-under DDP, so parameters are gathered in float32 and losses are the same.
+accelerate's own wrapper skips FSDP where there is no GPU and does not say so: tests would not run
+what GPUs run. Parameters are split along their first axis as by `torch.chunk`, and gathered layer
+by layer in forward and backward. Products run under accelerate's autocast as under DDP, so
+parameters are gathered in float32 and losses are the same.
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from lensdist.config.schema import BaseRun
 from lensdist.engine.batches import StepPlan
 from lensdist.engine.optim import build_optimizer, state_by_parameter
-from lensdist.engine.parallel.base import Build, Engine
-from lensdist.engine.world import World
+from lensdist.engine.parallel.base import Build, ParallelStrategy, StrategySettings
+from lensdist.engine.world import DistributedContext
 from lensdist.models.vit import blocks_of
 
 
-class FullyShardedDataParallel(Engine):
-    """Shares of every parameter, its gradient and its optimizer state."""
+class FSDPStrategy(ParallelStrategy):
+    """Every parameter, its gradient and its optimizer state are sharded."""
 
     replicated: ClassVar[bool] = False
 
-    def __init__(self, cfg: BaseRun, world: World, plan: StepPlan, build: Build) -> None:
-        super().__init__(cfg, world, plan, build)
+    def __init__(
+        self, settings: StrategySettings, world: DistributedContext, plan: StepPlan, build: Build
+    ) -> None:
+        super().__init__(settings, world, plan, build)
         self._mesh: DeviceMesh | None = None
 
     def _wrap(self, called: nn.Module, optimizer: Mapping[str, Tensor]) -> None:
-        if self._mesh is None:  # once for all stages: FSDP heeds what is frozen later
+        if self._mesh is None:  # once for all stages: FSDP respects what is frozen later
             self._mesh = init_device_mesh(self.world.device.type, (self.world.size,))
             self._shard(called, self._mesh)
-        self.model = self.world.wrap(called, ddp=False)
-        self.optimizer = self._stepper = build_optimizer(self.bare, self.cfg.optim)
+        self.wrapped = self.world.wrap(called, ddp=False)
+        self.optimizer = self._stepper = build_optimizer(self.unwrapped, self.settings.optim)
         self._load(optimizer)
         if self.world.accelerator.scaler is not None:
             self._stepper = self.world.accelerator.prepare_optimizer(
@@ -47,28 +48,28 @@ class FullyShardedDataParallel(Engine):
             )
 
     def _shard(self, module: nn.Module, mesh: DeviceMesh) -> None:
-        """Layer by layer, so that no device ever holds all parameters; then what is left."""
+        """Shard layer by layer, so that no device ever holds all parameters; then the rest."""
         pinned = CPUOffloadPolicy(pin_memory=self.world.device.type == "cuda")
-        offload: OffloadPolicy = pinned if self.cfg.shard.offload else OffloadPolicy()
+        offload: OffloadPolicy = pinned if self.settings.shard.offload else OffloadPolicy()
         for part in (*blocks_of(module), module):
             fully_shard(
                 part,
                 mesh=mesh,
-                reshard_after_forward=self.cfg.shard.stage == 3,
+                reshard_after_forward=self.settings.shard.stage == 3,
                 offload_policy=offload,
             )
         # Parameters and buffers are on the device now, but for those that are offloaded.
 
     def _load(self, saved: Mapping[str, Tensor]) -> None:
-        names = {p: name for name, p in self.bare.named_parameters()}
-        for p, slots in state_by_parameter(self.bare, saved).items():
+        names = {p: name for name, p in self.unwrapped.named_parameters()}
+        for p, slots in state_by_parameter(self.unwrapped, saved).items():
             state = self.optimizer.state[p]
             for slot, value in slots.items():
                 if value.shape != p.shape:  # the step count
                     state[slot] = value.to(_local(p).device, copy=True)
                     continue
                 state[slot] = torch.empty_like(p, dtype=value.dtype, requires_grad=False)
-                _local(state[slot]).copy_(self.cut(names[p], value))
+                _local(state[slot]).copy_(self.shard_like(names[p], value))
 
     def backward(self, loss: Tensor) -> None:
         scale = self.world.size / self.plan.count  # FSDP divides by the number of processes
@@ -82,10 +83,13 @@ class FullyShardedDataParallel(Engine):
 
     @torch.no_grad()
     def _clip(self, most: float) -> None:
-        """As `torch.nn.utils.clip_grad_norm_`, which would reduce on the device of the gradients:
-        under offloading that is the CPU, between which NCCL knows no way."""
+        """Clip as `torch.nn.utils.clip_grad_norm_`, but reduce on the run's device.
+
+        torch reduces on the gradients' device; with offloading that is the CPU, for which NCCL has
+        no collectives.
+        """
         self.world.accelerator.unscale_gradients(self._stepper)
-        gradients = [_local(p.grad) for p in self.bare.parameters() if p.grad is not None]
+        gradients = [_local(p.grad) for p in self.unwrapped.parameters() if p.grad is not None]
         squares = [g.double().square().sum().to(self.world.device) for g in gradients]
         total = torch.stack(squares).sum()
         torch.distributed.all_reduce(total)
@@ -93,13 +97,13 @@ class FullyShardedDataParallel(Engine):
         for gradient in gradients:
             gradient.mul_(factor.to(gradient.device, gradient.dtype))
 
-    def pieces(self) -> dict[str, Tensor]:
-        return {name: _local(p) for name, p in self.bare.named_parameters()}
+    def local_shards(self) -> dict[str, Tensor]:
+        return {name: _local(p) for name, p in self.unwrapped.named_parameters()}
 
-    def whole(self, name: str, piece: Tensor) -> Tensor:
-        p = cast(DTensor, self.bare.get_parameter(name))
+    def full_tensor(self, name: str, shard: Tensor) -> Tensor:
+        p = cast(DTensor, self.unwrapped.get_parameter(name))
         return DTensor.from_local(
-            piece.to(self.world.device),
+            shard.to(self.world.device),
             p.device_mesh,
             p.placements,
             run_check=False,
@@ -107,27 +111,27 @@ class FullyShardedDataParallel(Engine):
             stride=p.stride(),
         ).full_tensor()
 
-    def cut(self, name: str, tensor: Tensor) -> Tensor:
-        piece = torch.empty_like(_local(self.bare.get_parameter(name)), dtype=tensor.dtype)
+    def shard_like(self, name: str, tensor: Tensor) -> Tensor:
+        shard = torch.empty_like(_local(self.unwrapped.get_parameter(name)), dtype=tensor.dtype)
         chunks = torch.chunk(tensor, self.world.size)
         if self.world.rank < len(chunks):  # the last processes may hold none of a short axis
-            piece.copy_(chunks[self.world.rank])
-        return piece
+            shard.copy_(chunks[self.world.rank])
+        return shard
 
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
-        for name, p in self.bare.named_parameters():
-            # Sorted: one that was read comes in an order of each process's own.
+        for name, p in self.unwrapped.named_parameters():
+            # Sorted, because after loading the order differs between processes.
             for slot, value in sorted(self.optimizer.state.get(p, {}).items()):
                 sharded = isinstance(value, DTensor)
-                yield f"{name}/{slot}", self.whole(name, _local(value)) if sharded else value
+                yield f"{name}/{slot}", self.full_tensor(name, _local(value)) if sharded else value
 
-    def settle(self) -> None:
-        for module in self.bare.modules():
+    def reshard(self) -> None:
+        for module in self.unwrapped.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
 
 @torch.no_grad()
 def _local(tensor: Tensor) -> Tensor:
-    """This process's share of a sharded tensor: the memory itself."""
+    """Return this process's shard of a tensor: the memory itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
