@@ -43,10 +43,10 @@ from lensdist.bench.speed.run import first_rows, parity_steps
 from lensdist.bench.speed.turns import BATCHNORM, Way, compare, gate
 from lensdist.config import load
 from lensdist.config.schema import CommonRun, schema_of
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
+from lensdist.data.packing.simulated import write_packed
 from lensdist.models.ensemble import Ensemble
 from lensdist.sim.config import SimConfig
-from lensdist.sim.write import write_packed
 
 CONFIG = Path(__file__).parents[1] / "configs/common/reference.yaml"
 EPOCH = 30_000  # images to train on in the public set

@@ -32,8 +32,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lensdist._torchvision import import_torchvision
-from lensdist.data.pack import pack
-from lensdist.data.packed import Batch, PackedSet
+from lensdist.data.dataset import Batch, PackedSet
+from lensdist.data.packing.pack import pack
 
 BATCH = 128
 CLASSES = ("no", "sphere", "vort")

@@ -36,9 +36,10 @@ from torch import Tensor
 from lensdist import rng
 from lensdist.config import load
 from lensdist.config.schema import CommonRun, schema_of
-from lensdist.data.packed import PackedSet
-from lensdist.data.preprocess import Preprocess, views
-from lensdist.data.source import PackedSource, Source, View
+from lensdist.data.dataset import PackedSet
+from lensdist.data.packing.simulated import write_packed
+from lensdist.data.subset import PackedSource, Source, View
+from lensdist.data.transforms import Preprocess, views
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.config import CacheConfig
 from lensdist.engine.feature_cache import CachedSource, cached
@@ -48,7 +49,6 @@ from lensdist.engine.stages import Entered, Phase, StageSteps, enter
 from lensdist.engine.torch_settings import settle
 from lensdist.engine.world import World
 from lensdist.sim.config import SimConfig
-from lensdist.sim.write import write_packed
 from lensdist.tasks.base import Stage
 from lensdist.tasks.common import CommonTask
 

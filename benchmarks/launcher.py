@@ -43,8 +43,8 @@ sys.path.insert(0, str(ROOT))  # the launcher and the tests' SLURM are not insta
 
 from rivals.sbatch import CONFIGS, Again, Starts, tiny  # noqa: E402
 
+from lensdist.data.packing.simulated import write_packed  # noqa: E402
 from lensdist.sim.config import SimConfig  # noqa: E402
-from lensdist.sim.write import write_packed  # noqa: E402
 from slurm.config.chain import Chain  # noqa: E402
 from tests.chains import SUBMIT, jobs_of, submit, write_chain, write_cluster  # noqa: E402
 from tests.slurm.minislurm import MiniSlurm, missing  # noqa: E402

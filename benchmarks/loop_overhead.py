@@ -38,9 +38,9 @@ from lensdist.bench.speed.turns import Tolerance, Way, take_turns
 from lensdist.bench.speed.watch import Watch
 from lensdist.config import load
 from lensdist.config.schema import schema_of
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
+from lensdist.data.packing.simulated import write_packed
 from lensdist.sim.config import SimConfig
-from lensdist.sim.write import write_packed
 from lensdist.tasks.base import Stage
 
 CLASSES, BATCH, RATE, LOG_EVERY = 3, 8, 1e-3, 50

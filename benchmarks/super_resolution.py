@@ -47,9 +47,9 @@ from lensdist.bench.speed.session import BARE, STILL, UNTURNED
 from lensdist.bench.speed.turns import Tolerance, Way, compare, gate
 from lensdist.config import load
 from lensdist.config.schema import SuperResolutionRun, schema_of
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
+from lensdist.data.packing.simulated import write_packed
 from lensdist.sim.config import SimConfig
-from lensdist.sim.write import write_packed
 
 Facts = dict[str, Any]
 CONFIGS = Path(__file__).parents[1] / "configs/sr"

@@ -31,8 +31,8 @@ import torch
 from lensdist.bench.speed.turns import Tolerance, spread
 from lensdist.config import load
 from lensdist.config.schema import schema_of
+from lensdist.data.packing.simulated import write_packed
 from lensdist.sim.config import SimConfig
-from lensdist.sim.write import write_packed
 
 CONFIG = Path(__file__).parents[1] / "configs/mae/reference.yaml"
 MICRO, GATE_STEPS, SKIP = 32, 2, 2
@@ -154,7 +154,7 @@ def worker(
         os.environ |= {"LOCAL_WORLD_SIZE": "2"}
 
     from lensdist.bench.speed.ours import Ours
-    from lensdist.data.packed import PackedSet
+    from lensdist.data.dataset import PackedSet
 
     batch = MICRO if kind == "alone" else 2 * MICRO
     place = "pair" if kind == "pair" else f"{kind}-{rank}"

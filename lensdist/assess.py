@@ -16,10 +16,9 @@ from torch import Tensor
 from lensdist import illustrate, provenance
 from lensdist.config.schema import TASKS, BaseRun
 from lensdist.data.config import AugmentConfig, DataConfig
-from lensdist.data.packed import PackedSet
-from lensdist.data.preprocess import Turn, turned, views
-from lensdist.data.source import Images, View
-from lensdist.data.staging import check_ours, check_writable
+from lensdist.data.dataset import PackedSet
+from lensdist.data.subset import Images, View
+from lensdist.data.transforms import Turn, turned, views
 from lensdist.engine.evaluation import outputs_of
 from lensdist.engine.world import World
 from lensdist.errors import UserError
@@ -30,6 +29,7 @@ from lensdist.files import to_json, write_atomic
 from lensdist.loaded import LoadedModel
 from lensdist.phases import COMPLETE, check_finished
 from lensdist.sealed import first_of, read_json, sealed
+from lensdist.staging import check_ours, check_writable
 from lensdist.tasks.base import Batch, Task
 from lensdist.tasks.build import build_task
 from lensdist.track.log import read

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from lensdist.data.config import LIGHT_KEEPING
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.transforms import Preprocess
 from lensdist.errors import UserError
 from lensdist.models.backbones import Backbone
 from lensdist.models.classifier import Classifier

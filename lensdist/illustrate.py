@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from lensdist.data.packed import PackedSet
-from lensdist.data.source import View
+from lensdist.data.dataset import PackedSet
+from lensdist.data.subset import View
 from lensdist.evaluate import figures, metrics, pictures
 from lensdist.loaded import LoadedModel
 from lensdist.models.mae import pixel_mask
-from lensdist.resample import bicubic, enlarge, with_means
+from lensdist.models.resample import bicubic, enlarge, with_means
 from lensdist.tasks.base import Batch
 from lensdist.tasks.mae import good_pixels
 

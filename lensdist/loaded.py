@@ -20,8 +20,8 @@ from lensdist.errors import UserError
 from lensdist.export import read_export
 from lensdist.models.mae import pixel_mask
 from lensdist.models.masking import make_mask
-from lensdist.resample import enlarge
-from lensdist.tiles import tiled
+from lensdist.models.resample import enlarge
+from lensdist.models.tiling import tiled
 
 
 class LoadedModel:

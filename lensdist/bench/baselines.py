@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lensdist.data.preprocess import turn
+from lensdist.data.transforms import turn
 from lensdist.models.config import prime_factors
-from lensdist.resample import bicubic, enlarge
+from lensdist.models.resample import bicubic, enlarge
 
 _RIDGE = 1e-12  # as a share of the normal equations' mean eigenvalue: rounding, and no more
 

@@ -23,8 +23,8 @@ from lensdist.bench.scores import simulated_set
 from lensdist.bench.settings import PRESETS, FewLabels
 from lensdist.bench.table import Scored, write_table
 from lensdist.data.config import DataConfig
-from lensdist.data.packed import PackedSet
-from lensdist.data.source import View
+from lensdist.data.dataset import PackedSet
+from lensdist.data.subset import View
 from lensdist.errors import UserError
 from lensdist.phases import completed
 from lensdist.sim.config import SimConfig

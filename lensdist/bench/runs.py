@@ -164,7 +164,7 @@ def _test(run: Path, data: Path) -> None:
     from lensdist.assess import open_subject
     from lensdist.bench.scores import keep
     from lensdist.data.config import DataConfig
-    from lensdist.data.source import View
+    from lensdist.data.subset import View
     from lensdist.files import write_atomic
 
     subject = open_subject(run, data)

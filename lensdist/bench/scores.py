@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
+from lensdist.data.packing.simulated import write_packed
 from lensdist.errors import UserError
 from lensdist.evaluate import metrics
 from lensdist.evaluate.bootstrap import auc_interval, paired_bootstrap
 from lensdist.owners import temporary
 from lensdist.sim.config import SimConfig
-from lensdist.sim.write import write_packed
 from lensdist.tensors import write_safetensors
 
 

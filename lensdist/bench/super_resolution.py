@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lensdist import resample
 from lensdist.bench import baselines
 from lensdist.bench.runs import IMAGE_SCORES, Job, run_all
 from lensdist.bench.scores import keep, kept, simulated_set
 from lensdist.bench.settings import SuperResolutionTable
 from lensdist.data.config import DataConfig
-from lensdist.data.packed import PackedSet
-from lensdist.data.source import View
+from lensdist.data.dataset import PackedSet
+from lensdist.data.subset import View
 from lensdist.errors import UserError
 from lensdist.evaluate import super_resolution
 from lensdist.evaluate.bootstrap import paired_bootstrap
 from lensdist.evaluate.report import write_results
+from lensdist.models import resample
 from lensdist.phases import completed
 from lensdist.sim.config import SimConfig
 

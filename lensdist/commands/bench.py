@@ -10,8 +10,8 @@ from typing import TypeVar, get_args
 from lensdist.bench.settings import CommonTable, FewLabels, Size, SuperResolutionTable, Table
 from lensdist.bench.speed.settings import SpeedBench
 from lensdist.config.base import Strict
-from lensdist.data.staging import check_ours
 from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, UserError, begun
+from lensdist.staging import check_ours
 
 FEW_LABELS_EXAMPLES = """examples:
   lensdist bench few-labels --out runs/few-labels --jobs 2        # small: about 30 minutes

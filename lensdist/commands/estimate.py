@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from lensdist.config import load
 from lensdist.config.schema import schema_of
-from lensdist.data.samples import samples_of
-from lensdist.data.staging import check_ours
+from lensdist.data.epoch_size import samples_of
 from lensdist.errors import EXIT_DONE, UserError
 from lensdist.files import to_json, write_atomic
+from lensdist.staging import check_ours
 
 if TYPE_CHECKING:
     from slurm.config.cluster import Cluster

@@ -74,13 +74,13 @@ def run(args: argparse.Namespace) -> int:
     """Pack, and say what came of it.
 
     Raises:
-        UserError, RunError: see `lensdist.data.pack.pack`.
+        UserError, RunError: see `lensdist.data.packing.pack.pack`.
     """
     import os
     from pathlib import Path
 
     from lensdist.data.manifest import REPORT
-    from lensdist.data.pack import pack
+    from lensdist.data.packing.pack import pack
     from lensdist.errors import EXIT_DONE
 
     started = time.monotonic()

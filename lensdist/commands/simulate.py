@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--truth goes with --family sr --layout packed")
     _check_device(args.device)
 
-    from lensdist.sim.write import write_packed, write_raw
+    from lensdist.data.packing.simulated import write_packed, write_raw
 
     common = (args.dest, cfg, args.n_per_class, args.seed, args.device, _progress())
     with begun(args.dest):

@@ -18,7 +18,7 @@ from torch import Tensor
 from lensdist.errors import UserError
 
 if TYPE_CHECKING:
-    from lensdist.data.packed import PackedSet
+    from lensdist.data.dataset import PackedSet
 
 IMAGES = 1500
 """That the basis is made of, at most: more changes little, and takes longer."""

@@ -14,8 +14,8 @@ from torch import nn
 
 from lensdist import rng
 from lensdist.config.schema import BaseRun
-from lensdist.data.preprocess import turned, views
-from lensdist.data.source import Batch, PackedSource, Source
+from lensdist.data.subset import Batch, PackedSource, Source
+from lensdist.data.transforms import turned, views
 from lensdist.engine.once import for_every_image
 from lensdist.engine.world import World
 from lensdist.tasks.base import Splittable

@@ -10,7 +10,7 @@ from torch import nn
 
 from lensdist import provenance
 from lensdist.config.schema import BaseRun
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
 from lensdist.engine import checkpoint
 from lensdist.engine.loop import Outcome
 from lensdist.engine.state import check_tensors

@@ -10,9 +10,9 @@ from torch import Tensor
 from lensdist import rng
 from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun, SuperResolutionRun
 from lensdist.data.config import LIGHT_KEEPING
-from lensdist.data.packed import PackedSet
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.dataset import PackedSet
 from lensdist.data.smooth import fit_smooth
+from lensdist.data.transforms import Preprocess
 from lensdist.described import PREPROCESS, under
 from lensdist.engine.world import World
 from lensdist.errors import UserError

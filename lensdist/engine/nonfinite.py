@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lensdist.data.preprocess import Preprocess
-from lensdist.data.source import Images, Source
+from lensdist.data.subset import Images, Source
+from lensdist.data.transforms import Preprocess
 from lensdist.errors import RunError
 from lensdist.tasks.base import Batch
 from lensdist.tasks.mae import good_pixels

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from lensdist.data.source import Batch, Images
+from lensdist.data.subset import Batch, Images
 from lensdist.engine.world import World
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from lensdist.config.schema import SuperResolutionRun
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
 from lensdist.errors import UserError, say
-from lensdist.resample import block_means
+from lensdist.models.resample import block_means
 
 _LOOKED_AT = 16  # training pairs
 _UNLIKE = 0.3  # of HR's own contrast; LR that is a noisy exposure of its own is below it

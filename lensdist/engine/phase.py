@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from lensdist.config.schema import BaseRun, ClassifierRun, SuperResolutionRun
+from lensdist.data.dataset import PackedSet
 from lensdist.data.manifest import Manifest
-from lensdist.data.packed import PackedSet
-from lensdist.data.source import Images, PackedSource, Source, StreamSource, View
+from lensdist.data.packing.simulated import write_packed
+from lensdist.data.subset import Images, PackedSource, Source, StreamSource, View
 from lensdist.engine import fp8, pace, speed
 from lensdist.engine.asked import named_weights
 from lensdist.engine.batches import plan_steps
@@ -38,7 +39,6 @@ from lensdist.engine.stopping import STOP, Deadline, Stopper, job_ends
 from lensdist.engine.torch_settings import settle
 from lensdist.engine.world import World
 from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, begun, say
-from lensdist.sim.write import write_packed
 from lensdist.tasks.build import build_task
 
 T = TypeVar("T")

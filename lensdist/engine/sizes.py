@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun, SuperResolutionRun
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
 from lensdist.errors import UserError
 from lensdist.export import read_export
 from lensdist.sim.simulator import Simulator

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
-from lensdist.data.samples import samples_of
+from lensdist.data.epoch_size import samples_of
 from lensdist.errors import UserError
 from lensdist.estimate.network import train_flops
 

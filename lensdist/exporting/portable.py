@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.transforms import Preprocess
 from lensdist.errors import UserError
 from lensdist.exporting._onnxruntime import import_onnxruntime
 from lensdist.loaded import LoadedModel

@@ -17,7 +17,6 @@ from typing import Any
 
 from torch import Tensor
 
-from lensdist.data.staging import Staging
 from lensdist.described import PREPROCESS
 from lensdist.errors import RunError
 from lensdist.export import (
@@ -33,6 +32,7 @@ from lensdist.exporting.snapshot import at_step, exported, steps_of
 from lensdist.files import fsync, sha256, to_json, write_atomic
 from lensdist.loaded import LoadedModel, load
 from lensdist.sealed import read_json, sealed, unsealed
+from lensdist.staging import Staging
 
 TOLERANCE = 1e-4
 """Largest difference from the original's outputs, relative to the largest of these."""

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lensdist.data.fits import open_fits, science_hdu
-from lensdist.data.quarantine import BadFile
-from lensdist.data.readers import (
+from lensdist.data.packing.report import BadFile
+from lensdist.data.reading.fits import open_fits, science_hdu
+from lensdist.data.reading.readers import (
     ENDINGS,
     Reading,
     form,

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.transforms import Preprocess
 
 Batch = dict[str, Tensor]
 

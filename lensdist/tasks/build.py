@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun, MaeRun, SuperResolutionRun
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.transforms import Preprocess
 from lensdist.errors import UserError
 from lensdist.tasks.base import Task
 from lensdist.tasks.common import CommonTask

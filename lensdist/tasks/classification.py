@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lensdist import rng
 from lensdist.config.schema import ClassifierRun
-from lensdist.data.preprocess import Preprocess, augment, draw_views
+from lensdist.data.transforms import Preprocess, augment, draw_views
 from lensdist.evaluate import metrics
 from lensdist.tasks.base import Batch, Split
 from lensdist.tasks.mae import good_pixels

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lensdist.config.schema import CommonRun
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.transforms import Preprocess
 from lensdist.errors import UserError
 from lensdist.models.ensemble import Ensemble, sections_of
 from lensdist.models.split import Part

@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from lensdist.config.schema import FinetuneRun
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.transforms import Preprocess
 from lensdist.models.classifier import Classifier
 from lensdist.models.split import Part
 from lensdist.tasks.base import Split, Stage

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lensdist import rng
 from lensdist.config.schema import MaeRun
-from lensdist.data.preprocess import Preprocess, augment
+from lensdist.data.transforms import Preprocess, augment
 from lensdist.evaluate import metrics
 from lensdist.models.config import masked_count
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from lensdist import rng
 from lensdist.config.schema import SuperResolutionRun
-from lensdist.data.preprocess import Preprocess, augment
+from lensdist.data.transforms import Preprocess, augment
 from lensdist.evaluate import super_resolution
+from lensdist.models.resample import enlarge
 from lensdist.models.super_resolution import SuperResolver
-from lensdist.resample import enlarge
 from lensdist.tasks.base import Batch, Stage
 from lensdist.tasks.mae import good_pixels, image_means, pixel_weight
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from lensdist.config.schema import BaseRun
-from lensdist.data.samples import samples_of
+from lensdist.data.epoch_size import samples_of
 from lensdist.sim.config import SimConfig
 from slurm.config.cluster import Cluster
 from slurm.job import Job

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from lensdist.data import readers
-from lensdist.data.quarantine import BadFile
-from lensdist.data.readers import parse, read_bytes
+from lensdist.data.packing.report import BadFile
+from lensdist.data.reading import readers
+from lensdist.data.reading.readers import parse, read_bytes
 
 pytestmark = pytest.mark.faults
 

@@ -23,11 +23,11 @@ from astropy.io import fits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lensdist.data import readers
-from lensdist.data.pack import pack
-from lensdist.data.pickled import parse_axion, save_axion
-from lensdist.data.quarantine import BadFile
-from lensdist.data.readers import Reading, parse, read_bytes
+from lensdist.data.packing.pack import pack
+from lensdist.data.packing.report import BadFile
+from lensdist.data.reading import readers
+from lensdist.data.reading.object_arrays import parse_axion, save_axion
+from lensdist.data.reading.readers import Reading, parse, read_bytes
 from lensdist.errors import RunError
 from tests.faults.payload import Payload
 from tests.unit import data_files
@@ -285,8 +285,8 @@ def wait_for(condition: Any, seconds: float = 20) -> bool:
 
 _PACK = """
 import sys, time
-from lensdist.data import readers
-from lensdist.data.pack import pack
+from lensdist.data.reading import readers
+from lensdist.data.packing.pack import pack
 slow = lambda what, done, of: time.sleep(0.05) if what == "packed" else None
 if __name__ == "__main__":
     pack(sys.argv[1], sys.argv[2], jobs=2, progress=slow)
@@ -316,8 +316,8 @@ def test_a_killed_pack_leaves_no_set_and_no_process(tmp_path: Path) -> None:
 
 _FULL = """
 import resource, sys
-from lensdist.data import readers
-from lensdist.data.pack import pack
+from lensdist.data.reading import readers
+from lensdist.data.packing.pack import pack
 from lensdist.errors import RunError
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))  # a disk that is full after 8 kB
 try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lensdist.data.pickled import save_axion
+from lensdist.data.reading.object_arrays import save_axion
 
 
 def image(seed: int, *shape: int) -> npt.NDArray[np.float64]:

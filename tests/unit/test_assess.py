@@ -11,7 +11,7 @@ import torch
 
 from lensdist.assess import TTA, open_subject, score_split
 from lensdist.cli import main
-from lensdist.data.packed_writer import PackedWriter
+from lensdist.data.packing.writer import PackedWriter
 from lensdist.errors import UserError
 from lensdist.evaluate import metrics
 from lensdist.files import to_json

@@ -15,7 +15,7 @@ from lensdist.bench.baselines import (
     nearest,
     train_edsr,
 )
-from lensdist.resample import block_means
+from lensdist.models.resample import block_means
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.data import layouts
+from lensdist.data.packing import layouts
 from lensdist.errors import UserError
 from tests.unit import data_files
 

@@ -13,10 +13,10 @@ import pytest
 from astropy.io import fits
 
 from lensdist.commands import pack as command
-from lensdist.data.pack import pack
-from lensdist.data.packed import PackedSet
-from lensdist.data.pickled import save_axion
-from lensdist.data.quarantine import Report
+from lensdist.data.dataset import PackedSet
+from lensdist.data.packing.pack import pack
+from lensdist.data.packing.report import Report
+from lensdist.data.reading.object_arrays import save_axion
 from lensdist.errors import RunError, UserError
 from tests.unit import data_files
 from tests.unit.data_files import image
@@ -329,7 +329,5 @@ def test_the_command_refuses_impossible_options(words: list[str]) -> None:
 
 
 def test_packing_imports_no_torch() -> None:
-    code = (
-        "import sys, lensdist.data.pack, lensdist.commands.pack; assert 'torch' not in sys.modules"
-    )
+    code = "import sys, lensdist.data.packing.pack, lensdist.commands.pack; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from lensdist.data.dataset import PackedSet
 from lensdist.data.manifest import Manifest
-from lensdist.data.packed import PackedSet
-from lensdist.data.packed_writer import PackedWriter
+from lensdist.data.packing.writer import PackedWriter
 from lensdist.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -244,7 +244,7 @@ def test_no_packed_set_says_how_to_make_one(tmp_path: Path) -> None:
 _LIMITED = """
 import resource, sys
 import numpy as np
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
 packed = PackedSet(sys.argv[1])
 packed.gather(np.arange(64))  # starts torch's threads and allocators before the limit falls
 used = 1024 * int(next(l for l in open("/proc/self/status") if l.startswith("VmData")).split()[1])

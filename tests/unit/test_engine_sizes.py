@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lensdist import train
-from lensdist.data.packed_writer import PackedWriter
-from lensdist.resample import block_means
+from lensdist.data.packing.writer import PackedWriter
+from lensdist.models.resample import block_means
 from tests.conftest import settings
 
 pytestmark = pytest.mark.unit

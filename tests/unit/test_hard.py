@@ -13,16 +13,16 @@ import torch
 from lensdist import hard, rng
 from lensdist.assess import open_subject
 from lensdist.data.config import PreprocessConfig
-from lensdist.data.packed import PackedSet
-from lensdist.data.packed_writer import PackedWriter
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.dataset import PackedSet
+from lensdist.data.packing.simulated import BLOCK, write_packed
+from lensdist.data.packing.writer import PackedWriter
+from lensdist.data.transforms import Preprocess
 from lensdist.errors import UserError
 from lensdist.evaluate import metrics
 from lensdist.export import write_export
 from lensdist.models.config import SuperResolverConfig
 from lensdist.models.super_resolution import SuperResolver
 from lensdist.sim.config import SimConfig
-from lensdist.sim.write import BLOCK, write_packed
 from tests.unit.exported import LABELS, SHAPE, write_model
 
 pytestmark = pytest.mark.unit

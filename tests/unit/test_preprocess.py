@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lensdist.config.schema import FinetuneRun, MaeRun
 from lensdist.data.config import AugmentConfig, PreprocessConfig
-from lensdist.data.preprocess import Preprocess, augment
+from lensdist.data.transforms import Preprocess, augment
 from lensdist.tasks.finetune import FinetuneTask
 from lensdist.tasks.mae import MaeTask
 

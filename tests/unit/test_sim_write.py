@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lensdist.commands import simulate
-from lensdist.data.pickled import parse_axion
+from lensdist.data.reading.object_arrays import parse_axion
 from lensdist.errors import RunError, UserError
 from lensdist.sim import render
 

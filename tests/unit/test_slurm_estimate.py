@@ -10,9 +10,9 @@ import torch
 
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
-from lensdist.data.packed import PackedSet
-from lensdist.data.samples import samples_of
-from lensdist.data.source import View
+from lensdist.data.dataset import PackedSet
+from lensdist.data.epoch_size import samples_of
+from lensdist.data.subset import View
 from lensdist.engine import checkpoint
 from lensdist.errors import UserError
 from lensdist.estimate import train_flops

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lensdist.data.config import DataConfig
-from lensdist.data.packed import PackedSet
-from lensdist.data.packed_writer import PackedWriter
-from lensdist.data.source import Batch, PackedSource, StreamSource, View
+from lensdist.data.dataset import PackedSet
+from lensdist.data.packing.writer import PackedWriter
+from lensdist.data.subset import Batch, PackedSource, StreamSource, View
 from lensdist.errors import UserError
 from lensdist.sim.config import SimConfig
 

@@ -12,7 +12,7 @@ from lensdist.bench.rivals.items import Item
 from lensdist.bench.rivals.loops import Batch, Loss
 from lensdist.config.schema import SuperResolutionRun
 from lensdist.data.config import AugmentConfig
-from lensdist.data.preprocess import turn, views
+from lensdist.data.transforms import turn, views
 
 
 def refusal(cfg: SuperResolutionRun) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lensdist.bench.speed.watch import Watch
 from lensdist.config.schema import BaseRun
-from lensdist.data.source import Batch, Images, PackedSource, StreamSource
+from lensdist.data.subset import Batch, Images, PackedSource, StreamSource
 from lensdist.engine.journal import Journal
 from lensdist.engine.saver import Saver
 from lensdist.engine.world import World

@@ -8,7 +8,7 @@ from lensdist.bench.speed.settings import SpeedBench
 from lensdist.bench.speed.turns import BATCHNORM, ROUNDING, Tolerance
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, SuperResolutionRun, schema_of
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
 from lensdist.engine.world import World
 from lensdist.errors import UserError
 from lensdist.owners import remove, temporary

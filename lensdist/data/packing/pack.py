@@ -23,14 +23,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from lensdist.data import layouts
-from lensdist.data.layouts import Entry, Layout, Listing
 from lensdist.data.manifest import DType, Manifest
-from lensdist.data.packed_writer import PackedWriter, check_scaled
-from lensdist.data.quarantine import BadFile, Report
-from lensdist.data.readers import Reading, check_choice
-from lensdist.data.staging import check_free
-from lensdist.data.survey import (
+from lensdist.data.packing import layouts
+from lensdist.data.packing.layouts import Entry, Layout, Listing
+from lensdist.data.packing.report import BadFile, Report
+from lensdist.data.packing.survey import (
     Survey,
     agreed,
     check_classes,
@@ -40,9 +37,12 @@ from lensdist.data.survey import (
     survey_files,
     without_duplicates,
 )
+from lensdist.data.packing.writer import PackedWriter, check_scaled
+from lensdist.data.reading.readers import Reading, check_choice
 from lensdist.errors import RunError, UserError
 from lensdist.files import printable, to_json, write_atomic
 from lensdist.sealed import read_json
+from lensdist.staging import check_free
 
 _REPORT_BYTES = 1 << 30  # of an earlier report, at most
 _CHUNK = 32  # files a task: enough to hide a queue's latency

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lensdist.data.manifest import MANIFEST
-from lensdist.data.quarantine import Passed
-from lensdist.data.readers import form
+from lensdist.data.packing.report import Passed
+from lensdist.data.reading.readers import form
 from lensdist.errors import UserError
 from lensdist.files import printable
 

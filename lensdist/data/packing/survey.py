@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from lensdist.data.layouts import Entry, Listing
-from lensdist.data.quarantine import BadFile, Report
-from lensdist.data.readers import Reading, form, parse, read_bytes
+from lensdist.data.packing.layouts import Entry, Listing
+from lensdist.data.packing.report import BadFile, Report
+from lensdist.data.reading.readers import Reading, form, parse, read_bytes
 from lensdist.data.splits import content_digest
 from lensdist.errors import UserError
 

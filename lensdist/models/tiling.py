@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lensdist.resample import enlarge
+from lensdist.models.resample import enlarge
 
 
 def tiled(

@@ -13,8 +13,8 @@ import math
 import re
 from typing import Any
 
-from lensdist.data.quarantine import BadFile
-from lensdist.data.readers import MAX_BYTES
+from lensdist.data.packing.report import BadFile
+from lensdist.data.reading.readers import MAX_BYTES
 
 _BLOCK, _CARD = 2880, 80
 _MAX_HDUS = 200

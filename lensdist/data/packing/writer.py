@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from lensdist.data.columns import Column
 from lensdist.data.manifest import (
     FILES,
     MANIFEST,
@@ -29,7 +28,9 @@ from lensdist.data.manifest import (
     Manifest,
     file_info,
 )
-from lensdist.data.quarantine import Report
+from lensdist.data.packing.columns import Column
+from lensdist.data.packing.report import Report
+from lensdist.data.packing.statistics import image_moments, join_moments
 from lensdist.data.splits import (
     SPLITS,
     TRAIN,
@@ -38,10 +39,9 @@ from lensdist.data.splits import (
     content_digest,
     count_classes,
 )
-from lensdist.data.staging import Staging
-from lensdist.data.statistics import image_moments, join_moments
 from lensdist.errors import UserError
 from lensdist.files import to_json
+from lensdist.staging import Staging
 
 Array = npt.NDArray[Any]
 

@@ -32,7 +32,7 @@ def samples_of(config: BaseRun) -> int | None:
 
 
 def _narrowed(counts: Mapping[str, int], labels: Sequence[str], data: DataConfig) -> int | None:
-    """As `lensdist.data.source.View` does it: by class names, then by numbers."""
+    """As `lensdist.data.subset.View` does it: by class names, then by numbers."""
     classes = data.classes or labels
     if not set(classes) <= set(labels):
         return None
@@ -43,7 +43,7 @@ def _narrowed(counts: Mapping[str, int], labels: Sequence[str], data: DataConfig
 
 
 def _own(data: DataConfig) -> int | None:
-    """Of a set that is to be simulated: `lensdist.sim.write` and `lensdist.data.splits`."""
+    """Of a set that is to be simulated: `lensdist.data.packing.simulated` and `lensdist.data.splits`."""
     assert data.sim is not None  # the configuration has checked
     n, labels = data.n_per_class, data.sim.labels
     if data.sim.family == "sr":  # pairs have no classes: tenths are of all of them

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lensdist.data.fits_bounds import check_gzip_tiles, check_structure
-from lensdist.data.quarantine import BadFile
-from lensdist.data.readers import Raw
+from lensdist.data.packing.report import BadFile
+from lensdist.data.reading.fits_bounds import check_gzip_tiles, check_structure
+from lensdist.data.reading.readers import Raw
 
 _MASKS = ("MASK", "DQ")
 _WEIGHTS = ("WHT", "WEIGHT")

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lensdist.data.pickled import parse_axion
-from lensdist.data.quarantine import BadFile
+from lensdist.data.packing.report import BadFile
+from lensdist.data.reading.object_arrays import parse_axion
 from lensdist.errors import UserError
 
 ENDINGS = ".npy, .npz, .fits, .fit, .fts, each also .gz or .bz2, and .fits.fz"
@@ -153,7 +153,7 @@ def parse(data: bytes, suffix: str, hdu: str | None = None) -> Reading:
         elif suffix.lower() == ".npz":
             raw = _parse_npz(data, hdu)
         else:
-            from lensdist.data.fits import parse_fits
+            from lensdist.data.reading.fits import parse_fits
 
             raw = parse_fits(data, hdu)
         return _checked(raw)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lensdist import rng
 from lensdist.data.config import DataConfig
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
 from lensdist.errors import UserError
 from lensdist.sim.config import SimConfig
 from lensdist.sim.families import FAMILIES

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from lensdist.data.folders import walk
 from lensdist.data.manifest import Kind
-from lensdist.data.quarantine import Passed
-from lensdist.data.readers import ENDINGS
+from lensdist.data.packing.report import Passed
+from lensdist.data.reading.folders import walk
+from lensdist.data.reading.readers import ENDINGS
 from lensdist.data.splits import SPLITS
 from lensdist.errors import UserError
 from lensdist.files import printable

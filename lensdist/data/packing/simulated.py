@@ -16,12 +16,12 @@ import torch
 
 from lensdist import rng
 from lensdist.data.manifest import Manifest
-from lensdist.data.packed_writer import PackedWriter
-from lensdist.data.pickled import save_axion
-from lensdist.data.staging import Staging, check_free
+from lensdist.data.packing.writer import PackedWriter
+from lensdist.data.reading.object_arrays import save_axion
 from lensdist.errors import UserError
 from lensdist.sim.config import SimConfig
 from lensdist.sim.simulator import Simulator
+from lensdist.staging import Staging, check_free
 
 BLOCK = 128  # images that share a noise generator; part of what a seed means
 

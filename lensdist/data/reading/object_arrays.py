@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lensdist.data.quarantine import BadFile
+from lensdist.data.packing.report import BadFile
 
 # fmt: off
 _OPCODES = frozenset({

@@ -19,7 +19,7 @@ import torch
 
 from lensdist.data.manifest import FILES, Manifest
 from lensdist.data.splits import SPLITS
-from lensdist.data.verified import Verification, Verify, open_arrays
+from lensdist.data.verification import Verification, Verify, open_arrays
 from lensdist.errors import UserError
 
 Batch = dict[str, torch.Tensor]
