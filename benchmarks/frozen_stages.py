@@ -36,10 +36,12 @@ from torch import Tensor
 from lensdist import rng
 from lensdist.config import load
 from lensdist.config.schema import CommonRun, schema_of
+from lensdist.data.augment import views
 from lensdist.data.dataset import PackedSet
 from lensdist.data.packing.simulated import write_packed
-from lensdist.data.subset import PackedSource, Source, View
-from lensdist.data.transforms import Preprocess, views
+from lensdist.data.sampler import PackedSource, Source
+from lensdist.data.subset import View
+from lensdist.data.transforms import Preprocess
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.config import CacheConfig
 from lensdist.engine.feature_cache import CachedSource, cached

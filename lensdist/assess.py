@@ -15,10 +15,11 @@ from torch import Tensor
 
 from lensdist import illustrate, provenance
 from lensdist.config.schema import TASKS, BaseRun
+from lensdist.data.augment import Turn, turned, views
 from lensdist.data.config import AugmentConfig, DataConfig
 from lensdist.data.dataset import PackedSet
-from lensdist.data.subset import Images, View
-from lensdist.data.transforms import Turn, turned, views
+from lensdist.data.sampler import Images
+from lensdist.data.subset import View
 from lensdist.engine.evaluation import outputs_of
 from lensdist.engine.world import World
 from lensdist.errors import UserError

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from lensdist.data.dataset import PackedSet
+from lensdist.data.masks import good_pixels
 from lensdist.data.subset import View
 from lensdist.evaluate import figures, metrics, pictures
 from lensdist.loaded import LoadedModel
 from lensdist.models.mae import pixel_mask
 from lensdist.models.resample import bicubic, enlarge, with_means
 from lensdist.tasks.base import Batch
-from lensdist.tasks.mae import good_pixels
 
 NAMES = (
     "roc", "confusion", "reliability", "reconstructions", "super_resolution", "learning_curves",

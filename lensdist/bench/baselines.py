@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lensdist.data.transforms import turn
+from lensdist.data.augment import turn
 from lensdist.models.config import prime_factors
 from lensdist.models.resample import bicubic, enlarge
 

@@ -1,59 +1,15 @@
-"""What the loop eats: micro-batches by position, never by iterator.
-
-A source answers `take(epoch, offset, n)`. The order of an epoch is a permutation by (seed, epoch),
-so a position is two integers, and a resumed run has nothing of a loader to restore.
-"""
+"""One split of a packed set, some of its classes, on a device."""
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from lensdist import rng
 from lensdist.data.config import DataConfig
-from lensdist.data.dataset import PackedSet
+from lensdist.data.dataset import Batch, PackedSet
 from lensdist.errors import UserError
-from lensdist.sim.config import SimConfig
-from lensdist.sim.families import FAMILIES
-
-Batch = dict[str, Tensor]
-
-
-class Source(Protocol):
-    """Training images: `size` an epoch."""
-
-    size: int
-
-    def take(self, epoch: int, offset: int, n: int) -> Batch:
-        """Images `offset … offset+n-1` of an epoch, as tensors on the device of the run.
-
-        `image` (n, C, H, W), `label` (n,) int64, `sample` (n,) int64, a number that is the
-        sample's own for ever, and `target`, `truth`, `mass`, `badpix`, `weight` where the data has
-        them.
-        """
-        ...
-
-    def name_of(self, sample: int) -> str:
-        """What a sample is, for a sentence."""
-        ...
-
-
-class Images(Protocol):
-    """The images of a split, by their places in it."""
-
-    def __len__(self) -> int: ...
-
-    def gather(self, places: npt.NDArray[np.int64]) -> Batch:
-        """The images at these places, as `Source.take` returns them."""
-        ...
-
-    def name_of(self, sample: int) -> str:
-        """What a sample is, for a sentence."""
-        ...
 
 
 class View:
@@ -173,80 +129,3 @@ def _fits(packed: PackedSet, device: torch.device) -> bool:
         return False
     free, _ = torch.cuda.mem_get_info(device)
     return packed.nbytes < 0.4 * free
-
-
-class PackedSource:
-    """Training images of a packed set.
-
-    Args:
-        view: the images.
-        seed: of the order of each epoch.
-    """
-
-    def __init__(self, view: Images, seed: int) -> None:
-        self.size = len(view)
-        self.view = view
-        self._seed = seed
-        self._epoch = -1
-        self._order = np.empty(0, np.int64)
-
-    def take(self, epoch: int, offset: int, n: int) -> Batch:
-        """See `Source.take`."""
-        return self.view.gather(self.places(epoch, offset, n))
-
-    def name_of(self, sample: int) -> str:
-        """See `View.name_of`."""
-        return self.view.name_of(sample)
-
-    def places(self, epoch: int, offset: int, n: int) -> npt.NDArray[np.int64]:
-        """Where in `view` the images lie that `take` returns."""
-        if epoch != self._epoch:
-            self._order = rng.permutation(rng.key(self._seed, "order", epoch), self.size)
-            self._epoch = epoch
-        return self._order[offset : offset + n]
-
-
-class StreamSource:
-    """Training images simulated on the device of the run as they are needed, never repeating.
-
-    Args:
-        sim: what to simulate.
-        size: images that count as an epoch.
-        labels: the run's classes, in the order of its labels.
-        seed: every image is a function of it and of the image's number.
-        device: where to simulate.
-    """
-
-    def __init__(
-        self, sim: SimConfig, size: int, labels: tuple[str, ...], seed: int, device: torch.device
-    ) -> None:
-        from lensdist.sim.simulator import Simulator
-
-        self.size = size
-        self._device = device
-        self._key = rng.key(seed, "stream")
-        unknown = sorted(set(labels) - set(FAMILIES[sim.family].labels))
-        if unknown:
-            raise UserError(
-                f"data.sim: {sim.family} does not simulate {unknown[0]!r}; name classes that it "
-                "does in data.classes"
-            )
-        if labels:
-            sim = sim.model_copy(update={"classes": labels})
-        self._simulator = Simulator(sim, device)
-        # The simulator numbers classes in its family's order, the run in its own; a run on pairs
-        # knows no classes.
-        order = [labels.index(name) if labels else -1 for name in self._simulator.labels]
-        self._renumber = torch.tensor(order, device=device)
-
-    def take(self, epoch: int, offset: int, n: int) -> Batch:
-        """See `Source.take`."""
-        first = epoch * self.size + offset
-        samples = torch.arange(first, first + n, device=self._device)
-        batch = self._simulator.batch(self._key, samples)
-        batch["label"] = self._renumber[batch["label"]]
-        return batch
-
-    def name_of(self, sample: int) -> str:
-        """See `View.name_of`."""
-        return f"simulated sample {sample}"

@@ -14,8 +14,9 @@ from torch import nn
 
 from lensdist import rng
 from lensdist.config.schema import BaseRun
-from lensdist.data.subset import Batch, PackedSource, Source
-from lensdist.data.transforms import turned, views
+from lensdist.data.augment import turned, views
+from lensdist.data.dataset import Batch
+from lensdist.data.sampler import PackedSource, Source
 from lensdist.engine.once import for_every_image
 from lensdist.engine.world import World
 from lensdist.tasks.base import Splittable

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lensdist.data.subset import Images, Source
+from lensdist.data.masks import good_pixels
+from lensdist.data.sampler import Images, Source
 from lensdist.data.transforms import Preprocess
 from lensdist.errors import RunError
 from lensdist.tasks.base import Batch
-from lensdist.tasks.mae import good_pixels
 
 _LOOKED_AT = ("target", "truth", "weight", "seen")
 

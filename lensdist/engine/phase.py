@@ -17,7 +17,9 @@ from lensdist.config.schema import BaseRun, ClassifierRun, SuperResolutionRun
 from lensdist.data.dataset import PackedSet
 from lensdist.data.manifest import Manifest
 from lensdist.data.packing.simulated import write_packed
-from lensdist.data.subset import Images, PackedSource, Source, StreamSource, View
+from lensdist.data.sampler import Images, PackedSource, Source
+from lensdist.data.stream import StreamSource
+from lensdist.data.subset import View
 from lensdist.engine import fp8, pace, speed
 from lensdist.engine.asked import named_weights
 from lensdist.engine.batches import plan_steps

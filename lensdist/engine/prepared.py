@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lensdist.data.subset import Batch, Images
+from lensdist.data.dataset import Batch
+from lensdist.data.sampler import Images
 from lensdist.data.transforms import Preprocess
 from lensdist.engine.once import for_every_image
 from lensdist.engine.world import World

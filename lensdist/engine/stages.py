@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lensdist.config.schema import BaseRun
-from lensdist.data.subset import Images, Source
+from lensdist.data.sampler import Images, Source
 from lensdist.engine.batches import StepPlan
 from lensdist.engine.batchnorm import RunningStatistics, synchronise
 from lensdist.engine.feature_cache import cached

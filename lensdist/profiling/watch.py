@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from lensdist.data.subset import PackedSource, StreamSource
+from lensdist.data.sampler import PackedSource
+from lensdist.data.stream import StreamSource
 from lensdist.engine.feature_cache import CachedSource
 from lensdist.engine.parallel.base import Engine
 from lensdist.tasks.classification import ClassificationTask

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from lensdist import rng
 from lensdist.config.schema import ClassifierRun
-from lensdist.data.transforms import Preprocess, augment, draw_views
+from lensdist.data.augment import augment, draw_views
+from lensdist.data.masks import good_pixels
+from lensdist.data.transforms import Preprocess
 from lensdist.evaluate import metrics
 from lensdist.tasks.base import Batch, Split
-from lensdist.tasks.mae import good_pixels
 
 _SELECT: dict[str, tuple[str, Literal["min", "max"]]] = {
     "accuracy": ("accuracy", "max"),

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from lensdist import rng
 from lensdist.config.schema import MaeRun
-from lensdist.data.transforms import Preprocess, augment
+from lensdist.data.augment import augment
+from lensdist.data.masks import good_pixels, image_means, pixel_weight
+from lensdist.data.transforms import Preprocess
 from lensdist.evaluate import metrics
 from lensdist.models.config import masked_count
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
@@ -86,30 +88,3 @@ class MaeTask:
         image = self.preprocess(batch["image"], good_pixels(batch))
         mask = make_mask(image, self.cfg.model.patch_size, self.cfg.mask, key, batch["sample"])
         return image, mask, weight
-
-
-def pixel_weight(batch: Batch) -> Tensor | None:
-    """How much each pixel counts, (B, 1 or C, H, W); None when all count alike."""
-    weight = batch.get("weight")
-    if weight is not None and weight.dim() == 3:
-        weight = weight[:, None]
-    if "badpix" in batch:
-        bad = batch["badpix"].bool()
-        good = (~(bad[:, None] if bad.dim() == 3 else bad)).float()
-        weight = good if weight is None else weight * good
-    return weight
-
-
-def good_pixels(batch: Batch) -> Tensor | None:
-    """Which pixels count at all, (B, 1 or C, H, W) bool; None when all do."""
-    weight = pixel_weight(batch)
-    return None if weight is None else weight > 0
-
-
-def image_means(values: Tensor, weight: Tensor | None) -> Tensor:
-    """(B, C, H, W) -> (B,): over the pixels that count, whatever the others hold."""
-    axes = (1, 2, 3)
-    if weight is None:
-        return values.mean(axes)
-    counted = torch.where(weight > 0, values, 0.0) * weight
-    return counted.sum(axes) / weight.sum(axes).clamp_min(1e-12)

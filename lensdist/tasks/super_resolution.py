@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from lensdist import rng
 from lensdist.config.schema import SuperResolutionRun
-from lensdist.data.transforms import Preprocess, augment
+from lensdist.data.augment import augment
+from lensdist.data.masks import good_pixels, image_means, pixel_weight
+from lensdist.data.transforms import Preprocess
 from lensdist.evaluate import super_resolution
 from lensdist.models.resample import enlarge
 from lensdist.models.super_resolution import SuperResolver
 from lensdist.tasks.base import Batch, Stage
-from lensdist.tasks.mae import good_pixels, image_means, pixel_weight
 
 
 class SuperResolutionTask:

@@ -11,7 +11,8 @@ import torch
 from lensdist import rng
 from lensdist.config.schema import CommonRun, FinetuneRun
 from lensdist.data.dataset import PackedSet
-from lensdist.data.subset import PackedSource, View
+from lensdist.data.sampler import PackedSource
+from lensdist.data.subset import View
 from lensdist.data.transforms import Preprocess
 from lensdist.engine.feature_cache import cached
 from lensdist.models.ensemble import Ensemble

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lensdist.config.schema import FinetuneRun, MaeRun
+from lensdist.data.augment import augment
 from lensdist.data.config import AugmentConfig, PreprocessConfig
-from lensdist.data.transforms import Preprocess, augment
+from lensdist.data.transforms import Preprocess
 from lensdist.tasks.finetune import FinetuneTask
 from lensdist.tasks.mae import MaeTask
 

@@ -13,7 +13,7 @@ import torch
 from lensdist.commands import profile
 from lensdist.config import load
 from lensdist.config.schema import MaeRun, schema_of
-from lensdist.data.subset import PackedSource
+from lensdist.data.sampler import PackedSource
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.parallel.base import Engine
 from lensdist.errors import UserError

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from lensdist.data.config import DataConfig
-from lensdist.data.dataset import PackedSet
+from lensdist.data.dataset import Batch, PackedSet
 from lensdist.data.packing.writer import PackedWriter
-from lensdist.data.subset import Batch, PackedSource, StreamSource, View
+from lensdist.data.sampler import PackedSource
+from lensdist.data.stream import StreamSource
+from lensdist.data.subset import View
 from lensdist.errors import UserError
 from lensdist.sim.config import SimConfig
 

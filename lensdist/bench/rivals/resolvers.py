@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lensdist.bench.rivals.items import Item
 from lensdist.bench.rivals.loops import Batch, Loss
 from lensdist.config.schema import SuperResolutionRun
+from lensdist.data.augment import turn, views
 from lensdist.data.config import AugmentConfig
-from lensdist.data.transforms import turn, views
 
 
 def refusal(cfg: SuperResolutionRun) -> str:

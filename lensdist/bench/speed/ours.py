@@ -33,7 +33,8 @@ from lensdist.bench.speed.turns import Way
 from lensdist.bench.speed.watch import Watch
 from lensdist.config.schema import BaseRun, SuperResolutionRun
 from lensdist.data.dataset import PackedSet
-from lensdist.data.subset import Images, View
+from lensdist.data.sampler import Images
+from lensdist.data.subset import View
 from lensdist.engine import speed
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.initial import check_start, starting_point

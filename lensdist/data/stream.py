@@ -1,0 +1,57 @@
+"""Training images that are simulated as they are needed."""
+
+from __future__ import annotations
+
+import torch
+
+from lensdist import rng
+from lensdist.data.dataset import Batch
+from lensdist.errors import UserError
+from lensdist.sim.config import SimConfig
+from lensdist.sim.families import FAMILIES
+
+
+class StreamSource:
+    """Training images simulated on the device of the run as they are needed, never repeating.
+
+    Args:
+        sim: what to simulate.
+        size: images that count as an epoch.
+        labels: the run's classes, in the order of its labels.
+        seed: every image is a function of it and of the image's number.
+        device: where to simulate.
+    """
+
+    def __init__(
+        self, sim: SimConfig, size: int, labels: tuple[str, ...], seed: int, device: torch.device
+    ) -> None:
+        from lensdist.sim.simulator import Simulator
+
+        self.size = size
+        self._device = device
+        self._key = rng.key(seed, "stream")
+        unknown = sorted(set(labels) - set(FAMILIES[sim.family].labels))
+        if unknown:
+            raise UserError(
+                f"data.sim: {sim.family} does not simulate {unknown[0]!r}; name classes that it "
+                "does in data.classes"
+            )
+        if labels:
+            sim = sim.model_copy(update={"classes": labels})
+        self._simulator = Simulator(sim, device)
+        # The simulator numbers classes in its family's order, the run in its own; a run on pairs
+        # knows no classes.
+        order = [labels.index(name) if labels else -1 for name in self._simulator.labels]
+        self._renumber = torch.tensor(order, device=device)
+
+    def take(self, epoch: int, offset: int, n: int) -> Batch:
+        """See `Source.take`."""
+        first = epoch * self.size + offset
+        samples = torch.arange(first, first + n, device=self._device)
+        batch = self._simulator.batch(self._key, samples)
+        batch["label"] = self._renumber[batch["label"]]
+        return batch
+
+    def name_of(self, sample: int) -> str:
+        """See `View.name_of`."""
+        return f"simulated sample {sample}"
