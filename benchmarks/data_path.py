@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lensdist._torchvision import import_torchvision
 from lensdist.data.dataset import Batch, PackedSet
-from lensdist.data.packing.pack import pack
+from lensdist.data.packing.pack import PackOptions, pack
 
 BATCH = 128
 CLASSES = ("no", "sphere", "vort")
@@ -56,7 +56,7 @@ def main() -> None:
         start = time.perf_counter()
         pack(folder / "files", folder / "float32")
         packing = args.files / (time.perf_counter() - start)
-        pack(folder / "files", folder / "float16", dtype="float16")
+        pack(folder / "files", folder / "float16", PackOptions(dtype="float16"))
         rows = measure(paths(files, folder, args.device), args.rounds)
     finally:
         shutil.rmtree(folder)

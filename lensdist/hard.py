@@ -21,14 +21,13 @@ from pydantic import ValidationError
 from lensdist import rng
 from lensdist.assess import Subject
 from lensdist.data.manifest import DType
-from lensdist.data.packing.simulated import BLOCK
 from lensdist.errors import UserError
 from lensdist.evaluate import figures
 from lensdist.evaluate.bootstrap import paired_bootstrap
 from lensdist.files import to_json, write_atomic
 from lensdist.sealed import sealed
 from lensdist.sim.config import FamilyName, SimConfig
-from lensdist.sim.simulator import Simulator
+from lensdist.sim.simulator import BLOCK, Simulator
 from lensdist.tasks.base import Batch
 
 PLAIN = "plain"

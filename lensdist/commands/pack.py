@@ -80,22 +80,24 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from lensdist.data.manifest import REPORT
-    from lensdist.data.packing.pack import pack
+    from lensdist.data.packing.pack import PackOptions, pack
+    from lensdist.data.packing.writer import Instrument
     from lensdist.errors import EXIT_DONE
 
     started = time.monotonic()
-    manifest, report = pack(
-        args.src,
-        args.dest,
+    options = PackOptions(
         seed=args.seed,
         dtype=args.dtype,
         max_bad=args.max_bad,
         layout=args.layout,
         labels=args.labels.split(",") if args.labels else None,
-        pixel_scale_arcsec=args.pixel_scale,
-        psf_fwhm_arcsec=args.psf_fwhm,
-        zero_point_mag=args.zero_point,
         hdu=args.hdu,
+        instrument=Instrument(args.pixel_scale, args.psf_fwhm, args.zero_point),
+    )
+    manifest, report = pack(
+        args.src,
+        args.dest,
+        options,
         jobs=args.jobs or min(4, os.cpu_count() or 1),
         progress=_progress() if sys.stderr.isatty() else None,
     )

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.batch < 1:
         raise UserError(f"--batch must be 1 or more, not {args.batch}")
-    from lensdist.data.packing.report import Passed
+    from lensdist.data.reading.folders import Passed
     from lensdist.data.reading.readers import check_choice
     from lensdist.predicting.inputs import find
 

@@ -1,38 +1,41 @@
-"""How many images an epoch of a run has (torch-free)."""
+"""Count the images of an epoch, before a run has made or opened its data (torch-free)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from lensdist.config.schema import BaseRun
 from lensdist.data.config import DataConfig
 from lensdist.data.manifest import MANIFEST, UNLABELLED, Manifest
+from lensdist.data.splits import train_size
 
 
-def samples_of(config: BaseRun) -> int | None:
-    """Images of an epoch: the train split as `data` narrows it, or the stream's.
+def images_per_epoch(data: DataConfig, run_dir: Path) -> int | None:
+    """Return the images of an epoch: the train split that `data` chooses, or the stream's.
 
-    Of a set that the run has yet to simulate for itself, what the split will be if no two images
-    are alike.
+    For a set that the run has yet to simulate, this assumes that no two images are equal.
+
+    Args:
+        data: the settings of the data.
+        run_dir: the folder of the run, where a set of its own lies.
 
     Returns:
-        None where the packed set is not there, or lacks a class.
+        None where the packed set does not exist, or lacks a class.
 
     Raises:
-        UserError: what is there is no packed set.
+        UserError: the folder does not hold a packed set.
     """
-    data = config.data
     if data.source == "stream":
         return data.stream_epoch
-    folder = data.path or config.run.dir / "data"
+    folder = data.path or run_dir / "data"
     if (folder / MANIFEST).exists():
         manifest = Manifest.load(folder)
-        return _narrowed(manifest.counts.get("train", {}), manifest.labels, data)
+        return _chosen(manifest.counts.get("train", {}), manifest.labels, data)
     return None if data.path is not None else _own(data)
 
 
-def _narrowed(counts: Mapping[str, int], labels: Sequence[str], data: DataConfig) -> int | None:
-    """As `lensdist.data.subset.View` does it: by class names, then by numbers."""
+def _chosen(counts: Mapping[str, int], labels: Sequence[str], data: DataConfig) -> int | None:
+    """Count as `lensdist.data.subset.View` chooses: by class names, then by numbers."""
     classes = data.classes or labels
     if not set(classes) <= set(labels):
         return None
@@ -43,14 +46,11 @@ def _narrowed(counts: Mapping[str, int], labels: Sequence[str], data: DataConfig
 
 
 def _own(data: DataConfig) -> int | None:
-    """Of a set that is to be simulated: `lensdist.data.packing.simulated` and `lensdist.data.splits`."""
+    """Count the train split of a set that is to be simulated."""
     assert data.sim is not None  # the configuration has checked
     n, labels = data.n_per_class, data.sim.labels
-    if data.sim.family == "sr":  # pairs have no classes: tenths are of all of them
+    if data.sim.family == "sr":  # pairs have no classes: the splits are drawn from all of them
         n, labels = n * len(labels), ()
-    if data.sim.family == "common":  # whose test split is a fifth of its own
-        n -= n // 5
-        train = n - (n + 5) // 10
-    else:
-        train = n - 2 * ((n + 5) // 10)
-    return _narrowed(dict.fromkeys(labels or (UNLABELLED,), train), labels, data)
+    tests = data.sim.test_images(n)
+    train = train_size(n - tests, draws=1 if tests else 2)
+    return _chosen(dict.fromkeys(labels or (UNLABELLED,), train), labels, data)

@@ -10,8 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from lensdist.data.packing.layouts import natural
-from lensdist.data.packing.report import Passed
-from lensdist.data.reading.folders import Identity, entries, identity, walk
+from lensdist.data.reading.folders import Identity, Passed, entries, identity, walk
 from lensdist.data.reading.readers import ENDINGS, form
 from lensdist.errors import UserError
 from lensdist.files import printable

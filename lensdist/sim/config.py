@@ -93,6 +93,10 @@ class SimConfig(Strict):
         known = FAMILIES[self.family].labels
         return known if self.classes is None else tuple(c for c in known if c in self.classes)
 
+    def test_images(self, n_per_class: int) -> int:
+        """Return the images of each class that the family's own test split takes, if it has one."""
+        return n_per_class // 5 if self.family == "common" else 0
+
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         family = FAMILIES[self.family]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,9 @@ from lensdist.sim.families import FAMILIES, Family
 from lensdist.sim.noise import detect
 from lensdist.sim.priors import sample
 from lensdist.sim.raytrace import render
+
+BLOCK = 128
+"""Images that share a noise generator in a simulated set; a part of what its seed means."""
 
 
 class Simulator:
@@ -123,6 +127,16 @@ class Simulator:
             out["target"], out["truth"] = image, truth[:, None]
             out["image"] = torch.nn.functional.avg_pool2d(image, 2)
         return out
+
+    def blocks(
+        self, seed: int, total: int
+    ) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+        """Yield the batches of the set of `total` images with this seed, and their lenses."""
+        key = rng.key(seed, "simulate")
+        for start in range(0, total, BLOCK):
+            samples = torch.arange(start, min(start + BLOCK, total))
+            lenses = self.params(key, samples)
+            yield self.images(key, samples, lenses), lenses
 
 
 def _instrument(cfg: SimConfig) -> Family:

@@ -12,32 +12,36 @@ from lensdist.data.manifest import Statistics
 Array = npt.NDArray[Any]
 
 
-def image_moments(images: Array, badpix: Array | None) -> Array:
-    """(N, C, 5) float64: good pixels, minimum, maximum, mean and squared deviations of each image.
+def image_moments(image: Array, badpix: Array | None) -> Array:
+    """Return good pixels, minimum, maximum, mean and squared deviations of an image (C, H, W).
 
-    Kept per image, for only `finish` knows which of them are in the train split.
+    They are kept for each image until it is known which images are in the train split.
+
+    Returns:
+        (C, 5) float64.
     """
-    out = np.empty((*images.shape[:2], 5))
-    for i, image in enumerate(images.astype(np.float64)):
-        where = np.ones_like(image, bool) if badpix is None else ~badpix[i]
-        n = where.sum(axis=(1, 2))
-        mean = np.sum(image, axis=(1, 2), where=where) / np.maximum(n, 1)
-        deviation = image - mean[:, None, None]
-        out[i] = np.stack(
-            [
-                n,
-                np.min(image, axis=(1, 2), where=where, initial=np.inf),
-                np.max(image, axis=(1, 2), where=where, initial=-np.inf),
-                mean,
-                np.sum(deviation * deviation, axis=(1, 2), where=where),
-            ],
-            axis=-1,
-        )
-    return out
+    image = image.astype(np.float64)
+    where = np.ones_like(image, bool) if badpix is None else ~badpix
+    n = where.sum(axis=(1, 2))
+    mean = np.sum(image, axis=(1, 2), where=where) / np.maximum(n, 1)
+    deviation = image - mean[:, None, None]
+    return np.stack(
+        [
+            n,
+            np.min(image, axis=(1, 2), where=where, initial=np.inf),
+            np.max(image, axis=(1, 2), where=where, initial=-np.inf),
+            mean,
+            np.sum(deviation * deviation, axis=(1, 2), where=where),
+        ],
+        axis=-1,
+    )
 
 
 def join_moments(moments: Array) -> Statistics:
-    """Join the images' moments (Chan, Golub & LeVeque 1979: no cancellation in the variance)."""
+    """Join moments (N, C, 5) of N images.
+
+    Chan, Golub & LeVeque 1979: nothing cancels in the variance.
+    """
     n, low, high, mean, squares = np.moveaxis(moments, -1, 0)
     total = n.sum(axis=0)
     centre = (n * mean).sum(axis=0) / np.maximum(total, 1)

@@ -1,7 +1,7 @@
-"""Writes a packed set one batch at a time, whole or not at all (torch-free).
+"""Write a packed set sample by sample, whole or not at all (torch-free).
 
 Samples are streamed to a hidden folder beside the destination, so memory does not grow with the
-set, and the folder gets its name only once every byte is on the disk: a crash leaves no half set.
+set. The folder gets its name only when every byte is on the disk: a crash leaves no half set.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from dataclasses import asdict, dataclass
 from typing import Any, Self, cast
 
 import numpy as np
@@ -40,23 +40,69 @@ from lensdist.data.splits import (
     count_classes,
 )
 from lensdist.errors import UserError
-from lensdist.files import to_json
 from lensdist.staging import Staging
 
 Array = npt.NDArray[Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Instrument:
+    """The facts known of the instrument that took the images; None: unknown."""
+
+    pixel_scale_arcsec: float | None = None
+    psf_fwhm_arcsec: float | None = None
+    zero_point_mag: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample of a packed set."""
+
+    image: Array
+    """(C, H, W), one shape for the whole set."""
+    label: int
+    """Index into the class names; -1 is unlabelled."""
+    name: str
+    """The file that it was made of, relative to the source."""
+    mass: float = math.nan
+    """Axion mass, eV; NaN where unknown."""
+    target: Array | None = None
+    """(C, H', W'), the high-resolution partner, in sets of kind `pairs`."""
+    truth: Array | None = None
+    """The target without noise; all samples of a set have one, or none has."""
+    badpix: Array | None = None
+    """(C, H, W) bool, true where a pixel is bad. Bad pixels are stored as 0."""
+    weight: Array | None = None
+    """(C, H, W), inverse variances or any weights >= 0."""
+    split: str | None = None
+    """`train`, `val` or `test`, where it came with the data; None: `finish` decides."""
+    file_sha256: str = ""
+    """Hash of the source file."""
+
+
+@dataclass(slots=True)
+class _Facts:
+    """What is kept in memory of each sample until `finish`."""
+
+    content: bytes
+    label: int
+    mass: float
+    split: int
+    moments: Array
+
+
 class PackedWriter:
-    """Streams samples into a packed set. Leaving its `with` block before `finish` leaves nothing.
+    """Stream samples into a packed set. Leaving its `with` block before `finish` leaves nothing.
 
     Args:
-        dest: the folder to make; must not exist, or be empty.
+        dest: the folder to make; it must not exist, or be empty.
         labels: class names in label order; empty for pairs and unlabelled images.
-        seed: of the splits.
+        seed: seed of the splits.
         source: where the samples come from, for the manifest (JSON values).
         kind: `classify`, `pairs` (images are LR, targets HR) or `images`.
-        pixel_scale_arcsec, psf_fwhm_arcsec, zero_point_mag: of the images, where known.
+        instrument: facts for the manifest.
         dtype: `float32`, or `float16` for images scaled to 0..1.
+        report: `finish` writes it to `report.json`.
 
     Raises:
         UserError: `dest` holds something already; files of a user are never touched.
@@ -70,197 +116,123 @@ class PackedWriter:
         seed: int,
         source: Mapping[str, JsonValue],
         kind: Kind = "classify",
-        pixel_scale_arcsec: float | None = None,
-        psf_fwhm_arcsec: float | None = None,
-        zero_point_mag: float | None = None,
+        instrument: Instrument | None = None,
         dtype: DType = "float32",
+        report: Report | None = None,
     ) -> None:
         if kind == "classify" and not labels:
             raise ValueError("kind='classify' needs labels")
         self._staging = Staging(dest)
         self._folder = self._staging.folder
-        self.report = Report()
-        """Written to `report.json` by `finish`."""
         self._kind: Kind = kind
         self._labels = list(labels)
         self._seed = seed
+        self._source = dict(source)
+        self._instrument = instrument or Instrument()
         self._dtype: DType = dtype
-        self._facts: dict[str, Any] = {
-            "source": dict(source),
-            "pixel_scale_arcsec": pixel_scale_arcsec,
-            "psf_fwhm_arcsec": psf_fwhm_arcsec,
-            "zero_point_mag": zero_point_mag,
-        }
+        self._report = report or Report()
         self._columns: dict[str, Column] = {}
         self._rows = (self._folder / FILES).open("w", encoding="utf-8", newline="\n")
-        self._count = 0
-        self._contents: list[bytes] = []
-        self._label: list[Array] = []
-        self._mass: list[Array] = []
-        self._supplied: list[Array] = []
-        self._moments: list[Array] = []
+        self._facts: list[_Facts] = []
 
-    def add(
-        self,
-        image: Array,
-        *,
-        label: int,
-        name: str,
-        mass: float = math.nan,
-        target: Array | None = None,
-        truth: Array | None = None,
-        badpix: Array | None = None,
-        weight: Array | None = None,
-        split: str | None = None,
-        file_sha256: str = "",
-    ) -> None:
-        """Add one sample: `add_batch` without the leading axis."""
-        self.add_batch(
-            image[None],
-            [label],
-            [name],
-            masses=[mass],
-            targets=None if target is None else target[None],
-            truths=None if truth is None else truth[None],
-            badpix=None if badpix is None else badpix[None],
-            weights=None if weight is None else weight[None],
-            splits=None if split is None else [split],
-            file_sha256s=[file_sha256],
-        )
-
-    def add_batch(
-        self,
-        images: Array,
-        labels: Sequence[int] | Array,
-        names: Sequence[str],
-        masses: Sequence[float] | Array | None = None,
-        targets: Array | None = None,
-        *,
-        truths: Array | None = None,
-        badpix: Array | None = None,
-        weights: Array | None = None,
-        splits: Sequence[str] | None = None,
-        file_sha256s: Sequence[str] | None = None,
-    ) -> None:
-        """Add N samples.
-
-        Args:
-            images: (N, C, H, W), one shape for the whole set.
-            labels: (N,) indices into the class names; -1 is unlabelled.
-            names: N names, relative to the source.
-            masses: (N,) axion masses, eV; NaN where unknown.
-            targets: (N, C, H', W') high-resolution partners, of kind `pairs`.
-            truths: the targets without noise, where they are known; in all samples or in none.
-            badpix: (N, C, H, W) bool, true where a pixel is bad. Bad pixels are stored as 0.
-            weights: (N, C, H, W) inverse variances or any weights >= 0.
-            splits: N of `train`, `val`, `test`, where they came with the data; what is left to us
-                is decided by `finish`.
-            file_sha256s: N hashes of the source files.
+    def add(self, sample: Sample) -> None:
+        """Add a sample.
 
         Raises:
             UserError: float16 was asked for and an image leaves 0..1, or a good pixel is not
                 finite.
-            ValueError: shapes or labels do not fit.
+            ValueError: shapes or the label do not fit.
         """
-        if badpix is not None:
-            images = np.where(badpix, 0, images)
-        n = len(images)
-        self._check(images, labels, names, targets, truths, weights)
-        stored = images.astype(self._dtype, copy=False)
-        optional = {
-            "targets": (self._dtype, 0, targets),
-            "truths": (self._dtype, 0, truths),
-            "badpix": ("bool", 0, badpix),
-            "weights": ("float32", 1, weights),
+        image = sample.image if sample.badpix is None else np.where(sample.badpix, 0, sample.image)
+        arrays = {
+            "images": image,
+            "targets": sample.target,
+            "truths": sample.truth,
+            "weights": sample.weight,
         }
-        self._column("images", self._dtype, stored.shape[1:], 0).append(stored, n)
-        for key, (dtype, fill, values) in optional.items():
-            if values is not None or key in self._columns:
-                row = () if values is None else values.shape[1:]
-                self._column(key, dtype, row, fill).append(values, n)
-        for i, name in enumerate(names):
-            content = content_digest(images[i], None if targets is None else targets[i])
-            self._contents.append(content)
-            row_facts = {
-                "name": name,
-                "sha256": file_sha256s[i] if file_sha256s is not None else "",
-                "content": content.hex(),
-                "shape": list(images.shape[1:]),
-            }
-            self._rows.write(json.dumps(row_facts) + "\n")
-        unknown = np.full(n, math.nan)
-        self._mass.append(unknown if masses is None else np.asarray(masses, np.float64))
-        self._label.append(np.asarray(labels, np.int16))
-        codes = [UNDECIDED] * n if splits is None else [SPLITS.index(s) for s in splits]
-        self._supplied.append(np.array(codes, np.uint8))
-        self._moments.append(image_moments(stored, badpix))
-        self._count += n
+        self._check(sample, arrays)
+        stored = image.astype(self._dtype, copy=False)
+        self._append("images", self._dtype, 0, stored)
+        self._append("targets", self._dtype, 0, sample.target)
+        self._append("truths", self._dtype, 0, sample.truth)
+        self._append("badpix", "bool", 0, sample.badpix)
+        self._append("weights", "float32", 1, sample.weight)
+        content = content_digest(image, sample.target)
+        row = {
+            "name": sample.name,
+            "sha256": sample.file_sha256,
+            "content": content.hex(),
+            "shape": list(image.shape),
+        }
+        self._rows.write(json.dumps(row) + "\n")
+        split = UNDECIDED if sample.split is None else SPLITS.index(sample.split)
+        moments = image_moments(stored, sample.badpix)
+        self._facts.append(_Facts(content, sample.label, sample.mass, split, moments))
 
-    def _column(self, key: str, dtype: str, row: tuple[int, ...], fill: int) -> Column:
+    def _append(self, key: str, dtype: str, fill: int, values: Array | None) -> None:
+        """Add a row to an array of the set; an array begins with the first sample that has it."""
         if key not in self._columns:
-            path = self._folder / f"{key}.npy"
-            self._columns[key] = Column(path, dtype, row, fill, self._count)
-        return self._columns[key]
-
-    def _check(
-        self,
-        images: Array,
-        labels: Sequence[int] | Array,
-        names: Sequence[str],
-        targets: Array | None,
-        truths: Array | None,
-        weights: Array | None,
-    ) -> None:
-        if images.ndim != 4 or not len(images) == len(labels) == len(names):
-            raise ValueError(f"images of shape {images.shape}: not one (C, H, W) a label and name")
-        if (targets is not None) != (self._kind == "pairs"):
-            raise ValueError(f"targets go with kind='pairs', and this set is of {self._kind!r}")
-        if self._count and (truths is not None) != ("truths" in self._columns):
-            raise ValueError(f"{names[0]}: truths go with all samples of a set, or with none")
-        if truths is not None and (targets is None or truths.shape != targets.shape):
-            raise ValueError(f"{names[0]}: truths are not of the targets' shape")
-        low, high = (-1, len(self._labels)) if self._kind == "classify" else (-1, 0)
-        if not all(low <= label < high for label in labels):
-            raise ValueError(f"a label lies outside {low}..{high - 1}")
-        given = {"images": images, "targets": targets, "truths": truths, "weights": weights}
-        for key, values in given.items():
             if values is None:
-                continue
-            if key in self._columns and values.shape[1:] != self._columns[key].row:
-                row = self._columns[key].row
-                raise ValueError(f"{names[0]}: {key} are {row} a sample, not {values.shape[1:]}")
-            # As it will be stored: float32 cannot hold all that float64 can.
-            stored = "float32" if key == "weights" else self._dtype
-            with np.errstate(over="ignore"):
-                good = np.isfinite(values.astype(stored, copy=False))
-            if key == "weights":
-                good &= values >= 0
-            bad = ~good.reshape(len(values), -1).all(axis=1)
-            if bad.any():
-                odd = "NaN, infinity" + (" or less than 0" if key == "weights" else "")
-                raise UserError(f"{names[int(bad.argmax())]}: {key} hold {odd}")
-            if key in ("images", "targets"):
-                check_scaled(self._dtype, values.min(), values.max(), names[0])
+                return
+            path = self._folder / f"{key}.npy"
+            self._columns[key] = Column(path, dtype, values.shape, fill, len(self._facts))
+        self._columns[key].append(values)
+
+    def _check(self, sample: Sample, arrays: Mapping[str, Array | None]) -> None:
+        name = sample.name
+        if sample.image.ndim != 3:
+            raise ValueError(f"{name}: an image of shape {sample.image.shape} is not (C, H, W)")
+        if (sample.target is not None) != (self._kind == "pairs"):
+            raise ValueError(f"targets go with kind='pairs', and this set is of {self._kind!r}")
+        if self._facts and (sample.truth is not None) != ("truths" in self._columns):
+            raise ValueError(f"{name}: truths go with all samples of a set, or with none")
+        if sample.truth is not None and (
+            sample.target is None or sample.truth.shape != sample.target.shape
+        ):
+            raise ValueError(f"{name}: truths are not of the targets' shape")
+        end = len(self._labels) if self._kind == "classify" else 0
+        if not -1 <= sample.label < end:
+            raise ValueError(f"label {sample.label} lies outside -1..{end - 1}")
+        for key, values in arrays.items():
+            if values is not None:
+                self._check_values(name, key, values)
+
+    def _check_values(self, name: str, key: str, values: Array) -> None:
+        if key in self._columns and values.shape != self._columns[key].row:
+            row = self._columns[key].row
+            raise ValueError(f"{name}: {key} are {row} a sample, not {values.shape}")
+        # As it will be stored: float32 cannot hold all that float64 can.
+        with np.errstate(over="ignore"):
+            stored = values.astype("float32" if key == "weights" else self._dtype, copy=False)
+        if not np.isfinite(stored).all() or (key == "weights" and (values < 0).any()):
+            odd = "NaN, infinity" + (" or less than 0" if key == "weights" else "")
+            raise UserError(f"{name}: {key} hold {odd}")
+        if key in ("images", "targets"):
+            check_scaled(self._dtype, values.min(), values.max(), name)
 
     def finish(self) -> Manifest:
         """Decide the splits, write the manifest and give the folder its name.
 
         Raises:
-            UserError: no sample was added, or the destination came into being meanwhile.
+            UserError: no sample was added, or the destination was made meanwhile.
             OSError: the disk is full.
         """
-        if not self._count:
+        if not self._facts:
             raise UserError(f"no sample was given to pack into {self._staging.dest}")
-        label = np.concatenate(self._label)
-        split = assign_splits(self._contents, label, self._seed, np.concatenate(self._supplied))
-        mass = np.concatenate(self._mass)
+        label = np.array([facts.label for facts in self._facts], np.int16)
+        mass = np.array([facts.mass for facts in self._facts], np.float64)
+        supplied = np.array([facts.split for facts in self._facts], np.uint8)
+        contents = [facts.content for facts in self._facts]
+        split = assign_splits(contents, label, self._seed, supplied)
         for column in self._columns.values():
             column.close()
-        small = {"labels": label, "split": split} | ({} if np.isnan(mass).all() else {"mass": mass})
+        small: dict[str, Array] = {"labels": label, "split": split}
+        if not np.isnan(mass).all():
+            small["mass"] = mass
         for key, values in small.items():
             np.save(self._folder / f"{key}.npy", values)
         self._rows.close()
-        (self._folder / REPORT).write_text(to_json(self.report.as_json()) + "\n")
+        (self._folder / REPORT).write_text(self._report.to_json())
 
         manifest = self._manifest(label, split)
         manifest = manifest.model_copy(update={"fingerprint": manifest.hash()})
@@ -276,32 +248,29 @@ class PackedWriter:
             if path.name != REPORT
         }
         train = split == TRAIN
+        moments = np.stack([facts.moments for facts in self._facts])
         targets = self._columns.get("targets")
         return Manifest(
             kind=self._kind,
             labels=self._labels,
-            count=self._count,
+            count=len(self._facts),
             image_shape=cast(tuple[int, int, int], self._columns["images"].row),
             target_shape=cast(tuple[int, int, int], targets.row) if targets else None,
             dtype=self._dtype,
             counts=count_classes(label, split, self._labels),
             seed=self._seed,
-            statistics=join_moments(np.concatenate(self._moments)[train if train.any() else ...]),
+            statistics=join_moments(moments[train if train.any() else ...]),
+            source=self._source,
             files=files,
             report=file_info(self._folder / REPORT),
             fingerprint="",
-            **self._facts,
+            **asdict(self._instrument),
         )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._staging.discard()  # nothing is there after `finish`
 
 
