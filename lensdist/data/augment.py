@@ -1,4 +1,4 @@
-"""Augmentation: turns and mirrors, batched on the device."""
+"""Augment images by turns and mirrors, batched on the device."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from lensdist import rng
 from lensdist.data.config import AugmentConfig
 
 Turn = tuple[bool, bool, bool]
-"""Turned by 180°, by 90°, mirrored: in this order."""
+"""Whether to turn by 180°, to turn by 90°, and to mirror, in this order."""
 
 
 def views(cfg: AugmentConfig) -> tuple[Turn, ...]:
-    """What augmentation can make of an image, the image itself first."""
+    """Return the turns that augmentation may draw; the first leaves an image as it is."""
     ways = [(False, True) if on else (False,) for on in (cfg.rot180, cfg.rot90, cfg.flip)]
     return tuple((a, b, c) for a in ways[0] for b in ways[1] for c in ways[2])
 
 
 def draw_views(cfg: AugmentConfig, key: int, samples: Tensor) -> Tensor:
-    """(B,) int64: which of `views` each sample (B,) gets, all alike, each by its own draw."""
+    """Draw the index into `views` of each sample, (B,) int64, with equal probability."""
     draw = rng.uniform(key, samples, 3) < 0.5
     number = torch.zeros_like(samples)
     for column, on in enumerate((cfg.rot180, cfg.rot90, cfg.flip)):
@@ -29,7 +29,7 @@ def draw_views(cfg: AugmentConfig, key: int, samples: Tensor) -> Tensor:
 
 
 def turn(x: Tensor, way: Turn) -> Tensor:
-    """Images (…, H, W), all turned and mirrored alike."""
+    """Turn and mirror images (…, H, W), all in the same way."""
     rot180, rot90, flip = way
     if rot180:
         x = x.flip(-2, -1)
@@ -39,7 +39,7 @@ def turn(x: Tensor, way: Turn) -> Tensor:
 
 
 def turned(batch: dict[str, Tensor], way: Turn) -> dict[str, Tensor]:
-    """Every image-shaped entry of a batch, all samples alike."""
+    """Turn every image-shaped entry of a batch, all samples in the same way."""
     return {name: turn(x, way) if x.dim() >= 3 else x for name, x in batch.items()}
 
 

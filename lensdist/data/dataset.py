@@ -1,7 +1,7 @@
-"""Reads a packed set: memory-mapped, a batch at a time, or resident on a device.
+"""Read batches of a packed set, which is memory-mapped or resident on a device.
 
-Loader workers are not needed: gathering a batch is one copy out of the page cache. Sets larger than
-memory work too, for mapped pages are the kernel's to drop.
+Loader workers are not needed: gathering a batch is one copy out of the page cache. Sets may be
+larger than memory, because the kernel can drop mapped pages.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _KEYS = {  # file -> key of a batch
     "badpix.npy": "badpix",
     "weights.npy": "weight",
 }
-_CACHED = 32  # images of 150^2 in float16 that fit a core's share of the cache: 1.4 MB
-_PIXELS = ("image", "target", "truth", "weight")  # what `dtype` of `gather` applies to
+_CACHED = 32  # images converted at a time; 32 of 150^2 in float16 take 1.4 MB of a core's cache
+_PIXELS = ("image", "target", "truth", "weight")  # the entries that `dtype` of `gather` applies to
 
 
 def _gather(
@@ -43,7 +43,7 @@ def _gather(
     out: Batch | None,
     dtype: torch.dtype | None,
 ) -> Batch:
-    # index_select rather than np.take: as fast on one thread, and it uses all that torch has.
+    # index_select is as fast as np.take on one thread, and uses all threads of torch.
     batch: Batch = {}
     for key, tensor in tensors.items():
         wanted = dtype if dtype is not None and key in _PIXELS else tensor.dtype
@@ -54,7 +54,7 @@ def _gather(
         if wanted == tensor.dtype:
             torch.index_select(tensor, 0, rows, out=into)
         else:
-            # On a CPU what is converted should still be in the cache; a GPU wants few kernels.
+            # A CPU converts fastest in its cache; a GPU is fastest with few kernels.
             step = _CACHED if tensor.device.type == "cpu" else max(1, len(rows))
             for part, some in zip(torch.split(into, step), torch.split(rows, step), strict=True):
                 part.copy_(tensor.index_select(0, some))
@@ -63,7 +63,7 @@ def _gather(
 
 
 class Resident:
-    """A packed set whose arrays are tensors on one device; gathers as `PackedSet` does, there."""
+    """A packed set whose arrays are tensors on one device."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], device: torch.device | str) -> None:
         self.device = torch.device(device)
@@ -75,7 +75,7 @@ class Resident:
         out: Batch | None = None,
         dtype: torch.dtype | None = torch.float32,
     ) -> Batch:
-        """As `PackedSet.gather`, with tensors of `device`."""
+        """Gather as `PackedSet.gather` does, on `device`."""
         rows = torch.as_tensor(indices, dtype=torch.int64).to(self.device, non_blocking=True)
         return _gather(self._tensors, rows, out, dtype)
 
@@ -85,12 +85,12 @@ class PackedSet:
 
     Args:
         path: the folder.
-        verify: how thoroughly the large arrays are.
-        background: whether to hash in a thread what would take more than a few seconds;
-            `verification` then says how that went.
+        verify: when to hash the large arrays; see `Verify`.
+        background: hash in a thread where it would take more than a few seconds; then
+            `verification` has the result.
 
     Raises:
-        UserError: not a packed set, or a file of it is missing, altered or of another shape.
+        UserError: it is not a packed set, or a file is missing, altered or of another shape.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class PackedSet:
         """(N,) indices into `manifest.labels`; -1 is unlabelled."""
         arrays["labels.npy"] = self.labels
         self.nbytes = sum(array.nbytes for array in arrays.values())
-        """What `resident` would occupy."""
+        """Bytes that `resident` would occupy."""
         with warnings.catch_warnings():
             # torch warns that mapped files are read-only; nothing here writes to them.
             warnings.filterwarnings("ignore", message=".*not writable")
@@ -121,10 +121,10 @@ class PackedSet:
         return self.manifest.count
 
     def require_pairs(self, factor: int, truth: bool = False) -> None:
-        """Refuse what super-resolution by a factor cannot use.
+        """Check that super-resolution by a factor can use the set.
 
         Raises:
-            UserError: these are not pairs, or of another factor, or `truth` is not there.
+            UserError: it has no pairs, pairs of another factor, or no `truth`.
         """
         about = self.manifest
         if about.target_shape is None:
@@ -142,12 +142,12 @@ class PackedSet:
             )
         if truth and "truth" not in self._tensors:
             raise UserError(
-                f"learn: truth needs targets without noise, which {self.path} has not; simulate a "
+                f"learn: truth needs targets without noise, and {self.path} has none; simulate a "
                 "set with --truth"
             )
 
     def indices(self, split: str) -> npt.NDArray[np.int64]:
-        """The samples of `train`, `val` or `test`: (n,) int64, ascending."""
+        """Return the samples of `train`, `val` or `test`: (n,) int64, ascending."""
         return np.flatnonzero(self._split == SPLITS.index(split)).astype(np.int64)
 
     def gather(
@@ -160,9 +160,9 @@ class PackedSet:
 
         Args:
             indices: (n,) int64 sample numbers, any order, repeats allowed.
-            out: a batch that an earlier call returned, whose memory is used again where it fits.
-            dtype: of image, target and weight; None leaves them as packed, for whoever moves
-                float16 to a device and converts there.
+            out: a batch of an earlier call, whose memory is used again where it fits.
+            dtype: the type of image, target and weight; None leaves them as packed, for callers
+                that move float16 to a device and convert there.
 
         Returns:
             `image` (n, C, H, W), `label` (n,) int64 and, where the set has them, `target`
@@ -172,7 +172,7 @@ class PackedSet:
         return _gather(self._tensors, torch.as_tensor(indices, dtype=torch.int64), out, dtype)
 
     def name_of(self, row: int) -> str:
-        """What a sample was made of: a file relative to the source, where that is known."""
+        """Name a sample, and the file that it was made of where that is known."""
         try:
             with (self.path / FILES).open(encoding="utf-8") as lines:
                 name = json.loads(next(itertools.islice(lines, row, None)))["name"]
@@ -181,5 +181,5 @@ class PackedSet:
         return f"sample {row} ({name})" if name else f"sample {row}"
 
     def resident(self, device: torch.device | str) -> Resident:
-        """The set with all its arrays copied to a device."""
+        """Return the set with all its arrays copied to a device."""
         return Resident(self._tensors, device)

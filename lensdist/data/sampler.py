@@ -1,7 +1,7 @@
-"""What the loop eats: micro-batches by position, never by iterator.
+"""Take training batches by position.
 
 A source answers `take(epoch, offset, n)`. The order of an epoch is a permutation by (seed, epoch),
-so a position is two integers, and a resumed run has nothing of a loader to restore.
+so a position is two integers, and a resumed run has no state of a loader to restore.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ from lensdist.data.dataset import Batch
 
 
 class Source(Protocol):
-    """Training images: `size` an epoch."""
+    """Training images, `size` of them per epoch."""
 
     size: int
 
     def take(self, epoch: int, offset: int, n: int) -> Batch:
-        """Images `offset … offset+n-1` of an epoch, as tensors on the device of the run.
+        """Return images `offset … offset+n-1` of an epoch, as tensors on the device of the run.
 
-        `image` (n, C, H, W), `label` (n,) int64, `sample` (n,) int64, a number that is the
-        sample's own for ever, and `target`, `truth`, `mass`, `badpix`, `weight` where the data has
-        them.
+        `image` (n, C, H, W), `label` (n,) int64, `sample` (n,) int64, a number that always means
+        the same sample, and `target`, `truth`, `mass`, `badpix`, `weight` where the data has them.
         """
         ...
 
     def name_of(self, sample: int) -> str:
-        """What a sample is, for a sentence."""
+        """Name a sample, for a message."""
         ...
 
 
@@ -40,11 +39,11 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def gather(self, places: npt.NDArray[np.int64]) -> Batch:
-        """The images at these places, as `Source.take` returns them."""
+        """Return the images at these places, as `Source.take` does."""
         ...
 
     def name_of(self, sample: int) -> str:
-        """What a sample is, for a sentence."""
+        """Name a sample, for a message."""
         ...
 
 
@@ -53,7 +52,7 @@ class PackedSource:
 
     Args:
         view: the images.
-        seed: of the order of each epoch.
+        seed: seed of the order of each epoch.
     """
 
     def __init__(self, view: Images, seed: int) -> None:
@@ -68,11 +67,11 @@ class PackedSource:
         return self.view.gather(self.places(epoch, offset, n))
 
     def name_of(self, sample: int) -> str:
-        """See `View.name_of`."""
+        """See `Source.name_of`."""
         return self.view.name_of(sample)
 
     def places(self, epoch: int, offset: int, n: int) -> npt.NDArray[np.int64]:
-        """Where in `view` the images lie that `take` returns."""
+        """Return the places in `view` of the images that `take` returns."""
         if epoch != self._epoch:
             self._order = rng.permutation(rng.key(self._seed, "order", epoch), self.size)
             self._epoch = epoch

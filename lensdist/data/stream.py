@@ -1,4 +1,4 @@
-"""Training images that are simulated as they are needed."""
+"""Simulate training images as they are needed."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from lensdist.data.dataset import Batch
 from lensdist.errors import UserError
 from lensdist.sim.config import SimConfig
 from lensdist.sim.families import FAMILIES
+from lensdist.sim.simulator import Simulator
 
 
 class StreamSource:
-    """Training images simulated on the device of the run as they are needed, never repeating.
+    """Training images that are simulated on the device of the run and never repeat.
 
     Args:
-        sim: what to simulate.
+        sim: the settings of the simulator.
         size: images that count as an epoch.
-        labels: the run's classes, in the order of its labels.
+        labels: the run's classes, in the order of its labels; empty for pairs.
         seed: every image is a function of it and of the image's number.
-        device: where to simulate.
+        device: the device to simulate on.
+
+    Raises:
+        UserError: the family does not have one of the classes.
     """
 
     def __init__(
         self, sim: SimConfig, size: int, labels: tuple[str, ...], seed: int, device: torch.device
     ) -> None:
-        from lensdist.sim.simulator import Simulator
-
         self.size = size
         self._device = device
         self._key = rng.key(seed, "stream")
@@ -53,5 +55,5 @@ class StreamSource:
         return batch
 
     def name_of(self, sample: int) -> str:
-        """See `View.name_of`."""
+        """See `Source.name_of`."""
         return f"simulated sample {sample}"

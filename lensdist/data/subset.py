@@ -1,4 +1,4 @@
-"""One split of a packed set, some of its classes, on a device."""
+"""Choose images of one split of a packed set, and gather them on a device."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lensdist.errors import UserError
 
 
 class View:
-    """One split of a packed set, some of its classes, on a device.
+    """Some images of one split of a packed set, on a device.
 
     Args:
         packed: the set.
         split: `train`, `val` or `test`.
-        cfg: `classes`, `labels_per_class` and `train_images` choose among the split's images (the
-            latter two in `train` only, so that small runs are compared on the same test images).
+        cfg: `classes`, `labels_per_class` and `train_images` choose among the split's images. The
+            latter two apply to `train` only, so that small runs have the same test images.
         seed: draws the subset to train on.
-        device: where batches go.
-        lenient: `classes` may name some that the set has not.
+        device: the device of batches.
+        lenient: `classes` may name some that the set does not have.
 
     Raises:
-        UserError: a class that the set has not, or fewer images than asked for.
+        UserError: the set lacks a class, or has fewer images than asked for.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class View:
                 renumber[packed.manifest.labels.index(name)] = new
         of_rows = renumber[np.asarray(packed.labels)[rows]]
         self.unlabelled = int((of_rows < 0).sum()) if cfg.classes is None else 0
-        """Images without a label, or of none of the run's classes."""
+        """Number of images without a label, or of none of the run's classes."""
         if cfg.classes is not None:
             rows, of_rows = rows[of_rows >= 0], of_rows[of_rows >= 0]
         if cfg.labels_per_class is not None and split == "train":
@@ -78,10 +78,10 @@ class View:
         return len(self.rows)
 
     def gather(self, places: npt.NDArray[np.int64]) -> Batch:
-        """The images at these places of the split, on the device.
+        """Gather the images at these places of the split.
 
         Raises:
-            RunError: the set was found damaged meanwhile.
+            RunError: the set was found to be damaged meanwhile.
         """
         self._packed.verification.check()
         rows = self.rows[places]
@@ -91,7 +91,7 @@ class View:
         return {k: v.to(self._device, non_blocking=True) for k, v in batch.items()}
 
     def name_of(self, sample: int) -> str:
-        """The set, and what a sample of it was made of."""
+        """Name the set and the sample; see `PackedSet.name_of`."""
         return f"{self._packed.path}: {self._packed.name_of(sample)}"
 
 
@@ -102,7 +102,7 @@ def _few(
     n: int,
     seed: int,
 ) -> npt.NDArray[np.int64]:
-    """The first n of each class in one seeded order, so a larger n contains a smaller one."""
+    """Take the first n of each class in one seeded order, so a larger n contains a smaller n."""
     chosen = []
     for number, name in enumerate(names):
         of_class = rows[labels == number]
@@ -116,7 +116,7 @@ def _few(
 
 
 def _some(rows: npt.NDArray[np.int64], n: int, seed: int) -> npt.NDArray[np.int64]:
-    """The first n in one seeded order, so a larger n contains a smaller one."""
+    """Take the first n in one seeded order, so a larger n contains a smaller n."""
     if len(rows) < n:
         raise UserError(
             f"data.train_images: {n} asked for, but the train split has {len(rows)} images"

@@ -1,4 +1,4 @@
-"""The families of images and the constants that define them (torch-free).
+"""Define the families of images by their constants (torch-free).
 
 Models I to III are DeepLenseSim's (github.com/mwt5345/DeepLenseSim, drawn with lenstronomy
 1.9.2); `common` and `sr` are the older PyAutoLens generator behind the common test and task VI.B.
@@ -64,14 +64,9 @@ class Family:
     y_up: bool = False
     """The first row is the largest y (PyAutoLens) rather than the smallest (lenstronomy)."""
 
-    @property
-    def has_axion_mass(self) -> bool:
-        """Whether a vortex comes with an axion mass (Models I to III)."""
-        return "axion" in self.labels
-
 
 def _ciotti_bertin(n: float) -> float:
-    """b_n by Ciotti & Bertin 1999 (A&A 352, 447), eq. 18, as PyAutoLens computes it."""
+    """Compute b_n by Ciotti & Bertin 1999 (A&A 352, 447), eq. 18, as PyAutoLens computes it."""
     terms = (4 / 405, 46 / 25515, 131 / 1148175, -2194697 / 30690717750)
     return 2 * n - 1 / 3 + sum(c / n**k for k, c in enumerate(terms, start=1))
 
@@ -137,4 +132,4 @@ FAMILIES: dict[str, Family] = {
     "common": _COMMON,
     "sr": _COMMON,  # a pair is a common image and its 2x2 mean
 }
-"""By the name that commands and configurations use."""
+"""The families by the names that commands and configurations use."""

@@ -67,7 +67,7 @@ def add_all(
     names: Iterable[str] | None = None,
     **arrays: Iterable[Any],
 ) -> None:
-    """Add samples; `arrays` are other fields of `Sample`, one value a sample. Default: no labels."""
+    """Add samples without labels, or with; `arrays` are other fields of `Sample`, a value each."""
     images = list(images)
     labels = [-1] * len(images) if labels is None else labels
     names = map(str, range(len(images))) if names is None else names

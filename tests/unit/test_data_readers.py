@@ -14,7 +14,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales
 
-from lensdist.data.packing.report import BadFile
+from lensdist.data.reading.raw import BadFile
 from lensdist.data.reading.readers import Reading, parse, read
 
 IMAGE = np.arange(20.0).reshape(4, 5)

@@ -18,6 +18,7 @@ from lensdist.data.manifest import FileInfo, Manifest
 from lensdist.data.packing.writer import PackedWriter
 from lensdist.errors import RunError, UserError
 from tests.conftest import settings
+from tests.unit.data_files import add_all
 
 pytestmark = pytest.mark.faults
 
@@ -28,7 +29,7 @@ def write(dest: Path, seed: int = 0) -> Path:
     images = np.random.default_rng(seed).random((N, 1, 3, 3))
     with PackedWriter(dest, labels=["a", "b"], seed=1, source={"from": "here"}) as writer:
         names = [f"a/{i}.npy" for i in range(N)]
-        writer.add_batch(images, np.arange(N) % 2, names, masses=np.arange(N), weights=images)
+        add_all(writer, images, np.arange(N) % 2, names, mass=range(N), weight=images)
         writer.finish()
     return dest
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from lensdist.data.reading.fits import parse_fits
 from lensdist.data.reading.numpy_files import parse_npy, parse_npz
-from lensdist.data.reading.raw import Array, BadFile, Raw, unpacked
+from lensdist.data.reading.raw import Array, BadFile, Raw, read_bytes, unpacked
 from lensdist.errors import UserError
 
 ENDINGS = ".npy, .npz, .fits, .fit, .fts, each also .gz or .bz2, and .fits.fz"
@@ -59,6 +59,11 @@ def check_choice(hdu: str | None, names: Iterable[str]) -> None:
     forms = (form(Path(name).name) for name in names)
     if hdu is not None and not any(each and each[1] != ".npy" for each in forms):
         raise UserError(f"--hdu {hdu} chooses an image of FITS or .npz files; there are none here")
+
+
+def read(path: Path) -> Reading:
+    """Read and check one image file; see `read_bytes` and `parse`."""
+    return parse(read_bytes(path), (form(path.name) or ("", ""))[1])
 
 
 def parse(data: bytes, suffix: str, hdu: str | None = None) -> Reading:
