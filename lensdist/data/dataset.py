@@ -37,37 +37,11 @@ _CACHED = 32  # images converted at a time; 32 of 150^2 in float16 take 1.4 MB o
 _PIXELS = ("image", "target", "truth", "weight")  # the entries that `dtype` of `gather` applies to
 
 
-def _gather(
-    tensors: Mapping[str, torch.Tensor],
-    rows: torch.Tensor,
-    out: Batch | None,
-    dtype: torch.dtype | None,
-) -> Batch:
-    # index_select is as fast as np.take on one thread, and uses all threads of torch.
-    batch: Batch = {}
-    for key, tensor in tensors.items():
-        wanted = dtype if dtype is not None and key in _PIXELS else tensor.dtype
-        shape = (len(rows), *tensor.shape[1:])
-        into = (out or {}).get(key)
-        if into is None or into.dtype != wanted or into.shape != shape:
-            into = torch.empty(shape, dtype=wanted, device=tensor.device)
-        if wanted == tensor.dtype:
-            torch.index_select(tensor, 0, rows, out=into)
-        else:
-            # A CPU converts fastest in its cache; a GPU is fastest with few kernels.
-            step = _CACHED if tensor.device.type == "cpu" else max(1, len(rows))
-            for part, some in zip(torch.split(into, step), torch.split(rows, step), strict=True):
-                part.copy_(tensor.index_select(0, some))
-        batch[key] = into
-    return batch
+class Arrays:
+    """The arrays of a packed set as tensors on one device."""
 
-
-class Resident:
-    """A packed set whose arrays are tensors on one device."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], device: torch.device | str) -> None:
-        self.device = torch.device(device)
-        self._tensors = {k: tensor.to(self.device, copy=True) for k, tensor in tensors.items()}
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
 
     def gather(
         self,
@@ -75,13 +49,43 @@ class Resident:
         out: Batch | None = None,
         dtype: torch.dtype | None = torch.float32,
     ) -> Batch:
-        """Gather as `PackedSet.gather` does, on `device`."""
-        rows = torch.as_tensor(indices, dtype=torch.int64).to(self.device, non_blocking=True)
-        return _gather(self._tensors, rows, out, dtype)
+        """Copy samples out of the set.
+
+        Args:
+            indices: (n,) int64 sample numbers, in any order, repeats allowed.
+            out: a batch of an earlier call, whose memory is used again where it fits.
+            dtype: the type of image, target and weight; None leaves them as packed, for callers
+                that move float16 to a device and convert there.
+
+        Returns:
+            `image` (n, C, H, W), `label` (n,) int64 and, where the set has them, `target`
+            (n, C, H', W'), `truth`, the target without its noise, `mass` (n,) float64 in eV,
+            `badpix` (n, C, H, W) bool and `weight` (n, C, H, W).
+        """
+        device = self._tensors["image"].device
+        rows = torch.as_tensor(indices, dtype=torch.int64).to(device, non_blocking=True)
+        # index_select is as fast as np.take on one thread, and uses all threads of torch.
+        batch: Batch = {}
+        for key, tensor in self._tensors.items():
+            wanted = dtype if dtype is not None and key in _PIXELS else tensor.dtype
+            shape = (len(rows), *tensor.shape[1:])
+            into = (out or {}).get(key)
+            if into is None or into.dtype != wanted or into.shape != shape:
+                into = torch.empty(shape, dtype=wanted, device=device)
+            if wanted == tensor.dtype:
+                torch.index_select(tensor, 0, rows, out=into)
+            else:
+                # A CPU converts fastest in its cache; a GPU is fastest with few kernels.
+                step = _CACHED if device.type == "cpu" else max(1, len(rows))
+                parts = zip(torch.split(into, step), torch.split(rows, step), strict=True)
+                for part, some in parts:
+                    part.copy_(tensor.index_select(0, some))
+            batch[key] = into
+        return batch
 
 
-class PackedSet:
-    """A packed set, opened and verified.
+class PackedSet(Arrays):
+    """A packed set, opened, verified and memory-mapped.
 
     Args:
         path: the folder.
@@ -115,7 +119,7 @@ class PackedSet:
         with warnings.catch_warnings():
             # torch warns that mapped files are read-only; nothing here writes to them.
             warnings.filterwarnings("ignore", message=".*not writable")
-            self._tensors = {_KEYS[name]: torch.from_numpy(a) for name, a in arrays.items()}
+            super().__init__({_KEYS[name]: torch.from_numpy(a) for name, a in arrays.items()})
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -150,27 +154,6 @@ class PackedSet:
         """Return the samples of `train`, `val` or `test`: (n,) int64, ascending."""
         return np.flatnonzero(self._split == SPLITS.index(split)).astype(np.int64)
 
-    def gather(
-        self,
-        indices: npt.NDArray[np.int64] | torch.Tensor,
-        out: Batch | None = None,
-        dtype: torch.dtype | None = torch.float32,
-    ) -> Batch:
-        """Copy samples out of the set.
-
-        Args:
-            indices: (n,) int64 sample numbers, any order, repeats allowed.
-            out: a batch of an earlier call, whose memory is used again where it fits.
-            dtype: the type of image, target and weight; None leaves them as packed, for callers
-                that move float16 to a device and convert there.
-
-        Returns:
-            `image` (n, C, H, W), `label` (n,) int64 and, where the set has them, `target`
-            (n, C, H', W'), `truth`, the target without its noise, `mass` (n,) float64 in eV,
-            `badpix` (n, C, H, W) bool and `weight` (n, C, H, W).
-        """
-        return _gather(self._tensors, torch.as_tensor(indices, dtype=torch.int64), out, dtype)
-
     def name_of(self, row: int) -> str:
         """Name a sample, and the file that it was made of where that is known."""
         try:
@@ -180,6 +163,6 @@ class PackedSet:
             name = ""
         return f"sample {row} ({name})" if name else f"sample {row}"
 
-    def resident(self, device: torch.device | str) -> Resident:
+    def resident(self, device: torch.device | str) -> Arrays:
         """Return the set with all its arrays copied to a device."""
-        return Resident(self._tensors, device)
+        return Arrays({key: t.to(device, copy=True) for key, t in self._tensors.items()})

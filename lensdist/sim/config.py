@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,13 +12,15 @@ from lensdist.sim.families import FAMILIES
 FamilyName = Literal["model_i", "model_ii", "model_iii", "common", "sr"]
 Noise = Literal["none", "native", "euclid"]
 Vortex = Literal["points", "rod"]
+Magnitude = Annotated[float, Field(gt=5, lt=40)]
+Ellipticity = Annotated[float, Field(gt=-0.7, lt=0.7)]
 
 
 class LensLight(Strict):
     """Light of the lensing galaxy, an elliptical Sersic profile at the centre; a stress test."""
 
-    magnitude: float = Field(
-        gt=5, lt=40, description="The total magnitude. A bright lens of Euclid has about 18."
+    magnitude: Magnitude = Field(
+        description="The total magnitude. A bright lens of Euclid has about 18."
     )
     radius: float = Field(
         0.8,
@@ -32,13 +34,11 @@ class LensLight(Strict):
         le=8,
         description="The Sersic index. The default is de Vaucouleurs's, which early types have.",
     )
-    e1: float = Field(
+    e1: Ellipticity = Field(
         0.1,
-        gt=-0.7,
-        lt=0.7,
         description="The ellipticity along the axes. The default is that of the lens's mass.",
     )
-    e2: float = Field(0.0, gt=-0.7, lt=0.7, description="The ellipticity along the diagonals.")
+    e2: Ellipticity = Field(0.0, description="The ellipticity along the diagonals.")
 
 
 class SimConfig(Strict):
@@ -65,10 +65,8 @@ class SimConfig(Strict):
         le=1e9,
         description="The total exposure time for euclid noise, s. The default is Euclid's 4 x 565.",
     )
-    sky_mag: float = Field(
+    sky_mag: Magnitude = Field(
         22.35,
-        gt=5,
-        lt=40,
         description="The sky brightness for euclid noise, mag/arcsec2. The default is Euclid "
         "VIS's.",
     )
@@ -86,27 +84,19 @@ class SimConfig(Strict):
         description="The number of reads in the stack for euclid noise. The default is the Euclid "
         "Wide Survey's.",
     )
-    source_mag: float | None = Field(
+    source_mag: Magnitude | None = Field(
         None,
-        gt=5,
-        lt=40,
         description="The magnitude of the source before lensing, in Models II and III. null: the "
         "family's own 20; 22 makes a hard set.",
     )
     psf_scale: float = Field(
         1.0, gt=0.1, le=10, description="A factor on the width of the PSF; a stress test."
     )
-    e1: float | None = Field(
-        None,
-        gt=-0.7,
-        lt=0.7,
-        description="The ellipticity of the lens along the axes. null: the family's.",
+    e1: Ellipticity | None = Field(
+        None, description="The ellipticity of the lens along the axes. null: the family's."
     )
-    e2: float | None = Field(
-        None,
-        gt=-0.7,
-        lt=0.7,
-        description="The ellipticity of the lens along the diagonals. null: the family's.",
+    e2: Ellipticity | None = Field(
+        None, description="The ellipticity of the lens along the diagonals. null: the family's."
     )
     lens_light: LensLight | None = Field(
         None,

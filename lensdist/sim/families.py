@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lensdist.errors import UserError
+
 THETA_E_1E12 = 1.2814905676
 """Einstein radius of 1e12 solar masses, arcsec, by DeepLenseSim's formula (lens z 0.5, source z 1,
 distances taken as luminosity distances; H0 70, Om 0.3): theta = THETA_E_1E12 * sqrt(M / 1e12)."""
@@ -65,10 +67,18 @@ class Family:
     """The first row is the largest y (PyAutoLens) rather than the smallest (lenstronomy)."""
 
 
+CIOTTI_BERTIN = (4 / 405, 46 / 25515, 131 / 1148175, -2194697 / 30690717750)
+"""Coefficients of 1/n, 1/n^2, … in Sersic's b_n = 2n - 1/3 + …: Ciotti & Bertin 1999 (A&A 352,
+447), eq. 18, as PyAutoLens computes it."""
+
+
 def _ciotti_bertin(n: float) -> float:
-    """Compute b_n by Ciotti & Bertin 1999 (A&A 352, 447), eq. 18, as PyAutoLens computes it."""
-    terms = (4 / 405, 46 / 25515, 131 / 1148175, -2194697 / 30690717750)
-    return 2 * n - 1 / 3 + sum(c / n**k for k, c in enumerate(terms, start=1))
+    return 2 * n - 1 / 3 + sum(c / n**k for k, c in enumerate(CIOTTI_BERTIN, start=1))
+
+
+def linear_b_n(n: float) -> float:
+    """Compute Sersic's b_n by lenstronomy's linear fit."""
+    return 1.9992 * n - 0.3271
 
 
 _MODEL_II = Family(
@@ -80,7 +90,7 @@ _MODEL_II = Family(
     main_lens=(THETA_E_1E12, 0.1, 0.0, 0.05, 0.0),
     source_n=1.0,
     source_radius=0.25,
-    source_b_n=1.9992 - 0.3271,  # lenstronomy's linear fit at n = 1
+    source_b_n=linear_b_n(1.0),
     source_e=(-0.1, 0.1),
     native_noise="none",
     zero_point=24.0,
@@ -133,3 +143,14 @@ FAMILIES: dict[str, Family] = {
     "sr": _COMMON,  # a pair is a common image and its 2x2 mean
 }
 """The families by the names that commands and configurations use."""
+
+
+def family_of(name: str) -> Family:
+    """Return the family of this name.
+
+    Raises:
+        UserError: there is no such family.
+    """
+    if name not in FAMILIES:
+        raise UserError(f"{name!r} is not a family of images; use one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lensdist import rng
-from lensdist.sim.families import FWHM_PER_SIGMA, Family
+from lensdist.sim.families import CIOTTI_BERTIN, FWHM_PER_SIGMA, Family
 from lensdist.sim.light import blur_matrix, exact_matmul
 from lensdist.sim.noise import COMMON_EXPOSURE, COMMON_SKY
 from lensdist.sim.priors import sample
@@ -228,7 +228,7 @@ class SmoothLensFit:
 
 def _ciotti_bertin(n: Tensor) -> tuple[Tensor, Tensor]:
     """Compute Sersic's b_n and its derivative by n: Ciotti & Bertin 1999 (A&A 352, 447), eq. 18."""
-    c = (4 / 405, 46 / 25515, 131 / 1148175, -2194697 / 30690717750)
+    c = CIOTTI_BERTIN
     b_n = 2 * n - 1 / 3 + c[0] / n + c[1] / n**2 + c[2] / n**3 + c[3] / n**4
     by_n = 2 - c[0] / n**2 - 2 * c[1] / n**3 - 3 * c[2] / n**4 - 4 * c[3] / n**5
     return b_n, by_n

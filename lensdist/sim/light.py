@@ -9,6 +9,8 @@ from functools import lru_cache
 
 import torch
 
+from lensdist.sim.families import FWHM_PER_SIGMA
+
 
 def sersic_total(radius: float, n: float, b_n: float) -> float:
     """Return the flux of a Sersic profile of unit brightness at its half-light radius (arcsec2).
@@ -16,11 +18,6 @@ def sersic_total(radius: float, n: float, b_n: float) -> float:
     Graham & Driver 2005 (PASA 22, 118), eq. 4: 2 pi n R^2 e^b b^(-2n) Gamma(2n).
     """
     return 2 * math.pi * n * radius**2 * math.exp(b_n) * math.pow(b_n, -2 * n) * math.gamma(2 * n)
-
-
-def linear_b_n(n: float) -> float:
-    """Compute b_n by lenstronomy's linear fit."""
-    return 1.9992 * n - 0.3271
 
 
 def sersic(
@@ -90,7 +87,7 @@ def blur_matrix(
     size: int, fwhm_pix: float, truncation: float, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
     """Return the matrix (S, S) with which `blur` multiplies columns and, transposed, rows."""
-    sigma = fwhm_pix / (2 * math.sqrt(2 * math.log(2)))
+    sigma = fwhm_pix / FWHM_PER_SIGMA
     reach = int(truncation * sigma + 0.5)
     offset = torch.arange(-reach, reach + 1)
     kernel = torch.exp(-0.5 * (offset.double() / sigma) ** 2)

@@ -10,7 +10,7 @@ import torch
 from lensdist import rng
 from lensdist.errors import UserError
 from lensdist.sim.config import Vortex
-from lensdist.sim.families import FAMILIES, THETA_E_1E12, Family
+from lensdist.sim.families import FAMILIES, THETA_E_1E12, Family, family_of
 
 N_SUBHALOS = 25
 N_VORTEX = 100
@@ -45,9 +45,7 @@ def sample(
     Raises:
         UserError: there is no such family or class.
     """
-    if family not in FAMILIES:
-        raise UserError(f"{family!r} is not a family of images; use one of {', '.join(FAMILIES)}")
-    known = FAMILIES[family].labels
+    known = family_of(family).labels
     classes = known if classes is None else tuple(classes)
     if not classes or not set(classes) <= set(known):
         raise UserError(f"{family} has the classes {', '.join(known)}, not {', '.join(classes)}")

@@ -18,8 +18,8 @@ from lensdist.sim.deflection import (
     rod_deflection,
     unit_ellipsoid,
 )
-from lensdist.sim.families import FAMILIES, Family
-from lensdist.sim.light import blur, exact_matmul, linear_b_n, sersic, sersic_total
+from lensdist.sim.families import Family, family_of, linear_b_n
+from lensdist.sim.light import blur, exact_matmul, sersic, sersic_total
 
 # Pixels drawn at once, and numbers in the temporary array of point masses: small enough for a
 # CPU's caches, large enough to fill a GPU (a few GB of its memory).
@@ -57,7 +57,7 @@ def render(
     Raises:
         UserError: a family, key, shape or dtype that cannot be drawn.
     """
-    family = _family(family)
+    family = family if isinstance(family, Family) else family_of(family)
     if dtype not in (torch.float32, torch.float64):
         raise UserError(f"render draws in float32 or float64, not {dtype}")
     p = _tensors(family, params)
@@ -84,14 +84,6 @@ def render(
                     light += unlensed
                 out.index_copy_(0, part, blur(light, family.psf_fwhm / family.pixel_scale))
     return out
-
-
-def _family(family: str | Family) -> Family:
-    if isinstance(family, Family):
-        return family
-    if family not in FAMILIES:
-        raise UserError(f"{family!r} is not a family of images; use one of {', '.join(FAMILIES)}")
-    return FAMILIES[family]
 
 
 @cache
