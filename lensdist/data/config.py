@@ -33,12 +33,12 @@ class DataConfig(Strict):
         200,
         ge=10,
         description="The number of images of each class in a set of the run's own. The default "
-        "takes seconds on a CPU.",
+        "takes about a minute on a CPU core.",
     )
     stream_epoch: Count = Field(
         30_000,
         description="The number of images that count as one epoch of a stream. The default is "
-        "about the size of the public sets.",
+        "about the size of one class of the public sets.",
     )
     classes: tuple[str, ...] | None = Field(
         None,
@@ -96,12 +96,11 @@ class PreprocessConfig(Strict):
     softening: Positive = Field(
         0.1,
         description="The width of the linear part of asinh and residual, in standard deviations of "
-        "the train split. The default keeps faint arcs linear.",
+        "the train split. Smaller values compress bright pixels more.",
     )
     components: Count = Field(
         120,
-        description="The number of principal components that residual takes off. More of them "
-        "would also take off substructure.",
+        description="The number of principal components that residual takes off.",
     )
     smooth_class: str | None = Field(
         None,

@@ -216,6 +216,7 @@ def fits_bytes() -> bytes:
         (b"NAXIS   =                    2", b"NAXIS   =                  999"),
         (b"BITPIX  =                  -32", b"BITPIX  =                   99"),
         (b"END", b"XXX"),
+        (fits_bytes()[2900:], b""),  # cut short
         (b"SIMPLE  =", b"\x1f\x8b\x08    "),
     ],
 )
@@ -224,11 +225,6 @@ def test_fits_headers_that_lie(old: bytes, new: bytes) -> None:
     assert old in data
     with pytest.raises(BadFile):
         parse(data.replace(old, new), ".fits")
-
-
-def test_a_cut_fits_file_is_refused() -> None:
-    with pytest.raises(BadFile):
-        parse(fits_bytes()[:2900], ".fits")
 
 
 def test_pipes_devices_and_huge_files_are_not_read(tmp_path: Path) -> None:
