@@ -9,7 +9,7 @@ from lensdist import rng
 from lensdist.data.config import AugmentConfig
 
 Turn = tuple[bool, bool, bool]
-"""Whether to turn by 180°, to turn by 90°, and to mirror, in this order."""
+"""Flags: turn by 180°, turn by 90°, mirror; applied in this order."""
 
 
 def views(cfg: AugmentConfig) -> tuple[Turn, ...]:

@@ -13,7 +13,7 @@ LIGHT_KEEPING = ("minmax", "standard", "none")
 
 
 class DataConfig(Strict):
-    """Which images a run trains on."""
+    """Settings of the images that a run trains on."""
 
     path: Path | None = Field(
         None,
@@ -82,7 +82,7 @@ class DataConfig(Strict):
 
 
 class PreprocessConfig(Strict):
-    """How pixels are scaled for the network; these settings are part of the exported model."""
+    """Settings of the scaling of pixels, which are part of the exported model."""
 
     scale: Literal["minmax", "standard", "asinh", "residual", "lens_fit", "none"] = Field(
         "minmax",
@@ -113,7 +113,7 @@ class PreprocessConfig(Strict):
 
 
 class AugmentConfig(Strict):
-    """How training images are turned; each turn is drawn from (seed, epoch, sample)."""
+    """Settings of the turns of training images, drawn from (seed, epoch, sample)."""
 
     rot180: bool = Field(
         True,

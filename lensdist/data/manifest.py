@@ -83,7 +83,7 @@ class Manifest(Strict):
     zero_point_mag: float | None = None
     """The magnitude of one image unit."""
     source: dict[str, JsonValue]
-    """Where the samples came from: a folder and its layout, or a simulation and its priors."""
+    """The origin of the samples: a folder and its layout, or a simulation and its priors."""
     files: dict[FileName, FileInfo]
     fingerprint: str
     """The name of the data: a hash of all fields above but `source`."""

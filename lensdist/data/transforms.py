@@ -98,7 +98,7 @@ class Preprocess:
 
     @property
     def slow(self) -> bool:
-        """Whether its results should be computed once and kept."""
+        """True where the results should be computed once and kept."""
         return self.cfg.scale == "lens_fit"
 
     def alike(self, x: Tensor, raw: Tensor, good: Tensor | None = None) -> Tensor:

@@ -42,7 +42,7 @@ class LensLight(Strict):
 
 
 class SimConfig(Strict):
-    """What to simulate. The defaults reproduce the files of each family."""
+    """Settings of the simulator. The defaults reproduce the files of each family."""
 
     family: FamilyName = Field(
         "model_ii",

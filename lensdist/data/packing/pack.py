@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class PackOptions:
-    """What the user may decide about a packed set; see `lensdist pack --help`."""
+    """The options of `lensdist pack`."""
 
     seed: int = 0
     """Seed of the splits."""

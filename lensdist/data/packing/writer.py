@@ -82,7 +82,7 @@ class Sample:
 
 @dataclass(slots=True)
 class _Facts:
-    """What is kept in memory of each sample until `finish`."""
+    """The facts of a sample that stay in memory until `finish`."""
 
     content: bytes
     label: int
