@@ -30,8 +30,8 @@ from benchmarks.harness.report import options, reporting
 from benchmarks.harness.turns import over, spread, take_turns
 from benchmarks.rivals import ensembles, loops
 from benchmarks.rivals.items import Files, Item
-from lensdist.data.pack import pack
-from lensdist.data.packed import Batch, PackedSet
+from lensdist.data.dataset import Batch, PackedSet
+from lensdist.data.packing.pack import PackOptions, pack
 
 BATCH = 128
 CLASSES = ("no", "sphere", "vort")
@@ -50,7 +50,7 @@ def main() -> None:
         start = time.perf_counter()
         pack(folder / "files", folder / "float32")
         packing = report.facts["pack_images_per_s"] = args.files / (time.perf_counter() - start)
-        pack(folder / "files", folder / "float16", dtype="float16")
+        pack(folder / "files", folder / "float16", PackOptions(dtype="float16"))
         turns = paths(folder, args.device)
         rates = take_turns(
             {name: partial(rate, turn) for name, turn in turns.items()}, args.rounds, warm=1

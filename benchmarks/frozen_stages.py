@@ -35,8 +35,8 @@ from benchmarks.harness.turns import Tolerance, over, spread, take_turns
 from benchmarks.speed.session import Session
 from benchmarks.speed.settings import SpeedBench
 from lensdist import rng
-from lensdist.data.preprocess import views
-from lensdist.data.source import PackedSource, Source
+from lensdist.data.augment import views
+from lensdist.data.sampler import PackedSource, Source
 from lensdist.engine.config import CacheConfig
 from lensdist.engine.feature_cache import CachedSource, cached
 from lensdist.engine.parallel import StrategySettings, build_strategy

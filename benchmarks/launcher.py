@@ -40,8 +40,8 @@ import torch
 from benchmarks.harness.report import Report, options, reporting
 from benchmarks.harness.turns import spread, take_turns
 from benchmarks.rivals.sbatch import CONFIGS, Again, Starts, tiny
+from lensdist.data.packing.simulated import write_packed
 from lensdist.sim.config import SimConfig
-from lensdist.sim.write import write_packed
 from slurm.config.chain import Chain
 from tests.chains import SUBMIT, jobs_of, submit, write_chain, write_cluster
 from tests.slurm.minislurm import MiniSlurm, missing

@@ -35,9 +35,9 @@ from benchmarks.rivals.ensembles import loss as cross_entropy
 from benchmarks.rivals.loops import Batch, Loss, Optimizer, lightning_loop, turn_of
 from lensdist.config import load
 from lensdist.config.schema import schema_of
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
+from lensdist.data.packing.simulated import write_packed
 from lensdist.sim.config import SimConfig
-from lensdist.sim.write import write_packed
 
 CLASSES, BATCH, RATE, LOG_EVERY = 3, 8, 1e-3, 50
 CPU = torch.device("cpu")

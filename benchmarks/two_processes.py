@@ -30,8 +30,8 @@ from benchmarks.harness.report import options, reporting
 from benchmarks.harness.turns import Tolerance, over, spread, take_turns
 from lensdist.config import load
 from lensdist.config.schema import schema_of
+from lensdist.data.packing.simulated import write_packed
 from lensdist.sim.config import SimConfig
-from lensdist.sim.write import write_packed
 
 CONFIG = Path(__file__).parents[1] / "configs/mae/reference.yaml"
 CPU = torch.device("cpu")
@@ -133,7 +133,7 @@ def worker(
         os.environ |= {"LOCAL_WORLD_SIZE": "2"}
 
     from benchmarks.harness.ours import Ours
-    from lensdist.data.packed import PackedSet
+    from lensdist.data.dataset import PackedSet
 
     batch = MICRO if kind == "alone" else 2 * MICRO
     place = "pair" if kind == "pair" else f"{kind}-{rank}"

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lensdist.resample import bicubic, enlarge
+from lensdist.models.resample import bicubic, enlarge
 
 _RIDGE = 1e-12  # as a share of the normal equations' mean eigenvalue: rounding, and no more
 

@@ -25,8 +25,8 @@ from experiments.runs import Job, check_presets, job, run_all
 from experiments.scores import correct, over_seeds
 from experiments.settings import PRESETS, FewLabels
 from lensdist.data.config import DataConfig
-from lensdist.data.packed import PackedSet
-from lensdist.data.source import View
+from lensdist.data.dataset import PackedSet
+from lensdist.data.subset import View
 from lensdist.evaluate import figures
 from lensdist.evaluate.bootstrap import paired_bootstrap
 from lensdist.evaluate.report import write_results

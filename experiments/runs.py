@@ -219,7 +219,7 @@ def _test(run: Path, data: Path) -> None:
     from experiments.scores import keep
     from lensdist.assess import open_subject
     from lensdist.data.config import DataConfig
-    from lensdist.data.source import View
+    from lensdist.data.subset import View
     from lensdist.files import write_atomic
 
     subject = open_subject(run, data)

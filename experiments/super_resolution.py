@@ -25,8 +25,8 @@ from experiments.scores import keep, kept
 from experiments.settings import SuperResolutionTable
 from lensdist import resample
 from lensdist.data.config import DataConfig
-from lensdist.data.packed import PackedSet
-from lensdist.data.source import View
+from lensdist.data.dataset import PackedSet
+from lensdist.data.subset import View
 from lensdist.evaluate import super_resolution
 from lensdist.evaluate.bootstrap import paired_bootstrap
 from lensdist.evaluate.report import write_results

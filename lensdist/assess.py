@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lensdist import provenance
+from lensdist.data.augment import Turn, turned, views
 from lensdist.data.config import AugmentConfig, DataConfig
-from lensdist.data.packed import PackedSet
-from lensdist.data.preprocess import Turn, turned, views
-from lensdist.data.source import Images, View
-from lensdist.data.staging import check_ours, check_writable
+from lensdist.data.dataset import PackedSet
+from lensdist.data.sampler import Images
+from lensdist.data.subset import View
 from lensdist.engine.evaluation import outputs_of
 from lensdist.engine.world import DistributedContext
 from lensdist.errors import UserError
@@ -24,6 +24,7 @@ from lensdist.files import to_json, write_atomic
 from lensdist.loaded import LoadedModel
 from lensdist.phases import COMPLETE, check_finished
 from lensdist.sealed import read_json, sealed
+from lensdist.staging import check_ours, check_writable
 from lensdist.tasks.base import Batch, Drawing
 from lensdist.tasks.registry import AnyTask
 from lensdist.track.log import read

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from lensdist.data.manifest import MANIFEST, REPORT, Manifest
-from lensdist.data.verified import check_file, open_arrays
+from lensdist.data.verification import check_file, open_arrays
 from lensdist.errors import RunError, UserError
 from lensdist.files import sha256
 from lensdist.phases import COMPLETE, completed

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.transforms import Preprocess
 from lensdist.errors import UserError
 from lensdist.plugins import Untrusted
 from lensdist.sealed import first_of, fits

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.transforms import Preprocess
 from lensdist.described import PREPROCESS, build
 from lensdist.errors import UserError, say
 from lensdist.files import sha256, to_json, write_atomic

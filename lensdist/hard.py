@@ -26,8 +26,7 @@ from lensdist.evaluate import figures
 from lensdist.files import to_json, write_atomic
 from lensdist.sealed import sealed
 from lensdist.sim.config import FamilyName, SimConfig
-from lensdist.sim.simulator import Simulator
-from lensdist.sim.write import BLOCK
+from lensdist.sim.simulator import BLOCK, Simulator
 from lensdist.tasks.base import Batch
 
 PLAIN = "plain"

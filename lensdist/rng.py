@@ -75,14 +75,6 @@ def uniform(k: int, samples: torch.Tensor, n: int) -> torch.Tensor:
     return (bits.double() + 0.5) * 2.0**-52
 
 
-def normal(k: int, samples: torch.Tensor, n: int) -> torch.Tensor:
-    """Standard normal numbers: as `uniform`, through the inverse of the normal distribution."""
-    import torch
-
-    numbers: torch.Tensor = torch.special.ndtri(uniform(k, samples, n))
-    return numbers
-
-
 def generator(k: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator for one fixed block of work (pixel noise of a batch, say)."""
     import torch

@@ -50,8 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model II at its real size, 40 images per class, packed."""
+    from lensdist.data.packing.simulated import write_packed
     from lensdist.sim.config import SimConfig
-    from lensdist.sim.write import write_packed
 
     path = tmp_path_factory.mktemp("data") / "packed"
     write_packed(path, SimConfig(family="model_ii"), 40, 0)
@@ -61,8 +61,8 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def common_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The common task's images at their real size, 20 per class, packed."""
+    from lensdist.data.packing.simulated import write_packed
     from lensdist.sim.config import SimConfig
-    from lensdist.sim.write import write_packed
 
     path = tmp_path_factory.mktemp("common") / "packed"
     write_packed(path, SimConfig(family="common"), 20, 0)
@@ -72,8 +72,8 @@ def common_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pairs_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pairs of 75 and 150 pixels, 60 of them, with the truth, packed."""
+    from lensdist.data.packing.simulated import write_packed
     from lensdist.sim.config import SimConfig
-    from lensdist.sim.write import write_packed
 
     path = tmp_path_factory.mktemp("pairs") / "packed"
     write_packed(path, SimConfig(family="sr"), 20, 0, truth=True)

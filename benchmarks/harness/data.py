@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
+from lensdist.data.packing.simulated import write_packed
 from lensdist.errors import UserError
 from lensdist.sim.config import SimConfig
-from lensdist.sim.write import write_packed
 
 
 def simulated_set(

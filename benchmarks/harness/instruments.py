@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from benchmarks.harness.watch import Watch
 from lensdist.config.schema import BaseRun
-from lensdist.data.source import Batch, Images, PackedSource, StreamSource
+from lensdist.data.dataset import Batch
+from lensdist.data.sampler import Images, PackedSource
+from lensdist.data.stream import StreamSource
 from lensdist.engine.journal import Journal
 from lensdist.engine.saver import Saver
 from lensdist.engine.world import DistributedContext

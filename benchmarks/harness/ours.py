@@ -32,8 +32,9 @@ from benchmarks.harness.turns import Way
 from benchmarks.harness.watch import Watch
 from lensdist import rng
 from lensdist.config.schema import BaseRun
-from lensdist.data.packed import PackedSet
-from lensdist.data.source import Images, View
+from lensdist.data.dataset import PackedSet
+from lensdist.data.sampler import Images
+from lensdist.data.subset import View
 from lensdist.engine import speed
 from lensdist.engine.batches import plan_steps
 from lensdist.engine.config import strategy_name

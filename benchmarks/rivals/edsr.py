@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lensdist.data.preprocess import turn
+from lensdist.data.augment import turn
 from lensdist.models.config import prime_factors
 
 

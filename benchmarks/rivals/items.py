@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from benchmarks.rivals.loops import Batch
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
 
 Item = Callable[[dict[str, Tensor]], Batch]
 """From one sample, its tensors as in a batch but without that axis, to what a loader returns."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from benchmarks.rivals.items import Item
 from benchmarks.rivals.loops import Batch, Loss
+from lensdist.data.augment import turn, views
 from lensdist.data.config import AugmentConfig
-from lensdist.data.preprocess import turn, views
 
 
 def refusal(cfg: Any) -> str:

@@ -25,7 +25,7 @@ from benchmarks.rivals.tasks import Rivals, fill
 from benchmarks.speed.settings import SpeedBench
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
 from lensdist.engine.launcher import agreed, from_environment
 from lensdist.engine.phase import context_of
 from lensdist.errors import UserError

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from lensdist.config import load
 from lensdist.config.schema import schema_of
-from lensdist.data.samples import samples_of
-from lensdist.data.staging import check_ours
+from lensdist.data.epoch_size import images_per_epoch
 from lensdist.errors import EXIT_DONE, UserError
 from lensdist.files import to_json, write_atomic
+from lensdist.staging import check_ours
 
 if TYPE_CHECKING:
     from slurm.config.cluster import Cluster
@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     hardware = None if cluster is None else cluster.hardware
     counts = _counts(args.gpus) or usual_counts(per_node)
     gpus = per_node * (1 if cluster is None else cluster.fewest)
-    found = estimate(cfg, hardware, counts, gpus, per_node, samples_of(cfg))
+    samples = images_per_epoch(cfg.data, cfg.run.dir)
+    found = estimate(cfg, hardware, counts, gpus, per_node, samples)
     print(shown(found, cfg, hardware))
     if args.json is not None:
         print(f"\nwrote {write_atomic(args.json, to_json(as_json(found, cfg, hardware)))}")

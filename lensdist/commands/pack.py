@@ -1,4 +1,4 @@
-"""`lensdist pack SRC DEST`: a folder of image files becomes one memory-mapped set."""
+"""`lensdist pack`: make a folder of image files into one memory-mapped set (torch-free)."""
 
 from __future__ import annotations
 
@@ -22,80 +22,103 @@ DEST.report.json does.
 def _fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError("a fraction from 0 to 1")
+        raise argparse.ArgumentTypeError("must be from 0 to 1")
     return value
 
 
 def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("a number above 0")
+        raise argparse.ArgumentTypeError("must be above 0")
     return value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `lensdist pack`."""
+    """Declare the command line."""
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("src", help="folder of .npy, .npz or FITS images")
-    parser.add_argument("dest", help="folder to make; must not exist, or be empty")
-    parser.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
+    parser.add_argument("src", help="the folder of .npy, .npz or FITS images")
+    parser.add_argument("dest", help="the folder to make; it must not exist, or be empty")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the splits (default: 0)")
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16"),
         default="float32",
-        help="float16 halves the set, for images scaled to 0..1 only (default: float32)",
+        help="the type of pixels; float16 halves the set, but only for images scaled to 0..1 "
+        "(default: float32)",
     )
     parser.add_argument(
         "--max-bad",
         type=_fraction,
         default=0.01,
-        help="fraction of bad files that is tolerated (default: 0.01)",
+        help="the fraction of bad files that is tolerated (default: 0.01)",
     )
     parser.add_argument(
         "--layout",
         choices=("auto", "classes", "pairs", "images"),
         default="auto",
-        help="class folders, HR/LR pairs, or images without labels (default: auto)",
+        help="the layout to take SRC for: class folders, HR/LR pairs, or images without labels "
+        "(default: auto, which finds out)",
     )
     parser.add_argument(
         "--hdu",
         metavar="NAME|N",
-        help="which image of a FITS file with several, or array of a .npz (default: the only one)",
+        help="the image of a FITS file, by name or number, or the array of a .npz, by name "
+        "(default: the only one)",
     )
-    parser.add_argument("--labels", help="class folders in label order, as a,b,c")
-    parser.add_argument("--pixel-scale", type=_positive, help="arcsec a pixel")
-    parser.add_argument("--psf-fwhm", type=_positive, help="full width at half maximum, arcsec")
-    parser.add_argument("--zero-point", type=float, help="magnitude of one image unit")
-    parser.add_argument("--jobs", type=int, help="processes that read (default: up to 4)")
+    parser.add_argument(
+        "--labels",
+        help="the class folders in label order, as a,b,c (default: the order of known sets, or "
+        "sorted)",
+    )
+    parser.add_argument(
+        "--pixel-scale",
+        type=_positive,
+        help="the pixel scale, arcsec (default: what FITS headers say)",
+    )
+    parser.add_argument(
+        "--psf-fwhm", type=_positive, help="the full width at half maximum of the PSF, arcsec"
+    )
+    parser.add_argument(
+        "--zero-point",
+        type=float,
+        help="the magnitude of one image unit (default: what FITS headers say)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="the number of processes that read (default: one per core, up to 4)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pack, and say what came of it.
+    """Pack a folder, and print a summary.
 
     Raises:
-        UserError, RunError: see `lensdist.data.pack.pack`.
+        UserError, RunError: see `lensdist.data.packing.pack.pack`.
     """
     import os
     from pathlib import Path
 
     from lensdist.data.manifest import REPORT
-    from lensdist.data.pack import pack
+    from lensdist.data.packing.pack import PackOptions, pack
+    from lensdist.data.packing.writer import Instrument
     from lensdist.errors import EXIT_DONE
 
     started = time.monotonic()
-    manifest, report = pack(
-        args.src,
-        args.dest,
+    options = PackOptions(
         seed=args.seed,
         dtype=args.dtype,
         max_bad=args.max_bad,
         layout=args.layout,
         labels=args.labels.split(",") if args.labels else None,
-        pixel_scale_arcsec=args.pixel_scale,
-        psf_fwhm_arcsec=args.psf_fwhm,
-        zero_point_mag=args.zero_point,
         hdu=args.hdu,
+        instrument=Instrument(args.pixel_scale, args.psf_fwhm, args.zero_point),
+    )
+    manifest, report = pack(
+        args.src,
+        args.dest,
+        options,
         jobs=args.jobs or min(4, os.cpu_count() or 1),
         progress=_progress() if sys.stderr.isatty() else None,
     )
@@ -121,6 +144,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _progress() -> Callable[[str, int, int], None]:
+    """Return a function that counts files on a terminal, five times a second at most."""
     last = 0.0
 
     def show(what: str, done: int, total: int) -> None:

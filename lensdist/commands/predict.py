@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.batch < 1:
         raise UserError(f"--batch must be 1 or more, not {args.batch}")
-    from lensdist.data.quarantine import Passed
-    from lensdist.data.readers import check_choice
+    from lensdist.data.reading.folders import Passed
+    from lensdist.data.reading.readers import check_choice
     from lensdist.predicting.inputs import find
 
     passed = Passed()

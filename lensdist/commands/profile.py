@@ -8,9 +8,9 @@ from pathlib import Path
 
 from lensdist.config import load
 from lensdist.config.schema import schema_of
-from lensdist.data.staging import check_ours
 from lensdist.engine.launcher import agreed, from_environment
 from lensdist.errors import EXIT_DONE, UserError
+from lensdist.staging import check_ours
 
 EXAMPLES = """examples:
   lensdist profile --config configs/mae/best.yaml --out profile

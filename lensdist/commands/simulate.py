@@ -1,4 +1,4 @@
-"""`lensdist simulate`: make images of strong lenses, as files or as a packed set (torch-free)."""
+"""`lensdist simulate`: simulate strong lenses, as files or as a packed set (torch-free)."""
 
 from __future__ import annotations
 
@@ -20,66 +20,83 @@ EXAMPLES = """examples:
   lensdist simulate --family sr --n-per-class 1000 --seed 7 --truth data/pairs
 """
 
-# Flags named otherwise than the setting they fill, or with a value of another form.
+# Settings whose flags have another name, or a value of another form.
 _OWN_FLAGS = ("family", "classes", "lens_light")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command line; a flag for each setting of `SimConfig`."""
+    """Declare the command line, with a flag for each setting of `SimConfig`."""
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("dest", metavar="DEST", type=Path, help="folder to make; must be new")
     parser.add_argument(
-        "--family", required=True, choices=get_args(FamilyName), help="what kind of images"
+        "dest", metavar="DEST", type=Path, help="the folder to make; it must not exist, or be empty"
     )
     parser.add_argument(
-        "--n-per-class", required=True, type=int, metavar="N", help="images of each class"
+        "--family", required=True, choices=get_args(FamilyName), help="the family of images"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="same seed, same images (default: %(default)s)"
+        "--n-per-class",
+        required=True,
+        type=int,
+        metavar="N",
+        help="the number of images of each class",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="the seed: the same seed gives the same images (default: %(default)s)",
     )
     parser.add_argument(
         "--layout",
         choices=("packed", "raw"),
         default="packed",
-        help="packed: arrays ready to train on, with splits; raw: one .npy an image, in the "
-        "folders that the public sets come in (default: %(default)s)",
+        help="the layout. packed: arrays to train on, with splits; raw: one .npy file per image, "
+        "in the folders of the public sets (default: %(default)s)",
     )
     parser.add_argument(
-        "--params", action="store_true", help="raw: also write every lens, into DEST.params.npz"
+        "--params",
+        action="store_true",
+        help="with --layout raw, also write the parameters of every lens into DEST.params.npz",
     )
     parser.add_argument(
         "--truth",
         action="store_true",
-        help="family sr, packed: also keep each target without its noise, to score against",
+        help="with --family sr --layout packed, also keep each target without its noise, to score "
+        "against",
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    images = parser.add_argument_group("what the images show")
+    parser.add_argument(
+        "--device", default="cpu", help="the device: cpu or cuda (default: %(default)s)"
+    )
+    images = parser.add_argument_group("settings of the simulator")
     images.add_argument(
-        "--classes", metavar="A,B", help="only these, with commas (default: all of the family's)"
+        "--classes",
+        metavar="A,B",
+        help="the classes to draw, separated by commas (default: all of the family's)",
     )
     for name, field in SimConfig.model_fields.items():
         if name in _OWN_FLAGS:
             continue
+        text = (field.description or "").rstrip(".").replace("null: ", "Default: ")
         default = "" if field.default is None else f" (default: {field.default})"
         images.add_argument(
             "--" + name.replace("_", "-"),
             dest=name,
             metavar=name.rsplit("_", 1)[-1].upper(),
-            help=f"{field.description}{default}".replace("%", "%%"),
+            help=f"{text[0].lower()}{text[1:]}{default}".replace("%", "%%"),
         )
     images.add_argument(
         "--lens-light-mag",
         metavar="MAG",
-        help="add light of the lens, de Vaucouleurs, of this magnitude (default: none)",
+        help="add light of the lensing galaxy with this total magnitude (default: none)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Simulate.
+    """Simulate a set.
 
     Raises:
-        UserError: a value out of range, or a destination that holds something.
+        UserError: a value is out of range, or the destination holds something.
     """
     cfg = _config(args)
     if not 1 <= args.n_per_class <= 10_000_000:
@@ -92,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--truth goes with --family sr --layout packed")
     _check_device(args.device)
 
-    from lensdist.sim.write import write_packed, write_raw
+    from lensdist.data.packing.simulated import write_packed, write_raw
 
     common = (args.dest, cfg, args.n_per_class, args.seed, args.device, _progress())
     with begun(args.dest):
@@ -120,7 +137,7 @@ def _config(args: argparse.Namespace) -> SimConfig:
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first thing wrong, named by its flag."""
+    """Return the first error as a sentence that names the flag."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
@@ -135,13 +152,13 @@ def _check_device(device: str) -> None:
     try:
         usable = torch.device(device).type == "cpu" or torch.cuda.is_available()
     except RuntimeError:
-        raise UserError(f"--device {device}: not a device; use cpu or cuda") from None
+        raise UserError(f"--device {device} is not a device; use cpu or cuda") from None
     if not usable:
-        raise UserError(f"--device {device}: no such device here; use cpu")
+        raise UserError(f"--device {device}: this machine has no such device; use cpu")
 
 
 def _progress() -> Any:
-    """A line on standard error that keeps count; silent where nobody watches, bar the end."""
+    """Return a function that counts images on a terminal; elsewhere it prints the end only."""
     start = time.monotonic()
 
     def show(done: int, total: int) -> None:

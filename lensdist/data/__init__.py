@@ -1,1 +1,1 @@
-"""What a run eats: readers, packing, splits, packed sets, streams."""
+"""Data of a run: packed sets, splits, sources of batches, scaling and augmentation."""

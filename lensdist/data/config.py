@@ -1,4 +1,4 @@
-"""Settings of what a run eats (torch-free)."""
+"""Settings of data, scaling and augmentation (torch-free)."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -9,40 +9,60 @@ from lensdist.config.base import Count, Positive, Strict
 from lensdist.sim.config import SimConfig
 
 LIGHT_KEEPING = ("minmax", "standard", "none")
-"""Values of `preprocess.scale` that move and stretch all pixels of an image alike."""
+"""Values of `preprocess.scale` that shift and stretch all pixels of an image alike."""
 
 
 class DataConfig(Strict):
-    """Where images come from."""
+    """Settings of the images that a run trains on."""
 
     path: Path | None = Field(
-        None, description="a packed set (see `lensdist pack`); null: simulate one into the run"
+        None,
+        description="The folder of a packed set, which `lensdist pack` makes. null: the run "
+        "simulates a set of its own with `sim`.",
     )
     source: Literal["packed", "stream"] = Field(
-        "packed", description="stream: train on images simulated as they are needed, never twice"
+        "packed",
+        description="Where training images come from. packed: a packed set; stream: images that "
+        "are simulated while training and never repeat.",
     )
     sim: SimConfig | None = Field(
-        None, description="what to simulate, for the stream or for a set of the run's own"
+        None,
+        description="The settings of the simulator, for a stream or for a set of the run's own.",
     )
-    n_per_class: Count = Field(200, ge=10, description="images per class of a set of the run's own")
-    stream_epoch: Count = Field(30_000, description="images that count as one epoch of the stream")
+    n_per_class: Count = Field(
+        200,
+        ge=10,
+        description="The number of images of each class in a set of the run's own. The default "
+        "takes about a minute on a CPU core.",
+    )
+    stream_epoch: Count = Field(
+        30_000,
+        description="The number of images that count as one epoch of a stream. The default is "
+        "about the size of one class of the public sets.",
+    )
     classes: tuple[str, ...] | None = Field(
-        None, min_length=1, description="train and validate on these classes only (null: all)"
+        None,
+        min_length=1,
+        description="The classes to train and validate on, in label order. null: all classes.",
     )
     labels_per_class: Count | None = Field(
-        None, description="train on this many images per class, drawn by the seed"
+        None,
+        description="The number of training images of each class; the seed draws them. null: all.",
     )
     train_images: Count | None = Field(
-        None, description="train on this many images of any class, drawn by the seed"
+        None,
+        description="The number of training images of any class; the seed draws them. null: all.",
     )
     resident: Literal["auto", "yes", "no"] = Field(
-        "auto", description="keep the set in device memory; auto: on a GPU that has room for it"
+        "auto",
+        description="Keep the set in device memory, which saves a copy per batch. auto: on a GPU "
+        "whose free memory holds it.",
     )
-
     verify: Literal["auto", "full", "off"] = Field(
         "auto",
-        description="hashing of the set's large arrays: auto, once for as long as the files do not "
-        "change, and more than 4 GB in the background; full, at every start; off, never",
+        description="When to check the hashes of the set's large arrays. auto: once for as long as "
+        "the files do not change, and more than 4 GB in the background; full: at every start; "
+        "off: never.",
     )
 
     @model_validator(mode="after")
@@ -62,37 +82,50 @@ class DataConfig(Strict):
 
 
 class PreprocessConfig(Strict):
-    """From the units found on disk to what the network sees; part of the exported model."""
+    """Settings of the scaling of pixels, which are part of the exported model."""
 
     scale: Literal["minmax", "standard", "asinh", "residual", "lens_fit", "none"] = Field(
         "minmax",
-        description="minmax: each image to 0..1; standard: (x - mean)/std of the train split; "
-        "asinh: asinh(x/std/softening), for faint features beside bright arcs; residual: what "
-        "principal components of smooth images leave, as asinh(residual/rms/softening); lens_fit: "
-        "what the smooth lens that fits best leaves, in units of the noise, and that lens, at half "
-        "the resolution (150 px images as of the common task); none",
+        description="How pixels are scaled. minmax: each image to 0..1; standard: (x - mean)/std, "
+        "both of the train split; asinh: asinh(x/std/softening), for faint features beside bright "
+        "arcs; residual: asinh(r/rms/softening), where r is the image without its smooth part, the "
+        "principal components of smooth images; lens_fit: what the best-fitting smooth lens "
+        "leaves, in units of the noise, and that lens, both at half the resolution (only for the "
+        "common task's images of 150 pixels); none: not at all.",
     )
     softening: Positive = Field(
         0.1,
-        description="asinh and residual are linear below this many train-split standard deviations",
+        description="The width of the linear part of asinh and residual, in standard deviations of "
+        "the train split. Smaller values compress bright pixels more.",
     )
-    components: Count = Field(120, description="residual: principal components taken off")
+    components: Count = Field(
+        120,
+        description="The number of principal components that residual takes off.",
+    )
     smooth_class: str | None = Field(
-        None, description="residual: the class whose images are smooth; null: all images"
+        None,
+        description="The class whose images define the smooth part of residual. null: all images.",
     )
 
     def seen(self, bands: int, size: int) -> tuple[int, int]:
-        """Bands and pixels a side of what the network sees of an image on disk."""
+        """Return the bands and the pixels per side that the network sees of an image on disk."""
         return (2, size // 2) if self.scale == "lens_fit" else (bands, size)
 
 
 class AugmentConfig(Strict):
-    """Applied in training only, drawn from (seed, epoch, sample)."""
+    """Settings of the turns of training images, drawn from (seed, epoch, sample)."""
 
     rot180: bool = Field(
         True,
-        description="rotation by 180 degrees: the only one that leaves the simulated "
-        "distributions exactly unchanged (one shear axis, fixed source ellipticity)",
+        description="Rotate images by 180 degrees, at random. No other turn leaves the simulated "
+        "distributions unchanged, which have one shear axis and a fixed source ellipticity.",
     )
-    flip: bool = Field(False, description="left-right flip; an ablation")
-    rot90: bool = Field(False, description="any quarter turn; an ablation")
+    flip: bool = Field(
+        False,
+        description="Mirror images left to right, at random. Off, as it changes the distributions.",
+    )
+    rot90: bool = Field(
+        False,
+        description="Rotate images by quarter turns, at random. Off, as it changes the "
+        "distributions.",
+    )

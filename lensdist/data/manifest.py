@@ -1,7 +1,4 @@
-"""`manifest.json` of a packed set: what is in it, in which units, and the hashes that prove it.
-
-Torch-free: the launcher and `lensdist pack` read manifests too.
-"""
+"""Read and check `manifest.json`, the description of a packed set (torch-free)."""
 
 from __future__ import annotations
 
@@ -20,11 +17,11 @@ from lensdist.files import sha256
 FORMAT = 1
 MANIFEST = "manifest.json"
 FILES = "files.jsonl"
-"""A row a sample: `name` relative to the source, `sha256` of the file (of a pair, of both hashes),
-`content` (see `splits.content_digest`) and `shape`."""
+"""A JSON object per sample: `name` relative to the source, `sha256` of the file (of a pair, of both
+files' hashes), `content` (see `splits.content_digest`) and `shape`."""
 REPORT = "report.json"
 UNLABELLED = "unlabelled"
-_MAX_BYTES = 16 << 20  # a manifest is a few kB; one of this size is not a manifest
+_MAX_BYTES = 16 << 20  # a manifest is a few kB
 
 Kind = Literal["classify", "pairs", "images"]
 DType = Literal["float32", "float16"]
@@ -44,16 +41,16 @@ Length = Annotated[int, Field(gt=0)]
 
 
 class FileInfo(Strict):
-    """One file of the set, whole (header included, so `sha256sum` gives the same)."""
+    """Size and hash of a whole file, as `sha256sum` gives it."""
 
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class Statistics(Strict):
-    """Over the train split's good pixels, one number a channel, in the images' own units.
+    """Statistics of the train split's good pixels, one number per channel, in the images' units.
 
-    (Over all pixels where nothing is in the train split, as in a set made for testing only.)
+    In a set without a train split, made for testing only, they are of all pixels.
     """
 
     min: list[float]
@@ -78,34 +75,34 @@ class Manifest(Strict):
     counts: dict[Literal["train", "val", "test"], dict[str, int]]
     """Samples per split and class name (`unlabelled` where there are no classes)."""
     seed: int
-    """Of the splits."""
+    """Seed of the splits."""
     statistics: Statistics
     pixel_scale_arcsec: Positive | None = None
-    """Arcseconds a pixel, of `images.npy`; None where unknown."""
+    """Pixel scale of `images.npy`, arcsec; None where unknown."""
     psf_fwhm_arcsec: Positive | None = None
     zero_point_mag: float | None = None
     """The magnitude of one image unit."""
     source: dict[str, JsonValue]
-    """Where the samples came from: a folder and its layout, or a simulation and its priors."""
+    """The origin of the samples: a folder and its layout, or a simulation and its priors."""
     files: dict[FileName, FileInfo]
     fingerprint: str
-    """Names the data: a hash over everything above but `source`."""
+    """The name of the data: a hash of all fields above but `source`."""
     report: FileInfo | None = None
-    """`report.json`; None in sets from before there were seals."""
+    """`report.json`; None in sets of versions without seals."""
     seal: str = ""
-    """A hash over everything above; empty in those."""
+    """A hash of all fields above; empty in sets of versions without seals."""
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
         """Read and check `folder/manifest.json`.
 
         Raises:
-            UserError: it is missing, not ours, of another version, or was changed by hand.
+            UserError: it is missing, not a manifest, of another version, or was changed by hand.
         """
         path = folder / MANIFEST
         try:
             found = path.stat()
-            # Opening a named pipe would wait for ever.
+            # Opening a named pipe would block.
             if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
                 raise UserError(f"{path} is too large to be a manifest, or not a regular file")
             text = path.read_bytes()
@@ -134,19 +131,19 @@ class Manifest(Strict):
             )
         bands = manifest.image_shape[0]
         if any(len(v) != bands for v in manifest.statistics.model_dump().values()):
-            raise UserError(f"{path} is not a valid manifest: statistics: not one a band")
+            raise UserError(f"{path} is not a valid manifest: statistics: not one number per band")
         return manifest
 
     @property
     def pixel_weights(self) -> list[str]:
-        """Files that say how much each pixel counts; none where all count alike."""
+        """The files of pixel masks and weights; empty where all pixels count equally."""
         return [name for name in ("badpix.npy", "weights.npy") if name in self.files]
 
     def hash(self, *, sealed: bool = False) -> str:
-        """What `fingerprint`, or `seal`, should be: SHA-256 of the canonical JSON of other fields.
+        """Compute `fingerprint`, or `seal`: SHA-256 of the canonical JSON of other fields.
 
-        The fingerprint leaves out `source` and the report: the same data packed from a folder of
-        another name is the same data. The seal leaves out itself alone.
+        The fingerprint leaves out `source` and the report, because the same data packed from
+        another folder is the same data. The seal leaves out only itself.
         """
         left_out = {"seal"} if sealed else {"seal", "fingerprint", "source", "report"}
         facts = self.model_dump(mode="json", exclude=left_out)
@@ -154,5 +151,5 @@ class Manifest(Strict):
 
 
 def file_info(path: Path) -> FileInfo:
-    """Size and SHA-256 of a file, read in pieces."""
+    """Return size and SHA-256 of a file, which is read in pieces."""
     return FileInfo(bytes=path.stat().st_size, sha256=sha256(path))

@@ -1,15 +1,15 @@
-"""Bad pixels and pixel weights of a batch: which pixels count, and how much."""
+"""Weigh pixels by the masks and weight maps of the data."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-Batch = dict[str, Tensor]
+from lensdist.data.dataset import Batch
 
 
 def pixel_weight(batch: Batch) -> Tensor | None:
-    """Return how much each pixel counts, (B, 1 or C, H, W); None when all count alike."""
+    """Return the weight of each pixel, (B, 1 or C, H, W); None when all pixels count equally."""
     weight = batch.get("weight")
     if weight is not None and weight.dim() == 3:
         weight = weight[:, None]
@@ -21,13 +21,13 @@ def pixel_weight(batch: Batch) -> Tensor | None:
 
 
 def good_pixels(batch: Batch) -> Tensor | None:
-    """Return which pixels count at all, (B, 1 or C, H, W) bool; None when all do."""
+    """Mark the pixels with a weight above 0, (B, 1 or C, H, W) bool; None when all have one."""
     weight = pixel_weight(batch)
     return None if weight is None else weight > 0
 
 
 def image_means(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Average (B, C, H, W) to (B,) over the pixels that count, whatever the others hold."""
+    """Return each image's weighted mean, (B, C, H, W) -> (B,); pixels of weight 0 may hold NaN."""
     axes = (1, 2, 3)
     if weight is None:
         return values.mean(axes)

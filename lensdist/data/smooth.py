@@ -1,9 +1,9 @@
-"""What smooth lenses look like, to be taken off: what remains is substructure, and noise.
+"""Model smooth lenses by principal components; an image without its smooth part shows substructure.
 
-Images of one family differ mostly by where the source is: a mean and some principal components hold
-all of that, and almost nothing of substructure, which is a hundredth of an arc's light. A network
-that sees the difference need not find that hundredth first, and an autoencoder whose loss is made
-of the difference has nothing else to learn.
+Images of one family differ mostly by the position of the source. A mean and some principal
+components hold all of that, and almost nothing of substructure, which is a hundredth of an arc's
+light. A network that sees the difference need not find that hundredth first, and an autoencoder
+whose loss is computed on the difference has nothing else to learn.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 from lensdist.errors import UserError
 
 if TYPE_CHECKING:
-    from lensdist.data.packed import PackedSet
+    from lensdist.data.dataset import PackedSet
 
 IMAGES = 1500
-"""That the basis is made of, at most: more changes little, and takes longer."""
+"""Most images that the basis is made of: more would change little, and take longer."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Smooth:
     Attributes:
         mean: (P,) float32, P = C * H * W.
         rows: (K, P) float32, orthonormal.
-        scale: root mean square of what it leaves of training images of all classes.
+        scale: root mean square of the residual of training images of all classes.
     """
 
     mean: Tensor
@@ -39,19 +39,19 @@ class Smooth:
     scale: float = 1.0
 
     def of(self, x: Tensor) -> Tensor:
-        """The smooth part of images (B, C, H, W); each image by itself."""
-        # In double: under autocast or TF32 the projection's own rounding would drown the rest.
+        """Return the smooth part of images (B, C, H, W), each independently of the others."""
+        # In float64: under autocast or TF32 rounding would be larger than the residual.
         mean, rows = (t.to(x.device, torch.float64) for t in (self.mean, self.rows))
         centred = x.flatten(1).double() - mean
         return (mean + centred @ rows.T @ rows).view_as(x).to(x.dtype)
 
 
 def principal(images: Tensor, components: int) -> Smooth:
-    """The mean and the first components of images (N, C, H, W)."""
+    """Return the mean and the first principal components of images (N, C, H, W)."""
     flat = images.flatten(1).double()
     mean = flat.mean(0)
     centred = flat - mean
-    # Through the N x N products: far cheaper than the decomposition of an N x P matrix.
+    # By the N x N products, which is far cheaper than decomposing an N x P matrix.
     values, vectors = torch.linalg.eigh(centred @ centred.T)
     k = min(components, int((values > values[-1] * 1e-12).sum()))
     rows = torch.linalg.qr((vectors[:, -k:].T @ centred).T).Q.T
@@ -59,7 +59,7 @@ def principal(images: Tensor, components: int) -> Smooth:
 
 
 def fit_smooth(packed: PackedSet, name: str | None, components: int) -> Smooth:
-    """The basis of a packed set's training images of one class (None: of all).
+    """Fit the basis to a packed set's training images of one class (None: of all).
 
     Raises:
         UserError: the set has no such class, or no training image of it.
@@ -96,5 +96,5 @@ def _finite(packed: PackedSet, rows: np.ndarray[tuple[int], np.dtype[np.int64]])
 def _some(
     rows: np.ndarray[tuple[int], np.dtype[np.int64]],
 ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """At most `IMAGES` of them, evenly."""
+    """Take at most `IMAGES` of them, at equal distances."""
     return rows[:: -(-len(rows) // IMAGES)]

@@ -1,8 +1,8 @@
-"""Who is in train, val and test: decided once, by what an image is and not by what it is called.
+"""Assign samples to train, val and test by their content and the seed, once (torch-free).
 
-A split that comes with the data is kept. Each of val and test that does not is a tenth of the rest,
-class by class, taken in the order of SHA-256(seed, content), so neither file names nor the order in
-which files are found matter, and identical images can never stand on both sides (torch-free).
+A split that comes with the data is kept. Each of val and test that does not come is a tenth of the
+rest, class by class, in the order of SHA-256(seed, content). So neither file names nor the order of
+files matter, and identical images are always in the same split.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ UNDECIDED = 255  # a code of `supplied`: no split came with this sample
 
 
 def content_digest(image: npt.NDArray[Any], target: npt.NDArray[Any] | None = None) -> bytes:
-    """SHA-256 of what a sample shows: shape and float32 pixels of the image and its target.
+    """Return the SHA-256 of shape and float32 pixels of an image and its target.
 
-    The packed dtype is left out on purpose: float16 and float32 sets have the same splits.
+    The packed dtype is left out, so float16 and float32 sets have the same splits.
     """
     digest = hashlib.sha256()
     for array in (image,) if target is None else (image, target):
@@ -36,8 +36,13 @@ def content_digest(image: npt.NDArray[Any], target: npt.NDArray[Any] | None = No
 
 
 def _tenth(n: int, draws: int) -> int:
-    """A tenth of n rounded half up, but at least one where that leaves something to train on."""
+    """Return a tenth of n, rounded half up, but at least 1 where that leaves a train image."""
     return max((n + 5) // 10, 1 if n > draws else 0)
+
+
+def train_size(n: int, draws: int) -> int:
+    """Return how many of n images of a class are in train once `draws` splits are drawn."""
+    return n - draws * _tenth(n, draws)
 
 
 def assign_splits(
@@ -51,7 +56,7 @@ def assign_splits(
     Args:
         contents: N digests from `content_digest`.
         labels: (N,) classes; -1 (unlabelled) counts as one class.
-        seed: any integer.
+        seed: any integer; another seed gives other splits.
         supplied: (N,) TRAIN, VAL, TEST or UNDECIDED.
 
     Returns:
@@ -83,7 +88,7 @@ def assign_splits(
 def count_classes(
     labels: npt.NDArray[Any], split: npt.NDArray[Any], names: Sequence[str]
 ) -> _Counts:
-    """Samples per split and class name; those of no class are `unlabelled`, where there are any."""
+    """Count samples per split and class name; samples without a class are `unlabelled`."""
     classes = {name: labels == number for number, name in enumerate(names)}
     if not names or (labels < 0).any():
         classes[UNLABELLED] = labels < 0

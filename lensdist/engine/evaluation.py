@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lensdist.data.source import Images
+from lensdist.data.sampler import Images
 from lensdist.engine.nonfinite import find_nonfinite
 from lensdist.engine.world import DistributedContext
 from lensdist.tasks.registry import AnyTask

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from lensdist import rng
+from lensdist.data.augment import turned, views
 from lensdist.data.config import AugmentConfig
-from lensdist.data.preprocess import turned, views
-from lensdist.data.source import Batch, PackedSource, Source
+from lensdist.data.dataset import Batch
+from lensdist.data.sampler import PackedSource, Source
 from lensdist.engine.once import for_every_image
 from lensdist.engine.world import DistributedContext
 from lensdist.tasks.registry import AnyTask

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from lensdist import provenance
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
 from lensdist.engine import checkpoint
 from lensdist.engine.loop import Outcome
 from lensdist.engine.state import check_tensors

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lensdist.data.masks import good_pixels
-from lensdist.data.preprocess import Preprocess
-from lensdist.data.source import Images, Source
+from lensdist.data.sampler import Images, Source
+from lensdist.data.transforms import Preprocess
 from lensdist.errors import RunError
 from lensdist.tasks.base import Batch
 

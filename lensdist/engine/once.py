@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from lensdist.data.source import Batch, Images
+from lensdist.data.dataset import Batch
+from lensdist.data.sampler import Images
 from lensdist.engine.world import DistributedContext
 
 

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from lensdist.config.schema import BaseRun
+from lensdist.data.dataset import PackedSet
 from lensdist.data.manifest import Manifest
-from lensdist.data.packed import PackedSet
-from lensdist.data.source import Images, PackedSource, Source, StreamSource, View
+from lensdist.data.packing.simulated import write_packed
+from lensdist.data.sampler import Images, PackedSource, Source
+from lensdist.data.stream import StreamSource
+from lensdist.data.subset import View
 from lensdist.engine import fp8, pace, speed
 from lensdist.engine.asked import named_weights
 from lensdist.engine.batches import plan_steps
@@ -37,7 +40,6 @@ from lensdist.engine.stopping import STOP, Deadline, Stopper, job_ends
 from lensdist.engine.torch_settings import set_determinism
 from lensdist.engine.world import DistributedContext
 from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, begun, say
-from lensdist.sim.write import write_packed
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import AnyTask, task_class
 

@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lensdist.data.preprocess import Preprocess
-from lensdist.data.source import Batch, Images
+from lensdist.data.dataset import Batch
+from lensdist.data.sampler import Images
+from lensdist.data.transforms import Preprocess
 from lensdist.engine.once import for_every_image
 from lensdist.engine.world import DistributedContext
 

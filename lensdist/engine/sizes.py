@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lensdist.config.schema import BaseRun
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
 from lensdist.errors import UserError
 from lensdist.sim.simulator import Simulator
 

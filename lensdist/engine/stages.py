@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lensdist.config.schema import BaseRun
-from lensdist.data.source import Images, Source
+from lensdist.data.sampler import Images, Source
 from lensdist.engine.batches import StepPlan
 from lensdist.engine.batchnorm import RunningStatistics, synchronise
 from lensdist.engine.config import TrainConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, recorded_schema
-from lensdist.data.samples import samples_of
+from lensdist.data.epoch_size import images_per_epoch
 from lensdist.errors import UserError
 from lensdist.estimate.network import train_flops
 
@@ -83,7 +83,7 @@ def _suits(other: BaseRun, cfg: BaseRun) -> bool:
 
 def _samples(cfg: BaseRun) -> int | None:
     with suppress(UserError):
-        return samples_of(cfg)
+        return images_per_epoch(cfg.data, cfg.run.dir)
     return None
 
 

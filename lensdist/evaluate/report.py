@@ -12,11 +12,11 @@ from typing import Any
 from urllib.parse import quote
 
 from lensdist.config.reader import read_plain
-from lensdist.data.staging import check_ours
 from lensdist.errors import UserError
 from lensdist.files import plain, printable, to_json, write_atomic
 from lensdist.phases import completed
 from lensdist.sealed import read_json, unsealed
+from lensdist.staging import check_ours
 from lensdist.track import log
 
 Row = Mapping[str, Any]

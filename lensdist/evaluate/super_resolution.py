@@ -17,7 +17,7 @@ from torch import Tensor
 from lensdist._torchvision import import_torchvision
 from lensdist.errors import RunError
 from lensdist.evaluate.bootstrap import Z95, paired_bootstrap, paired_ratio
-from lensdist.resample import bicubic, with_means
+from lensdist.models.resample import bicubic, with_means
 
 Z68 = 0.994457883209753  # the normal distribution's 84 % point, as Z95 its 97.5 %
 

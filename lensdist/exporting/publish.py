@@ -17,7 +17,6 @@ from typing import Any
 
 from torch import Tensor
 
-from lensdist.data.staging import Staging
 from lensdist.described import PREPROCESS
 from lensdist.errors import RunError
 from lensdist.export import (
@@ -32,6 +31,7 @@ from lensdist.exporting.snapshot import at_step, exported, steps_of
 from lensdist.files import fsync, sha256, to_json, write_atomic
 from lensdist.loaded import LoadedModel, load
 from lensdist.sealed import read_json, sealed, unsealed
+from lensdist.staging import Staging
 from lensdist.tasks.registry import task_class
 
 TOLERANCE = 1e-4

@@ -11,7 +11,7 @@ from typing import Any
 
 from lensdist.config import load
 from lensdist.config.schema import recorded_schema
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
 from lensdist.described import PREPROCESS
 from lensdist.engine import checkpoint, state
 from lensdist.engine.checkpoint import Checkpoint, Damaged

@@ -18,8 +18,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from lensdist.models.config import SuperResolverConfig, prime_factors
+from lensdist.models.resample import bicubic, enlarge, resized, with_means
 from lensdist.models.vit import Encoder
-from lensdist.resample import bicubic, enlarge, resized, with_means
 
 _CENTRE = 0.25  # of square-rooted brightness between 0 and 1, for inputs about 0
 _DARK = 0.02  # brightness below which the square root turns flat: the sky's noise

@@ -9,18 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lensdist.data.fits import open_fits, science_hdu
-from lensdist.data.quarantine import BadFile
-from lensdist.data.readers import (
-    ENDINGS,
-    Reading,
-    form,
-    image_member,
-    open_npz,
-    parse,
-    read_bytes,
-    unpacked,
-)
+from lensdist.data.reading.fits import open_fits, science_hdu
+from lensdist.data.reading.numpy_files import image_member, open_npz, read_header
+from lensdist.data.reading.raw import BadFile, read_bytes, unpacked
+from lensdist.data.reading.readers import ENDINGS, Reading, form, parse
 from lensdist.predicting.inputs import Input
 
 
@@ -67,7 +59,8 @@ def read_item(source: Input, framed: bool, hdu: str | None = None) -> Item:
         if not framed:
             return Item(source, reading, Frame(()))
         if suffix == ".npy":
-            return Item(source, reading, Frame(_shape(io.BytesIO(data))[:-2]))
+            # An axion file's own shape is (2,), which leaves () for its image of (H, W).
+            return Item(source, reading, Frame(read_header(io.BytesIO(data))[0][:-2]))
         if suffix == ".npz":
             return Item(source, reading, Frame(_shape_in_archive(data, hdu)[:-2]))
         return Item(source, reading, _fits_frame(data, hdu))
@@ -77,22 +70,12 @@ def read_item(source: Input, framed: bool, hdu: str | None = None) -> Item:
         raise BadFile(f"it is damaged ({type(error).__name__})") from error
 
 
-def _shape(stream: Any) -> tuple[int, ...]:
-    """Of an .npy file's header. DeepLenseSim's pairs, of shape (2,), hold an image (H, W)."""
-    version = np.lib.format.read_magic(stream)
-    header = np.lib.format.read_array_header_1_0
-    if version == (2, 0):
-        header = np.lib.format.read_array_header_2_0
-    shape: tuple[int, ...] = header(stream)[0]
-    return shape
-
-
 def _shape_in_archive(data: bytes, hdu: str | None) -> tuple[int, ...]:
     with open_npz(data) as archive:
         key = image_member(archive, hdu)
         name = key if key in archive.namelist() else f"{key}.npy"
         with archive.open(name) as stream:
-            return _shape(stream)
+            return read_header(stream)[0]
 
 
 def _fits_frame(data: bytes, hdu: str | None) -> Frame:

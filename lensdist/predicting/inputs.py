@@ -9,10 +9,9 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 
-from lensdist.data.folders import Identity, entries, identity, walk
-from lensdist.data.layouts import natural
-from lensdist.data.quarantine import Passed
-from lensdist.data.readers import ENDINGS, form
+from lensdist.data.packing.layouts import natural
+from lensdist.data.reading.folders import Identity, Passed, entries, identity, walk
+from lensdist.data.reading.readers import ENDINGS, form
 from lensdist.errors import UserError
 from lensdist.files import printable
 

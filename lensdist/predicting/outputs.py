@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from lensdist.data.readers import form as form_of
+from lensdist.data.reading.readers import form as form_of
 from lensdist.errors import UserError
 from lensdist.files import printable
 from lensdist.predicting.inputs import Input

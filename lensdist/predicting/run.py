@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lensdist.data.quarantine import BadFile
+from lensdist.data.reading.raw import BadFile
 from lensdist.errors import RunError, UserError, say
 from lensdist.files import printable
 from lensdist.predicting.frames import Item, read_item

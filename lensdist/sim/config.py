@@ -1,8 +1,8 @@
-"""Settings of the simulator (torch-free). Defaults reproduce each family exactly."""
+"""Settings of the simulator (torch-free)."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,86 +12,118 @@ from lensdist.sim.families import FAMILIES
 FamilyName = Literal["model_i", "model_ii", "model_iii", "common", "sr"]
 Noise = Literal["none", "native", "euclid"]
 Vortex = Literal["points", "rod"]
+Magnitude = Annotated[float, Field(gt=5, lt=40)]
+Ellipticity = Annotated[float, Field(gt=-0.7, lt=0.7)]
 
 
 class LensLight(Strict):
-    """Light of the lensing galaxy: an elliptical Sersic at the centre, a stress test."""
+    """Light of the lensing galaxy, an elliptical Sersic profile at the centre; a stress test."""
 
-    magnitude: float = Field(
-        gt=5, lt=40, description="total magnitude; a bright Euclid lens is about 18"
+    magnitude: Magnitude = Field(
+        description="The total magnitude. A bright lens of Euclid has about 18."
     )
     radius: float = Field(
-        0.8, gt=0.01, lt=10, description="half-light radius, arcsec; default a massive early type"
+        0.8,
+        gt=0.01,
+        lt=10,
+        description="The half-light radius, arcsec. The default is that of a massive early type.",
     )
     n: float = Field(
-        4.0, ge=0.5, le=8, description="Sersic index; default de Vaucouleurs, as early types have"
+        4.0,
+        ge=0.5,
+        le=8,
+        description="The Sersic index. The default is de Vaucouleurs's, which early types have.",
     )
-    e1: float = Field(0.1, gt=-0.7, lt=0.7, description="ellipticity; default the lens mass's own")
-    e2: float = Field(0.0, gt=-0.7, lt=0.7, description="ellipticity along the diagonal")
+    e1: Ellipticity = Field(
+        0.1,
+        description="The ellipticity along the axes. The default is that of the lens's mass.",
+    )
+    e2: Ellipticity = Field(0.0, description="The ellipticity along the diagonals.")
 
 
 class SimConfig(Strict):
-    """What to simulate."""
+    """Settings of the simulator. The defaults reproduce the files of each family."""
 
     family: FamilyName = Field(
-        "model_ii", description="model_i, model_ii, model_iii: DeepLenseSim; common, sr: PyAutoLens"
+        "model_ii",
+        description="The family of images. model_i, model_ii, model_iii: DeepLenseSim's; "
+        "common, sr: PyAutoLens's, sr as pairs of low and high resolution.",
     )
     classes: tuple[str, ...] | None = Field(
-        None, description="classes to draw, balanced; null: all of the family's"
+        None,
+        description="The classes to draw, equally many of each. null: all of the family's.",
     )
     noise: Noise = Field(
         "native",
-        description="none: noiseless; native: what the family's own files have (Model I and "
-        "common: Poisson; Models II and III: none); euclid: as a Euclid VIS exposure would",
+        description="The noise of the detector. none: no noise; native: the noise of the family's "
+        "own files (Poisson for Model I and common, none for Models II and III); euclid: the noise "
+        "of a Euclid VIS exposure.",
     )
     exposure_s: float = Field(
-        2260.0, gt=0, le=1e9, description="euclid noise: total exposure, s; default 4 x 565 s"
+        2260.0,
+        gt=0,
+        le=1e9,
+        description="The total exposure time for euclid noise, s. The default is Euclid's 4 x 565.",
     )
-    sky_mag: float = Field(
-        22.35, gt=5, lt=40, description="euclid noise: sky, mag/arcsec2; default Euclid VIS"
+    sky_mag: Magnitude = Field(
+        22.35,
+        description="The sky brightness for euclid noise, mag/arcsec2. The default is Euclid "
+        "VIS's.",
     )
     read_noise: float = Field(
-        4.2, ge=0, le=1e3, description="euclid noise: electrons per read; default Euclid VIS"
+        4.2,
+        ge=0,
+        le=1e3,
+        description="The read noise for euclid noise, electrons per read. The default is Euclid "
+        "VIS's.",
     )
     n_exposures: int = Field(
-        4, ge=1, le=10_000, description="euclid noise: reads in the stack; default Euclid wide"
+        4,
+        ge=1,
+        le=10_000,
+        description="The number of reads in the stack for euclid noise. The default is the Euclid "
+        "Wide Survey's.",
     )
-    source_mag: float | None = Field(
+    source_mag: Magnitude | None = Field(
         None,
-        gt=5,
-        lt=40,
-        description="unlensed magnitude of the source, Models II and III; null: their own 20 "
-        "(22 is the hard set)",
+        description="The magnitude of the source before lensing, in Models II and III. null: the "
+        "family's own 20; 22 makes a hard set.",
     )
     psf_scale: float = Field(
-        1.0, gt=0.1, le=10, description="factor on the PSF's width; a stress test"
+        1.0, gt=0.1, le=10, description="A factor on the width of the PSF; a stress test."
     )
-    e1: float | None = Field(
-        None, gt=-0.7, lt=0.7, description="ellipticity of the lens; null: the family's"
+    e1: Ellipticity | None = Field(
+        None, description="The ellipticity of the lens along the axes. null: the family's."
     )
-    e2: float | None = Field(
-        None, gt=-0.7, lt=0.7, description="ellipticity along the diagonal; null: the family's"
+    e2: Ellipticity | None = Field(
+        None, description="The ellipticity of the lens along the diagonals. null: the family's."
     )
     lens_light: LensLight | None = Field(
-        None, description="light of the lens, Models II and III; null: none, as in the families"
+        None,
+        description="Light of the lensing galaxy, in Models II and III. null: none, as in the "
+        "families' files.",
     )
     substructure_scale: float = Field(
         1.0,
         gt=0,
         le=100,
-        description="factor on the mass of substructure; 1/3 and 1/10 make the hard sets",
+        description="A factor on the mass of substructure; 1/3 and 1/10 make hard sets.",
     )
     vortex: Vortex = Field(
         "points",
-        description="points: the 100 masses that the families' generators sum; rod: their "
-        "closed-form limit, faster",
+        description="How a vortex is computed. points: as 100 point masses, as the families' own "
+        "generators do; rod: as their closed-form limit, which is faster.",
     )
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the classes drawn, in the family's order."""
+        """The names of the classes drawn, in the family's order."""
         known = FAMILIES[self.family].labels
         return known if self.classes is None else tuple(c for c in known if c in self.classes)
+
+    def test_images(self, n_per_class: int) -> int:
+        """Return the images of each class that the family's own test split takes, if it has one."""
+        return n_per_class // 5 if self.family == "common" else 0
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -104,7 +136,9 @@ class SimConfig(Strict):
                     known = ", ".join(family.labels)
                     raise ValueError(f"classes: {self.family} has no {name!r}; it has {known}")
         if (self.e1 or 0) ** 2 + (self.e2 or 0) ** 2 >= 0.7**2:
-            raise ValueError("e1 and e2 together make e >= 0.7, an edge and no lens: be rounder")
+            raise ValueError(
+                "e1 and e2 together make an ellipticity of 0.7 or more: make the lens rounder"
+            )
         if family.zero_point is None:
             for key, given in (
                 ("noise: euclid", self.noise == "euclid"),

@@ -1,4 +1,4 @@
-"""Deflection angles of lenses, batched: isothermal ellipsoid, shear, point masses, rod."""
+"""Compute deflection angles of lenses: isothermal ellipsoid, shear, point masses, rod."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 def macro_deflection(
     x: torch.Tensor, y: torch.Tensor, kwargs_main: torch.Tensor, unit: Pair | None = None
 ) -> Pair:
-    """Deflection of a singular isothermal ellipsoid at the origin with external shear.
+    """Deflect by a singular isothermal ellipsoid at the origin with external shear.
 
     Args:
         x: (W,) arcsec.
         y: (H,) arcsec.
         kwargs_main: (M, 5) theta_E (arcsec), e1, e2, gamma1, gamma2.
-        unit: what `unit_ellipsoid` made of these ellipticities, where it is known already.
+        unit: the result of `unit_ellipsoid` for these ellipticities, where it is known already.
 
     Returns:
         alpha_x, alpha_y: (M, H, W) arcsec.
@@ -32,7 +32,7 @@ def macro_deflection(
 
 
 def unit_ellipsoid(x: torch.Tensor, y: torch.Tensor, e1: torch.Tensor, e2: torch.Tensor) -> Pair:
-    """Deflection of a singular isothermal ellipsoid with an Einstein radius of 1.
+    """Deflect by a singular isothermal ellipsoid with an Einstein radius of 1.
 
     Kormann, Schneider & Bartelmann 1994 (A&A 284, 285) in lenstronomy's normalisation:
     q = (1-e)/(1+e), b = theta_E sqrt(q), f = sqrt(1-q^2), psi^2 = q^2 x^2 + y^2,
@@ -51,7 +51,7 @@ def unit_ellipsoid(x: torch.Tensor, y: torch.Tensor, e1: torch.Tensor, e2: torch
     e1, e2 = e1[:, None, None], e2[:, None, None]
     e = torch.hypot(e1, e2).clamp_max(0.9999)
     q = (1 - e) / (1 + e)
-    # Both arcs tend to (x, y)/r as f goes to 0; at 1e-4 they are there to 1e-9, without 0/0.
+    # Both arcs tend to (x, y)/r as f goes to 0; at 1e-4 they differ by 1e-9, and 0/0 is avoided.
     f = (1 - q * q).sqrt().clamp_min(1e-4)
     phi = 0.5 * torch.atan2(e2, e1)
     cos, sin = phi.cos(), phi.sin()
@@ -65,17 +65,17 @@ def unit_ellipsoid(x: torch.Tensor, y: torch.Tensor, e1: torch.Tensor, e2: torch
 def point_mass_sums(
     x: torch.Tensor, y: torch.Tensor, masses: torch.Tensor, budget: int
 ) -> torch.Tensor:
-    """Sums S that give the deflection of point masses: alpha = (x S0 - S1, y S0 - S2).
+    """Return the sums S that give the deflection of point masses: (x S0 - S1, y S0 - S2).
 
     alpha = sum_k theta_k^2 (r - r_k)/|r - r_k|^2, with r taken out of the sum, is a product of
-    a (3, K) with a (K, H W) matrix; only 1/|r - r_k|^2 is left to do pixel by pixel.
+    a (3, K) with a (K, H W) matrix; only 1/|r - r_k|^2 is computed pixel by pixel.
 
     Args:
         x: (W,) arcsec.
         y: (H,) arcsec.
         masses: (N, K, 3) Einstein radius, x and y of each mass, arcsec.
-        budget: numbers in the largest temporary; a few images, or a few masses of one, are
-            taken at a time to keep to it.
+        budget: numbers in the largest temporary array; so many images, or masses of one image,
+            are taken at a time.
 
     Returns:
         (N, 3, H W): sums of theta^2/d^2, theta^2 x_k/d^2 and theta^2 y_k/d^2.
@@ -97,7 +97,7 @@ def point_mass_sums(
 
 
 def rod_deflection(x: torch.Tensor, y: torch.Tensor, rod: torch.Tensor, core: float = 1e-5) -> Pair:
-    """Deflection of a uniform thin rod of mass: the limit of a line of many point masses.
+    """Deflect by a uniform thin rod of mass, the limit of a line of many point masses.
 
     In the rod's frame (u along it, half-length h, w^2 = v^2 + core^2), integrating
     theta^2/(2h) (r - r')/|r - r'|^2 along the rod gives

@@ -1,4 +1,4 @@
-"""The families of images and the constants that define them (torch-free).
+"""Define the families of images by their constants (torch-free).
 
 Models I to III are DeepLenseSim's (github.com/mwt5345/DeepLenseSim, drawn with lenstronomy
 1.9.2); `common` and `sr` are the older PyAutoLens generator behind the common test and task VI.B.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from lensdist.errors import UserError
 
 THETA_E_1E12 = 1.2814905676
 """Einstein radius of 1e12 solar masses, arcsec, by DeepLenseSim's formula (lens z 0.5, source z 1,
@@ -64,16 +66,19 @@ class Family:
     y_up: bool = False
     """The first row is the largest y (PyAutoLens) rather than the smallest (lenstronomy)."""
 
-    @property
-    def has_axion_mass(self) -> bool:
-        """Whether a vortex comes with an axion mass (Models I to III)."""
-        return "axion" in self.labels
+
+CIOTTI_BERTIN = (4 / 405, 46 / 25515, 131 / 1148175, -2194697 / 30690717750)
+"""Coefficients of 1/n, 1/n^2, … in Sersic's b_n = 2n - 1/3 + …: Ciotti & Bertin 1999 (A&A 352,
+447), eq. 18, as PyAutoLens computes it."""
 
 
 def _ciotti_bertin(n: float) -> float:
-    """b_n by Ciotti & Bertin 1999 (A&A 352, 447), eq. 18, as PyAutoLens computes it."""
-    terms = (4 / 405, 46 / 25515, 131 / 1148175, -2194697 / 30690717750)
-    return 2 * n - 1 / 3 + sum(c / n**k for k, c in enumerate(terms, start=1))
+    return 2 * n - 1 / 3 + sum(c / n**k for k, c in enumerate(CIOTTI_BERTIN, start=1))
+
+
+def linear_b_n(n: float) -> float:
+    """Compute Sersic's b_n by lenstronomy's linear fit."""
+    return 1.9992 * n - 0.3271
 
 
 _MODEL_II = Family(
@@ -85,7 +90,7 @@ _MODEL_II = Family(
     main_lens=(THETA_E_1E12, 0.1, 0.0, 0.05, 0.0),
     source_n=1.0,
     source_radius=0.25,
-    source_b_n=1.9992 - 0.3271,  # lenstronomy's linear fit at n = 1
+    source_b_n=linear_b_n(1.0),
     source_e=(-0.1, 0.1),
     native_noise="none",
     zero_point=24.0,
@@ -137,4 +142,15 @@ FAMILIES: dict[str, Family] = {
     "common": _COMMON,
     "sr": _COMMON,  # a pair is a common image and its 2x2 mean
 }
-"""By the name that commands and configurations use."""
+"""The families by the names that commands and configurations use."""
+
+
+def family_of(name: str) -> Family:
+    """Return the family of this name.
+
+    Raises:
+        UserError: there is no such family.
+    """
+    if name not in FAMILIES:
+        raise UserError(f"{name!r} is not a family of images; use one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]

@@ -1,4 +1,4 @@
-"""Fitting smooth lenses to images of the common task: what they leave is substructure, and noise.
+"""Fit smooth lenses to images of the common task; the residual is substructure and noise.
 
 A singular isothermal sphere in an external shear, of an elliptical Sersic source: nine parameters
 that a damped Gauss-Newton fit finds in a few steps (Levenberg 1944, doi:10.1090/qam/10666; robust
@@ -6,9 +6,9 @@ by Huber's weights, 1964, doi:10.1214/aoms/1177703732). Three more are linear: f
 images are stored between 0 and 1, and the change with the width of the point-spread function, to
 first order, so that other optics than the family's leave no rings.
 
-The fit knows how much noise there is, and nothing of substructure. Size and steepness of the source
-are fitted although the family has but one of each: with them fixed, a network that was trained on
-what the fit leaves took every source of another index (1.2 for 1.5) for substructure.
+The fit models the noise, but not substructure. Size and steepness of the source are fitted although
+the family has only one of each: with them fixed, a network that was trained on residuals took every
+source of another index (1.2 for 1.5) for substructure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lensdist import rng
-from lensdist.sim.families import FWHM_PER_SIGMA, Family
+from lensdist.sim.families import CIOTTI_BERTIN, FWHM_PER_SIGMA, Family
 from lensdist.sim.light import blur_matrix, exact_matmul
 from lensdist.sim.noise import COMMON_EXPOSURE, COMMON_SKY
 from lensdist.sim.priors import sample
@@ -48,7 +48,7 @@ _TOGETHER = {"cpu": 16, "cuda": 256}
 
 @dataclass(frozen=True)
 class SmoothLens:
-    """The smooth lenses nearest to images, and what they leave.
+    """The smooth lenses nearest to images, and their residuals.
 
     Attributes:
         params: (N, 9) theta_E, gamma1, gamma2; of the source x, y (arcsec), e1, e2, the logarithm
@@ -63,11 +63,11 @@ class SmoothLens:
 
 
 class SmoothLensFit:
-    """Fits images (N, H, W) of a family with isothermal spheres, each by itself.
+    """Fit images (N, H, W) of a family with isothermal spheres, each independently.
 
     Args:
-        family: whose lenses; its `main_lens` is round.
-        device: where.
+        family: the family of the images; its `main_lens` is round.
+        device: the device to fit on.
     """
 
     def __init__(self, family: Family, device: torch.device) -> None:
@@ -99,7 +99,7 @@ class SmoothLensFit:
         return self._descend(images, params, 1)
 
     def _scaled(self, images: Tensor, shape: Tensor) -> Tensor:
-        """(N, 12): with the flux and offset that suit the shapes (N, 9) best."""
+        """Add the best flux and offset to the shapes (N, 9), and no change of width: (N, 12)."""
         lens, data = self._draw(shape, _COARSE, slopes=False)[:, 0], images.flatten(1)
         centred = lens - lens.mean(1, keepdim=True)
         flux = (centred * data).sum(1, keepdim=True) / centred.square().sum(1, keepdim=True)
@@ -109,7 +109,7 @@ class SmoothLensFit:
     def _descend(
         self, images: Tensor, params: Tensor, binning: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Steps from `params` (N, 12); each is taken back where it made things worse."""
+        """Take steps from `params` (N, 12); undo a step where it made the fit worse."""
         data = images.flatten(1)
         damp = data.new_full((len(data), 1, 1), 1e-2)
         cost = data.new_full((len(data),), math.inf)
@@ -121,7 +121,7 @@ class SmoothLensFit:
             flux, offset, width = params[:, _SHAPE:].unsqueeze(2).unbind(1)
             light = lens + width * by_width
             noise = (lens.clamp_min(0) + COMMON_SKY) / COMMON_EXPOSURE
-            # A blank image has no flux, and no noise either: what is left of it is 0.
+            # A blank image has no flux and no noise: its residual is 0.
             sigma = flux.abs().clamp_min(1e-12) * noise.sqrt() / binning
             chi = (data - flux * light - offset) / sigma
             loss = F.huber_loss(chi, torch.zeros_like(chi), reduction="none", delta=_CLIP)
@@ -154,8 +154,11 @@ class SmoothLensFit:
         return best[0], best[3].view_as(images), best[4].view_as(images)
 
     def _grid(self, binning: int) -> tuple[Tensor, ...]:
-        """x and y of pixels and their distance from the centre, and what blurs: as it is, and the
-        two nearby widths whose difference is the derivative by its logarithm."""
+        """Return x, y and radius of pixels, and three blur matrices.
+
+        The first has the PSF's width; the difference of the others is the derivative by its
+        logarithm.
+        """
         family = self._family
         n, scale = family.n_pix // binning, family.pixel_scale * binning
         x = (torch.arange(n, dtype=_DTYPE, device=self._device) - (n - 1) / 2) * scale
@@ -172,9 +175,13 @@ class SmoothLensFit:
         return x, y, (x * x + y * y).clamp_min(1e-10).sqrt(), *blurs
 
     def _draw(self, params: Tensor, binning: int, *, slopes: bool = True) -> Tensor:
-        """(N, 11, H * W): lenses, their derivatives by the nine parameters and by the logarithm of
-        the PSF's width; without slopes (N, 1, H * W). It is `raytrace.render` without substructure,
-        and its derivatives by hand."""
+        """Draw lenses, their derivatives by the nine parameters and by the logarithm of PSF width.
+
+        It is `raytrace.render` without substructure, with its derivatives by hand.
+
+        Returns:
+            (N, 11, H * W); without slopes (N, 1, H * W).
+        """
         family = self._family
         x, y, r, blur, wide, narrow = self._grids[binning]
         theta, g1, g2, sx, sy, e1, e2, size, n = (p[:, None, None] for p in params.unbind(1))
@@ -204,7 +211,7 @@ class SmoothLensFit:
         return torch.cat([blurred, by_width[:, None]], 1).flatten(2)
 
     def _draw_bank(self) -> tuple[Tensor, Tensor]:
-        """Smooth lenses of the family's priors (K, 9), and their thumbnails."""
+        """Draw smooth lenses from the family's priors (K, 9), and their thumbnails."""
         numbers = torch.arange(_BANK, device=self._device)
         smooth = self._family.labels[:1]
         p = sample(self._family.name, rng.key(0, "smooth lenses"), numbers, classes=smooth)
@@ -220,15 +227,15 @@ class SmoothLensFit:
 
 
 def _ciotti_bertin(n: Tensor) -> tuple[Tensor, Tensor]:
-    """Sersic's b_n and its derivative by n: Ciotti & Bertin 1999 (A&A 352, 447), eq. 18."""
-    c = (4 / 405, 46 / 25515, 131 / 1148175, -2194697 / 30690717750)
+    """Compute Sersic's b_n and its derivative by n: Ciotti & Bertin 1999 (A&A 352, 447), eq. 18."""
+    c = CIOTTI_BERTIN
     b_n = 2 * n - 1 / 3 + c[0] / n + c[1] / n**2 + c[2] / n**3 + c[3] / n**4
     by_n = 2 - c[0] / n**2 - 2 * c[1] / n**3 - 3 * c[2] / n**4 - 4 * c[3] / n**5
     return b_n, by_n
 
 
 def _thumb(images: Tensor) -> Tensor:
-    """(N, S, S) -> (N, 225): small, without mean, of length 1."""
+    """Shrink images, subtract the mean and scale to length 1: (N, S, S) -> (N, 225)."""
     small = F.adaptive_avg_pool2d(images[:, None], _THUMB).flatten(1)
     return F.normalize(small - small.mean(1, keepdim=True))
 

@@ -1,4 +1,4 @@
-"""Light: Sersic profiles, and the blur of the point-spread function."""
+"""Draw Sersic profiles, and blur them by the point-spread function."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from functools import lru_cache
 
 import torch
 
+from lensdist.sim.families import FWHM_PER_SIGMA
+
 
 def sersic_total(radius: float, n: float, b_n: float) -> float:
-    """Flux of a Sersic profile of unit brightness at its half-light radius (arcsec2).
+    """Return the flux of a Sersic profile of unit brightness at its half-light radius (arcsec2).
 
     Graham & Driver 2005 (PASA 22, 118), eq. 4: 2 pi n R^2 e^b b^(-2n) Gamma(2n).
     """
     return 2 * math.pi * n * radius**2 * math.exp(b_n) * math.pow(b_n, -2 * n) * math.gamma(2 * n)
-
-
-def linear_b_n(n: float) -> float:
-    """b_n as lenstronomy approximates it."""
-    return 1.9992 * n - 0.3271
 
 
 def sersic(
@@ -34,7 +31,7 @@ def sersic(
     n: float,
     b_n: float,
 ) -> torch.Tensor:
-    """Brightness of elliptical Sersic profiles; `dx` is overwritten.
+    """Compute the brightness of elliptical Sersic profiles; `dx` is overwritten.
 
     The elliptical radius is the product average sqrt(q u^2 + v^2/q), written with
     e = (1-q)/(1+q) (cos 2 phi, sin 2 phi) as |(1-e1) x - e2 y, (1+e1) y - e2 x|^2 / (1-|e|^2).
@@ -69,7 +66,7 @@ def blur(image: torch.Tensor, fwhm_pix: float, truncation: float = 4.0) -> torch
     """Convolve with a Gaussian sampled at pixel centres, out to `truncation` sigma, sum 1.
 
     lenstronomy 1.9.2 cuts at 4 sigma whatever truncation its PSF is given, and beyond the
-    edge repeats the last pixel; leaving the outside dark costs 1.4e-5 of the peak in Model III.
+    edge repeats the last pixel; a dark outside would be wrong by 1.4e-5 of Model III's peak.
 
     Args:
         image: (N, S, S).
@@ -80,8 +77,8 @@ def blur(image: torch.Tensor, fwhm_pix: float, truncation: float = 4.0) -> torch
         (N, S, S), a new tensor.
     """
     matrix = blur_matrix(image.shape[-1], fwhm_pix, truncation, image.dtype, image.device)
-    # Along rows and columns in turn, each as one product with a banded matrix: faster than a
-    # convolution at these sizes, and the edges are part of the matrix.
+    # One product with a banded matrix each for rows and columns: faster than a convolution at
+    # these sizes, and the edges are part of the matrix.
     return torch.matmul(matrix, torch.matmul(image, matrix.T))
 
 
@@ -89,8 +86,8 @@ def blur(image: torch.Tensor, fwhm_pix: float, truncation: float = 4.0) -> torch
 def blur_matrix(
     size: int, fwhm_pix: float, truncation: float, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """(S, S): what `blur` multiplies the columns with, and transposed the rows."""
-    sigma = fwhm_pix / (2 * math.sqrt(2 * math.log(2)))
+    """Return the matrix (S, S) with which `blur` multiplies columns and, transposed, rows."""
+    sigma = fwhm_pix / FWHM_PER_SIGMA
     reach = int(truncation * sigma + 0.5)
     offset = torch.arange(-reach, reach + 1)
     kernel = torch.exp(-0.5 * (offset.double() / sigma) ** 2)
@@ -105,9 +102,9 @@ def blur_matrix(
 
 @contextmanager
 def exact_matmul(device: torch.device) -> Iterator[None]:
-    """Full-precision matrix products, whatever the training around them has set.
+    """Compute matrix products in full precision, whatever the training around them has set.
 
-    TF32 or bfloat16 products would cost an image three of its digits.
+    TF32 or bfloat16 products would lose three digits of an image.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

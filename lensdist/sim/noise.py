@@ -1,4 +1,4 @@
-"""Detector noise and scaling, as each family has it."""
+"""Add the detector noise and the scaling of each family."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from lensdist.sim.config import SimConfig
 from lensdist.sim.families import Family
 
-# The common task's exposure and sky, fitted to the noise of published figures; the sky's mean
-# comes off with the minimum, its noise stays: var = 4.8e-6 + 1.24e-3 I on the 0..1 scale.
+# The common task's exposure and sky, fitted to the noise of published figures. Scaling removes the
+# sky's mean with the minimum, but not its noise: var = 4.8e-6 + 1.24e-3 I on the 0..1 scale.
 COMMON_EXPOSURE = 125.0
 COMMON_SKY = 0.1
 
@@ -22,13 +22,13 @@ def detect(
     exposure: torch.Tensor | None,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn noiseless images from `render` into what the configured detector stores.
+    """Turn noiseless images from `render` into images of the configured detector.
 
     Args:
         image: (N, H, W) from `render`.
-        family: the family drawn.
-        cfg: says which noise.
-        exposure: (N,) Model I's exposure; None elsewhere.
+        family: the family of the images.
+        cfg: settings of the noise.
+        exposure: (N,) exposures of Model I; None elsewhere.
         generator: on the images' device; one call uses it for a whole block of images.
 
     Returns:
@@ -56,8 +56,8 @@ def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _model_i(image: torch.Tensor, t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Poisson(max(0, t (I + N(0, sqrt(I/t)) + N(0, 0.01)))), as DeepLenseSim: noise twice over."""
-    # Two normal numbers of these widths are one of their quadratic sum: half the draws.
+    """Draw Poisson(max(0, t (I + N(0, sqrt(I/t)) + N(0, 0.01)))): DeepLenseSim adds noise twice."""
+    # The sum of two normal numbers is one of their quadratic sum, which needs half the draws.
     sigma = (image / t).add_(_MODEL_I_BACKGROUND**2).sqrt_()
     rate = sigma.mul_(_normal(image, generator)).add_(image).mul_(t)
     return torch.poisson(rate.clamp_min_(0), generator=generator)
@@ -66,10 +66,10 @@ def _model_i(image: torch.Tensor, t: torch.Tensor, generator: torch.Generator) -
 def _survey(
     image: torch.Tensor, family: Family, cfg: SimConfig, generator: torch.Generator
 ) -> torch.Tensor:
-    """Poisson noise of source and sky, and read noise; the mean sky is taken off again.
+    """Add Poisson noise of source and sky, and read noise; subtract the mean sky.
 
-    The electrons are those of the true counts per second, not of the doubled image that
-    Models II and III store; the result is in stored units, so its mean is the noiseless image.
+    Electrons come from the true counts per second, not from the doubled image that Models II and
+    III store. The result is in stored units, so its mean is the noiseless image.
     """
     assert family.zero_point is not None  # the configuration refuses other families
     sky = 10 ** (-0.4 * (cfg.sky_mag - family.zero_point)) * family.pixel_scale**2  # counts/s/pixel
@@ -82,8 +82,7 @@ def _survey(
 
 
 def minmax(image: torch.Tensor, of: torch.Tensor | None = None) -> torch.Tensor:
-    """Scale each image (N, H, W) by its own range, or that of another, to 0..1; a flat range
-    gives zeros."""
+    """Scale each image (N, H, W) to 0..1 by its range, or by `of`'s; a flat range gives zeros."""
     of = image if of is None else of
     low, high = of.amin((1, 2), keepdim=True), of.amax((1, 2), keepdim=True)
     span = high - low

@@ -1,4 +1,4 @@
-"""Lenses drawn from a family's priors, each a function of (key, sample number) alone."""
+"""Draw lenses from a family's priors, each a function of (key, sample number) alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from lensdist import rng
 from lensdist.errors import UserError
 from lensdist.sim.config import Vortex
-from lensdist.sim.families import FAMILIES, THETA_E_1E12, Family
+from lensdist.sim.families import FAMILIES, THETA_E_1E12, Family, family_of
 
 N_SUBHALOS = 25
 N_VORTEX = 100
@@ -30,24 +30,22 @@ def sample(
     Sample i is of class i modulo the number of classes, so any run of samples is balanced.
 
     Args:
-        family: name of the family.
+        family: the name of the family.
         key: a key from `rng.key`.
         samples: (N,) int64 sample numbers; their device is that of the result.
         classes: the classes to draw, in label order; all by default.
         substructure_scale: factor on the mass of subhalos and vortices.
-        vortex: a sum of 100 point masses, or the rod that they stand for.
+        vortex: `points`, 100 point masses, or `rod`, their limit.
 
     Returns:
-        What `render` takes, float64 with a leading batch axis, and `label` (N,) int64 (position
-        in `classes`); Models I to III add `axion_mass_ev` (N,), NaN where there is no vortex,
-        and Model I `exposure` (N,).
+        The parameters of `render`, float64 with a leading batch axis, and `label` (N,) int64
+        (position in `classes`). Models I to III add `axion_mass_ev` (N,), NaN where there is no
+        vortex, and Model I `exposure` (N,).
 
     Raises:
-        UserError: no such family or class.
+        UserError: there is no such family or class.
     """
-    if family not in FAMILIES:
-        raise UserError(f"{family!r} is not a family of images; use one of {', '.join(FAMILIES)}")
-    known = FAMILIES[family].labels
+    known = family_of(family).labels
     classes = known if classes is None else tuple(classes)
     if not classes or not set(classes) <= set(known):
         raise UserError(f"{family} has the classes {', '.join(known)}, not {', '.join(classes)}")
@@ -90,7 +88,7 @@ def _put_points(
 def _put_vortex(
     p: dict[str, torch.Tensor], rows: torch.Tensor, rod: torch.Tensor, vortex: Vortex
 ) -> None:
-    """Lay rods (R, 5), as `render` takes them, or the line of point masses that they stand for."""
+    """Put rods (R, 5), as `render` takes them, or the lines of point masses that they stand for."""
     if vortex == "rod":
         p["rod_thetaE_half_angle_x_y"][rows] = rod
         return
@@ -101,7 +99,7 @@ def _put_vortex(
 
 
 def _widest(classes: Sequence[str], subhalos: str, string: str, vortex: Vortex) -> int:
-    """Point masses to make room for."""
+    """Return the largest number of point masses in an image."""
     if string in classes and vortex == "points":
         return N_VORTEX
     return N_SUBHALOS if subhalos in classes else 0
@@ -115,7 +113,7 @@ def _deeplense(
     substructure_scale: float,
     vortex: Vortex,
 ) -> dict[str, torch.Tensor]:
-    """DeepLenseSim's priors (`deeplense/lens.py`): one lens, a moving source, substructure."""
+    """Draw from DeepLenseSim's priors (`deeplense/lens.py`): one lens, any source position."""
     p = _no_masses(samples % len(classes), _widest(classes, "cdm", "axion", vortex))
     theta_of_1 = THETA_E_1E12 * math.sqrt(substructure_scale / 1e12)  # of one solar mass
 
@@ -154,10 +152,10 @@ def _pyautolens(
     substructure_scale: float,
     vortex: Vortex,
 ) -> dict[str, torch.Tensor]:
-    """Priors of the common task, recovered by fitting its published figures.
+    """Draw from the priors of the common task, recovered by fitting its published figures.
 
-    The old generator drew its angles between 0 and 2 pi but used them as degrees, so all shears
-    and all sources point nearly the same way; the data have that, and so has this.
+    The old generator drew angles between 0 and 2 pi but used them as degrees, so all shears and
+    all sources point nearly the same way. The data have that, so it is reproduced here.
     """
     p = _no_masses(samples % len(classes), _widest(classes, "sphere", "vort", vortex))
 

@@ -1,4 +1,4 @@
-"""Images of given lenses: ray tracing, source light, blur; noiseless."""
+"""Draw noiseless images of given lenses: ray tracing, source light, blur."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lensdist.sim.deflection import (
     rod_deflection,
     unit_ellipsoid,
 )
-from lensdist.sim.families import FAMILIES, Family
-from lensdist.sim.light import blur, exact_matmul, linear_b_n, sersic, sersic_total
+from lensdist.sim.families import Family, family_of, linear_b_n
+from lensdist.sim.light import blur, exact_matmul, sersic, sersic_total
 
-# Pixels drawn at once, and numbers in the temporary of point masses: small enough for a CPU's
-# caches, large enough to fill a GPU (a few GB of its memory).
+# Pixels drawn at once, and numbers in the temporary array of point masses: small enough for a
+# CPU's caches, large enough to fill a GPU (a few GB of its memory).
 _PIXELS = {"cpu": 2**17, "cuda": 2**26}
 _POINTS = {"cpu": 2**18, "cuda": 2**28}
 
@@ -57,7 +57,7 @@ def render(
     Raises:
         UserError: a family, key, shape or dtype that cannot be drawn.
     """
-    family = _family(family)
+    family = family if isinstance(family, Family) else family_of(family)
     if dtype not in (torch.float32, torch.float64):
         raise UserError(f"render draws in float32 or float64, not {dtype}")
     p = _tensors(family, params)
@@ -66,12 +66,12 @@ def render(
     out = torch.empty(n_images, family.n_pix, family.n_pix, dtype=dtype, device=device)
     with exact_matmul(device):
         unlensed = None if lens_light is None else _lens_light(family, lens_light, x, y)
-        # The unit deflection depends on the ellipticity alone: where the batch shares it (all
-        # families do, whatever their radii), work it out once.
+        # The unit deflection depends on the ellipticity alone: where the batch shares it (as in
+        # all families), compute it once.
         e = p["kwargs_main"][:1, 1:3]
         shared = bool((p["kwargs_main"][:, 1:3] == e).all())
         unit = unit_ellipsoid(x, y, *e.to(dtype).unbind(1)) if shared else None
-        # Images with as many point masses go together, so that a smooth lens never waits for
+        # Images with the same number of point masses go together, so that no smooth lens computes
         # the hundred masses of a vortex.
         counts = p.pop("n_point_masses")
         for n_masses in sorted(set(counts.tolist())):
@@ -84,14 +84,6 @@ def render(
                     light += unlensed
                 out.index_copy_(0, part, blur(light, family.psf_fwhm / family.pixel_scale))
     return out
-
-
-def _family(family: str | Family) -> Family:
-    if isinstance(family, Family):
-        return family
-    if family not in FAMILIES:
-        raise UserError(f"{family!r} is not a family of images; use one of {', '.join(FAMILIES)}")
-    return FAMILIES[family]
 
 
 @cache
@@ -115,9 +107,9 @@ _SHAPES = {
 
 
 def _tensors(family: Family, params: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The parameters that matter as tensors on one device, defaults filled in, shapes checked.
+    """Return the known parameters as tensors on one device, with defaults, of checked shapes.
 
-    What all images share has a batch axis of 1.
+    Parameters that all images share have a batch axis of 1.
     """
     if "source_xy" not in params:
         raise UserError("params need source_xy, an (N, 2) array of the sources' places in arcsec")
@@ -154,7 +146,7 @@ def _tensors(family: Family, params: Mapping[str, Any]) -> dict[str, torch.Tenso
 
 
 def _amplitude(family: Family) -> float:
-    """Brightness at the half-light radius, counts/s/arcsec2 where there is a zero point."""
+    """Return the brightness at the half-light radius; with a zero point, counts/s/arcsec2."""
     if family.zero_point is None or family.source_mag is None:
         return family.source_amp
     total = 10 ** (-0.4 * (family.source_mag - family.zero_point))
@@ -174,11 +166,11 @@ def _lensed_source(
     x: torch.Tensor,
     y: torch.Tensor,
 ) -> torch.Tensor:
-    """(n, H, W) light of the lensed sources of one chunk, before the blur."""
+    """Return the light of the lensed sources of one chunk, (n, H, W), before the blur."""
     scale = family.deflection_scale
     ax, ay = macro_deflection(x, y, p["kwargs_main"], unit)
     sx, sy = p["source_xy"][:, :, None, None].unbind(1)
-    # Place in the source plane, from the source's centre: theta - alpha - source.
+    # Position in the source plane relative to the source: theta - alpha - source.
     dx = (x - scale * ax) - sx
     dy = (y[:, None] - scale * ay) - sy
     if masses.shape[1]:
@@ -200,7 +192,7 @@ def _lensed_source(
 
 
 def _lens_light(family: Family, light: LensLight, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """(1, H, W) light of the lens, before the blur."""
+    """Return the light of the lens, (1, H, W), before the blur."""
     if family.zero_point is None:
         raise UserError(f"lens_light has a magnitude, and {family.name} has no zero point")
     b_n = linear_b_n(light.n)

@@ -1,8 +1,9 @@
-"""Batches of simulated images: the endless set that streaming runs train on."""
+"""Simulate batches of images, of an endless set."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -14,17 +15,20 @@ from lensdist.sim.noise import detect
 from lensdist.sim.priors import sample
 from lensdist.sim.raytrace import render
 
+BLOCK = 128
+"""Images that share a noise generator in a simulated set; a part of what its seed means."""
+
 
 class Simulator:
-    """Makes any samples of an endless simulated set: a pure function of (key, samples).
+    """Simulate any samples of an endless set, as a pure function of (key, samples).
 
-    Parameters of a lens depend on its own sample number; pixel noise is drawn for the block of
-    samples asked for, keyed by the first of them, so ask for the same blocks to get it again.
+    The parameters of a lens depend on its own sample number. Pixel noise is drawn for the whole
+    block of samples, keyed by the first of them, so only the same blocks have the same noise.
 
     Args:
-        cfg: what to simulate.
-        device: where batches are made.
-        dtype: of the images; float64 for files that are float64 on people's disks.
+        cfg: the settings of the simulator.
+        device: the device of batches.
+        dtype: the type of images; the public sets are float64.
     """
 
     def __init__(
@@ -71,7 +75,7 @@ class Simulator:
         return self.family.zero_point
 
     def params(self, key: int, samples: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The lenses of `samples` (N,) int64, as `render` takes them (see `sample`)."""
+        """Draw the lenses of `samples` (N,) int64, as `render` takes them (see `sample`)."""
         cfg = self.cfg
         p = sample(
             cfg.family,
@@ -93,7 +97,7 @@ class Simulator:
         """Simulate samples.
 
         Args:
-            key: a key from `rng.key`; another key is another endless set.
+            key: a key from `rng.key`; another key gives another endless set.
             samples: (N,) int64 sample numbers, N at least 1.
 
         Returns:
@@ -106,7 +110,7 @@ class Simulator:
     def images(
         self, key: int, samples: torch.Tensor, params: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """`batch` of lenses already drawn by `params`."""
+        """Make the `batch` of lenses that `params` has drawn."""
         clean = render(self.family, params, self.dtype, lens_light=self.cfg.lens_light)
         generator = rng.generator(rng.key(key, "noise", int(samples[0])), self.device)
         seen, truth = detect(clean, self.family, self.cfg, params.get("exposure"), generator)
@@ -124,9 +128,19 @@ class Simulator:
             out["image"] = torch.nn.functional.avg_pool2d(image, 2)
         return out
 
+    def blocks(
+        self, seed: int, total: int
+    ) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+        """Yield the batches of the set of `total` images with this seed, and their lenses."""
+        key = rng.key(seed, "simulate")
+        for start in range(0, total, BLOCK):
+            samples = torch.arange(start, min(start + BLOCK, total))
+            lenses = self.params(key, samples)
+            yield self.images(key, samples, lenses), lenses
+
 
 def _instrument(cfg: SimConfig) -> Family:
-    """The configured family, with the stress tests that change its optics or source."""
+    """Return the configured family, with the stress tests that change its optics or source."""
     family = FAMILIES[cfg.family]
     return replace(
         family,

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor, nn
 
-    from lensdist.data.packed import PackedSet
-    from lensdist.data.preprocess import Preprocess
-    from lensdist.data.source import Images
+    from lensdist.data.dataset import PackedSet
+    from lensdist.data.sampler import Images
+    from lensdist.data.transforms import Preprocess
     from lensdist.engine.world import DistributedContext
 
     Batch = dict[str, Tensor]
@@ -198,8 +198,8 @@ class Task(Generic[S]):
         Raises:
             UserError: what the settings name is not there, not finished, or of another shape.
         """
-        from lensdist.data.preprocess import Preprocess
         from lensdist.data.smooth import fit_smooth
+        from lensdist.data.transforms import Preprocess
 
         fits = how.scale == "residual"
         smooth = fit_smooth(packed, how.smooth_class, how.components) if fits else None
@@ -240,7 +240,7 @@ class Task(Generic[S]):
     def augmented(self, batch: Batch, key: int) -> Batch:
         """Turn and mirror the images of a batch at random, with all that belongs to them."""
         from lensdist import rng
-        from lensdist.data.preprocess import augment
+        from lensdist.data.augment import augment
 
         return augment(self._augment, rng.key(key, "augment"), batch) if self._augment else batch
 
@@ -266,7 +266,7 @@ class Task(Generic[S]):
     def view(self, samples: Tensor, key: int) -> Tensor:
         """Return which of its augmentation's views of each sample `loss` trains on: (B,) int64."""
         from lensdist import rng
-        from lensdist.data.preprocess import draw_views
+        from lensdist.data.augment import draw_views
 
         assert self._augment is not None
         return draw_views(self._augment, rng.key(key, "augment"), samples)

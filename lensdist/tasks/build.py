@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lensdist.config.schema import BaseRun
-    from lensdist.data.preprocess import Preprocess
+    from lensdist.data.transforms import Preprocess
 
 
 def build_task(

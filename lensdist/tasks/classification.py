@@ -18,7 +18,7 @@ from lensdist.tasks.settings import Choice, TaskSettings
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lensdist.data.packed import PackedSet
+    from lensdist.data.dataset import PackedSet
 
 _SELECTS: dict[str, Choice] = {
     "accuracy": ("accuracy", "max"),

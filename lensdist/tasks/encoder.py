@@ -17,7 +17,7 @@ from lensdist.tasks.settings import Shape, TaskSettings
 if TYPE_CHECKING:
     from torch import nn
 
-    from lensdist.data.packed import PackedSet
+    from lensdist.data.dataset import PackedSet
     from lensdist.engine.world import DistributedContext
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lensdist.config.schema import BaseRun
-    from lensdist.data.packed import PackedSet
+    from lensdist.data.dataset import PackedSet
     from lensdist.engine.world import DistributedContext
     from lensdist.models.ensemble import Ensemble
 
@@ -263,7 +263,7 @@ def _imagenet(
 def _members(cfg: EnsembleSettings, how: PreprocessConfig, labels: tuple[str, ...]) -> Start:
     """Read the members of finished runs, which must agree in all but the networks themselves."""
     from lensdist import rng
-    from lensdist.data.preprocess import Preprocess
+    from lensdist.data.transforms import Preprocess
     from lensdist.described import PREPROCESS
     from lensdist.export import read_export
     from lensdist.exporting.combine import combined

@@ -20,7 +20,7 @@ from lensdist.tasks.settings import Choice, Shape
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lensdist.data.packed import PackedSet
+    from lensdist.data.dataset import PackedSet
 
 _LOOKED_AT = 16  # training pairs
 _UNLIKE = 0.3  # of HR's own contrast; LR that is a noisy exposure of its own is below it
@@ -189,7 +189,7 @@ class SuperResolutionTask(EncoderTask[SuperResolutionSettings]):
 
         from lensdist.data.masks import good_pixels
         from lensdist.evaluate import pictures
-        from lensdist.resample import bicubic, enlarge, with_means
+        from lensdist.models.resample import bicubic, enlarge, with_means
 
         batch = what.images.gather(np.arange(min(_SHOWN, len(what.images))))
         lr, good = batch["image"], good_pixels(batch)
@@ -223,8 +223,8 @@ class SuperResolutionTask(EncoderTask[SuperResolutionSettings]):
     def predict(
         self, model: nn.Module, raw: Tensor, good: Tensor | None, batch: int
     ) -> dict[str, Tensor]:
-        from lensdist.resample import enlarge
-        from lensdist.tiles import tiled
+        from lensdist.models.resample import enlarge
+        from lensdist.models.tiling import tiled
 
         x, size, factor = (
             self.preprocess(raw, good),
@@ -261,7 +261,7 @@ class SuperResolutionTask(EncoderTask[SuperResolutionSettings]):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return what the network draws, its target, its input, and the weights of pixels."""
         from lensdist.data.masks import good_pixels, pixel_weight
-        from lensdist.resample import enlarge
+        from lensdist.models.resample import enlarge
 
         raw, weight, good = batch["image"], pixel_weight(batch), good_pixels(batch)
         seen = self.preprocess(raw, good)
@@ -274,7 +274,7 @@ class SuperResolutionTask(EncoderTask[SuperResolutionSettings]):
 
     def _error(self, drawn: Tensor, wanted: Tensor, seen: Tensor) -> Tensor:
         """Return the error of each pixel, whose mean is an image's loss."""
-        from lensdist.resample import enlarge
+        from lensdist.models.resample import enlarge
 
         error = (drawn[:, : wanted.shape[1]] - wanted).square()
         if self.cfg.loss == "mse":
@@ -297,7 +297,7 @@ def _surprise(drawn: Tensor, wanted: Tensor) -> Tensor:
 def _check_means(cfg: SuperResolutionSettings, packed: PackedSet) -> None:
     import numpy as np
 
-    from lensdist.resample import block_means
+    from lensdist.models.resample import block_means
 
     rows = packed.indices("train")[:_LOOKED_AT]
     if cfg.model.decoder != "residual" or not cfg.model.exact_means or not len(rows):

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lensdist.data.config import PreprocessConfig
-from lensdist.data.preprocess import Preprocess
-from lensdist.data.staging import Staging, check_free
+from lensdist.data.transforms import Preprocess
 from lensdist.errors import RunError, UserError
 from lensdist.export import write_export
 from lensdist.files import sha256
+from lensdist.staging import Staging, check_free
 from lensdist.tasks.registry import task_class
 from lensdist.weights.choices import Choices
 from lensdist.weights.pth import read_pth

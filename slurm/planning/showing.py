@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from lensdist.config.schema import BaseRun
-from lensdist.data.samples import samples_of
+from lensdist.data.epoch_size import images_per_epoch
 from lensdist.sim.config import SimConfig
 from slurm.config.cluster import Cluster
 from slurm.job import Job
@@ -86,9 +86,10 @@ def _arrows(plan: Plan) -> str:
 def _time(step: Step, plan: Plan) -> Estimate | None:
     assert step.config is not None
     like = [other.goal.run for other in plan.steps if other.goal.kind == "run"]
-    samples = samples_of(step.config)
+    samples = images_per_epoch(step.config.data, step.config.run.dir)
     if samples is None:
-        samples = samples_of(_as_simulated(step.config, plan))
+        config = _as_simulated(step.config, plan)
+        samples = images_per_epoch(config.data, config.run.dir)
     return estimate(step.config, step.goal.run, samples, step.cluster, like)
 
 

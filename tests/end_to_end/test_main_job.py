@@ -66,7 +66,7 @@ def test_evaluation_counts_the_test_split_once(job: Path) -> None:
 
 
 def test_the_export_predicts_what_evaluation_scored(job: Path) -> None:
-    from lensdist.data.packed import PackedSet
+    from lensdist.data.dataset import PackedSet
 
     model = lensdist.load(job / "finetune")
     assert model.labels == ("no_sub", "cdm", "axion")

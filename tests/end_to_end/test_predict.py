@@ -15,7 +15,7 @@ from astropy.wcs import WCS
 import lensdist
 from lensdist import train
 from lensdist.cli import main
-from lensdist.data.readers import read
+from lensdist.data.reading.readers import read
 from tests.conftest import forked, start
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(900)]

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from lensdist.data import readers
-from lensdist.data.quarantine import BadFile
-from lensdist.data.readers import parse, read_bytes
+from lensdist.data.reading import raw
+from lensdist.data.reading.raw import BadFile, read_bytes
+from lensdist.data.reading.readers import parse
 
 pytestmark = pytest.mark.faults
 
@@ -108,7 +108,7 @@ COSTLY: dict[str, tuple[Callable[[], bytes], str, str]] = {
 def test_costly_files_are_refused_at_once(name: str) -> None:
     make, suffix, why = COSTLY[name]
     data = make()
-    readers.parse(_fits(fits.PrimaryHDU(IMAGE)), ".fits")  # astropy's import is not the file's
+    parse(_fits(fits.PrimaryHDU(IMAGE)), ".fits")  # astropy's import is not the file's
     tracemalloc.start()
     try:
         started = time.process_time()
@@ -122,7 +122,7 @@ def test_costly_files_are_refused_at_once(name: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".npy", ".fits"])
 def test_a_gzip_bomb_stops_at_the_limit(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_BYTES", 4 << 20)
+    monkeypatch.setattr(raw, "MAX_BYTES", 4 << 20)
     bomb = gzip.compress(bytes(200 << 20), 1)
     tracemalloc.start()
     try:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lensdist import cli, train
+from lensdist.data.dataset import PackedSet
 from lensdist.data.manifest import Manifest, file_info
-from lensdist.data.packed import PackedSet
 from lensdist.models.config import MaskConfig
 from lensdist.models.masking import make_mask
 from tests.conftest import settings

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from lensdist import train
+from lensdist.data.packing.simulated import write_packed
 from lensdist.engine.lock import held
 from lensdist.sim.config import SimConfig
-from lensdist.sim.write import write_packed
 from tests.conftest import settings
 
 pytestmark = pytest.mark.faults

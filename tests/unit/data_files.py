@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lensdist.data.pickled import save_axion
+from lensdist.data.packing.writer import PackedWriter, Sample
+from lensdist.data.reading.object_arrays import save_axion
 
 
 def image(seed: int, *shape: int) -> npt.NDArray[np.float64]:
@@ -55,3 +58,20 @@ def pairs(root: Path, n: int = 12) -> Path:
         lr = hr.reshape(1, 4, 2, 4, 2).mean(axis=(2, 4))
         np.save(root / "Dataset" / "LR" / f"sample{i}.npy", lr)
     return root
+
+
+def add_all(
+    writer: PackedWriter,
+    images: Iterable[Any],
+    labels: Iterable[int] | None = None,
+    names: Iterable[str] | None = None,
+    **arrays: Iterable[Any],
+) -> None:
+    """Add samples without labels, or with; `arrays` are other fields of `Sample`, a value each."""
+    images = list(images)
+    labels = [-1] * len(images) if labels is None else labels
+    names = map(str, range(len(images))) if names is None else names
+    rows = zip(*arrays.values(), strict=True) if arrays else [()] * len(images)
+    for image, label, name, row in zip(images, labels, names, rows, strict=True):
+        fields = dict(zip(arrays, row, strict=True))
+        writer.add(Sample(image, int(label), name, **fields))

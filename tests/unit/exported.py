@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lensdist.data.config import PreprocessConfig
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.transforms import Preprocess
 from lensdist.export import write_export
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import ClassifierConfig, MaeConfig

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from astropy.io import fits
 
 from lensdist.data.config import PreprocessConfig
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.transforms import Preprocess
 from lensdist.predicting.inputs import Input, find
 from lensdist.tasks.registry import task_class
 

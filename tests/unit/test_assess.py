@@ -11,7 +11,7 @@ import torch
 
 from lensdist.assess import TTA, open_subject, score_split
 from lensdist.cli import main
-from lensdist.data.packed_writer import PackedWriter
+from lensdist.data.packing.writer import PackedWriter, Sample
 from lensdist.errors import UserError
 from lensdist.evaluate import metrics
 from lensdist.files import to_json
@@ -90,7 +90,7 @@ def test_images_that_are_not_scored_are_counted_by_class(
     with PackedWriter(tmp_path / "set", labels=names, seed=0, source={}, kind="classify") as writer:
         for i in range(24):
             image = np.random.default_rng(i).random((1, 64, 64))
-            writer.add(image, label=i % 4 if i % 4 < 3 else -1, name=str(i), split="test")
+            writer.add(Sample(image, i % 4 if i % 4 < 3 else -1, str(i), split="test"))
         writer.finish()
     for task in ("finetune", "mae"):
         model = write_model(tmp_path / task, task)

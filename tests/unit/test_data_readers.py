@@ -14,8 +14,8 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales
 
-from lensdist.data.quarantine import BadFile
-from lensdist.data.readers import Reading, parse, read
+from lensdist.data.reading.raw import BadFile
+from lensdist.data.reading.readers import Reading, parse, read
 
 IMAGE = np.arange(20.0).reshape(4, 5)
 
@@ -26,10 +26,10 @@ def npy(array: Any) -> bytes:
     return stream.getvalue()
 
 
-def npz(**arrays: Any) -> Reading:
+def npz(choice: str | None = None, /, **arrays: Any) -> Reading:
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)
-    return parse(stream.getvalue(), ".npz")
+    return parse(stream.getvalue(), ".npz", choice)
 
 
 def fits_bytes(*hdus: Any) -> bytes:
@@ -65,9 +65,9 @@ def test_dtypes_and_orders(dtype: str, order: Any) -> None:
 @pytest.mark.parametrize(
     ("array", "why"),
     [
-        (IMAGE.astype(complex), "not of real numbers"),
-        (np.zeros(4, dtype=[("a", "f4"), ("b", "f4")]), "not of real numbers"),
-        (np.array(["a", "b"]), "not of real numbers"),
+        (IMAGE.astype(complex), "real numbers"),
+        (np.zeros(4, dtype=[("a", "f4"), ("b", "f4")]), "real numbers"),
+        (np.array(["a", "b"]), "real numbers"),
         (np.zeros((4, 5)), "constant"),
         (np.where(IMAGE == 3, np.nan, IMAGE), "NaN or infinity"),
         (np.where(IMAGE == 3, -np.inf, IMAGE), "NaN or infinity"),
@@ -85,10 +85,17 @@ def test_what_is_not_an_image_is_refused_in_a_sentence(array: Any, why: str) -> 
 
 def test_npz_takes_the_only_array_or_the_one_called_image() -> None:
     np.testing.assert_array_equal(npz(anything=IMAGE).image[0], IMAGE)
-    np.testing.assert_array_equal(npz(image=IMAGE, other=IMAGE * 2, mass=1e-23).image[0], IMAGE)
-    assert npz(image=IMAGE, mass=1e-23).mass == 1e-23
-    with pytest.raises(BadFile, match="none is called"):
-        npz(a=IMAGE, b=IMAGE)
+    found = npz(image=IMAGE, other=IMAGE * 2, mass=1e-23)
+    np.testing.assert_array_equal(found.image[0], IMAGE)
+    assert found.mass == 1e-23
+
+
+def test_an_array_of_an_archive_is_chosen_by_name() -> None:
+    np.testing.assert_array_equal(npz("r", g=IMAGE, r=IMAGE + 1).image[0], IMAGE + 1)
+    with pytest.raises(BadFile, match="--hdu NAME: g, r"):
+        npz(g=IMAGE, r=IMAGE + 1)
+    with pytest.raises(BadFile, match="'i', but g, r"):
+        npz("i", g=IMAGE, r=IMAGE + 1)
 
 
 @pytest.mark.parametrize("key", ["mask", "badpix"])
@@ -145,18 +152,14 @@ def test_fits_takes_sci_with_its_mask_weight_scale_and_zero_point() -> None:
     assert reading.pixel_scale_arcsec == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("form", ["CD", "CDELT"])
-def test_fits_pixel_scale_in_both_forms(form: str) -> None:
+@pytest.mark.parametrize("keys", [("CD1_1", "CD2_2"), ("CDELT1", "CDELT2"), None])
+def test_fits_pixel_scale_in_both_forms_or_none(keys: tuple[str, str] | None) -> None:
     hdu = fits.PrimaryHDU(IMAGE)
-    hdu.header["CTYPE1"], hdu.header["CTYPE2"] = "RA---TAN", "DEC--TAN"
-    one, two = ("CD1_1", "CD2_2") if form == "CD" else ("CDELT1", "CDELT2")
-    hdu.header[one], hdu.header[two] = -0.101 / 3600, 0.101 / 3600
-    assert parse(fits_bytes(hdu), ".fits").pixel_scale_arcsec == pytest.approx(0.101)
-
-
-def test_fits_without_coordinates_has_no_scale() -> None:
-    reading = parse(fits_bytes(fits.PrimaryHDU(IMAGE)), ".fit")
-    assert reading.pixel_scale_arcsec is None
+    if keys:
+        hdu.header["CTYPE1"], hdu.header["CTYPE2"] = "RA---TAN", "DEC--TAN"
+        hdu.header[keys[0]], hdu.header[keys[1]] = -0.101 / 3600, 0.101 / 3600
+    reading = parse(fits_bytes(hdu), ".fit")
+    assert reading.pixel_scale_arcsec == (pytest.approx(0.101) if keys else None)
     assert reading.zero_point_mag is None
     np.testing.assert_array_equal(reading.image[0], IMAGE)
 
@@ -173,7 +176,7 @@ def test_fits_scaled_integers_are_unscaled() -> None:
 
 def test_fits_without_an_image_lists_what_there_is() -> None:
     table = fits.BinTableHDU.from_columns([fits.Column("x", "E", array=[1.0])], name="CAT")
-    with pytest.raises(BadFile, match=r"no image: 0 PRIMARY \(empty\), 1 CAT \(table\)"):
+    with pytest.raises(BadFile, match=r"0 PRIMARY \(empty\), 1 CAT \(table\)"):
         parse(fits_bytes(fits.PrimaryHDU(), table), ".fits")
 
 
@@ -187,12 +190,12 @@ SEVERAL = [
 
 def test_several_images_are_listed_and_none_is_taken_for_the_image() -> None:
     data = fits_bytes(*SEVERAL)
-    with pytest.raises(BadFile, match=r"2 images; choose .*--hdu.*1 VIS \(4x5\), 2 NIR_Y \(4x5\)"):
+    with pytest.raises(BadFile, match=r"2 images.*--hdu.*1 VIS \(4x5\), 2 NIR_Y \(4x5\)"):
         parse(data, ".fits")
     for choice, plus in (("vis", 0), ("NIR_Y", 1), ("2", 1)):
         np.testing.assert_array_equal(parse(data, ".fits", choice).image[0], IMAGE + plus)
     for choice in ("0", "9", "J"):
-        with pytest.raises(BadFile, match=f"no image that --hdu {choice} could mean: 0 PRIMARY"):
+        with pytest.raises(BadFile, match=f"--hdu {choice} .*: 0 PRIMARY"):
             parse(data, ".fits", choice)
 
 
@@ -203,7 +206,7 @@ def test_of_several_chips_each_has_its_own_mask() -> None:
         hdus.append(fits.ImageHDU((ver * 7 == IMAGE).astype("i2"), name="DQ", ver=ver))
     with pytest.raises(BadFile, match="2 images"):
         parse(fits_bytes(*hdus), ".fits")
-    with pytest.raises(BadFile, match="2 images that --hdu SCI could mean"):
+    with pytest.raises(BadFile, match=r"2 images .*--hdu SCI"):
         parse(fits_bytes(*hdus), ".fits", "SCI")
     found = np.asarray(parse(fits_bytes(*hdus), ".fits", "3").badpix)
     np.testing.assert_array_equal(found[0], IMAGE == 14)
@@ -221,7 +224,7 @@ def test_tile_compressed_images_are_read(method: Any) -> None:
 
 def test_hcompress_is_refused_with_what_to_do() -> None:
     tiles = fits.CompImageHDU(np.resize(IMAGE, (32, 32)), compression_type="HCOMPRESS_1")
-    with pytest.raises(BadFile, match="compressed by HCOMPRESS_1: unpack it with `funpack`"):
+    with pytest.raises(BadFile, match=r"HCOMPRESS_1.*`funpack`"):
         parse(fits_bytes(fits.PrimaryHDU(), tiles), ".fits")
 
 
@@ -231,16 +234,6 @@ def test_files_compressed_as_a_whole_are_read(tmp_path: Path, name: str) -> None
     pack = gzip.compress if name.lower().endswith("gz") else bz2.compress
     (tmp_path / name).write_bytes(pack(data))
     np.testing.assert_array_equal(read(tmp_path / name).image[0], IMAGE)
-
-
-def test_an_array_of_an_archive_is_chosen_by_name() -> None:
-    stream = io.BytesIO()
-    np.savez(stream, g=IMAGE, r=IMAGE + 1)
-    np.testing.assert_array_equal(parse(stream.getvalue(), ".npz", "r").image[0], IMAGE + 1)
-    with pytest.raises(BadFile, match=r"choose one with --hdu NAME: g, r"):
-        parse(stream.getvalue(), ".npz")
-    with pytest.raises(BadFile, match="no array 'i', but g, r"):
-        parse(stream.getvalue(), ".npz", "i")
 
 
 def test_read_reads_the_field_repositorys_own_form(tmp_path: Path) -> None:

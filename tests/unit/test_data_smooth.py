@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lensdist.data.config import PreprocessConfig
-from lensdist.data.packed import PackedSet
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.dataset import PackedSet
 from lensdist.data.smooth import Smooth, fit_smooth, principal
+from lensdist.data.transforms import Preprocess
 from lensdist.errors import UserError
 from lensdist.sim.config import SimConfig
 from lensdist.sim.simulator import Simulator

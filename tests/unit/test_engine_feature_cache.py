@@ -10,9 +10,10 @@ import torch
 
 from lensdist import rng
 from lensdist.config.schema import CommonRun, FinetuneRun
-from lensdist.data.packed import PackedSet
-from lensdist.data.preprocess import Preprocess
-from lensdist.data.source import PackedSource, View
+from lensdist.data.dataset import PackedSet
+from lensdist.data.sampler import PackedSource
+from lensdist.data.subset import View
+from lensdist.data.transforms import Preprocess
 from lensdist.engine.feature_cache import cached
 from lensdist.models.ensemble import Ensemble
 from lensdist.tasks.build import build_task

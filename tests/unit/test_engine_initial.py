@@ -10,7 +10,7 @@ import torch
 
 from lensdist._torchvision import import_torchvision
 from lensdist.config.schema import CommonRun
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
 from lensdist.errors import UserError
 from lensdist.loaded import load
 from lensdist.models.ensemble import Ensemble

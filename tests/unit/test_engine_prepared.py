@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lensdist.data.config import DataConfig, PreprocessConfig
-from lensdist.data.packed import PackedSet
-from lensdist.data.preprocess import Preprocess
-from lensdist.data.source import View
+from lensdist.data.dataset import PackedSet
+from lensdist.data.subset import View
+from lensdist.data.transforms import Preprocess
 from lensdist.engine.prepared import PreparedView
 from lensdist.errors import UserError
 from tests.unit.worlds import FakeWorld, on_all

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from lensdist import train
-from lensdist.data.packed_writer import PackedWriter
-from lensdist.resample import block_means
+from lensdist.data.packing.writer import PackedWriter
+from lensdist.models.resample import block_means
 from tests.conftest import settings
+from tests.unit.data_files import add_all
 
 pytestmark = pytest.mark.unit
 
@@ -31,9 +32,9 @@ def pack(dest: Path, bands: int, size: int, width: int = 0, *, pairs: bool = Fal
         if pairs:
             large = draw.random((40, bands, 2 * size, 2 * size), np.float32)
             small = block_means(torch.from_numpy(large), 2).numpy()
-            writer.add_batch(small, labels, names, targets=large)
+            add_all(writer, small, labels, names, target=large)
         else:
-            writer.add_batch(images, labels, names)
+            add_all(writer, images, labels, names)
         writer.finish()
     return dest
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lensdist.errors import RunError
 from lensdist.evaluate import super_resolution as sr
-from lensdist.resample import bicubic, block_means, with_means
+from lensdist.models.resample import bicubic, block_means, with_means
 from lensdist.sim.config import SimConfig
 from lensdist.sim.simulator import Simulator
 

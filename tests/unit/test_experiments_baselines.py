@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.rivals.edsr import Edsr, train_edsr
 from experiments.baselines import INTERPOLATIONS, LinearFilter, bilinear, nearest
-from lensdist.resample import block_means
+from lensdist.models.resample import block_means
 
 pytestmark = pytest.mark.unit
 

@@ -16,7 +16,7 @@ from safetensors.torch import save
 import lensdist
 from lensdist.config.schema import MaeRun
 from lensdist.data.config import PreprocessConfig
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.transforms import Preprocess
 from lensdist.errors import UserError
 from lensdist.export import encoder_of, write_export
 from lensdist.models.classifier import Classifier

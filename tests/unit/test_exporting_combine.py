@@ -13,8 +13,8 @@ import torch
 import lensdist
 from lensdist import cli
 from lensdist.data.config import PreprocessConfig
-from lensdist.data.preprocess import Preprocess
 from lensdist.data.smooth import principal
+from lensdist.data.transforms import Preprocess
 from lensdist.errors import UserError
 from lensdist.export import Described, encoder_of, read_export, write_export
 from lensdist.exporting.combine import combined

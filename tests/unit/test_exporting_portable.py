@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from lensdist.data.config import PreprocessConfig
-from lensdist.data.preprocess import Preprocess
 from lensdist.data.smooth import principal
+from lensdist.data.transforms import Preprocess
 from lensdist.errors import UserError
 from lensdist.export import PREPROCESS
 from lensdist.exporting import portable

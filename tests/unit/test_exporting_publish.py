@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 import lensdist
 from lensdist import cli, train
+from lensdist.data.packing.simulated import write_packed
 from lensdist.engine import checkpoint
 from lensdist.exporting import publish
 from lensdist.sim.config import SimConfig
-from lensdist.sim.write import write_packed
 from tests.conftest import settings
 
 pytestmark = pytest.mark.unit

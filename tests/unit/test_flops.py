@@ -19,7 +19,7 @@ from lensdist.config.schema import (
     SuperResolutionRun,
     schema_of,
 )
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.transforms import Preprocess
 from lensdist.estimate import forward_flops, parameters, train_flops
 from lensdist.models.config import masked_count
 from lensdist.models.ensemble import Ensemble

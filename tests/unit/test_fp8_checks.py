@@ -11,7 +11,7 @@ from torch import nn
 
 from lensdist.config.schema import TASKS, BaseRun
 from lensdist.data.config import PreprocessConfig
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.transforms import Preprocess
 from lensdist.engine import fp8
 from lensdist.errors import UserError
 from lensdist.models.config import EncoderConfig

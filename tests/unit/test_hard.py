@@ -13,16 +13,18 @@ import torch
 from lensdist import hard, rng
 from lensdist.assess import open_subject
 from lensdist.data.config import PreprocessConfig
-from lensdist.data.packed import PackedSet
-from lensdist.data.packed_writer import PackedWriter
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.dataset import PackedSet
+from lensdist.data.packing.simulated import write_packed
+from lensdist.data.packing.writer import PackedWriter
+from lensdist.data.transforms import Preprocess
 from lensdist.errors import UserError
 from lensdist.evaluate import metrics
 from lensdist.export import write_export
 from lensdist.models.config import SuperResolverConfig
 from lensdist.models.super_resolution import SuperResolver
 from lensdist.sim.config import SimConfig
-from lensdist.sim.write import BLOCK, write_packed
+from lensdist.sim.simulator import BLOCK
+from tests.unit.data_files import add_all
 from tests.unit.exported import LABELS, SHAPE, write_model
 
 pytestmark = pytest.mark.unit
@@ -150,7 +152,7 @@ def a_set(path: Path, shape: tuple[int, int, int], source: dict[str, Any]) -> Pa
     """Images from elsewhere."""
     images = np.random.default_rng(0).random((30, *shape))
     with PackedWriter(path, labels=LABELS, seed=0, source=source) as writer:
-        writer.add_batch(images, np.arange(30) % 3, [f"{i}.npy" for i in range(30)])
+        add_all(writer, images, np.arange(30) % 3, [f"{i}.npy" for i in range(30)])
         writer.finish()
     return path
 
@@ -208,7 +210,7 @@ def test_pairs_that_nothing_simulates(tmp_path: Path) -> None:
     with PackedWriter(tmp_path / "set", labels=[], seed=0, source={}, kind="pairs") as writer:
         draw = np.random.default_rng(0)
         lr, hr = draw.random((10, 1, 64, 64)), draw.random((10, 1, 128, 128))
-        writer.add_batch(lr, [-1] * 10, [f"{i}" for i in range(10)], targets=hr)
+        add_all(writer, lr, target=hr)
         writer.finish()
     subject = open_subject(write_super_resolver(tmp_path, 64), tmp_path / "set")
     with pytest.raises(UserError, match=r"give --family with one of sr$"):

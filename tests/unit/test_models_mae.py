@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from lensdist.config.schema import MaeRun
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.transforms import Preprocess
 from lensdist.models.config import MaeConfig, MaskConfig, masked_count
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
 from lensdist.models.masking import make_mask

@@ -13,7 +13,7 @@ import lensdist
 from lensdist import plugins
 from lensdist.config.schema import recorded_schema, schema_of
 from lensdist.data.config import PreprocessConfig
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.transforms import Preprocess
 from lensdist.errors import UserError
 from lensdist.export import write_export
 from lensdist.tasks.build import build_task

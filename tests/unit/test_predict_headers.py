@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from lensdist.data.quarantine import BadFile
+from lensdist.data.reading.raw import BadFile
 from lensdist.predicting.frames import read_item
 from lensdist.predicting.images import write_image
 from lensdist.predicting.inputs import Input

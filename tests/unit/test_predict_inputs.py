@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lensdist.data.quarantine import Passed
+from lensdist.data.reading.folders import Passed
 from lensdist.errors import UserError
 from lensdist.predicting.inputs import find
 

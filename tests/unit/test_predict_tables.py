@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lensdist.data.readers import read
+from lensdist.data.reading.readers import read
 from lensdist.errors import UserError
 from lensdist.predicting import run
 from lensdist.predicting.run import predict_files

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lensdist import rng
 from lensdist.config.schema import FinetuneRun, MaeRun
+from lensdist.data.augment import augment
 from lensdist.data.config import AugmentConfig, PreprocessConfig
-from lensdist.data.preprocess import Preprocess, augment
+from lensdist.data.transforms import Preprocess
 from lensdist.tasks.build import build_task
 
 pytestmark = pytest.mark.unit

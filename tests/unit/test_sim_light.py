@@ -8,8 +8,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from scipy.special import gammaincinv
 
-from lensdist.sim.families import FAMILIES
-from lensdist.sim.light import blur, exact_matmul, linear_b_n, sersic, sersic_total
+from lensdist.sim.families import FAMILIES, linear_b_n
+from lensdist.sim.light import blur, exact_matmul, sersic, sersic_total
 
 
 def profile(n, b_n, e1=0.0, e2=0.0, radius=0.5, half=12.0, size=2400):

@@ -10,9 +10,9 @@ import torch
 
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
-from lensdist.data.packed import PackedSet
-from lensdist.data.samples import samples_of
-from lensdist.data.source import View
+from lensdist.data.dataset import PackedSet
+from lensdist.data.epoch_size import images_per_epoch
+from lensdist.data.subset import View
 from lensdist.engine import checkpoint
 from lensdist.errors import UserError
 from lensdist.estimate import train_flops
@@ -32,6 +32,10 @@ GPUS = Cluster(executor="slurm", nodes=2, gpus_per_node=4, walltime=60)
 def _config(preset: str = "mae/debug", *changes: str) -> BaseRun:
     words = ["run.dir=run", "data.path=packed", "train.micro_batch=2", *changes]
     return load(ROOT / "configs" / f"{preset}.yaml", words, schema=schema_of)
+
+
+def _samples(config: BaseRun) -> int | None:
+    return images_per_epoch(config.data, config.run.dir)
 
 
 def _saved(run: Path, step: int, processes: int = 2, device: str = "cpu") -> None:
@@ -262,7 +266,7 @@ def test_samples_are_those_that_a_run_trains_on(
 ) -> None:
     config = _config(preset, f"data.path={tiny_set}", *changes)
     view = View(PackedSet(tiny_set), "train", config.data, 0, torch.device("cpu"))
-    assert samples_of(config) == len(view)
+    assert _samples(config) == len(view)
 
 
 @pytest.mark.parametrize(
@@ -277,19 +281,19 @@ def test_samples_of_a_set_that_is_to_be_simulated(
     request: pytest.FixtureRequest, tmp_path: Path, fixture: str, preset: str, n: int
 ) -> None:
     packed: Path = request.getfixturevalue(fixture)
-    there = samples_of(_config(preset, f"data.path={packed}"))
+    there = _samples(_config(preset, f"data.path={packed}"))
     own = _config(preset, "data.path=null", f"data.n_per_class={n}", f"run.dir={tmp_path}")
-    assert samples_of(own) == there
+    assert _samples(own) == there
     (tmp_path / "data").symlink_to(packed)  # once it is there it is looked at
     later = own.model_copy(update={"data": own.data.model_copy(update={"n_per_class": 900})})
-    assert samples_of(later) == there
+    assert _samples(later) == there
 
 
 def test_samples_that_are_unknown_or_a_stream_s(tmp_path: Path, tiny_set: Path) -> None:
-    assert samples_of(_config("mae/debug", f"data.path={tmp_path / 'none'}")) is None
-    assert samples_of(_config("mae/debug", f"data.path={tiny_set}", "data.classes=[vort]")) is None
+    assert _samples(_config("mae/debug", f"data.path={tmp_path / 'none'}")) is None
+    assert _samples(_config("mae/debug", f"data.path={tiny_set}", "data.classes=[vort]")) is None
     stream = ("data.source=stream", "data.stream_epoch=777")
-    assert samples_of(_config("mae/debug", *stream)) == 777
+    assert _samples(_config("mae/debug", *stream)) == 777
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="is not a valid manifest"):
-        samples_of(_config("mae/debug", f"data.path={tmp_path}"))
+        _samples(_config("mae/debug", f"data.path={tmp_path}"))

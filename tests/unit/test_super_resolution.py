@@ -12,21 +12,21 @@ from PIL import Image
 
 from lensdist.config.schema import SuperResolutionRun
 from lensdist.data.config import PreprocessConfig
-from lensdist.data.pack import pack
-from lensdist.data.packed import PackedSet
-from lensdist.data.packed_writer import PackedWriter
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.dataset import PackedSet
+from lensdist.data.packing.pack import pack
+from lensdist.data.packing.writer import PackedWriter
+from lensdist.data.transforms import Preprocess
 from lensdist.errors import UserError
 from lensdist.export import write_export
 from lensdist.loaded import LoadedModel, load
 from lensdist.models.config import SuperResolverConfig
+from lensdist.models.resample import bicubic, block_means, enlarge, with_means
 from lensdist.models.super_resolution import SuperResolver
-from lensdist.resample import bicubic, block_means, enlarge, with_means
+from lensdist.models.tiling import tiled
 from lensdist.sim.config import SimConfig
 from lensdist.sim.simulator import Simulator
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import AnyTask, task_class
-from lensdist.tiles import tiled
 from tests.unit.exported import write_model
 
 pytestmark = pytest.mark.unit

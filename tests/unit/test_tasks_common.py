@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lensdist.config.schema import CommonRun
 from lensdist.data.config import PreprocessConfig
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.transforms import Preprocess
 from lensdist.errors import UserError
 from lensdist.tasks.build import build_task
 from lensdist.tasks.ensemble import share_out

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lensdist.config.schema import FinetuneRun, MaeRun, SuperResolutionRun, schema_of
-from lensdist.data.preprocess import Preprocess
+from lensdist.data.transforms import Preprocess
 from lensdist.engine import checkpoint
 from lensdist.engine.finish import best_model
 from lensdist.engine.loop import Outcome

@@ -1,14 +1,15 @@
-"""Object-array `.npy` files without executing anything; the only file here that touches pickle.
+"""Read object-array `.npy` files without executing anything; only this module uses pickle.
 
 DeepLenseSim's axion files are NumPy object arrays of shape (2,): the image and the axion mass.
-NumPy stores those as a pickle, and `np.load` would run whatever code a file's author put into it.
+NumPy stores them as a pickle, and `np.load` would run any code that the file's author put there.
 Here
 
-1. every opcode is checked against those NumPy's own writer emits, before any is interpreted;
-2. the names that NumPy's arrays need resolve to inert descriptions of ours, all others are
+1. every opcode must be one that NumPy's own writer emits, which is checked before any is
+   interpreted;
+2. the names that NumPy's arrays need resolve to inert classes of this module, and all others are
    refused, so not even NumPy's C constructors run on arguments from the file;
-3. the described bytes become an array only if length, shape and dtype agree. Nothing is allocated
-   on the file's word: what a file can cost is bounded by its size, which the caller has capped.
+3. the described bytes become an array only if length, shape and dtype agree. Memory is bounded by
+   the size of the file, which the caller has capped, and not by what the file claims.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lensdist.data.quarantine import BadFile
+from lensdist.data.reading.raw import BadFile
 
 # fmt: off
 _OPCODES = frozenset({
@@ -40,7 +41,7 @@ _ITEM_SIZE = {f"{kind}{n}": n for kind in "fiu" for n in (1, 2, 4, 8)} | {"b1": 
 
 
 class _Described:
-    """A dtype or an array as the file describes it: constructor arguments and state, unexamined."""
+    """Constructor arguments and state of a dtype or an array, as in the file, not checked."""
 
     __slots__ = ("args", "state")
 
@@ -61,7 +62,7 @@ class _Array(_Described):
 
 
 class _Name:
-    """An admitted global. Its own `__setstate__` stops a file from writing to it with BUILD."""
+    """An allowed global. Its own `__setstate__` stops a file from writing to it with BUILD."""
 
     __slots__ = ("_build",)
 
@@ -76,12 +77,12 @@ class _Name:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """Python 3 writes bytes under protocol 2 as `_codecs.encode(text, 'latin1')`."""
+    """Stand in for `_codecs.encode(text, 'latin1')`, as Python 3 writes bytes in protocol 2."""
     return text.encode("latin1")
 
 
 def _frombuffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-    """NumPy's form of a contiguous array under protocol 5."""
+    """Stand in for NumPy's form of a contiguous array in protocol 5."""
     array = _Array()
     array.state = (1, shape, dtype, order == "F", bytes(buffer))
     return array
@@ -131,7 +132,7 @@ def _shape(shape: Any) -> tuple[int, ...]:
 
 
 def _numeric(array: Any) -> npt.NDArray[Any]:
-    """The described numeric array, if the bytes are exactly what shape and dtype call for."""
+    """Make the described numeric array, if its bytes exactly fill its shape and dtype."""
     if not isinstance(array, _Array) or not isinstance(array.state, tuple) or len(array.state) != 5:
         raise BadFile("its pickle holds something other than an image and a mass")
     _, shape, dtype, fortran, raw = array.state
@@ -148,7 +149,7 @@ def _numeric(array: Any) -> npt.NDArray[Any]:
 
 
 def _mass(value: Any) -> float:
-    """The axion mass in eV; NaN where the file says None."""
+    """Return the axion mass in eV; NaN where the file says None."""
     if value is None:
         return math.nan
     if isinstance(value, _Array):
@@ -169,7 +170,7 @@ def parse_axion(data: bytes) -> tuple[npt.NDArray[Any], float]:
         The image, in the file's shape and dtype, and the mass in eV (NaN where unknown).
 
     Raises:
-        BadFile: the pickle is anything else, damaged or hostile. Nothing of it was executed.
+        BadFile: the pickle is anything else, damaged or hostile. None of it was executed.
     """
     try:
         _check_opcodes(data)
@@ -180,7 +181,7 @@ def parse_axion(data: bytes) -> tuple[npt.NDArray[Any], float]:
         return _numeric(items[0]), _mass(items[1])
     except BadFile:
         raise
-    except Exception as error:  # damaged pickles raise whatever their bytes happen to spell
+    except Exception as error:  # damaged pickles raise any exception
         raise BadFile(f"its pickle is damaged ({type(error).__name__})") from error
 
 
@@ -188,7 +189,7 @@ def save_axion(path: str | os.PathLike[str], image: npt.NDArray[Any], mass: floa
     """Write an axion file as DeepLenseSim does, so that simulated sets look like people's own.
 
     Args:
-        path: where; the folder exists.
+        path: the file to write; its folder exists.
         image: (H, W) or (1, H, W).
         mass: the axion mass, eV.
     """

@@ -1,73 +1,43 @@
-"""Files that cannot be used: named one by one with a reason, never silently dropped."""
+"""Report the files that cannot be used, each by name and with a reason (torch-free)."""
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from lensdist.data.reading.folders import Passed
 from lensdist.errors import UserError
-from lensdist.files import printable
+from lensdist.files import printable, to_json, write_atomic
+from lensdist.sealed import read_json
 
-_EXAMPLES = 3  # names that are kept of each kind
-_KINDS = 20  # kinds of other files that are told apart: a folder may hold as many as files
-
-
-class BadFile(Exception):
-    """One file cannot be used; the message is one sentence that says why."""
-
-
-class Passed(Counter[str]):
-    """Why files were never taken for images -> how many; and the first names of each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.examples: dict[str, list[str]] = {}
-
-    def add(self, why: str, name: str, n: int = 1) -> None:
-        """Count `n` files, and keep `name`, relative to the folder that was searched."""
-        self[why] += n
-        if len(names := self.examples.setdefault(why, [])) < _EXAMPLES:
-            names.append(name)
-
-    def other(self, name: str) -> None:
-        """Count a file that is not an image, by how its name ends."""
-        ending = PurePosixPath(name).suffix.lower()
-        why = f"other file type ({ending if ending[1:].isalnum() else 'no suffix'})"
-        if why not in self and (len(self) >= _KINDS or len(ending) > 10):
-            why = "other file type"
-        self.add(why, name)
-
-    def lines(self) -> list[str]:
-        """A line for each kind: `passed over 2: hidden, e.g. a/.x, b/.y`."""
-        return [
-            f"passed over {n:,}: {why}, e.g. {printable(', '.join(self.examples[why]))}"
-            for why, n in sorted(self.items())
-        ]
+_MAX_BYTES = 1 << 30  # of an earlier report
 
 
 @dataclass
 class Report:
-    """What `report.json` holds: everything that was found and did not become a sample."""
+    """The content of `report.json`: everything that was found and did not become a sample."""
 
     files: int = 0
-    """Image files that were found: those in the set, and the quarantined ones."""
+    """Number of image files found: those in the set and the quarantined ones."""
 
     quarantined: dict[str, str] = field(default_factory=dict)
     """File name relative to the source -> why it is not in the set."""
 
     skipped: Passed = field(default_factory=Passed)
-    """What was never taken for an image: `__MACOSX`, hidden names, other kinds of files."""
+    """Files that were never taken for images: `__MACOSX`, hidden names, other file types."""
 
     notes: list[str] = field(default_factory=list)
     """Facts about the whole set that a person should know."""
 
     def refuse(self, name: str, reason: str) -> None:
+        """Quarantine a file; the first reason stays."""
         self.quarantined.setdefault(name, reason)
 
     def top_reasons(self, n: int = 3) -> str:
-        """The commonest reasons with an example each, for an error message."""
+        """Return the commonest reasons with an example each, for an error message."""
         groups: dict[str, list[str]] = {}
         for name, reason in self.quarantined.items():
             groups.setdefault(reason.split(": ")[0], []).append(name)  # the rest tells files apart
@@ -81,7 +51,7 @@ class Report:
         return "; ".join(said) + more
 
     def check(self, max_bad: float) -> None:
-        """Stop when too much is bad: a set with a hole in it is worse than no set.
+        """Check that not too many files are bad.
 
         Args:
             max_bad: the tolerated fraction of the files in quarantine.
@@ -98,11 +68,43 @@ class Report:
                 f"{self.top_reasons()}. Mend or remove them, or raise --max-bad."
             )
 
-    def as_json(self) -> dict[str, Any]:
-        return {
+    def to_json(self) -> str:
+        """Return the text of `report.json`."""
+        facts: dict[str, Any] = {
             "files": self.files,
             "quarantined": [{"name": n, "reason": r} for n, r in self.quarantined.items()],
             "skipped": dict(sorted(self.skipped.items())),
             "skipped_examples": dict(sorted(self.skipped.examples.items())),
             "notes": self.notes,
         }
+        return to_json(facts) + "\n"
+
+
+class ReportBeside:
+    """`DEST.report.json`: the report of a pack that made no set."""
+
+    def __init__(self, dest: Path) -> None:
+        dest = Path(os.path.abspath(dest))
+        self.path = dest.with_name(f"{dest.name}.report.json")
+
+    def write(self, report: Report) -> str:
+        """Write the report, and return the end of a sentence that says where, or why not."""
+        if os.path.lexists(self.path) and not self._is_ours():
+            return f" (no report: {printable(self.path)} is another file)"
+        try:
+            write_atomic(self.path, report.to_json())
+        except OSError as error:
+            return f" (no report: cannot write {printable(self.path)}: {error.strerror})"
+        return f" All files: {printable(self.path)}"
+
+    def remove(self) -> None:
+        """Remove the report of an earlier failure, if there is one."""
+        if self._is_ours():
+            with suppress(OSError):
+                self.path.unlink()
+
+    def _is_ours(self) -> bool:
+        try:
+            return {"files", "quarantined", "skipped"} <= read_json(self.path, _MAX_BYTES).keys()
+        except (OSError, ValueError):
+            return False

@@ -1,8 +1,9 @@
-"""The files of a packed set, opened and verified (torch-free).
+"""Open the files of a packed set and verify them (torch-free).
 
 Tables (labels, splits, masses, names) are hashed at every opening, and their values checked. Large
-arrays are hashed at the first: an empty file in the user's cache, named after the array's inode,
-size and times, says that it was. A change of a file changes its times, which nobody can set back.
+arrays are hashed at the first opening; then an empty file in the user's cache, named after the
+array's inode, size and times, records that. Any change of a file changes its ctime, which cannot
+be set back.
 """
 
 from __future__ import annotations
@@ -26,28 +27,28 @@ from lensdist.files import is_private, sha256
 
 Arrays = dict[str, npt.NDArray[Any]]
 Verify = Literal["auto", "full", "off"]
-"""auto: a large array that has not changed since it was last hashed is believed; full: none is;
-off: large arrays are not hashed."""
+"""auto: hash a large array unless it has not changed since it was last hashed; full: hash all;
+off: hash none."""
 
 TABLES = ("labels.npy", "split.npy", "mass.npy", FILES)
 _REMEMBERED = 64 << 20  # bytes; smaller arrays take less than 0.1 s, and are hashed every time
-_AT_ONCE = 4 << 30  # bytes that a run waits for, about 3 s; the rest is hashed while it trains
+_AT_ONCE = 4 << 30  # bytes that a run waits for, about 3 s; more are hashed while it trains
 
 
 def check_file(path: Path, info: FileInfo, *, content: bool = True) -> None:
-    """Make sure that a file is the one that was packed.
+    """Check that a file is the one that was packed.
 
     Args:
-        path: of the file; a link is followed.
-        info: what the manifest says of it.
+        path: the file; a link is followed.
+        info: its size and hash in the manifest.
         content: whether to hash it too.
 
     Raises:
-        UserError: it is missing, no regular file, of another size, or was altered.
+        UserError: it is missing, not a regular file, of another size, or altered.
     """
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # opening a named pipe would wait for ever
+        if not stat.S_ISREG(found.st_mode):  # opening a named pipe would block
             raise UserError(f"{path} is not a regular file; {_REMEDY}")
         if found.st_size != info.bytes:
             raise UserError(
@@ -63,7 +64,7 @@ _REMEDY = "copy the set again from where it is whole, or pack it again"
 
 
 def open_arrays(folder: Path, about: Manifest) -> Arrays:
-    """The arrays of a set, memory-mapped; shapes, types and the values of tables are checked.
+    """Memory-map the arrays of a set; check shapes, types and the values of tables.
 
     Raises:
         UserError: a file is missing, of another size or shape, or a table was altered.
@@ -84,7 +85,7 @@ def _mapped(path: Path) -> npt.NDArray[Any]:
     try:
         with np.errstate(all="ignore"):
             return np.lib.format.open_memmap(path, mode="r")
-    except Exception as e:  # whatever NumPy raises on a header that it has not written
+    except Exception as e:  # NumPy raises any exception on a damaged header
         raise UserError(f"{path} cannot be opened: {' '.join(str(e).split())[:200]}") from e
 
 
@@ -125,16 +126,16 @@ def _check_values(folder: Path, about: Manifest, arrays: Arrays) -> None:
 
 
 class Verification:
-    """Hashes a set's large arrays: at once, or the larger ones while work goes on.
+    """Hash a set's large arrays, at once or in a thread.
 
     Args:
         folder: the set.
-        files: what its manifest says of its files.
+        files: the files in its manifest.
         how: see `Verify`.
-        background: whether more than a few seconds' worth may be hashed in a thread.
+        background: whether a thread may hash what takes more than a few seconds.
 
     Raises:
-        UserError: an array was altered, and that was found at once.
+        UserError: an array that was hashed at once was altered.
     """
 
     def __init__(
@@ -157,30 +158,30 @@ class Verification:
         if not later:
             self._hash()
             return
-        # A daemon: a run that ends for another reason need not wait.
+        # A daemon, so that a run that ends for another reason need not wait.
         self._thread = threading.Thread(target=self._try, name="set verifier", daemon=True)
         self._thread.start()
 
     def check(self, *, wait: bool = False) -> None:
-        """Refuse to go on with a set that was found damaged by now.
+        """Check that no damage has been found so far.
 
         Args:
-            wait: for the whole set to be hashed.
+            wait: wait until the whole set is hashed.
 
         Raises:
-            RunError: an array is not what was packed.
+            RunError: an array is not the one that was packed.
         """
         if wait and self._thread is not None:
             self._thread.join()
         if self._damage is not None:
-            raise RunError(f"{self._damage}; what this run has learned from it is worth nothing")
+            raise RunError(f"{self._damage}; do not use the results of this run")
 
     def _try(self) -> None:
         try:
             self._hash()
         except UserError as e:
             self._damage = str(e)
-        except BaseException as e:  # raised where nobody would hear of it
+        except BaseException as e:  # an exception in a thread would be lost
             self._damage = f"{self._folder} cannot be verified: {e!r}"
             raise
 
@@ -190,7 +191,7 @@ class Verification:
             before = _marker(path, info)
             check_file(path, info)
             if before is not None and before == _marker(path, info):
-                with contextlib.suppress(OSError):  # a full disk: it is hashed again
+                with contextlib.suppress(OSError):  # on a full disk it is hashed again next time
                     before.touch()
 
 
@@ -200,7 +201,7 @@ def _known(path: Path, info: FileInfo) -> bool:
 
 
 def _marker(path: Path, info: FileInfo) -> Path | None:
-    """The file whose being there says that `path` was verified; None where none can be kept."""
+    """Return the file that records that `path` was verified; None where it cannot be kept."""
     if info.bytes < _REMEMBERED:
         return None
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -210,7 +211,7 @@ def _marker(path: Path, info: FileInfo) -> Path | None:
             return None
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
-        if not is_private(folder):  # what others can write there must not pass for verified
+        if not is_private(folder):  # others could write there what was not verified
             return None
         file = path.stat()
     except OSError:

@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from lensdist.data.config import DataConfig
-from lensdist.data.packed import PackedSet
-from lensdist.data.packed_writer import PackedWriter
-from lensdist.data.source import Batch, PackedSource, StreamSource, View
+from lensdist.data.dataset import Batch, PackedSet
+from lensdist.data.packing.writer import PackedWriter
+from lensdist.data.sampler import PackedSource
+from lensdist.data.stream import StreamSource
+from lensdist.data.subset import View
 from lensdist.errors import UserError
 from lensdist.sim.config import SimConfig
+from tests.unit.data_files import add_all
 
 pytestmark = pytest.mark.unit
 
@@ -30,7 +33,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedSet:
     images = np.arange(N, dtype=np.float32)[:, None, None, None] + np.zeros((N, 1, 4, 4))
     images[:, :, 0, 0] += 1000  # a constant image would be refused
     with PackedWriter(path, labels=NAMES, seed=1, source={"test": True}) as writer:
-        writer.add_batch(images, np.arange(N) % 3, [f"{i}" for i in range(N)])
+        add_all(writer, images, np.arange(N) % 3)
         writer.finish()
     return PackedSet(path)
 

@@ -1,12 +1,13 @@
-"""Finds the images of a folder and says what each one is, as people's folders really look.
+"""Find the images of a folder, with their classes, splits and partners (torch-free).
+
+Folders may have these forms, below any further folders:
 
     {train,val}/{no,sphere,vort}/<int>.npy      classes, split; a `__MACOSX/` twin tree is skipped
     {no_sub,cdm,axion}/{class}_sim_<int>.npy    classes
     {HR,LR}/sample<N>.npy                       pairs, by number
     *.npy                                       images without labels
 
-Any of these may lie below further folders. A class is a file's parent folder, never a match
-elsewhere in its path (torch-free).
+A file's class is the name of its parent folder, never a match elsewhere in its path.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from lensdist.data.folders import walk
 from lensdist.data.manifest import Kind
-from lensdist.data.quarantine import Passed
-from lensdist.data.readers import ENDINGS
+from lensdist.data.reading.folders import Passed, walk
+from lensdist.data.reading.readers import ENDINGS
 from lensdist.data.splits import SPLITS
 from lensdist.errors import UserError
 from lensdist.files import printable
@@ -43,31 +43,40 @@ class Entry:
     """A sample that a folder offers."""
 
     name: str
-    """Of the file, relative to the source, with forward slashes."""
+    """The file, relative to the source, with forward slashes; in a pair, the LR file."""
     label: int = -1
     split: str | None = None
-    """`train`, `val` or `test` where the data says so; None: ours to decide."""
+    """`train`, `val` or `test` where the data says so; None: to be decided."""
     target: str | None = None
-    """Of a pair, the HR file's name."""
+    """The HR file of a pair."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The file or, of a pair, both files, LR first."""
+        return (self.name,) if self.target is None else (self.name, self.target)
 
 
 @dataclass
 class Listing:
-    """All that a folder offers, in an order that no file system decides."""
+    """All that a folder offers, in an order that does not depend on the file system."""
 
     root: Path
     kind: Kind = "images"
     labels: list[str] = field(default_factory=list)
-    split: bool = False
-    """Whether a test split came with the data."""
     entries: list[Entry] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)
     """Image files outside any class or split folder."""
     skipped: Passed = field(default_factory=Passed)
 
 
+class _Member(NamedTuple):
+    file: str
+    split: str | None
+    parent: str  # the folder that it lies in, below its split folder; "" for none
+
+
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """A sorting key that puts `sample10` after `sample9`."""
+    """Return a sorting key that puts `sample10` after `sample9`."""
     pieces = re.findall(r"[0-9]+|[^0-9]+", name)
     return tuple((0, int(p), p) if p[0] in "0123456789" else (1, 0, p) for p in pieces)
 
@@ -77,13 +86,13 @@ def find(root: Path, layout: Layout = "auto", labels: Sequence[str] | None = Non
 
     Args:
         root: the folder.
-        layout: `auto`, or what to take it for.
+        layout: the layout to take it for; `auto` finds out.
         labels: the classes in label order; default: the canonical order of known sets, else
             sorted names.
 
     Raises:
         UserError: nothing to read, a class without images, a partner missing, or folders whose
-            meaning cannot be told; the message names them.
+            meaning is not clear; the message names them.
     """
     listing = Listing(root)
     inside = dict(walk(root, listing.skipped))
@@ -91,41 +100,27 @@ def find(root: Path, layout: Layout = "auto", labels: Sequence[str] | None = Non
     if not files:
         passed = "; ".join(("", *listing.skipped.lines()))
         raise UserError(f"{printable(root)} holds no image files ({ENDINGS}){passed}")
-    homes = _with_parents(folder for folder, names in inside.items() if names)
-    empty = sorted(inside.keys() - homes)
+    empty = sorted(inside.keys() - _with_parents(f for f, names in inside.items() if names))
     for folder in empty:
         listing.skipped.add("folder without images", folder)
-    anchor = _anchor(files)
-    paths = [(file, PurePosixPath(file).relative_to(anchor).parts) for file in files]
-    split_of = _split_folders(root, {parts[0] for _, parts in paths if len(parts) > 1})
-    listing.split = bool(split_of)
-
-    members: list[tuple[str, str | None, str]] = []  # file, split, parent folder ("" for none)
-    for file, parts in paths:
-        inner = parts[1:] if split_of else parts
-        if inner:
-            split = split_of[parts[0]] if split_of else None
-            members.append((file, split, inner[-2] if len(inner) > 1 else ""))
-        else:
-            listing.strays.append(file)
-    parents = {parent for _, _, parent in members if parent}
+    members, has_val = _members(listing, files)
+    parents = {member.parent.lower() for member in members if member.parent}
     if layout == "auto":
-        pairs = bool(parents) and {p.lower() for p in parents} <= {"hr", "lr"}
+        pairs = bool(parents) and parents <= {"hr", "lr"}
         layout = "pairs" if pairs else "classes" if parents else "images"
     listing.kind = _KINDS[layout]
-
-    if layout == "classes":
-        _classes(listing, members, empty, labels)
-    elif labels:
+    if labels and layout != "classes":
         raise UserError(
             f"--labels goes with class folders, and {printable(root)} is taken for {layout}"
         )
+    if layout == "classes":
+        _classes(listing, members, empty, labels)
     elif layout == "pairs":
         _pairs(listing, members)
     else:
-        listing.entries = [Entry(file, split=split) for file, split, _ in members]
-    if listing.split and "val" not in split_of.values():
-        # The validation split is ours to draw from train, so who stays in train is open.
+        listing.entries = [Entry(member.file, split=member.split) for member in members]
+    if not has_val:
+        # The validation split will be drawn from train, so it is open which samples stay there.
         listing.entries = [
             replace(entry, split=None) if entry.split == "train" else entry
             for entry in listing.entries
@@ -136,7 +131,7 @@ def find(root: Path, layout: Layout = "auto", labels: Sequence[str] | None = Non
 
 
 def _with_parents(folders: Iterable[str]) -> set[str]:
-    """These folders and all above them, up to the source, ""."""
+    """Return these folders and all above them, up to the source, ""."""
     found = {""}
     for folder in folders:
         while folder not in found:
@@ -145,15 +140,31 @@ def _with_parents(folders: Iterable[str]) -> set[str]:
     return found
 
 
+def _members(listing: Listing, files: Sequence[str]) -> tuple[list[_Member], bool]:
+    """Return the files with their splits and parent folders, and whether a `val` split came."""
+    anchor = _anchor(files)
+    paths = [(file, PurePosixPath(file).relative_to(anchor).parts) for file in files]
+    split_of = _split_folders(listing.root, {parts[0] for _, parts in paths if len(parts) > 1})
+    members = []
+    for file, parts in paths:
+        split = split_of.get(parts[0])
+        inner = parts[1:] if split_of else parts
+        if inner:
+            members.append(_Member(file, split, inner[-2] if len(inner) > 1 else ""))
+        else:
+            listing.strays.append(file)
+    return members, "val" in split_of.values()
+
+
 def _anchor(files: Iterable[str]) -> PurePosixPath:
-    """The folder below which names mean something: what all files share, but for a lone class."""
+    """Return the folder below which names have a meaning: the common one, but above a class."""
     parents = [str(PurePosixPath(file).parent) for file in files]
     anchor = PurePosixPath(os.path.commonpath(parents))
     return anchor.parent if str(anchor) in parents else anchor
 
 
 def _split_folders(root: Path, tops: set[str]) -> dict[str, str]:
-    """Folder name -> split. A supplied `val` is the test split, unless a test split came too."""
+    """Map folder names to splits. A supplied `val` is the test split, unless `test` came too."""
     split_of = {top: _SPLIT_NAMES[top.lower()] for top in tops if top.lower() in _SPLIT_NAMES}
     if "train" not in split_of.values() or len(split_of) < 2:
         return {}
@@ -171,50 +182,58 @@ def _split_folders(root: Path, tops: set[str]) -> dict[str, str]:
 
 
 def _classes(
-    listing: Listing,
-    members: list[tuple[str, str | None, str]],
-    empty: list[str],
-    labels: Sequence[str] | None,
+    listing: Listing, members: list[_Member], empty: list[str], labels: Sequence[str] | None
 ) -> None:
-    listing.strays += [file for file, _, parent in members if not parent]
-    found = {parent for _, _, parent in members if parent}
-    if not labels and len(found) > _MAX_CLASSES:
+    listing.strays += [member.file for member in members if not member.parent]
+    splits = {member.split for member in members}
+    members = [member for member in members if member.parent]
+    found = {member.parent for member in members}
+    if odd := sorted(name for name in found if not name.isprintable()):
+        raise UserError(f"{printable(listing.root)}: {odd[0]!a} cannot be the name of a class")
+    if labels:
+        _check_labels(listing.root, found, labels)
+        listing.labels = list(labels)
+    else:
+        _check_class_folders(listing.root, members, empty)
+        listing.labels = _label_order(found)
+    for split in splits:
+        here = {member.parent for member in members if member.split == split}
+        if missing := sorted(set(listing.labels) - here):
+            where = f"the {split} split of " if split else ""
+            raise UserError(
+                f"{where}{printable(listing.root)} has no images of class {missing[0]!r}"
+            )
+    number = {name: i for i, name in enumerate(listing.labels)}
+    listing.entries = [Entry(m.file, number[m.parent], m.split) for m in members]
+
+
+def _check_labels(root: Path, found: set[str], labels: Sequence[str]) -> None:
+    if unknown := sorted(found - set(labels)):
         raise UserError(
-            f"{printable(listing.root)} has images in {len(found):,} folders, which do not look "
+            f"{printable(root)} has images in {unknown[0]!r}, which --labels leaves out"
+        )
+
+
+def _check_class_folders(root: Path, members: list[_Member], empty: list[str]) -> None:
+    """Check that folders look like classes, where the user has not named the classes."""
+    found = {member.parent for member in members}
+    if len(found) > _MAX_CLASSES:
+        raise UserError(
+            f"{printable(root)} has images in {len(found):,} folders, which do not look "
             f"like classes (at most {_MAX_CLASSES:,}): give --layout images, or --labels"
         )
-    listing.labels = list(labels) if labels else _label_order(found)
-    if labels and (unknown := sorted(found - set(labels))):
+    if confusing := sorted(name for name in found if name.lower() in _SPLIT_NAMES):
         raise UserError(
-            f"{printable(listing.root)} has images in {unknown[0]!r}, which --labels leaves out"
-        )
-    if odd := sorted(c for c in found if not c.isprintable()):
-        raise UserError(f"{printable(listing.root)}: {odd[0]!a} cannot be the name of a class")
-    if not labels and (confusing := sorted(c for c in found if c.lower() in _SPLIT_NAMES)):
-        raise UserError(
-            f"{printable(listing.root)}: {confusing[0]!r} is where a class should be; put split "
+            f"{printable(root)}: {confusing[0]!r} is where a class should be; put split "
             "folders above class folders, or give --labels"
         )
-    beside = {str(PurePosixPath(file).parent.parent) for file, _, parent in members if parent}
-    for folder in () if labels else empty:
+    beside = {str(PurePosixPath(member.file).parent.parent) for member in members}
+    for folder in empty:
         if str(PurePosixPath(folder).parent) in beside:
             raise UserError(
-                f"class folder {printable(listing.root / folder)} holds no images; remove it, or "
+                f"class folder {printable(root / folder)} holds no images; remove it, or "
                 "name the classes with --labels"
             )
-    for split in {split for _, split, _ in members}:
-        missing = set(listing.labels) - {parent for _, s, parent in members if s == split}
-        if missing:
-            where = (
-                f"the {split} split of {printable(listing.root)}"
-                if split
-                else printable(listing.root)
-            )
-            raise UserError(f"{where} has no images of class {sorted(missing)[0]!r}")
-    number = {name: i for i, name in enumerate(listing.labels)}
-    listing.entries = [
-        Entry(file, number[parent], split) for file, split, parent in members if parent
-    ]
 
 
 def _label_order(found: set[str]) -> list[str]:
@@ -224,7 +243,8 @@ def _label_order(found: set[str]) -> list[str]:
     return sorted(found, key=natural)
 
 
-def _pairs(listing: Listing, members: list[tuple[str, str | None, str]]) -> None:
+def _pairs(listing: Listing, members: list[_Member]) -> None:
+    root = listing.root
     sides: dict[str, dict[tuple[str | None, int], str]] = {"hr": {}, "lr": {}}
     for file, split, parent in members:
         if parent.lower() not in sides:
@@ -232,19 +252,18 @@ def _pairs(listing: Listing, members: list[tuple[str, str | None, str]]) -> None
             continue
         digits = re.findall(r"[0-9]+", PurePosixPath(file).stem)
         if not digits:
-            raise UserError(f"{printable(listing.root / file)} has no number to pair it by")
-        key = (split, int(digits[-1]))
-        other = sides[parent.lower()].setdefault(key, file)
+            raise UserError(f"{printable(root / file)} has no number to pair it by")
+        other = sides[parent.lower()].setdefault((split, int(digits[-1])), file)
         if other != file:
             raise UserError(
-                f"{printable(other)} and {printable(file)} in {printable(listing.root)} have the "
-                "same number"
+                f"{printable(other)} and {printable(file)} in {printable(root)} have the same "
+                "number"
             )
     unmatched = sides["lr"].keys() ^ sides["hr"].keys()
     lone = [side[key] for side in sides.values() for key in unmatched & side.keys()]
     if lone:
         raise UserError(
-            f"{len(lone)} of the files in {printable(listing.root)} have no partner of the same "
+            f"{len(lone)} of the files in {printable(root)} have no partner of the same "
             f"number: {printable(', '.join(sorted(lone, key=natural)[:3]))}"
         )
     listing.entries = [

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lensdist.data.pickled import parse_axion, save_axion
-from lensdist.data.quarantine import BadFile
+from lensdist.data.reading.object_arrays import parse_axion, save_axion
+from lensdist.data.reading.raw import BadFile
 
 
 def pair(image: Any, mass: Any) -> np.ndarray[Any, Any]:

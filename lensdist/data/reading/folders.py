@@ -1,23 +1,55 @@
-"""Walks folders, each once, and keeps account of what it passes over (torch-free)."""
+"""Walk folders, each once, and count what is passed over (torch-free)."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lensdist.data.manifest import MANIFEST
-from lensdist.data.quarantine import Passed
-from lensdist.data.readers import form
+from lensdist.data.reading.readers import form
 from lensdist.errors import UserError
 from lensdist.files import printable
+
+_EXAMPLES = 3  # names that are kept of each kind
+_KINDS = 20  # kinds of other files that are told apart: a folder may hold as many as files
 
 Identity = tuple[int, int] | None
 """Device and inode: the same for all names of a folder; None: there is no such folder."""
 
 
+class Passed(Counter[str]):
+    """Count the files that were passed over, by reason; keep the first names of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.examples: dict[str, list[str]] = {}
+
+    def add(self, why: str, name: str, n: int = 1) -> None:
+        """Count `n` files, and keep `name`, relative to the folder that was searched."""
+        self[why] += n
+        if len(names := self.examples.setdefault(why, [])) < _EXAMPLES:
+            names.append(name)
+
+    def other(self, name: str) -> None:
+        """Count a file that is not an image, by the end of its name."""
+        ending = PurePosixPath(name).suffix.lower()
+        why = f"other file type ({ending if ending[1:].isalnum() else 'no suffix'})"
+        if why not in self and (len(self) >= _KINDS or len(ending) > 10):
+            why = "other file type"
+        self.add(why, name)
+
+    def lines(self) -> list[str]:
+        """Return a line for each kind: `passed over 2: hidden, e.g. a/.x, b/.y`."""
+        return [
+            f"passed over {n:,}: {why}, e.g. {printable(', '.join(self.examples[why]))}"
+            for why, n in sorted(self.items())
+        ]
+
+
 def walk(root: Path, passed: Passed, apart: Identity = None) -> Iterator[tuple[str, list[str]]]:
-    """A folder and all below it, as names relative to `root` ("" for it), with its image files.
+    """Yield a folder and all below it, as names relative to `root` ("" for it), with image files.
 
     Args:
         root: the folder.
@@ -60,10 +92,10 @@ def walk(root: Path, passed: Passed, apart: Identity = None) -> Iterator[tuple[s
 
 
 def entries(folder: Path) -> list[tuple[str, bool]]:
-    """Names in a folder, sorted, and whether each is a folder.
+    """Return the names in a folder, sorted, and whether each is a folder.
 
     Raises:
-        UserError: it cannot be listed: not one file would be missing, but any number of them.
+        UserError: it cannot be listed, so any number of files would be missing.
     """
     try:
         with os.scandir(folder) as found:
@@ -73,7 +105,7 @@ def entries(folder: Path) -> list[tuple[str, bool]]:
 
 
 def identity(path: Path) -> Identity:
-    """See `Identity`."""
+    """Return the folder's device and inode; see `Identity`."""
     try:
         about = path.stat()
     except OSError:
@@ -82,7 +114,7 @@ def identity(path: Path) -> Identity:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is one; a link to itself is not, and as a file it is refused with the reason."""
+    """Tell folders from files; a link to itself counts as a file, and is refused when read."""
     try:
         return entry.is_dir()
     except OSError:

@@ -1,4 +1,4 @@
-"""Simulated sets on disk: the raw layouts that people have, and packed sets.
+"""Write simulated sets: packed, or in the raw layouts of the public sets.
 
 Both hold the same images for the same settings and seed. Neither overwrites anything, and a set
 has its name only once it is whole.
@@ -6,7 +6,7 @@ has its name only once it is whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,12 @@ import torch
 
 from lensdist import rng
 from lensdist.data.manifest import Manifest
-from lensdist.data.packed_writer import PackedWriter
-from lensdist.data.pickled import save_axion
-from lensdist.data.staging import Staging, check_free
+from lensdist.data.packing.writer import Instrument, PackedWriter, Sample
+from lensdist.data.reading.object_arrays import save_axion
 from lensdist.errors import UserError
 from lensdist.sim.config import SimConfig
 from lensdist.sim.simulator import Simulator
-
-BLOCK = 128  # images that share a noise generator; part of what a seed means
+from lensdist.staging import Staging, check_free
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
@@ -48,16 +46,16 @@ def write_packed(
     """Simulate a packed set: float32, with labels, axion masses and splits.
 
     Args:
-        dest: the folder to make; must not exist, or be empty.
-        cfg: what to simulate.
+        dest: the folder to make; it must not exist, or be empty.
+        cfg: the settings of the simulator.
         n_per_class: images of each class, at least 1.
-        seed: of the images and of the splits.
-        device: where to simulate.
-        progress: told how far it is.
-        truth: of pairs, also keep the targets without their noise.
+        seed: seed of the images and of the splits.
+        device: the device to simulate on.
+        progress: see `Progress`.
+        truth: for pairs, also keep the targets without their noise.
 
     Raises:
-        UserError: `dest` holds something, or truth is asked of what is no pairs.
+        UserError: `dest` holds something, or truth is asked for without pairs.
     """
     sim = Simulator(cfg, device, torch.float64)
     pairs = cfg.family == "sr"
@@ -73,23 +71,25 @@ def write_packed(
             "seed": seed,
         },
         kind="pairs" if pairs else "classify",
-        pixel_scale_arcsec=sim.pixel_scale,
-        psf_fwhm_arcsec=sim.psf_fwhm,
-        zero_point_mag=sim.zero_point,
+        instrument=Instrument(sim.pixel_scale, sim.psf_fwhm, sim.zero_point),
     ) as writer:
-        for batch, _ in _blocks(sim, n_per_class, seed, progress):
-            for i, sample in enumerate(batch["sample"].tolist()):
-                path = _path(sim, sample, n_per_class, seed)
-                writer.add(
+        total = n_per_class * len(sim.labels)
+        for tensors, _ in sim.blocks(seed, total):
+            batch = _to_numpy(tensors)
+            for i, number in enumerate(batch["sample"].tolist()):
+                path = _path(cfg, number, n_per_class, seed)
+                sample = Sample(
                     batch["image"][i],
-                    label=-1 if pairs else int(batch["label"][i]),
-                    name=str(path),
+                    -1 if pairs else int(batch["label"][i]),
+                    str(path),
                     mass=float(batch["mass"][i]),
                     target=batch["target"][i] if pairs else None,
                     truth=batch["truth"][i] if truth else None,
-                    # The common task's own `val` is its test set; the rest is ours to split.
+                    # The common task's own `val` is its test set; the rest is not split yet.
                     split="test" if path.parts[0] == "val" else None,
                 )
+                writer.add(sample)
+            progress(number + 1, total)
         return writer.finish()
 
 
@@ -103,21 +103,21 @@ def write_raw(
     *,
     params: bool = False,
 ) -> None:
-    """Simulate files as people have them (float64 `.npy`).
+    """Simulate files as the public sets have them (float64 `.npy`).
 
     Models I to III: `{class}/{class}_sim_<128-bit int>.npy`, (H, W); axion files are pairs of
     image and axion mass. Common: `{train,val}/{class}/<int>.npy`, (1, H, W) in 0..1, a fifth in
     val. Pairs: `{HR,LR}/sample<N>.npy`, (1, H, W).
 
     Args:
-        dest: the folder to make; must not exist, or be empty.
-        cfg: what to simulate.
+        dest: the folder to make; it must not exist, or be empty.
+        cfg: the settings of the simulator.
         n_per_class: images of each class, at least 1.
-        seed: of the images; the same seed gives the same file names.
-        device: where to simulate.
-        progress: told how far it is.
-        params: also write `DEST.params.npz`: what `lensdist.sim.render` takes, and each file's
-            `path`. Beside the set and not in it, which holds images only, as people's own do.
+        seed: seed of the images; the same seed gives the same file names.
+        device: the device to simulate on.
+        progress: see `Progress`.
+        params: also write `DEST.params.npz`: the arguments of `lensdist.sim.render`, and each
+            file's `path`. It lies beside the set, which holds images only, as the public sets do.
 
     Raises:
         UserError: `dest` holds something, or `DEST.params.npz` exists.
@@ -129,14 +129,18 @@ def write_raw(
     try:
         if params:
             check_free(beside)
-        for batch, lenses in _blocks(sim, n_per_class, seed, progress):
-            paths = [_path(sim, s, n_per_class, seed) for s in batch["sample"].tolist()]
+        total = n_per_class * len(sim.labels)
+        for tensors, lenses in sim.blocks(seed, total):
+            batch = _to_numpy(tensors)
+            numbers = batch["sample"].tolist()
+            paths = [_path(cfg, number, n_per_class, seed) for number in numbers]
             for i, path in enumerate(paths):
                 _write_one(staging.folder, path, {k: v[i] for k, v in batch.items()})
             if params:
-                lenses["path"] = np.array([str(path) for path in paths])
-                for name, values in lenses.items():
+                names = {"path": np.array([str(path) for path in paths])}
+                for name, values in {**_to_numpy(lenses), **names}.items():
                     drawn.setdefault(name, []).append(values)
+            progress(numbers[-1] + 1, total)
         if params:
             columns: dict[str, Any] = {k: np.concatenate(v) for k, v in drawn.items()}
             np.savez(staging.folder / "params.npz", **columns)
@@ -146,31 +150,18 @@ def write_raw(
         staging.discard()
 
 
-def _blocks(
-    sim: Simulator, n_per_class: int, seed: int, progress: Progress
-) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
-    """Batches and the lenses in them, as NumPy arrays."""
-    key, total = rng.key(seed, "simulate"), n_per_class * len(sim.labels)
-    for start in range(0, total, BLOCK):
-        samples = torch.arange(start, min(start + BLOCK, total))
-        lenses = sim.params(key, samples)
-        batch = sim.images(key, samples, lenses)
-        yield _to_numpy(batch), _to_numpy(lenses)
-        progress(int(samples[-1]) + 1, total)
-
-
 def _to_numpy(tensors: dict[str, torch.Tensor]) -> dict[str, Array]:
     return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
-def _path(sim: Simulator, sample: int, n_per_class: int, seed: int) -> Path:
-    """Where the raw layout keeps a sample (a pair: its high-resolution half)."""
-    if sim.cfg.family == "sr":
+def _path(cfg: SimConfig, sample: int, n_per_class: int, seed: int) -> Path:
+    """Return where the raw layout keeps a sample; of a pair, where its HR half is."""
+    if cfg.family == "sr":
         return Path("HR", f"sample{sample + 1}.npy")
-    number, label = divmod(sample, len(sim.labels))
-    name = sim.labels[label]
-    if sim.cfg.family == "common":
-        split = "val" if number >= n_per_class - n_per_class // 5 else "train"
+    number, label = divmod(sample, len(cfg.labels))
+    name = cfg.labels[label]
+    if cfg.family == "common":
+        split = "val" if number >= n_per_class - cfg.test_images(n_per_class) else "train"
         return Path(split, name, f"{number + 1}.npy")
     high, low = (rng.key(seed, "file", half, sample) for half in (0, 1))
     return Path(name, f"{name}_sim_{high << 64 | low}.npy")
@@ -186,7 +177,7 @@ def _write_one(folder: Path, path: Path, sample: dict[str, Array]) -> None:
         np.save(low, sample["image"])
     elif path.parts[0] == "axion":
         save_axion(file, sample["image"][0], float(sample["mass"]))
-    elif len(path.parts) == 2:  # Models I to III have no axis of channels
+    elif len(path.parts) == 2:  # Models I to III have no channel axis
         np.save(file, sample["image"][0])
     else:
         np.save(file, sample["image"])

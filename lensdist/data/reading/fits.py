@@ -1,4 +1,4 @@
-"""FITS images with their masks, weights, pixel scale and zero point (torch-free)."""
+"""Read FITS images with their masks, weights, pixel scale and zero point (torch-free)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lensdist.data.fits_bounds import check_gzip_tiles, check_structure
-from lensdist.data.quarantine import BadFile
-from lensdist.data.readers import Raw
+from lensdist.data.reading.fits_bounds import check_gzip_tiles, check_structure
+from lensdist.data.reading.raw import BadFile, Raw
 
 _MASKS = ("MASK", "DQ")
 _WEIGHTS = ("WHT", "WEIGHT")
-# What pipelines, HST's and JWST's among them, write beside an image.
+# HDUs that pipelines, HST's and JWST's among them, write beside an image.
 _NOT_IMAGES = (
     *_MASKS, *_WEIGHTS, "ERR", "VAR", "VARIANCE", "IVAR", "PSF", "RMS", "NOISE", "SIGMA", "CON",
     "CTX", "VAR_POISSON", "VAR_RNOISE", "VAR_FLAT",
@@ -49,10 +48,10 @@ def parse_fits(data: bytes, choice: str | None = None) -> Raw:
 
 @contextmanager
 def open_fits(data: bytes) -> Iterator[Any]:
-    """astropy's list of HDUs, once the structure is known to be small enough for it.
+    """Open a file with astropy, once its structure is known to be small enough.
 
     Raises:
-        BadFile: see `check_structure`.
+        BadFile: it is not FITS, or see `check_structure`.
     """
     from astropy.io import fits
 
@@ -65,11 +64,11 @@ def open_fits(data: bytes) -> Iterator[Any]:
 
 
 def science_hdu(hdus: Any, choice: str | None = None) -> Any:
-    """The HDU with the image: the chosen one, or the only one that is an image of its own.
+    """Return the HDU with the image: the chosen one, or the only one that is a science image.
 
     Args:
-        hdus: of the file.
-        choice: the HDU's number from 0, or its EXTNAME in any case.
+        hdus: all HDUs of the file.
+        choice: the HDU's number from 0, or its EXTNAME in upper or lower case.
 
     Raises:
         BadFile: there is none, or there are several; the message lists all HDUs.
@@ -98,8 +97,11 @@ def _images(hdus: Any) -> list[Any]:
 
 
 def _beside(hdus: Any, names: tuple[str, ...], science: Any) -> Any:
-    """The HDU of the first of these names that is there; of several, or beside several images of
-    the same name, the one with the image's EXTVER."""
+    """Return the HDU of the first of these names that exists, or None.
+
+    Where several HDUs have the name, or several images have the science image's name, it must have
+    the science image's EXTVER.
+    """
     images = _images(hdus)
     found: list[Any] = next(
         (same for name in names if (same := [hdu for hdu in images if hdu.name == name])), []
@@ -107,7 +109,7 @@ def _beside(hdus: Any, names: tuple[str, ...], science: Any) -> Any:
     if len(found) > 1 or sum(hdu.name == science.name for hdu in images) > 1:
         found = [hdu for hdu in found if hdu.ver == science.ver]
     if len(found) > 1:
-        raise BadFile(f"it has {len(found)} HDUs called {found[0].name} of one EXTVER")
+        raise BadFile(f"it has {len(found)} HDUs called {found[0].name} with one EXTVER")
     return found[0] if found else None
 
 
@@ -134,7 +136,7 @@ def _zero_point(*headers: Any) -> float | None:
 
 
 def _pixel_scale(header: Any) -> float | None:
-    """Arcseconds a pixel: the root of a pixel's area on the sky (Greisen & Calabretta 2002)."""
+    """Return arcsec per pixel, the root of a pixel's area (Greisen & Calabretta 2002)."""
     if not str(header.get("CTYPE1", "")).startswith(("RA", "DEC", "GLON", "GLAT", "ELON", "ELAT")):
         return None
     if "CD1_1" in header:

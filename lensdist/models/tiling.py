@@ -1,4 +1,4 @@
-"""Networks of one image size on frames of any size."""
+"""Apply a network of one image size to frames of any size."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lensdist.resample import enlarge
+from lensdist.models.resample import enlarge
 
 
 def tiled(
     draw: Callable[[Tensor], Tensor], frames: Tensor, size: int, factor: int, batch: int
 ) -> Tensor:
-    """Enlarge frames by tiles that overlap by a third and fade into each other, so no seam shows.
+    """Enlarge frames by tiles that overlap by a third and are blended, so that no seam shows.
 
-    Each pixel of a frame counts alike in its whole block of the result, so blocks keep the means
+    Each pixel of a frame has one weight for its whole block of the result, so blocks keep the means
     that their tiles give them.
 
     Args:
         draw: (B, C, size, size) -> (B, D, f size, f size).
-        frames: (N, C, H, W), H and W at least 2; what is smaller than a tile is mirrored.
-        size: of a tile.
+        frames: (N, C, H, W), H and W at least 2; frames smaller than a tile are mirrored.
+        size: pixels per side of a tile.
         factor: f.
         batch: tiles at a time.
 
@@ -57,21 +57,21 @@ def tiled(
 
 
 def _mirrored(frames: Tensor, size: int) -> Tensor:
-    """At least `size` pixels a side, continued below and to the right by mirroring."""
-    while min(frames.shape[-2:]) < size:  # a mirror shows at most all pixels but the last again
+    """Mirror frames below and to the right until they have at least `size` pixels per side."""
+    while min(frames.shape[-2:]) < size:  # a mirror can repeat all pixels but the last
         more = [min(max(size - side, 0), side - 1) for side in frames.shape[-2:]]
         frames = F.pad(frames, (0, more[1], 0, more[0]), mode="reflect")
     return frames
 
 
 def _starts(side: int, size: int, overlap: int) -> list[int]:
-    """Where tiles begin: evenly, from the first pixel to the last."""
+    """Return the first pixels of tiles, at equal distances from one end to the other."""
     gaps = -(-(side - size) // (size - overlap))
     return [round(i * (side - size) / gaps) for i in range(gaps)] + [side - size]
 
 
 def _window(size: int, device: torch.device) -> Tensor:
-    """(size, size): 1 over most of a tile, falling towards its borders, never 0."""
+    """Return weights (size, size): 1 over most of a tile, less towards its borders, never 0."""
     ramp = torch.arange(1, size + 1, device=device, dtype=torch.float32)
     edge = torch.minimum(ramp, ramp.flip(0)).clamp_max(size // 3) / (size // 3)
     return edge[:, None] * edge

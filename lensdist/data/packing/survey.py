@@ -1,4 +1,4 @@
-"""What a look at every file finds, and the decisions made on all of it together (torch-free)."""
+"""Read every file once, and decide on all of them together (torch-free)."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from lensdist.data.layouts import Entry, Listing
-from lensdist.data.quarantine import BadFile, Report
-from lensdist.data.readers import Reading, form, parse, read_bytes
+from lensdist.data.manifest import DType
+from lensdist.data.packing.layouts import Entry, Listing
+from lensdist.data.packing.report import Report
+from lensdist.data.packing.writer import check_scaled
+from lensdist.data.reading.raw import BadFile, read_bytes
+from lensdist.data.reading.readers import Reading, form, parse
 from lensdist.data.splits import content_digest
 from lensdist.errors import UserError
+
+Shapes = tuple[tuple[int, ...], ...]
+"""(C, H, W) of an image and, in a pair, of its target."""
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What the first pass keeps of a good sample."""
+    """The facts that the first pass keeps of a good sample."""
 
     sha256: str
-    """Of the file; of a pair, of both files' hashes."""
+    """Hash of the file; in a pair, of both files' hashes."""
     content: bytes
-    shapes: tuple[tuple[int, ...], ...]
-    """(C, H, W) of the image and, of a pair, of its target."""
+    shapes: Shapes
     low: float
     high: float
     pixel_scale_arcsec: float | None
@@ -30,13 +35,13 @@ class Survey:
 
 
 def read_all(root: Path, entry: Entry, hdu: str | None) -> tuple[str, list[Reading]]:
-    """The SHA-256 and the readings of an entry's file or, of a pair, of LR and HR.
+    """Read an entry's file or, of a pair, LR and HR; return their SHA-256 and readings.
 
     Raises:
-        BadFile: see `readers.parse`, which says what `hdu` is.
+        BadFile: see `readers.parse`, which also explains `hdu`.
     """
     hashes, readings = [], []
-    for name in (entry.name,) if entry.target is None else (entry.name, entry.target):
+    for name in entry.files:
         try:
             data = read_bytes(root / name)
             hashes.append(hashlib.sha256(data).hexdigest())
@@ -49,8 +54,8 @@ def read_all(root: Path, entry: Entry, hdu: str | None) -> tuple[str, list[Readi
     return hashes[0], readings
 
 
-def survey_files(hdu: str | None, root: Path, entries: list[Entry]) -> list[Survey | str]:
-    """Look at some entries: a `Survey` each, or why it cannot be used."""
+def survey_files(root: Path, hdu: str | None, entries: list[Entry]) -> list[Survey | str]:
+    """Read some entries; return a `Survey` of each, or the reason why it cannot be used."""
     return [_survey(root, entry, hdu) for entry in entries]
 
 
@@ -72,27 +77,42 @@ def _survey(root: Path, entry: Entry, hdu: str | None) -> Survey | str:
 
 
 def refuse(report: Report, entry: Entry, reason: str) -> None:
-    """Name a sample's file, and its partner, which is not used either."""
+    """Quarantine a sample's file, and its partner, which is not used either."""
     report.refuse(entry.name, reason)
     if entry.target is not None:
         report.refuse(entry.target, f"its LR partner is not in the set: {entry.name}")
 
 
-def same_shape(surveys: dict[Entry, Survey], report: Report) -> dict[Entry, Survey]:
-    """Quarantine what is not of the commonest shape."""
+def choose(
+    listing: Listing, surveys: dict[Entry, Survey], report: Report, max_bad: float, dtype: DType
+) -> dict[Entry, Survey]:
+    """Return the samples of the set; the others are named in the report.
+
+    Raises:
+        UserError: too many files are bad, or what is left does not make a set.
+    """
+    surveys = _without_duplicates(_same_shape(surveys, report), report)
+    report.check(max_bad)
+    _check_classes(listing, surveys, report)
+    for entry, survey in surveys.items():
+        check_scaled(dtype, survey.low, survey.high, entry.name)
+    return surveys
+
+
+def _same_shape(surveys: dict[Entry, Survey], report: Report) -> dict[Entry, Survey]:
+    """Quarantine all samples that are not of the commonest shape."""
     shapes = Counter(survey.shapes for survey in surveys.values())
     common = max(shapes, key=lambda shape: (shapes[shape], shape), default=())
     for entry, survey in surveys.items():
         if survey.shapes != common:
-            refuse(
-                report, entry, f"its shape {_text(survey.shapes)} is not the set's {_text(common)}"
-            )
+            reason = f"its shape {_text(survey.shapes)} is not the set's {_text(common)}"
+            refuse(report, entry, reason)
     if len(common) > 1:
         _check_factor(common)
     return {entry: s for entry, s in surveys.items() if s.shapes == common}
 
 
-def _check_factor(shapes: tuple[tuple[int, ...], ...]) -> None:
+def _check_factor(shapes: Shapes) -> None:
     (bands, height, width), (of_hr, high, wide) = shapes
     if high % height or wide % width:
         raise UserError(f"HR is not a whole multiple of LR: {_text(shapes)}")
@@ -102,12 +122,12 @@ def _check_factor(shapes: tuple[tuple[int, ...], ...]) -> None:
         raise UserError(f"HR is not LR enlarged by 2 or more, alike both ways: {_text(shapes)}")
 
 
-def _text(shapes: tuple[tuple[int, ...], ...]) -> str:
+def _text(shapes: Shapes) -> str:
     return " -> ".join("x".join(map(str, shape)) for shape in shapes)
 
 
-def without_duplicates(surveys: dict[Entry, Survey], report: Report) -> dict[Entry, Survey]:
-    """Keep one of each content: the test split's first, so that a set never tests on its train."""
+def _without_duplicates(surveys: dict[Entry, Survey], report: Report) -> dict[Entry, Survey]:
+    """Keep one of each content: the test split's first, so that no test image is in train."""
     copies: defaultdict[bytes, list[Entry]] = defaultdict(list)
     for entry, survey in surveys.items():
         copies[survey.content].append(entry)
@@ -124,7 +144,8 @@ def without_duplicates(surveys: dict[Entry, Survey], report: Report) -> dict[Ent
     return {e: s for e, s in surveys.items() if e.name not in report.quarantined}
 
 
-def check_classes(listing: Listing, good: dict[Entry, Survey], report: Report) -> None:
+def _check_classes(listing: Listing, good: dict[Entry, Survey], report: Report) -> None:
+    """Check that each split that came with the data has usable images of each class."""
     counts = Counter((entry.split, entry.label) for entry in good)
     for split in sorted({entry.split for entry in listing.entries}, key=str):
         for number, name in enumerate(listing.labels):
@@ -139,7 +160,7 @@ def check_classes(listing: Listing, good: dict[Entry, Survey], report: Report) -
 
 
 def agreed(what: str, values: list[float | None], report: Report) -> float | None:
-    """What all files say; None, with a note, where they differ by more than a part in 1000."""
+    """Return the value that all files agree on to a part in 1000; else None, and note it."""
     known = [value for value in values if value is not None]
     if not known:
         return None

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, and files that are not replaced (torch-free)."""
+"""Write folders whole or not at all, and never replace a user's files (torch-free)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lensdist.sealed import read_json
 
 
 class Staging:
-    """A hidden folder beside `dest` to write into; `publish` gives it its name.
+    """A hidden folder beside `dest` to write into; `publish` renames it to `dest`.
 
     Raises:
         UserError: `dest` holds something already, or its parent cannot be written.
@@ -24,18 +24,18 @@ class Staging:
         sweep(self.dest.parent)
         self.folder = temporary(self.dest)
         for left in leftovers(self.dest):
-            say(f"note: {left} is what {owner_of(left.name) or 'a killed process'} left, unless "
-                "it is still at work; remove it if not")  # fmt: skip
+            say(f"note: {left} was left by {owner_of(left.name) or 'a killed process'}; remove it "
+                "unless that process still runs")  # fmt: skip
         try:
             self.folder.mkdir(parents=True)
         except OSError as error:
             raise UserError(f"cannot write beside {self.dest}: {error.strerror}") from error
 
     def publish(self) -> None:
-        """Put every byte on the disk, then rename: a crash before that leaves no `dest`.
+        """Sync every file to the disk, then rename: a crash before that leaves no `dest`.
 
         Raises:
-            UserError: somebody made `dest` meanwhile.
+            UserError: `dest` was made meanwhile.
             OSError: the disk is full.
         """
         for path in self.folder.iterdir():
@@ -46,12 +46,12 @@ class Staging:
         fsync(self.dest.parent)
 
     def discard(self) -> None:
-        """Remove what was not published."""
+        """Remove the folder unless it was published."""
         remove(self.folder)
 
 
 def check_free(dest: Path) -> None:
-    """Refuse a destination that holds anything: files of a user are never touched.
+    """Check that a destination holds nothing: files of a user are never touched.
 
     Raises:
         UserError: `dest` is a file, or a folder with something in it.
@@ -65,16 +65,16 @@ def check_free(dest: Path) -> None:
 
 
 def check_ours(path: Path, *keys: str, flag: str = "--out", beside: tuple[Path, ...] = ()) -> None:
-    """Refuse to replace results that this command did not write, and a folder without the right to.
+    """Check that results may be written: no file of a user is replaced, and the folder is writable.
 
     Args:
         path: a JSON file of results; it need not exist.
-        keys: that it holds if this command wrote it.
-        flag: the option that gives another place.
-        beside: files that are written with it, and are ours only if it is.
+        keys: keys that it holds if this command wrote it.
+        flag: the option that chooses another place.
+        beside: files that are written with it; where it is not ours, neither are they.
 
     Raises:
-        UserError: a file is somebody's own, or no file can be written there.
+        UserError: a file was not written by this command, or no file can be written there.
     """
     check_writable(path.parent)
     standing = [one for one in (path, *beside) if os.path.lexists(one)]
@@ -90,10 +90,10 @@ def check_ours(path: Path, *keys: str, flag: str = "--out", beside: tuple[Path, 
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder in which nothing can be written, before any work is done for it.
+    """Check that a folder can be written to, before any work is done for it.
 
     Raises:
-        UserError: it, or the nearest above it that exists, is no folder or may not be written to.
+        UserError: it, or the nearest existing parent, is not a folder or not writable.
     """
     try:
         place = next(p for p in (folder, *folder.absolute().parents) if _stands(p))
@@ -108,7 +108,7 @@ def check_writable(folder: Path) -> None:
 
 
 def _stands(path: Path) -> bool:
-    """Whether anything has this name; an OSError where nothing can."""
+    """Tell whether a file or folder of this name exists; raise OSError where none can."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):

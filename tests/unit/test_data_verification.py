@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from lensdist import train
-from lensdist.data import verified
+from lensdist.data import verification
+from lensdist.data.dataset import PackedSet
 from lensdist.data.manifest import FileInfo, Manifest
-from lensdist.data.packed import PackedSet
-from lensdist.data.packed_writer import PackedWriter
+from lensdist.data.packing.writer import PackedWriter
 from lensdist.errors import RunError, UserError
 from tests.conftest import settings
+from tests.unit.data_files import add_all
 
 pytestmark = pytest.mark.faults
 
@@ -28,7 +29,7 @@ def write(dest: Path, seed: int = 0) -> Path:
     images = np.random.default_rng(seed).random((N, 1, 3, 3))
     with PackedWriter(dest, labels=["a", "b"], seed=1, source={"from": "here"}) as writer:
         names = [f"a/{i}.npy" for i in range(N)]
-        writer.add_batch(images, np.arange(N) % 2, names, masses=np.arange(N), weights=images)
+        add_all(writer, images, np.arange(N) % 2, names, mass=range(N), weight=images)
         writer.finish()
     return dest
 
@@ -99,7 +100,7 @@ def forge(folder: Path, name: str = "", data: bytes = b"", **changes: Any) -> No
     facts = {**json.loads(path.read_text()), **changes}
     if name:
         (folder / name).write_bytes(data)
-        found = FileInfo(bytes=len(data), sha256=verified.sha256(folder / name))
+        found = FileInfo(bytes=len(data), sha256=verification.sha256(folder / name))
         facts["files"][name] = found.model_dump()
     about = Manifest.model_validate(facts)
     about = about.model_copy(update={"fingerprint": about.hash()})
@@ -195,7 +196,7 @@ def test_a_large_array_is_hashed_once_and_again_when_it_changes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(verified, "_REMEMBERED", 1)
+    monkeypatch.setattr(verification, "_REMEMBERED", 1)
     PackedSet(folder)
     cache, images = tmp_path / "cache" / "lensdist", folder / "images.npy"
     assert cache.stat().st_mode & 0o777 == 0o700
@@ -203,22 +204,22 @@ def test_a_large_array_is_hashed_once_and_again_when_it_changes(
     before = images.stat()
     # Not hashed: a set that is believed opens even where its hash is asked for in vain.
     info = Manifest.load(folder).files["images.npy"]
-    assert verified._known(images, info)
-    assert not verified._known(images, info.model_copy(update={"sha256": "0" * 64}))
+    assert verification._known(images, info)
+    assert not verification._known(images, info.model_copy(update={"sha256": "0" * 64}))
     flip(images, 8 * 200)
     os.utime(images, ns=(before.st_atime_ns, before.st_mtime_ns))  # hides nothing
     assert refused(folder)
     PackedSet(folder, "off")
     flip(images, 8 * 200)
     cache.chmod(0o777)  # anybody may have put there what is found
-    assert not verified._known(images, info)
+    assert not verification._known(images, info)
     PackedSet(folder)
 
 
 def test_what_is_hashed_in_the_background_is_told_before_it_counts(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verified, "_AT_ONCE", 1)
+    monkeypatch.setattr(verification, "_AT_ONCE", 1)
     PackedSet(folder, background=True).verification.check(wait=True)
     flip(folder / "images.npy", 8 * 200)
     packed = PackedSet(folder, background=True)
@@ -233,7 +234,7 @@ def test_a_run_on_damage_found_late_is_not_complete(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(verified, "_AT_ONCE", 1)
+    monkeypatch.setattr(verification, "_AT_ONCE", 1)
     data, run = tmp_path / "set", tmp_path / "run"
     shutil.copytree(tiny_set, data)
     flip(data / "images.npy", 8 * 5000)

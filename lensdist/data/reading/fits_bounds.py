@@ -1,8 +1,8 @@
-"""What a FITS file may cost, found from its structure before astropy parses it (torch-free).
+"""Bound what a FITS file may cost, from its structure, before astropy parses it (torch-free).
 
-astropy makes an object of each card and HDU, and unpacks tiles to whatever they hold: 10^6 cards
-took it a minute and 900 MB. Here headers are passed over in 80-byte cards, and only those that
-give sizes are looked at.
+astropy makes an object of each card and HDU, and unpacks tiles to whatever size they hold: 10^6
+cards took it a minute and 900 MB. Here headers are read as 80-byte cards, and only cards that give
+sizes are parsed.
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ import math
 import re
 from typing import Any
 
-from lensdist.data.quarantine import BadFile
-from lensdist.data.readers import MAX_BYTES
+from lensdist.data.reading.raw import BadFile, check_unpacked_size
 
 _BLOCK, _CARD = 2880, 80
 _MAX_HDUS = 200
-_MAX_CARDS = 20_000  # in all headers together; those of survey stamps have 60 to 500 each
+_MAX_CARDS = 20_000  # of all headers together; a survey stamp's header has 60 to 500
 _MAX_TILES = 1 << 16  # of a compressed image; usually a tile is a row
 _SIZE = re.compile(rb"(BITPIX|NAXIS\d*|PCOUNT|GCOUNT|ZBITPIX|ZNAXIS\d*|ZTILE\d+) *= *([^/]*)")
 _METHOD = re.compile(rb"ZCMPTYPE= *'(\w+) *'")
-_METHODS = ("RICE_1", "RICE_ONE", "GZIP_1", "GZIP_2")  # the decoders of others trust the file
+_METHODS = ("RICE_1", "RICE_ONE", "GZIP_1", "GZIP_2")  # decoders of other methods trust the file
 
 Sizes = dict[str, int]
 
 
 def check_structure(data: bytes) -> None:
-    """Walk over all HDUs of a file.
+    """Check the sizes that all HDUs of a file claim.
 
     Raises:
         BadFile: too many HDUs or cards; a size that is not a number, or is beyond the file or,
-            of compressed images, beyond `MAX_BYTES`; a compression that is not read here.
+            for compressed images, beyond `MAX_BYTES`; or a compression that is not read here.
     """
     at = hdus = cards = 0
     while at == 0 or data.startswith(b"XTENSION", at):
@@ -51,7 +50,7 @@ def check_structure(data: bytes) -> None:
 
 
 def _header(data: bytes, at: int, most: int) -> tuple[Sizes, str | None, int]:
-    """Of the header at a byte: its sizes, its compression, and the number of its cards."""
+    """Return the sizes, the compression and the number of cards of the header at byte `at`."""
     sizes: Sizes = {}
     method = None
     for n, start in enumerate(range(at, len(data) - _CARD + 1, _CARD)):
@@ -71,7 +70,7 @@ def _header(data: bytes, at: int, most: int) -> tuple[Sizes, str | None, int]:
 
 
 def _bytes(sizes: Sizes, depth: str, axes: str, groups: int = 1, heap: int = 0) -> int:
-    """Of the data that a header describes."""
+    """Return the bytes of the data that a header describes."""
     n = sizes.get(axes, 0)
     shape = [sizes.get(f"{axes}{i + 1}", -1) for i in range(min(n, 1000))]
     if n < 0 or min([*shape, groups, heap]) < 0:
@@ -83,20 +82,20 @@ def _check_tiles(sizes: Sizes, method: str) -> None:
     if method not in _METHODS:
         raise BadFile(f"it is compressed by {method}: unpack it with `funpack` first")
     tile = math.prod(max(sizes.get(f"ZTILE{i}", 1), 1) for i in range(1, 1000))
-    if max(_bytes(sizes, "ZBITPIX", "ZNAXIS"), 8 * tile) > 2 * MAX_BYTES:
-        raise BadFile(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
+    # Half: float64 images and tiles, which become float32, may take twice the bytes.
+    check_unpacked_size(-(-max(_bytes(sizes, "ZBITPIX", "ZNAXIS"), 8 * tile) // 2))
     if sizes.get("NAXIS2", 0) > _MAX_TILES:
         raise BadFile(f"it is compressed in more than {_MAX_TILES:,} tiles")
 
 
 def check_gzip_tiles(table: Any) -> None:
-    """Unpack the gzip tiles of a compressed image, and hold each against the size of a tile.
+    """Unpack the gzip tiles of a compressed image, and check each against the size of a tile.
 
     Args:
-        table: its HDU, opened as the table that it is.
+        table: the image's HDU, opened as a table.
 
     Raises:
-        BadFile: a tile holds more.
+        BadFile: a tile unpacks to more than its header says.
     """
     header = table.header
     axes = range(1, int(header["ZNAXIS"]) + 1)

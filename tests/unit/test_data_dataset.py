@@ -12,19 +12,24 @@ import numpy as np
 import pytest
 import torch
 
+from lensdist.data.dataset import PackedSet
 from lensdist.data.manifest import Manifest
-from lensdist.data.packed import PackedSet
-from lensdist.data.packed_writer import PackedWriter
+from lensdist.data.packing.writer import PackedWriter, Sample
 from lensdist.errors import UserError
+from tests.unit.data_files import add_all
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((40, 2, 6, 6))
 LABELS = np.arange(40) % 2
 
 
-def write(dest: Path, images: Any = IMAGES, **more: Any) -> Manifest:
-    with PackedWriter(dest, labels=["a", "b"], seed=1, source={"test": True}, **more) as writer:
-        writer.add_batch(images, LABELS, [f"{i}" for i in range(40)])
+def write(dest: Path, images: Any = IMAGES, kind: Any = "classify", **more: Any) -> Manifest:
+    """Write 40 samples; `more` are fields of `Sample`, and arguments of the writer."""
+    given = {key: more.pop(key) for key in ("dtype", "source") if key in more}
+    names = ["a", "b"] if kind == "classify" else []
+    settings = {"labels": names, "seed": 1, "source": {"test": True}, "kind": kind, **given}
+    with PackedWriter(dest, **settings) as writer:
+        add_all(writer, images, LABELS[: len(images)] if names else None, **more)
         return writer.finish()
 
 
@@ -54,24 +59,15 @@ def test_splits_cover_the_set_once(packed: PackedSet) -> None:
     assert packed.manifest.counts["val"] == {"a": 2, "b": 2}
 
 
-def test_statistics_are_those_of_the_train_split(packed: PackedSet) -> None:
-    train = IMAGES[packed.indices("train")].astype(np.float32).astype(np.float64)
-    about = packed.manifest.statistics
-    for key in ("min", "max", "mean", "std"):
-        expected = getattr(train, key)(axis=(0, 2, 3))
-        np.testing.assert_allclose(getattr(about, key), expected, rtol=1e-12)
-
-
-def test_statistics_leave_bad_pixels_out(tmp_path: Path) -> None:
+def test_statistics_are_those_of_good_pixels_of_the_train_split(tmp_path: Path) -> None:
     bad = np.zeros(IMAGES.shape, bool)
     bad[:, 0, :3] = True
-    with PackedWriter(tmp_path / "p", labels=["a", "b"], seed=1, source={}) as writer:
-        writer.add_batch(np.where(bad, np.nan, IMAGES), LABELS, [""] * 40, badpix=bad)
-        about = writer.finish().statistics
-    packed = PackedSet(tmp_path / "p")
-    train = IMAGES[packed.indices("train")].astype(np.float32).astype(np.float64)
-    np.testing.assert_allclose(about.mean[0], train[:, 0, 3:].mean(), rtol=1e-12)
-    np.testing.assert_allclose(about.std[1], train[:, 1].std(), rtol=1e-12)
+    about = write(tmp_path / "p", np.where(bad, np.nan, IMAGES), badpix=bad).statistics
+    rows = PackedSet(tmp_path / "p").indices("train")
+    train = IMAGES[rows].astype(np.float32).astype(np.float64)
+    for key in ("min", "max", "mean", "std"):
+        expected = [getattr(train[:, 0, 3:], key)(), getattr(train[:, 1], key)()]
+        np.testing.assert_allclose(getattr(about, key), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("stored", ["float32", "float16"])
@@ -107,29 +103,25 @@ def test_resident_on_a_gpu_gathers_there(packed: PackedSet) -> None:
     torch.testing.assert_close(batch["image"].cpu(), packed.gather(np.array([3, 1]))["image"])
 
 
-def test_one_at_a_time_and_in_batches_write_the_same_bytes(tmp_path: Path) -> None:
-    write(tmp_path / "batched")
-    with PackedWriter(tmp_path / "single", labels=["a", "b"], seed=1, source={}) as writer:
-        for i in range(40):
-            writer.add(IMAGES[i], label=int(LABELS[i]), name=f"{i}")
-        writer.finish()
+def test_the_fingerprint_names_the_data_and_not_its_source(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "one"), write(tmp_path / "two", source={"of": "another"})
+    assert one.fingerprint == two.fingerprint == Manifest.load(tmp_path / "one").fingerprint
+    # Sets that were packed before must keep their name.
+    assert one.fingerprint.startswith("b838688065c2a66c")
+    assert write(tmp_path / "other", IMAGES + 1).fingerprint != one.fingerprint
     for name in ("images.npy", "labels.npy", "split.npy", "files.jsonl"):
-        assert (tmp_path / "batched" / name).read_bytes() == (
-            tmp_path / "single" / name
-        ).read_bytes()
-    one, two = (Manifest.load(tmp_path / name) for name in ("batched", "single"))
-    assert one.fingerprint == two.fingerprint  # `source` differs, the data does not
-    assert np.load(tmp_path / "single" / "images.npy").shape == IMAGES.shape
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert np.load(tmp_path / "one" / "images.npy").shape == IMAGES.shape
 
 
 def test_supplied_splits_are_kept_by_the_writer(tmp_path: Path) -> None:
-    with PackedWriter(tmp_path / "p", labels=[], seed=1, source={}, kind="images") as writer:
-        for i in range(40):
-            writer.add(IMAGES[i], label=-1, name="", split="test" if i < 10 else None)
-        writer.finish()
+    write(tmp_path / "p", kind="images", split=["test"] * 10 + [None] * 30)
     packed = PackedSet(tmp_path / "p")
     np.testing.assert_array_equal(packed.indices("test"), np.arange(10))
     assert len(packed.indices("val")) == 3
+
+
+NEGATIVE = np.where(np.arange(40)[:, None, None, None] == 7, -1.0, IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -139,29 +131,34 @@ def test_supplied_splits_are_kept_by_the_writer(tmp_path: Path) -> None:
         ({"images": IMAGES * 1e300}, UserError),  # finite, but not in float32
         ({"images": IMAGES[0]}, ValueError),
         ({"images": IMAGES * 2, "dtype": "float16"}, UserError),
-        ({"images": IMAGES, "kind": "pairs"}, ValueError),
+        ({"kind": "pairs"}, ValueError),
+        ({"target": IMAGES}, ValueError),
+        ({"kind": "pairs", "target": IMAGES, "truth": IMAGES[:, :1]}, ValueError),
+        ({"kind": "pairs", "target": IMAGES, "truth": [*IMAGES[:39], None]}, ValueError),
+        ({"kind": "pairs", "target": IMAGES * np.inf}, UserError),
+        ({"weight": NEGATIVE}, UserError),
+        ({"weight": IMAGES * 1e300}, UserError),
+        ({"images": [*IMAGES[:39], IMAGES[0, :1]]}, ValueError),
+        ({"images": []}, UserError),
     ],
 )
 def test_what_does_not_fit_is_refused_and_leaves_nothing(
     tmp_path: Path, change: dict[str, Any], error: type[Exception]
 ) -> None:
+    images = change.pop("images", IMAGES)
     with pytest.raises(error):
-        write(tmp_path / "p", **change)
+        write(tmp_path / "p", images, **change)
     assert not list(tmp_path.iterdir())
 
 
-def test_labels_and_shapes_are_checked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("label", [-2, 1])
+def test_labels_are_checked_and_a_block_left_without_finish_leaves_nothing(
+    tmp_path: Path, label: int
+) -> None:
     with PackedWriter(tmp_path / "p", labels=["a"], seed=1, source={}) as writer:
-        writer.add(IMAGES[0], label=0, name="0")
+        writer.add(Sample(IMAGES[0], 0, "0"))
         with pytest.raises(ValueError, match="label"):
-            writer.add(IMAGES[0], label=1, name="1")
-        with pytest.raises(ValueError, match="a sample, not"):
-            writer.add(IMAGES[0, :1], label=0, name="1")
-
-
-def test_a_block_left_without_finish_leaves_nothing(tmp_path: Path) -> None:
-    with PackedWriter(tmp_path / "p", labels=["a"], seed=1, source={}) as writer:
-        writer.add(IMAGES[0], label=0, name="0")
+            writer.add(Sample(IMAGES[0], label, "1"))
     assert not list(tmp_path.iterdir())
 
 
@@ -172,7 +169,7 @@ def test_files_of_a_user_are_never_touched(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for name in ("full", "file"):
-        with pytest.raises(UserError, match="exists already"):
+        with pytest.raises(UserError, match=name):
             write(tmp_path / name)
     write(tmp_path / "empty")
     write(tmp_path / "link")
@@ -180,57 +177,32 @@ def test_files_of_a_user_are_never_touched(tmp_path: Path) -> None:
     assert (tmp_path / "full" / "thesis.tex").read_text() == "x"
 
 
-def test_an_empty_set_is_refused(tmp_path: Path) -> None:
-    with (
-        PackedWriter(tmp_path / "p", labels=["a"], seed=1, source={}) as writer,
-        pytest.raises(UserError, match="no sample"),
-    ):
-        writer.finish()
+def replaced(path: Path, old: bytes, new: bytes) -> None:
+    path.write_bytes(path.read_bytes().replace(old, new))
 
 
-def damage(path: Path, what: str) -> None:
-    manifest = json.loads((path / "manifest.json").read_text())
-    if what == "missing":
-        (path / "labels.npy").unlink()
-    elif what == "short":
-        with (path / "images.npy").open("r+b") as file:
-            file.truncate(1000)
-    elif what == "header":
-        data = (path / "images.npy").read_bytes()
-        (path / "images.npy").write_bytes(data.replace(b"(40, 2, 6, 6)", b"(20, 4, 6, 6)"))
-    elif what == "dtype":
-        data = (path / "images.npy").read_bytes()
-        (path / "images.npy").write_bytes(data.replace(b"<f4", b"|O4"))
-    elif what == "edited":
-        manifest["labels"] = ["b", "a"]
-        (path / "manifest.json").write_text(json.dumps(manifest))
-    elif what == "traversal":
-        manifest["files"]["../images.npy"] = manifest["files"]["images.npy"]
-        (path / "manifest.json").write_text(json.dumps(manifest))
-    elif what == "version":
-        manifest["format"] = 99
-        (path / "manifest.json").write_text(json.dumps(manifest))
-    else:
-        (path / "manifest.json").write_text("{")
+def edited(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-@pytest.mark.parametrize(
-    ("what", "names"),
-    [
-        ("missing", "labels.npy"),
-        ("short", "images.npy has 1000 bytes"),
-        ("header", "images.npy holds"),
-        ("dtype", "images.npy cannot be opened"),
-        ("edited", "fingerprint"),
-        ("traversal", "not a valid manifest"),
-        ("version", "format 99"),
-        ("junk", "not a valid manifest"),
-    ],
-)
-def test_damage_is_named_at_opening(tmp_path: Path, what: str, names: str) -> None:
+DAMAGE = {
+    "labels.npy": lambda path: path.unlink(),
+    "images.npy has 1000 bytes": lambda path: path.write_bytes(path.read_bytes()[:1000]),
+    "images.npy holds": lambda path: replaced(path, b"(40, 2, 6, 6)", b"(20, 4, 6, 6)"),
+    "images.npy cannot": lambda path: replaced(path, b"<f4", b"|O4"),
+    "manifest.json.*fingerprint": lambda path: edited(path, labels=["b", "a"]),
+    "manifest.json.*files": lambda path: replaced(path, b"images.npy", b"../images.npy"),
+    "manifest.json.*format 99": lambda path: edited(path, format=99),
+    "manifest.json": lambda path: path.write_text("{"),
+}
+
+
+@pytest.mark.parametrize("told", DAMAGE)
+def test_damage_is_named_at_opening(tmp_path: Path, told: str) -> None:
     write(tmp_path / "p")
-    damage(tmp_path / "p", what)
-    with pytest.raises(UserError, match=names):
+    name = "manifest.json" if "json" in told else told.split()[0]
+    DAMAGE[told](tmp_path / "p" / name)
+    with pytest.raises(UserError, match=told):
         PackedSet(tmp_path / "p")
 
 
@@ -244,7 +216,7 @@ def test_no_packed_set_says_how_to_make_one(tmp_path: Path) -> None:
 _LIMITED = """
 import resource, sys
 import numpy as np
-from lensdist.data.packed import PackedSet
+from lensdist.data.dataset import PackedSet
 packed = PackedSet(sys.argv[1])
 packed.gather(np.arange(64))  # starts torch's threads and allocators before the limit falls
 used = 1024 * int(next(l for l in open("/proc/self/status") if l.startswith("VmData")).split()[1])
@@ -264,7 +236,7 @@ def test_a_set_larger_than_memory_is_read_through(tmp_path: Path) -> None:
     n, block = 4096, RNG.random((256, 1, 64, 64)).astype(np.float32)
     with PackedWriter(tmp_path / "big", labels=[], seed=0, source={}, kind="images") as writer:
         for start in range(0, n, 256):
-            writer.add_batch(block + start, [-1] * 256, [""] * 256)
+            add_all(writer, block + start)
         writer.finish()
     done = subprocess.run(
         [sys.executable, "-c", _LIMITED, str(tmp_path / "big")],

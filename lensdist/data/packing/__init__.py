@@ -1,0 +1,1 @@
+"""Make packed sets: from folders of image files, and from the simulator."""

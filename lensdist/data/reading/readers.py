@@ -1,0 +1,143 @@
+"""Read one image file into a checked `Reading`, or say in a sentence why not (torch-free).
+
+Files are read once; the same bytes are hashed and parsed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lensdist.data.reading.fits import parse_fits
+from lensdist.data.reading.numpy_files import parse_npy, parse_npz
+from lensdist.data.reading.raw import Array, BadFile, Raw, read_bytes, unpacked
+from lensdist.errors import UserError
+
+ENDINGS = ".npy, .npz, .fits, .fit, .fts, each also .gz or .bz2, and .fits.fz"
+"""The endings of image files, in upper or lower case."""
+_NAME = re.compile(
+    r"(.+?)(?:(\.np[yz])(?:\.gz|\.bz2)?|(\.fits|\.fit|\.fts)(?:\.gz|\.bz2|\.fz)?)",
+    re.IGNORECASE | re.DOTALL,
+)
+_MAX_BANDS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The content of one image file, in one form for all file types."""
+
+    image: npt.NDArray[np.float32]
+    """(C, H, W), finite, in the file's own units; 0 where `badpix`."""
+    mass: float = math.nan
+    """Axion mass, eV; NaN where unknown."""
+    badpix: npt.NDArray[np.bool_] | None = None
+    """(C, H, W), true where a pixel is bad."""
+    weight: npt.NDArray[np.float32] | None = None
+    """(C, H, W), >= 0."""
+    pixel_scale_arcsec: float | None = None
+    zero_point_mag: float | None = None
+
+
+def form(name: str) -> tuple[str, str] | None:
+    """Split an image file's name: `a.FITS.gz` is `("a", ".fits")`. None: not an image file."""
+    found = _NAME.fullmatch(name)
+    return (found[1], (found[2] or found[3]).lower()) if found else None
+
+
+def check_choice(hdu: str | None, names: Iterable[str]) -> None:
+    """Check that `--hdu` can mean something in these files.
+
+    Raises:
+        UserError: none of them can hold several images.
+    """
+    forms = (form(Path(name).name) for name in names)
+    if hdu is not None and not any(each and each[1] != ".npy" for each in forms):
+        raise UserError(f"--hdu {hdu} chooses an image of FITS or .npz files; there are none here")
+
+
+def read(path: Path) -> Reading:
+    """Read and check one image file; see `read_bytes` and `parse`."""
+    return parse(read_bytes(path), (form(path.name) or ("", ""))[1])
+
+
+def parse(data: bytes, suffix: str, hdu: str | None = None) -> Reading:
+    """Turn a file's bytes into a checked image.
+
+    Args:
+        data: the bytes, as in the file or `unpacked`.
+        suffix: the file type, as `form` gives it.
+        hdu: the image of a FITS file, by number or name, or the array of a .npz, by name.
+
+    Raises:
+        BadFile: it is damaged, hostile, not one image of real numbers, constant, or has NaN or
+            infinity outside its bad pixels; or it has several images, and `hdu` is None.
+    """
+    try:
+        data = unpacked(data)
+        if suffix.lower() == ".npy":
+            return _checked(parse_npy(data))
+        if suffix.lower() == ".npz":
+            return _checked(parse_npz(data, hdu))
+        return _checked(parse_fits(data, hdu))
+    except BadFile:
+        raise
+    except Exception as error:  # parsers raise any exception on damaged bytes
+        raise BadFile(f"it is damaged ({type(error).__name__})") from error
+
+
+def _checked(raw: Raw) -> Reading:
+    image = _bands(raw.image, "image")
+    badpix = weight = None
+    if raw.weight is not None:
+        weight = _extra(raw.weight, "weight", image.shape).astype(np.float32)
+        if not (np.isfinite(weight).all() and (weight >= 0).all()):
+            raise BadFile("its weights are not all finite and >= 0")
+    if raw.badpix is not None:
+        badpix = _extra(raw.badpix, "mask", image.shape) != 0
+    elif weight is not None and not weight.all():
+        badpix = weight == 0  # surveys give weight 0 to pixels without data
+    if badpix is not None:
+        image = np.where(badpix, 0, image)
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise BadFile("it has NaN or infinity where no mask says so")
+    with np.errstate(over="ignore"):
+        image = np.ascontiguousarray(image, np.float32)
+    if not np.isfinite(image).all():
+        raise BadFile("it has values beyond the range of float32")
+    good = image if badpix is None else image[~badpix]
+    if not good.size or good.min() == good.max():
+        raise BadFile("it is constant: every good pixel has the same value")
+    return Reading(image, raw.mass, badpix, weight, raw.pixel_scale_arcsec, raw.zero_point_mag)
+
+
+def _bands(array: Array, what: str) -> Array:
+    """Return (H, W), (1, H, W), (C, H, W) and FITS's (1, 1, H, W) as (C, H, W)."""
+    if array.dtype.kind not in "fiub":
+        raise BadFile(f"its {what} is not made of real numbers")
+    shape = array.shape
+    while array.ndim > 3 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3 or 0 in array.shape:
+        raise BadFile(f"its {what} is of shape {shape}, not (H, W) or (C, H, W)")
+    if array.shape[0] > _MAX_BANDS:
+        raise BadFile(
+            f"its {what} is of shape {shape}, {array.shape[0]} bands of {array.shape[1:]} pixels: "
+            "a stack of images, or bands that stand last"
+        )
+    return array
+
+
+def _extra(array: Array, what: str, shape: tuple[int, ...]) -> Array:
+    """Return a mask or weight map for every band; one map serves all bands."""
+    array = _bands(array, what)
+    if array.shape[1:] != shape[1:] or array.shape[0] not in (1, shape[0]):
+        raise BadFile(f"its {what} is not of the image's shape")
+    return np.broadcast_to(array, shape)

@@ -1,0 +1,78 @@
+"""Take training batches by position.
+
+A source answers `take(epoch, offset, n)`. The order of an epoch is a permutation by (seed, epoch),
+so a position is two integers, and a resumed run has no state of a loader to restore.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lensdist import rng
+from lensdist.data.dataset import Batch
+
+
+class Source(Protocol):
+    """Training images, `size` of them per epoch."""
+
+    size: int
+
+    def take(self, epoch: int, offset: int, n: int) -> Batch:
+        """Return images `offset … offset+n-1` of an epoch, as tensors on the device of the run.
+
+        `image` (n, C, H, W), `label` (n,) int64, `sample` (n,) int64, a number that always means
+        the same sample, and `target`, `truth`, `mass`, `badpix`, `weight` where the data has them.
+        """
+        ...
+
+    def name_of(self, sample: int) -> str:
+        """Name a sample, for a message."""
+        ...
+
+
+class Images(Protocol):
+    """The images of a split, by their places in it."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, places: npt.NDArray[np.int64]) -> Batch:
+        """Return the images at these places, as `Source.take` does."""
+        ...
+
+    def name_of(self, sample: int) -> str:
+        """Name a sample, for a message."""
+        ...
+
+
+class PackedSource:
+    """Training images of a packed set.
+
+    Args:
+        view: the images.
+        seed: seed of the order of each epoch.
+    """
+
+    def __init__(self, view: Images, seed: int) -> None:
+        self.size = len(view)
+        self.view = view
+        self._seed = seed
+        self._epoch = -1
+        self._order = np.empty(0, np.int64)
+
+    def take(self, epoch: int, offset: int, n: int) -> Batch:
+        """See `Source.take`."""
+        return self.view.gather(self.places(epoch, offset, n))
+
+    def name_of(self, sample: int) -> str:
+        """See `Source.name_of`."""
+        return self.view.name_of(sample)
+
+    def places(self, epoch: int, offset: int, n: int) -> npt.NDArray[np.int64]:
+        """Return the places in `view` of the images that `take` returns."""
+        if epoch != self._epoch:
+            self._order = rng.permutation(rng.key(self._seed, "order", epoch), self.size)
+            self._epoch = epoch
+        return self._order[offset : offset + n]
