@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lensdist.config import load
+from lensdist.config import load, raw
 from lensdist.config.schema import schema_of
 from lensdist.data.samples import samples_of
 from lensdist.data.staging import check_ours
@@ -15,7 +15,7 @@ from lensdist.errors import EXIT_DONE, UserError
 from lensdist.files import to_json, write_atomic
 
 if TYPE_CHECKING:
-    from slurm.config.cluster import Cluster
+    from lensdist.estimate.hardware import Shape
 
 EXAMPLES = """examples:
   lensdist estimate --config configs/mae/reference.yaml                    # parameters, memory
@@ -23,9 +23,9 @@ EXAMPLES = """examples:
   lensdist estimate --config configs/mae/best.yaml --cluster configs/clusters/slurm-8gpu.yaml \\
       --gpus 1,8,64 --json estimate.json train.global_batch=4096 engine=fsdp
 
-Nothing is run. What a GPU and a network can do is the cluster's `hardware:`.
+The network is run once without memory or arithmetic, and what is found is cached; nothing trains.
+What a GPU and the links between GPUs can do is the cluster's `hardware:`.
 """
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the estimate.
 
     Raises:
-        UserError: the configuration, the cluster or a number of GPUs is wrong, or the network is
-            not known.
+        UserError: the configuration, the cluster or a number of GPUs is wrong, or the network
+            cannot be traced.
     """
     from lensdist.estimate.report import as_json, estimate, shown
     from lensdist.estimate.scaling import usual_counts
@@ -58,12 +58,11 @@ def run(args: argparse.Namespace) -> int:
     cfg = load(args.config, words, schema=schema_of)
     if args.json is not None:
         check_ours(args.json, "network", "rows", flag="--json")
-    cluster = _cluster(args.cluster, of_cluster)
-    per_node = 1 if cluster is None else cluster.per_node
-    hardware = None if cluster is None else cluster.hardware
-    counts = _counts(args.gpus) or usual_counts(per_node)
-    gpus = per_node * (1 if cluster is None else cluster.fewest)
-    found = estimate(cfg, hardware, counts, gpus, per_node, samples_of(cfg))
+    cluster = _cluster(args.cluster, [word.removeprefix("cluster.") for word in of_cluster])
+    counts = _counts(args.gpus) or usual_counts(cluster.per_node)
+    gpus = cluster.per_node * cluster.fewest
+    hardware = cluster.hardware
+    found = estimate(cfg, hardware, counts, gpus, cluster.per_node, samples_of(cfg))
     print(shown(found, cfg, hardware))
     if args.json is not None:
         print(f"\nwrote {write_atomic(args.json, to_json(as_json(found, cfg, hardware)))}")
@@ -76,29 +75,20 @@ def _counts(text: str | None) -> list[int]:
     parts = text.split(",")
     wrong = [part for part in parts if not part.isdecimal() or int(part) < 1]
     if wrong:
-        raise UserError(f"--gpus {text}: {wrong[0]!r} is no number of GPUs; give 1 or more each")
+        raise UserError(f"--gpus {text}: {wrong[0]!r} is not a number of GPUs; give 1 or more each")
     return [int(part) for part in parts]
 
 
-def _cluster(file: Path | None, words: list[str]) -> Cluster | None:
-    """None where nothing was said of one."""
-    if file is None and not words:
-        return None
-    if not _has_launcher():
-        raise UserError(
-            "--cluster: files of clusters are read by the launcher in slurm/, which is not "
-            "installed; use lensdist from a clone of its repository"
-        )
-    from slurm.config.cluster import Cluster
+def _cluster(file: Path | None, words: list[str]) -> Shape:
+    """Of a cluster's file, what an estimate needs; all else in it is the launcher's."""
+    from pydantic import create_model
 
-    given = [word.removeprefix("cluster.") for word in words]
-    return load(file, given, schema=Cluster)
+    from lensdist.estimate.hardware import Shape
 
-
-def _has_launcher() -> bool:
-    """Whether `slurm` is there, which is used from a clone: it is found beside this package."""
-    if not (_ROOT / "slurm" / "submit.py").is_file():
-        return False
-    if str(_ROOT) not in sys.path:
-        sys.path.append(str(_ROOT))
-    return True
+    own = Shape.model_fields
+    others = [] if file is None else [key for key in raw(file)[0] if key not in own]
+    # A misspelt key of ours is left to `load`, which says so.
+    fields: dict[str, Any] = {
+        key: (Any, None) for key in others if not get_close_matches(key, own, cutoff=0.8)
+    }
+    return load(file, words, schema=create_model("Cluster", __base__=Shape, **fields))

@@ -69,8 +69,8 @@ def _quick(cfg: BaseRun, rate: float, presets: Path) -> Iterator[tuple[float, Pa
     for file in presets.glob("*.yaml"):
         with suppress(UserError):
             other = load(file, path, schema=schema_of)
-            takes = seconds(other, rate)
-            if takes is not None and takes <= LONG / _MARGIN and _suits(other, cfg):
+            takes = seconds(other, rate) if _suits(other, cfg) else None
+            if takes is not None and takes <= LONG / _MARGIN:
                 yield takes, file
 
 
@@ -93,3 +93,11 @@ def words(seconds: float) -> str:
         if seconds >= 1.5 * length:
             return f"{seconds / length:.0f} {name}s"
     return "a minute"
+
+
+def short(seconds: float) -> str:
+    """A length of time in a table, such as `3:20 h`."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
