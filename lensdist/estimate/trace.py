@@ -140,13 +140,9 @@ class _Kernels(TorchFunctionMode):
         self._half = half
 
     def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if isinstance(func, FunctionType) and _OVERRIDES[0] in func.__globals__:
             with self:  # it calls others that matter
@@ -198,7 +194,7 @@ class _Tape(TorchDispatchMode):
 
     def __init__(self, network: nn.Module, stages: Sequence[Stage]) -> None:
         super().__init__()
-        self._network, self._epochs = network, [stage.epochs for stage in stages]
+        self._epochs = [stage.epochs for stage in stages]
         named = dict(network.named_parameters())
         self._sizes = {name: p.numel() for name, p in named.items()}
         self._trains = {
@@ -212,9 +208,8 @@ class _Tape(TorchDispatchMode):
         self._used: set[str] = set()
         self._rows: list[list[float]] = []
         self._packed: list[Tensor] = []
-        self._saved: dict[
-            int, tuple[int, int, int]
-        ] = {}  # storage: transformer layer, stages, bytes
+        # By storage: transformer layer, stages, bytes.
+        self._saved: dict[int, tuple[int, int, int]] = {}
         self._copies: defaultdict[int, int] = defaultdict(int)
         self._entries: list[float] = []
         self._block = -1
@@ -275,15 +270,15 @@ class _Tape(TorchDispatchMode):
         """Write down an operation: the fields of `lensdist.estimate.network.Op`, in order."""
         weights = [one for one in read if _storage(one) in self._weights]
         state = self._buffers | self._weights.keys()
-        moved = {id(one): one for one in (*read, *made) if _storage(one) not in state}
-        size = sum(min(t.nbytes, t.untyped_storage().nbytes()) for t in moved.values())
-        in_place = {id(one) for one in read} & {id(one) for one in made} & moved.keys()
-        size += sum(moved[one].nbytes for one in in_place)  # read, and written
+        other = {id(one): one for one in read if _storage(one) not in state}
+        moved = sum(
+            min(one.nbytes, one.untyped_storage().nbytes()) for one in (*other.values(), *made)
+        )
         new, self._used = names - self._used, self._used | names
         self._rows.append(
             [
                 flops / _IMAGES,
-                size / _IMAGES,
+                moved / _IMAGES,
                 sum(self._sizes[name] for name in new),
                 (weights or made)[0].element_size(),
                 int(fuses),
