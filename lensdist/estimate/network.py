@@ -269,8 +269,9 @@ def _from_json(facts: dict[str, Any]) -> Network:
     stages = []
     for i, epochs in enumerate(facts["epochs"]):
         layers: list[list[Op]] = []
-        for *own, block, learns, trains in facts["ops"]:
-            op = Op(*own, block, bool(learns >> i & 1), bool(trains >> i & 1))
+        for flops, moved, weights, width, fuses, wide, block, learns, trains in facts["ops"]:
+            own = bool(learns >> i & 1), bool(trains >> i & 1)
+            op = Op(flops, moved, weights, width, bool(fuses), bool(wide), block, *own)
             if block >= 0 and layers and layers[-1][-1].block == block:
                 layers[-1].append(op)
             else:

@@ -185,7 +185,7 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-class _Tape(TorchDispatchMode):
+class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every operation that is run.
 
     Sets of stages are bits of a number: where a parameter trains, and, of all that is computed from
@@ -193,7 +193,7 @@ class _Tape(TorchDispatchMode):
     """
 
     def __init__(self, network: nn.Module, stages: Sequence[Stage]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._epochs = [stage.epochs for stage in stages]
         named = dict(network.named_parameters())
         self._sizes = {name: p.numel() for name, p in named.items()}

@@ -114,7 +114,7 @@ def line(estimate: Estimate, cluster: Cluster) -> str:
     more = " or more" if cluster.fewest < cluster.most else ""
     without = f"; not counted: {' and '.join(estimate.besides)}" if estimate.besides else ""
     return (
-        f"about {short(estimate.seconds)} on {where}{more}, "
+        f"about {short(max(1.0, estimate.seconds))} on {where}{more}, "
         f"{_hours([estimate])} in {_counted(estimate.jobs, 'job')} "
         f"({estimate.source}: {_amount(estimate.images_per_s)} images/s{without})"
     )
