@@ -21,6 +21,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
@@ -144,7 +145,7 @@ class _Kernels(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if isinstance(func, FunctionType) and _OVERRIDES[0] in func.__globals__:
+        if isinstance(func, FunctionType) and func.__globals__["__name__"] in _PYTHON:
             with self:  # it calls others that matter
                 return _body(func)(*args, **kwargs)
         if self._half and name in _HALF | _FULL:
@@ -153,13 +154,12 @@ class _Kernels(TorchFunctionMode):
             kwargs = {key: _as(dtype, one) for key, one in kwargs.items()}
         if name == "dropout" and len(args) == 3:
             return torch.native_dropout(*args)[0] if args[1] and args[2] else args[0]
-        if name == "scaled_dot_product_attention" and len(args) == 3 and _plain(kwargs):
-            dropout, causal = kwargs.get("dropout_p", 0.0), kwargs.get("is_causal", False)
-            flash = _aten._scaled_dot_product_flash_attention  # no matrix of tokens x tokens
-            return flash(*args, dropout, causal, scale=kwargs.get("scale"))[0]
+        if name == "scaled_dot_product_attention":
+            return _attention(*args, **kwargs)
         return func(*args, **kwargs)
 
 
+_PYTHON = ("torch.nn.functional", "torch.functional")
 _OVERRIDES = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
 
@@ -177,8 +177,22 @@ def _as(dtype: torch.dtype, value: Any) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _plain(kwargs: dict[str, Any]) -> bool:
-    return kwargs.get("attn_mask") is None and not kwargs.get("enable_gqa")
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    if attn_mask is None and not enable_gqa:  # then a GPU keeps no matrix of tokens x tokens
+        flash = _aten._scaled_dot_product_flash_attention
+        return flash(query, key, value, dropout_p, is_causal, scale=scale)[0]
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
 
 
 def _storage(tensor: Tensor) -> int:
