@@ -33,7 +33,7 @@ _WITHOUT = {
     *("preset", "seed", "run", "data", "augment", "optim", "train", "checkpoint", "cache"),
     *("track", "engine", "shard", "speed", "precision"),
 }
-_CODE = ("models", "tasks", "data/preprocess.py", "estimate/trace.py")
+_CODE = ("models", "tasks", "data/preprocess.py", "estimate/trace.py", "estimate/kernels.py")
 _found: dict[str, Network | str] = {}  # or why there is none
 _NO_TORCH = "torch cannot be imported here"
 

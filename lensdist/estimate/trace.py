@@ -17,14 +17,11 @@ from collections.abc import Iterable, Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -33,6 +30,7 @@ from lensdist.config.schema import BaseRun, MaeRun, schema_of
 from lensdist.data.preprocess import Preprocess
 from lensdist.engine import fp8
 from lensdist.errors import UserError
+from lensdist.estimate.kernels import Kernels
 from lensdist.files import sha256, to_json
 from lensdist.models.config import masked_count
 from lensdist.models.vit import blocks_of
@@ -43,17 +41,6 @@ from lensdist.tasks.build import build_task
 _IMAGES = 8  # of the traced batch, by which everything is divided
 _CLASSES = ("0", "1", "2")  # the data's, which a configuration does not know: a last layer is small
 
-# What autocast computes in half precision, and what in float32 (torch's documentation, "CUDA Ops
-# that can autocast"). torch has no autocast for the meta device.
-_HALF = {
-    *("linear", "bilinear", "matmul", "__matmul__", "__rmatmul__", "mm", "mv", "bmm", "addmm"),
-    *("addbmm", "baddbmm", "einsum", "prelu", "scaled_dot_product_attention"),
-    *(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)),
-}
-_FULL = {
-    *("layer_norm", "group_norm", "softmax", "log_softmax", "exp", "expm1", "log", "log1p", "pow"),
-    *("rsqrt", "reciprocal", "norm", "sum", "prod", "cumsum", "cosine_similarity", "softplus"),
-}
 _aten = torch.ops.aten
 _COPIES = {_aten._to_copy.default, _aten.clone.default, _aten.native_dropout.default}
 
@@ -92,7 +79,7 @@ def trace(cfg: BaseRun) -> dict[str, Any]:
         network.train().requires_grad_(True)
         tape = _Tape(network, stages)
         saved = saved_tensors_hooks(tape.pack, lambda tensor: tensor)
-        with saved, _Kernels(half=cfg.precision != "no"), tape:
+        with saved, Kernels(half=cfg.precision != "no"), tape:
             network(*inputs)
         return tape.facts() | {"sources": _sources([task, *network.modules()])}
 
@@ -131,68 +118,6 @@ def _sources(parts: Iterable[object]) -> dict[str, str]:
         if not path.is_relative_to(Path(inspect.__file__).parent):
             found[str(path)] = sha256(path)
     return found
-
-
-class _Kernels(TorchFunctionMode):
-    """Let the meta device do as a GPU does: fused kernels, and autocast if `half`."""
-
-    def __init__(self, half: bool) -> None:
-        super().__init__()
-        self._half = half
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if isinstance(func, FunctionType) and func.__globals__["__name__"] in _PYTHON:
-            with self:  # it calls others that matter
-                return _body(func)(*args, **kwargs)
-        if self._half and name in _HALF | _FULL:
-            dtype = torch.bfloat16 if name in _HALF else torch.float32
-            args = [_as(dtype, one) for one in args]
-            kwargs = {key: _as(dtype, one) for key, one in kwargs.items()}
-        if name == "dropout" and len(args) == 3:
-            return torch.native_dropout(*args)[0] if args[1] and args[2] else args[0]
-        if name == "scaled_dot_product_attention":
-            return _attention(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-_PYTHON = ("torch.nn.functional", "torch.functional")
-_OVERRIDES = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-
-
-def _body(func: FunctionType) -> FunctionType:
-    """A function of torch that asks no mode before it computes."""
-    names = {**func.__globals__, **dict.fromkeys(_OVERRIDES, lambda *_: False)}
-    body = FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
-    body.__kwdefaults__ = func.__kwdefaults__
-    return body
-
-
-def _as(dtype: torch.dtype, value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_as(dtype, one) for one in value]
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    if attn_mask is None and not enable_gqa:  # then a GPU keeps no matrix of tokens x tokens
-        flash = _aten._scaled_dot_product_flash_attention
-        return flash(query, key, value, dropout_p, is_causal, scale=scale)[0]
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-    )
 
 
 def _storage(tensor: Tensor) -> int:
