@@ -211,7 +211,7 @@ def prepare(cfgs: Sequence[BaseRun]) -> None:
             missing[key] = cfg
         else:
             _found[key] = known
-    traced = _traced([*missing.values()])
+    traced = _traced([*missing.values()]) if missing else []
     for number, key in enumerate(missing):
         facts = traced[number] if traced else {"error": _NO_TORCH}
         if "error" in facts:
@@ -223,8 +223,6 @@ def prepare(cfgs: Sequence[BaseRun]) -> None:
 
 def _traced(cfgs: Sequence[BaseRun]) -> list[dict[str, Any]]:
     """What `trace` finds: in this process if it has torch already, else in one of its own."""
-    if not cfgs:
-        return []
     if "torch" in sys.modules:
         from lensdist.estimate.trace import trace_all
 
