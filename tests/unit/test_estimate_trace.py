@@ -171,7 +171,7 @@ def test_what_the_backward_pass_keeps(
 @pytest.mark.parametrize(
     ("preset", "changes"),
     [
-        ("common/debug", ("model.members=[resnet18,shufflenet_v2_x0_5]", "unfreeze_epochs=null",
+        ("common/debug", ("model.members=[resnet18,lensnet]", "unfreeze_epochs=null",
                           "model.head_dropout=0")),
         ("finetune/debug", ("linear_probe=true", "model.dropout=0.0")),
     ],
@@ -179,7 +179,7 @@ def test_what_the_backward_pass_keeps(
 def test_what_is_frozen_at_each_stage_is_what_autograd_skips(
     preset: str, changes: tuple[str, ...]
 ) -> None:
-    cfg = _config(preset, *changes)
+    cfg = _config(preset, "precision=no", *changes)
     model, inputs = _network(cfg)
     stages, found = _task(cfg).stages(cfg.train.epochs), network_of(cfg)
     assert len(stages) == len(found.stages) == (1 if preset.startswith("finetune") else 6)
@@ -197,7 +197,7 @@ def test_what_is_frozen_at_each_stage_is_what_autograd_skips(
         counted = counter.get_total_flops() / BATCH
         flops = ours.total(lambda op: op.flops)
         assert counted <= flops * 1.001
-        assert flops == pytest.approx(counted, rel=0.1)  # the first gradients have no way down
+        assert flops == pytest.approx(counted, rel=0.25)  # the first gradients have no way down
 
 
 @pytest.mark.parametrize("preset", ["mae/debug", "finetune/small", "sr/reference"])
