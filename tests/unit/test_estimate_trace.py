@@ -190,7 +190,7 @@ def test_what_is_frozen_at_each_stage_is_what_autograd_skips(
         assert ours.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert ours.trained == sum(layer.trained for layer in ours.layers)
         kept = BATCH * (ours.kept[0] + sum(ours.kept[1]))
-        assert kept == pytest.approx(_saved(model, inputs, half=False), rel=0.02)
+        assert kept == pytest.approx(_saved(model, inputs, half=False), rel=0.05)
         counter = FlopCounterMode(display=False)
         with counter:
             model(*inputs).sum().backward()
