@@ -167,7 +167,8 @@ def _known(enlarge: Enlarge) -> Callable[[], Enlarge]:
 
 
 def _moved(lr: Tensor) -> Tensor:
-    return resample.with_means(resample.bicubic(lr, 2), lr)
+    moved: Tensor = resample.with_means(resample.bicubic(lr, 2), lr)
+    return moved
 
 
 def _edsr(cfg: SuperResolutionTable, packed: PackedSet, n: int) -> Scores:

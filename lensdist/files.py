@@ -83,6 +83,19 @@ def is_private(folder: Path) -> bool:
     return mine and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
+def cache_folder() -> Path | None:
+    """Make the user's cache folder of this toolkit, if need be; None where it is not private."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "lensdist"
+    try:
+        if not folder.is_absolute():
+            return None
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder if is_private(folder) else None
+    except OSError:
+        return None
+
+
 def sha256(path: Path) -> str:
     """Of a regular file's bytes, in hexadecimal; read in pieces."""
     if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for ever

@@ -1,6 +1,45 @@
-def add_arguments(p):
-    pass
+"""`lensdist presets`: the configurations that come with lensdist, with their size and time."""
+
+from __future__ import annotations
+
+import argparse
+
+from lensdist.errors import EXIT_DONE
+
+EXAMPLES = """examples:
+  lensdist presets              # all
+  lensdist presets mae          # of one task
+  lensdist train mae/small      # train one
+"""
 
 
-def run(a):
-    return 0
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("task", nargs="?", help="default: all tasks")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a line for each preset.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    from lensdist.config.presets import presets
+    from lensdist.errors import UserError
+    from lensdist.estimate.presets import facts
+    from lensdist.tasks.registry import built_in
+
+    if args.task is not None and args.task not in built_in():
+        raise UserError(f"{args.task!r} is not a task; use one of {', '.join(built_in())}")
+    names = [name for name in presets() if args.task in (None, name.partition("/")[0])]
+    print(
+        f"{'preset':30} {'parameters':>10} {'images':>9}  {'device':6} {'expected time':16} about"
+    )
+    for one in facts(names):
+        print(
+            f"{one.name:30} {one.parameters:>10} {one.images:>9}  {one.device:6} {one.time:16} "
+            f"{one.about}"
+        )
+    return EXIT_DONE

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from lensdist.config import load
+from lensdist.config.presets import chosen
 from lensdist.config.schema import schema_of
 from lensdist.engine.launcher import agreed, from_environment
 from lensdist.errors import EXIT_DONE, UserError
@@ -26,12 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config", type=Path, required=True, help="configs/<task>/<preset>.yaml")
+    parser.add_argument("--config", type=Path, help="a configuration file, in place of a preset")
     parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
     parser.add_argument(
         "--steps", type=int, default=10, help="to time, and to trace (default: %(default)s)"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings")
+    parser.add_argument("words", nargs="*", metavar="PRESET key=value", help="preset, settings")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,10 +44,11 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.steps < 1:
         raise UserError(f"--steps must be 1 or more, not {args.steps}")
-    cfg = load(args.config, args.overrides, schema=schema_of)
+    file, settings = chosen(args.config, args.words)
+    cfg = load(file, settings, schema=schema_of)
     cfg = agreed(cfg, from_environment(os.environ))
     check_ours(args.out / "profile.json", "costliest", beside=(args.out / "trace.json.gz",))
-    keep = any(word.startswith("run.dir=") for word in args.overrides)
+    keep = any(word.startswith("run.dir=") for word in settings)
 
     from lensdist.engine.phase import context_of
     from lensdist.profiling.run import profile_run

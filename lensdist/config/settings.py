@@ -105,7 +105,7 @@ def _type(field: dict[str, Any], parts: dict[str, Any]) -> str:
         return f"mapping to {_type(field.get('additionalProperties') or {}, parts)}"
     names = {"integer": "whole number", "number": "number", "boolean": "true | false"}
     names |= {"string": "path" if field.get("format") == "path" else "text"}
-    return names.get(kind, kind) + _bounds(field)
+    return str(names.get(kind, kind)) + _bounds(field)
 
 
 def _bounds(field: dict[str, Any]) -> str:

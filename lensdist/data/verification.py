@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import stat
 import threading
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ import numpy.typing as npt
 from lensdist.data.manifest import FILES, FileInfo, Manifest
 from lensdist.data.splits import SPLITS, count_classes
 from lensdist.errors import RunError, UserError, say
-from lensdist.files import is_private, sha256
+from lensdist.files import cache_folder, sha256
 
 Arrays = dict[str, npt.NDArray[Any]]
 Verify = Literal["auto", "full", "off"]
@@ -204,15 +203,10 @@ def _marker(path: Path, info: FileInfo) -> Path | None:
     """Return the file that records that `path` was verified; None where it cannot be kept."""
     if info.bytes < _REMEMBERED:
         return None
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(base) / "lensdist"
+    folder = cache_folder()
+    if folder is None:  # what others can write there must not pass for verified
+        return None
     try:
-        if not folder.is_absolute():
-            return None
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if not is_private(folder):  # others could write there what was not verified
-            return None
         file = path.stat()
     except OSError:
         return None

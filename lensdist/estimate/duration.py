@@ -14,6 +14,7 @@ from lensdist.estimate.network import train_flops
 
 LONG = 3600.0
 """Seconds; a run that takes more is announced."""
+_FEW = 500  # images that are not worth tracing a network for
 _MARGIN = 3  # what is said to be quick must be so where paper is wrong by as much
 _SHARE = 0.4  # of the rate of matrix products, which convolutions and small layers do not reach
 _FITS = 40  # images a second and core whose smooth lens is found (`preprocess.scale: lens_fit`)
@@ -23,14 +24,15 @@ def operations(cfg: BaseRun, done: int = 0) -> float | None:
     """Floating-point operations of a run's steps, from the `done`-th on.
 
     Returns:
-        None where the network or the images are not known.
+        None where the network or the images are not known, or the images are few.
     """
-    flops, samples = train_flops(cfg), _samples(cfg)
-    if flops is None or samples is None:
+    samples, batch = _samples(cfg), cfg.train.global_batch
+    if samples is None:
         return None
-    batch = cfg.train.global_batch
     steps = cfg.train.max_steps or cfg.train.epochs * (samples // batch)
-    return flops * max(steps - done, 0) * batch
+    images = max(steps - done, 0) * batch
+    flops = train_flops(cfg) if images > _FEW else None
+    return None if flops is None else flops * images
 
 
 def seconds(cfg: BaseRun, rate: float, done: int = 0) -> float | None:
@@ -69,8 +71,8 @@ def _quick(cfg: BaseRun, rate: float, presets: Path) -> Iterator[tuple[float, Pa
     for file in presets.glob("*.yaml"):
         with suppress(UserError):
             other = load(file, path, schema=recorded_schema)
-            takes = seconds(other, rate)
-            if takes is not None and takes <= LONG / _MARGIN and _suits(other, cfg):
+            takes = seconds(other, rate) if _suits(other, cfg) else None
+            if takes is not None and takes <= LONG / _MARGIN:
                 yield takes, file
 
 
@@ -93,3 +95,11 @@ def words(seconds: float) -> str:
         if seconds >= 1.5 * length:
             return f"{seconds / length:.0f} {name}s"
     return "a minute"
+
+
+def short(seconds: float) -> str:
+    """A length of time in a table, such as `3:20 h`."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"

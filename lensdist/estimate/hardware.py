@@ -1,12 +1,13 @@
-"""What a GPU and the links between GPUs can do: `hardware` of a cluster's file (torch-free)."""
+"""The shape of a cluster, and what a GPU and the links between GPUs can do (torch-free)."""
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lensdist.config.base import Strict
 from lensdist.config.schema import BaseRun
@@ -181,3 +182,49 @@ class Links:
         if self.gpus == 1 or not size:
             return 0.0
         return 2 * self.share * size / self.bandwidth + 2 * min(self._round, self._climb)
+
+
+_RANGE = re.compile(r"(\d+)-(\d+)")
+
+
+class Shape(Strict):
+    """How many processes a cluster gives a run, and on what."""
+
+    nodes: int | str = Field(
+        1, description="nodes of a training job; 2-8: as many as SLURM has free at each start"
+    )
+    gpus_per_node: int | None = Field(
+        None, ge=1, description="null: none is asked for (one local process takes one it finds)"
+    )
+    processes_per_node: int | None = Field(None, ge=1, description="null: one for each GPU, or one")
+    hardware: Hardware | None = Field(
+        None,
+        description="what its GPUs and links can do, for `lensdist estimate`; plan, too, goes by "
+        "it in place of tflops",
+    )
+
+    @field_validator("nodes", mode="before")
+    @classmethod
+    def _a_number_or_a_range(cls, value: Any) -> Any:
+        text = str(value)
+        if text.isdigit() and int(text) >= 1:
+            return int(text)
+        found = _RANGE.fullmatch(text)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise ValueError(f"{value!r} is no number of nodes; give one, or a range such as 2-8")
+        return int(found[1]) if found[1] == found[2] else text
+
+    @property
+    def fewest(self) -> int:
+        """Nodes without which no job starts."""
+        return int(str(self.nodes).partition("-")[0])
+
+    @property
+    def most(self) -> int:
+        """Nodes at most."""
+        return int(str(self.nodes).rpartition("-")[2])
+
+    @property
+    def per_node(self) -> int:
+        """Processes on a node."""
+        return self.processes_per_node or self.gpus_per_node or 1

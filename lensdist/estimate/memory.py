@@ -6,12 +6,12 @@ divided among processes goes by ZeRO's stages (Rajbhandari et al. 2020, arXiv:19
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import astuple, dataclass
 
 from lensdist.config.schema import BaseRun
-from lensdist.estimate.layers import Layer
-from lensdist.estimate.network import frozen_share, layers_of
+from lensdist.estimate.network import Network, network_of
 
 FLOAT = 4  # bytes
 MOMENTS = 8  # bytes of Adam's two, a parameter
@@ -40,14 +40,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        return (
-            self.weights
-            + self.gradients
-            + self.moments
-            + self.average
-            + self.activations
-            + self.passing
-        )
+        return float(sum(astuple(self)))
 
     def fits(self, memory_gb: float) -> bool:
         """Whether a GPU of so many GB (1e9 bytes) has room for it."""
@@ -95,56 +88,37 @@ def model_state(
     )
 
 
-def activations(layers: Sequence[Layer], cfg: BaseRun) -> float:
+def activations(network: Network, cfg: BaseRun) -> float:
     """Bytes that one image's activations take, from the forward pass until the backward one needs
     them; under `speed.recompute` transformer layers keep their inputs, and one of them the rest."""
-    recomputed = cfg.speed.recompute
-    kept = again = 0.0
-    for layer in layers:
-        if not layer.trains:
-            continue
-        own = sum(op.kept for op in layer.ops)
-        if recomputed and layer.block:
-            kept, again = kept + layer.entry, max(again, own)
-        else:
-            kept += own
-    at_work = max((op.moved for layer in layers for op in layer.ops), default=0.0)
-    return kept + again + at_work
+    stage = network.fullest
+    outside, blocks = stage.kept
+    if cfg.speed.recompute:
+        blocks = (*network.entries, max(blocks, default=0.0))
+    at_work = max((op.moved for layer in stage.layers for op in layer.ops), default=0.0)
+    return outside + sum(blocks) + at_work
 
 
-def copies(layers: Sequence[Layer], cfg: BaseRun) -> float:
+def copies(network: Network, cfg: BaseRun) -> float:
     """Bytes of the weights' copies at the width of autocast, which wait for the backward pass."""
-    own = [(layer, float(sum(op.copied for op in layer.ops))) for layer in layers]
-    if not cfg.speed.recompute:
-        return sum(size for _, size in own)
-    blocks = [size for layer, size in own if layer.block]
-    return sum(size for layer, size in own if not layer.block) + max(blocks, default=0.0)
+    outside, blocks = network.copies
+    return outside + (max(blocks, default=0.0) if cfg.speed.recompute else sum(blocks))
 
 
-def groups_of(layers: Sequence[Layer]) -> tuple[float, list[float]]:
-    """Parameters that are gathered together: all outside of transformer layers, and those of each
-    layer."""
-    root = sum(layer.weights for layer in layers if not layer.block)
-    return float(root), [float(layer.weights) for layer in layers if layer.block]
-
-
-def memory(cfg: BaseRun, processes: int, micros: int = 1) -> Memory | None:
-    """What a GPU holds, of a run that so many processes share.
+def memory(cfg: BaseRun, processes: int, micros: int = 1) -> Memory:
+    """Return what a GPU holds, in the stage in which most trains.
 
     Args:
         cfg: the run's configuration.
-        processes: GPUs.
+        processes: GPUs that share the run.
         micros: micro-batches of a step that each computes.
 
-    Returns:
-        None where a member of an ensemble is not known here.
+    Raises:
+        UserError: the network cannot be traced.
     """
-    layers = layers_of(cfg, frozen=frozen_share(cfg) == 1)
-    if layers is None:
-        return None
+    network = network_of(cfg)
     stage, engine, share = cfg.shard.stage, cfg.engine, 1 / processes
-    weights = float(sum(layer.weights for layer in layers))
-    trained = float(sum(layer.weights for layer in layers if layer.trains))
+    weights, trained = float(network.parameters), float(network.fullest.trained)
     state = model_state(engine, stage, weights, trained, processes)
     own, gradients, moments = state.weights, state.gradients, state.moments
     divided = engine == "fsdp" or (engine == "deepspeed" and stage == 3)
@@ -163,40 +137,40 @@ def memory(cfg: BaseRun, processes: int, micros: int = 1) -> Memory | None:
         gradients,
         moments,
         average,
-        cfg.train.micro(processes) * activations(layers, cfg),
-        copies(layers, cfg) + _passing(cfg, layers),
+        cfg.train.micro(processes) * activations(network, cfg),
+        copies(network, cfg) + _passing(cfg, network),
     )
 
 
-def _passing(cfg: BaseRun, layers: Sequence[Layer]) -> float:
+def _passing(cfg: BaseRun, network: Network) -> float:
     """Bytes of gathered parameters and of gradients on their way."""
     if cfg.engine == "ddp":
         return 0.0  # its buckets are the gradients
     if cfg.engine == "deepspeed" and cfg.shard.stage < 3:
         return 2.0 * cfg.speed.bucket_mb * 1e6  # one fills while the other is sent
-    root, blocks = groups_of(layers)
-    largest = max(blocks, default=0.0)
+    blocks = [layer.weights for layer in network.fullest.layers if layer.block]
+    root, largest = network.parameters - sum(blocks), max(blocks, default=0)
     # Gathered: everything, or a layer beside the next one; and gradients of two layers.
     gathered = root + (sum(blocks) if cfg.shard.stage == 2 else 2 * largest)
-    return FLOAT * (gathered + max(root, 2 * largest))
+    return FLOAT * float(gathered + max(root, 2 * largest))
 
 
 def remedy(cfg: BaseRun, processes: int, micros: int, memory_gb: float) -> str | None:
-    """The settings that make a run fit a GPU of so many GB, what costs least first.
+    """Return the settings that make a run fit a GPU of so many GB, what costs least first.
 
     Returns:
-        A sentence such as `speed.recompute=true makes it 31 GB`; None where nothing does.
+        Words such as `speed.recompute=true makes it 31 GB`; None where nothing does.
     """
     for words, other in alternatives(cfg, processes):
         found = memory(other, processes, micros)
-        if found is not None and found.fits(memory_gb):
+        if found.fits(memory_gb):
             return f"{words} makes it {found.total / 1e9:.3g} GB"
     return None
 
 
 def alternatives(cfg: BaseRun, processes: int = 1) -> Iterator[tuple[str, BaseRun]]:
     """Settings that need less memory on so many GPUs, what costs least first; the run with them."""
-    transformer = any(layer.block for layer in layers_of(cfg) or ())
+    transformer = bool(network_of(cfg).entries)
     changed: dict[str, object] = {}
 
     def so_far() -> tuple[str, BaseRun]:
@@ -226,12 +200,13 @@ def alternatives(cfg: BaseRun, processes: int = 1) -> Iterator[tuple[str, BaseRu
 
 def _smaller(cfg: BaseRun, processes: int) -> list[int]:
     """Micro-batches that global_batch is a whole number of, each at most half of the one before."""
-    fewest = 2 if cfg.task in ("common", "finetune") else 1  # BatchNorm
     sizes, last = [], cfg.train.micro(processes)
-    for size in range(last // 2, fewest - 1, -1):
+    for size in range(last // 2, 0, -1):
         if cfg.train.global_batch % size == 0 and size <= last // 2:
-            sizes.append(size)
-            last = size
+            with suppress(ValueError):  # BatchNorm needs two images
+                with_settings(cfg, {"train.micro_batch": size})
+                sizes.append(size)
+                last = size
     return sizes
 
 

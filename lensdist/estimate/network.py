@@ -1,129 +1,330 @@
-"""What a network computes and moves, from a run's configuration alone (torch-free).
+"""What a run's network computes, moves and keeps, as tracing has found it (torch-free).
 
-Counted are a step's forward and backward pass; a multiply-add is two operations. Not counted is
-what happens around the network: reading, resizing, masks, augmentation, preprocessing.
-`preprocess.scale: lens_fit`, done once for each image, takes far longer than the small network
-behind it; this module knows nothing of that either.
+`trace.py` runs the network once on the meta device; what it finds is kept as JSON in the user's
+cache folder. Counted are a step's forward and backward pass; a multiply-add is two operations. Not
+counted is what happens around the network: reading, resizing, masks, augmentation, preprocessing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
-from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun, MaeRun, SuperResolutionRun
-from lensdist.estimate import convolutional, transformers
-from lensdist.estimate.layers import Layer, Op, Tape
+from lensdist.config.schema import BaseRun
+from lensdist.errors import UserError
+from lensdist.files import cache_folder, sha256, to_json, write_atomic
+from lensdist.provenance import PACKAGE
+from lensdist.sealed import read_json
 
-_CLASSES = 3  # the data's, which the configuration does not know; a last layer is next to nothing
-_FROZEN = "encoder."
+_FLOAT = 4  # bytes
+_SECONDS = 600  # for a process that traces: torch alone may take a minute from a slow file system
+# Settings that change nothing of a network, of what is frozen, or of its inputs.
+_WITHOUT = {
+    *("preset", "seed", "run", "data", "augment", "optim", "train", "checkpoint", "cache"),
+    *("track", "engine", "shard", "speed", "precision"),
+}
+_CODE = ("models", "tasks", "data/transforms.py", "estimate/trace.py", "estimate/kernels.py")
+_found: dict[str, Network | str] = {}  # or why there is none
+_NO_TORCH = "torch cannot be imported here"
 
 
-def layers_of(cfg: BaseRun, *, frozen: bool = False) -> list[Layer] | None:
-    """The network of a run, in the order in which an image passes it.
+@dataclass(frozen=True)
+class Op:
+    """An operation on one image, forward.
 
-    Args:
-        cfg: the run's configuration.
-        frozen: as it is while the encoder stays as it is; else all of it trains.
-
-    Returns:
-        None where a member of an ensemble is not known here.
+    Attributes:
+        flops: of matrix products and convolutions; 0 for all others.
+        moved: bytes of activations read and written, once each.
+        weights: parameters that no operation before has used.
+        width: bytes of a weight as it is read.
+        fuses: a compiler makes it one kernel with the operation before.
+        wide: `precision: fp8` takes its product in float8.
+        block: number of its transformer layer; -1 outside of them.
+        learns: its backward pass is computed.
+        trains: so are the gradients of its weights.
     """
-    tape = Tape(4 if cfg.precision == "no" else 2)
-    if isinstance(cfg, MaeRun):
-        transformers.autoencoder(tape, cfg.model, cfg.mask)
-    elif isinstance(cfg, FinetuneRun):
-        transformers.classifier(tape, cfg.model, _CLASSES)
-    elif isinstance(cfg, SuperResolutionRun):
-        transformers.super_resolver(tape, cfg.model)
-    elif isinstance(cfg, CommonRun):
-        if unknown_members(cfg):
-            return None
-        seen = cfg.preprocess.seen(cfg.model.in_channels, cfg.model.image_size)
-        convolutional.ensemble(tape, cfg.model, *seen, _CLASSES)
-    if frozen:
-        return [replace(one, trains=not one.name.startswith(_FROZEN)) for one in tape.layers]
-    return tape.layers
+
+    flops: float
+    moved: float
+    weights: int
+    width: int
+    fuses: bool
+    wide: bool
+    block: int
+    learns: bool
+    trains: bool
+
+    @property
+    def backward(self) -> int:
+        """Times that the backward pass costs as much: gradients of inputs, and of weights."""
+        return self.learns * (1 if self.weights and not self.trains else 2)
+
+    def is_free(self, cfg: BaseRun) -> bool:
+        """Return whether a compiler makes it part of the operation before."""
+        compiled = cfg.speed.compile
+        return self.fuses and (compiled == "whole" or (compiled == "blocks" and self.block >= 0))
 
 
-def unknown_members(cfg: BaseRun) -> list[str]:
-    """Members of an ensemble that are not written down here."""
-    members = cfg.model.members if isinstance(cfg, CommonRun) else ()
-    return [name for name in members if name not in convolutional.KNOWN]
+@dataclass(frozen=True)
+class Layer:
+    """Operations whose gradients are ready together: a transformer layer, or a single one.
 
-
-def frozen_share(cfg: BaseRun) -> float:
-    """Of the epochs, those in which the encoder stays as it is."""
-    if isinstance(cfg, FinetuneRun) and cfg.linear_probe:
-        return 1.0
-    if isinstance(cfg, FinetuneRun | SuperResolutionRun) and cfg.encoder is not None:
-        return min(cfg.frozen_epochs / cfg.train.epochs, 1.0)
-    return 0.0
-
-
-def parameters(cfg: BaseRun) -> int | None:
-    """All of the network's; None where a member of an ensemble is not known here."""
-    layers = layers_of(cfg)
-    return None if layers is None else sum(layer.weights for layer in layers)
-
-
-def forward_flops(cfg: BaseRun) -> float | None:
-    """Floating-point operations of one image's way through the network.
-
-    Returns:
-        None where a member of an ensemble is not known here.
+    Attributes:
+        ops: in order.
+        block: whether it is a transformer layer: sharded, compiled and computed again as one.
     """
-    layers = layers_of(cfg)
-    return None if layers is None else 2.0 * sum(layer.macs for layer in layers)
+
+    ops: tuple[Op, ...]
+    block: bool
+
+    @cached_property
+    def weights(self) -> int:
+        return sum(op.weights for op in self.ops)
+
+    @cached_property
+    def trained(self) -> int:
+        return sum(op.weights for op in self.ops if op.trains)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The network while the same parameters train.
+
+    Attributes:
+        share: of the epochs.
+        trained: parameters.
+        layers: in the order in which an image passes them.
+        kept: bytes of activations of one image that wait for the backward pass, outside of
+            transformer layers and in each of them.
+    """
+
+    share: float
+    trained: int
+    layers: tuple[Layer, ...]
+    kept: tuple[float, tuple[float, ...]]
+
+    def total(self, forward: Callable[[Op], float]) -> float:
+        """Sum of what operations cost, forward and backward."""
+        return sum(forward(op) * (1 + op.backward) for layer in self.layers for op in layer.ops)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and its stages of training.
+
+    Attributes:
+        parameters: all of them.
+        entries: bytes of the input of each transformer layer, of one image.
+        copies: bytes that autocast's copies of weights take, outside of transformer layers and in
+            each of them.
+        stages: in order.
+    """
+
+    parameters: int
+    entries: tuple[float, ...]
+    copies: tuple[float, tuple[float, ...]]
+    stages: tuple[Stage, ...]
+
+    @property
+    def fullest(self) -> Stage:
+        """The stage in which most trains, the last one of these."""
+        return max(reversed(self.stages), key=lambda stage: stage.trained)
+
+    @property
+    def full_from(self) -> float:
+        """The share of the epochs that lie before that stage."""
+        return sum(stage.share for stage in self.stages[: self.stages.index(self.fullest)])
+
+    @property
+    def flops(self) -> float:
+        """Of one image's way through the network, forward."""
+        return sum(op.flops for layer in self.stages[0].layers for op in layer.ops)
+
+    def mean(self, forward: Callable[[Op], float]) -> float:
+        """Mean over the epochs of what operations cost, forward and backward."""
+        return sum(stage.share * stage.total(forward) for stage in self.stages)
 
 
 def train_flops(cfg: BaseRun) -> float | None:
-    """The same of one image in training, a mean over `train.epochs`: a backward pass takes two
-    forward ones, and a frozen encoder has none. What `speed.recompute` computes twice counts once.
+    """Return the operations of one image in training, a mean over `train.epochs`.
 
-    An upper bound: the outputs of a frozen encoder may be kept (`cache.max_gb`), and an ensemble
-    that is unfrozen section by section counts as if all of it trained from the beginning.
+    A backward pass takes two forward ones, and none where nothing trains up to there. What
+    `speed.recompute` computes twice counts once. This is an upper bound: the outputs of a frozen
+    part may be kept (`cache.max_gb`).
+
+    Returns:
+        None where the network cannot be traced.
     """
-    return _in_training(cfg, lambda layer: 2.0 * layer.macs)
+    with suppress(UserError):
+        return network_of(cfg).mean(lambda op: op.flops)
+    return None
 
 
 def train_bytes(cfg: BaseRun, processes: int = 1) -> float | None:
-    """Bytes of memory traffic of one image in training, at the width of `precision`, a mean over
-    `train.epochs` as `train_flops`.
+    """Return the bytes of memory traffic of one image in training, likewise.
 
-    The model: each operation reads and writes its activations once, and the backward pass moves
-    twice as much. What a compiler makes part of the operation before (`speed.compile`) is free.
-    Weights are read once in each direction, and their gradients written, once a micro-batch. The
-    optimizer's traffic, once a step, is not in it, nor what `speed.recompute` moves again.
+    Each operation reads and writes its activations once, and the backward pass moves twice as much.
+    What a compiler makes part of the operation before (`speed.compile`) is free. Weights are read
+    once in each direction, and their gradients written, once a micro-batch. The optimizer's
+    traffic, once a step, is not in it, nor what `speed.recompute` moves again.
+
+    Returns:
+        None where the network cannot be traced.
     """
-    activations = _in_training(cfg, lambda layer: moved(layer, cfg))
-    weights = _in_training(cfg, weights_moved)
-    if activations is None or weights is None:
-        return None
-    return activations + weights / cfg.train.micro(processes)
+    with suppress(UserError):
+        network, micro = network_of(cfg), cfg.train.micro(processes)
+        weights = network.mean(lambda op: float(op.weights * op.width))
+        return network.mean(lambda op: 0.0 if op.is_free(cfg) else op.moved) + weights / micro
+    return None
 
 
-def moved(layer: Layer, cfg: BaseRun) -> float:
-    """Bytes of activations that a layer reads and writes forward, of one image."""
-    return sum(op.moved for op in layer.ops if not free(op, layer, cfg))
+def network_of(cfg: BaseRun) -> Network:
+    """Return a run's network: from the cache, else traced and cached.
+
+    Raises:
+        UserError: the network cannot be built or run, or torch is not installed.
+    """
+    prepare([cfg])
+    found = _found[_key(cfg)]
+    if isinstance(found, str):
+        raise UserError(f"task {cfg.task}: the network cannot be estimated: {found}")
+    return found
 
 
-def free(op: Op, layer: Layer, cfg: BaseRun) -> bool:
-    """Whether a compiler makes it part of the operation before."""
-    compiled = cfg.speed.compile == "whole" or (cfg.speed.compile == "blocks" and layer.block)
-    return op.fuses and compiled
+def prepare(cfgs: Sequence[BaseRun]) -> None:
+    """Trace the networks of several runs that are not in the cache yet, in one process."""
+    missing: dict[str, BaseRun] = {}
+    for cfg in cfgs:
+        key = _key(cfg)
+        known = _found.get(key) or _read(key)
+        if known is None:
+            missing[key] = cfg
+        else:
+            _found[key] = known
+    traced = _traced([*missing.values()]) if missing else []
+    for number, key in enumerate(missing):
+        facts = traced[number] if traced else {"error": _NO_TORCH}
+        if "error" in facts:
+            _found[key] = str(facts["error"])
+        else:
+            _found[key] = _from_json(facts)
+            _write(key, facts)
 
 
-def weights_moved(layer: Layer) -> float:
-    """Bytes of weights that a layer reads forward; backward it is twice as much with gradients."""
-    return sum(float(op.weights * op.width) for op in layer.ops)
+def _traced(cfgs: Sequence[BaseRun]) -> list[dict[str, Any]]:
+    """What `trace` finds: in this process if it has torch already, else in one of its own."""
+    if "torch" in sys.modules:
+        from lensdist.estimate.trace import trace_all
+
+        return trace_all(cfgs)
+    command = [sys.executable, "-m", "lensdist.estimate.trace"]
+    text = to_json([cfg.model_dump(mode="json") for cfg in cfgs])
+    path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with suppress(OSError, ValueError, subprocess.SubprocessError):
+        done = subprocess.run(
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        found: list[dict[str, Any]] = json.loads(done.stdout) if done.returncode == 0 else []
+        return found
+    return []
 
 
-def _in_training(cfg: BaseRun, forward: Callable[[Layer], float]) -> float | None:
-    layers = layers_of(cfg)
-    if layers is None:
-        return None
-    share = frozen_share(cfg)
-    return sum(
-        forward(layer) * (3 - 2 * share * layer.name.startswith(_FROZEN)) for layer in layers
-    )
+def _from_json(facts: dict[str, Any]) -> Network:
+    """Build the network of what `trace.trace` returns.
+
+    Raises:
+        LookupError, TypeError, ValueError: it is something else.
+    """
+    blocks, total = len(facts["entries"]), sum(facts["epochs"])
+
+    def by_block(sizes: dict[str, dict[str, float]], stage: int) -> tuple[float, tuple[float, ...]]:
+        """Outside of transformer layers, and in each, what a stage has of `sizes`."""
+        outside, *own = (
+            sum(
+                size
+                for stages, size in sizes.get(str(block), {}).items()
+                if int(stages) >> stage & 1
+            )
+            for block in range(-1, blocks)
+        )
+        return outside, tuple(own)
+
+    stages = []
+    for i, epochs in enumerate(facts["epochs"]):
+        layers: list[list[Op]] = []
+        for flops, moved, weights, width, fuses, wide, block, learns, trains in facts["ops"]:
+            own = bool(learns >> i & 1), bool(trains >> i & 1)
+            op = Op(flops, moved, weights, width, bool(fuses), bool(wide), block, *own)
+            if block >= 0 and layers and layers[-1][-1].block == block:
+                layers[-1].append(op)
+            else:
+                layers.append([op])
+        whole = tuple(Layer(tuple(ops), ops[0].block >= 0) for ops in layers)
+        kept = by_block(facts["kept"], i)
+        stages.append(Stage(epochs / total, facts["trained"][i], whole, kept))
+    copies = {block: {"1": size} for block, size in facts["copies"].items()}
+    return Network(facts["parameters"], tuple(facts["entries"]), by_block(copies, 0), tuple(stages))
+
+
+# ---- the cache
+
+
+def _key(cfg: BaseRun) -> str:
+    """Hash all that a trace depends on, but for code outside of this package."""
+    own = cfg.model_dump(mode="json", exclude=_WITHOUT)
+    for name in own:
+        if isinstance(getattr(cfg, name), Path):  # whose weights it starts from makes no difference
+            own[name] = True
+    facts = [own, cfg.precision == "no", cfg.train.epochs, _code()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@cache
+def _code() -> list[str]:
+    """The versions of what builds and traces networks."""
+    found = []
+    for name in ("torch", "torchvision"):
+        with suppress(PackageNotFoundError):
+            found.append(version(name))
+    for place in _CODE:
+        files = [PACKAGE / place] if place.endswith(".py") else (PACKAGE / place).glob("*.py")
+        found += [sha256(file) for file in sorted(files)]
+    return found
+
+
+def _file(key: str) -> Path | None:
+    folder = cache_folder()
+    return None if folder is None else folder / f"network-{key}.json"
+
+
+def _read(key: str) -> Network | None:
+    """A network of the cache; None where there is none, or code of the user's has changed."""
+    file = _file(key)
+    with suppress(OSError, LookupError, TypeError, ValueError):
+        if file is not None:
+            facts = read_json(file)
+            if all(sha256(Path(name)) == digest for name, digest in facts["sources"].items()):
+                return _from_json(facts)
+    return None
+
+
+def _write(key: str, facts: dict[str, Any]) -> None:
+    file = _file(key)
+    if file is not None:
+        with suppress(OSError):  # a full disk: it is traced again the next time
+            write_atomic(file, to_json(facts, indent=None))

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lensdist.config.schema import BaseRun
+from lensdist.estimate.duration import short
 from lensdist.estimate.hardware import Hardware
 from lensdist.estimate.memory import Memory, memory, remedy, with_settings
-from lensdist.estimate.network import layers_of, parameters, train_bytes, train_flops
-from lensdist.estimate.scaling import Row, check_members, micros_of, scaling
+from lensdist.estimate.network import network_of, train_bytes, train_flops
+from lensdist.estimate.scaling import Row, micros_of, scaling
 
 _ENGINES: tuple[tuple[str, int, bool], ...] = (
     ("ddp", 3, False),
@@ -72,18 +73,13 @@ def estimate(
     Raises:
         UserError: as `scaling`.
     """
-    check_members(cfg)
-    flops, moved, weights = train_flops(cfg), train_bytes(cfg, gpus), parameters(cfg)
-    layers = layers_of(cfg)
-    assert flops is not None
-    assert moved is not None
-    assert weights is not None
-    assert layers is not None
+    network = network_of(cfg)
+    cost = {"flops": train_flops(cfg) or 0.0, "bytes": train_bytes(cfg, gpus) or 0.0}
     return Estimate(
-        {"parameters": weights, "flops": flops, "bytes": moved},
+        {"parameters": network.parameters, **cost},
         gpus,
         _by_engine(cfg, gpus),
-        _by_recompute(cfg, gpus) if any(layer.block for layer in layers) else {},
+        _by_recompute(cfg, gpus) if network.entries else {},
         None if hardware is None else _fits(cfg, gpus, hardware),
         [] if hardware is None else scaling(cfg, hardware, counts, per_node, samples),
     )
@@ -94,9 +90,8 @@ def _by_engine(cfg: BaseRun, gpus: int) -> dict[str, Memory]:
     for engine, stage, offload in _ENGINES:
         changes = {"engine": engine, "shard.stage": stage, "shard.offload": offload}
         with suppress(ValueError):  # not every engine can everything
-            held = memory(with_settings(cfg, changes), gpus, micros_of(cfg, gpus))
-            if held is not None:
-                found[_name(engine, stage, offload)] = held
+            other = with_settings(cfg, changes)
+            found[_name(engine, stage, offload)] = memory(other, gpus, micros_of(cfg, gpus))
     return found
 
 
@@ -112,18 +107,15 @@ def own_name(cfg: BaseRun) -> str:
 
 
 def _by_recompute(cfg: BaseRun, gpus: int) -> dict[str, Memory]:
-    found = {}
-    for name, on in (("without", False), ("with", True)):
-        held = memory(with_settings(cfg, {"speed.recompute": on}), gpus, micros_of(cfg, gpus))
-        if held is not None:
-            found[name] = held
-    return found
+    return {
+        name: memory(with_settings(cfg, {"speed.recompute": on}), gpus, micros_of(cfg, gpus))
+        for name, on in (("without", False), ("with", True))
+    }
 
 
 def _fits(cfg: BaseRun, gpus: int, hardware: Hardware) -> str:
     room, micros = hardware.sheet.memory_gb, micros_of(cfg, gpus)
     held = memory(cfg, gpus, micros)
-    assert held is not None  # the members are known
     needs = f"{_amount(held.total / 1e9)} of {room:g} GB"
     if held.fits(room):
         return f"fits: {needs}"
@@ -205,7 +197,7 @@ def _time_table(found: Estimate, cfg: BaseRun, hardware: Hardware) -> str:
                 *(_amount(1e3 * value) for value in (*ms, row.step.seconds)),
                 f"{row.images_s:,.0f}",
                 f"{100 * row.efficiency:.0f} %",
-                "-" if row.epoch_s is None else _duration(row.epoch_s),
+                "-" if row.epoch_s is None else short(row.epoch_s),
                 "-" if row.gpu_hours is None else _amount(row.gpu_hours),
                 row.step.limit,
             ]
@@ -253,10 +245,3 @@ def _amount(value: float) -> str:
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}" if value >= 0.01 or not value else f"{value:.1g}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 from lensdist.config.schema import BaseRun
 from lensdist.errors import UserError
-from lensdist.estimate.convolutional import KNOWN
 from lensdist.estimate.hardware import Hardware
-from lensdist.estimate.layers import Layer
 from lensdist.estimate.memory import Memory, memory
-from lensdist.estimate.network import frozen_share, layers_of, unknown_members
+from lensdist.estimate.network import Stage, network_of
 from lensdist.estimate.step import Step, compute, simulate
 
 MOST = 1024
@@ -55,7 +53,7 @@ def scaling(
     per_node: int,
     samples: int | None = None,
 ) -> list[Row]:
-    """A row for each number of GPUs.
+    """Return a row for each number of GPUs.
 
     Args:
         cfg: the run's configuration.
@@ -65,20 +63,59 @@ def scaling(
         samples: images of an epoch; None: not known.
 
     Raises:
-        UserError: a number of GPUs that fills no whole nodes, or a network that is not known.
+        UserError: a number of GPUs that fills no whole nodes, or a network that cannot be traced.
     """
-    return [_Table(cfg, hardware, per_node, samples).row(gpus) for gpus in counts]
+    network = network_of(cfg)
+    full = network.fullest
+
+    def step(gpus: int, stage: Stage) -> Step:
+        found = compute(stage, cfg, hardware, gpus)
+        links = hardware.links(gpus, per_node)
+        return simulate(found, micros_of(cfg, gpus), cfg, hardware, links)
+
+    def batch(gpus: int) -> int:
+        return gpus * micros_of(cfg, gpus) * cfg.train.micro(gpus)
+
+    alone = batch(1) / step(1, full).seconds
+
+    def row(gpus: int) -> Row:
+        _check(gpus, per_node)
+        own, epoch, hours = step(gpus, full), None, None
+        rate = batch(gpus) / own.seconds
+        if samples is not None and samples >= batch(gpus):
+            epoch = samples / rate
+            of_stages = (
+                stage.share * (own if stage is full else step(gpus, stage)).seconds
+                for stage in network.stages
+            )
+            steps = cfg.train.max_steps or cfg.train.epochs * (samples // cfg.train.global_batch)
+            images = steps * cfg.train.global_batch
+            hours = images * sum(of_stages) / batch(gpus) * gpus / 3600
+        return Row(
+            gpus,
+            -(-gpus // per_node),
+            batch(gpus),
+            micros_of(cfg, gpus),
+            batch(gpus) != cfg.train.global_batch,
+            memory(cfg, gpus, micros_of(cfg, gpus)),
+            own,
+            rate,
+            rate / (gpus * alone),
+            epoch,
+            hours,
+        )
+
+    return [row(gpus) for gpus in counts]
 
 
-def check_members(cfg: BaseRun) -> None:
-    """Make sure that the network is known.
-
-    Raises:
-        UserError: a member of an ensemble is not.
-    """
-    unknown = unknown_members(cfg)
-    if unknown:
-        raise UserError(f"model.members: {unknown[0]} cannot be estimated; {', '.join(KNOWN)} can")
+def _check(gpus: int, per_node: int) -> None:
+    if gpus < 1:
+        raise UserError(f"{gpus} GPUs cannot train; give 1 or more")
+    if gpus > per_node and gpus % per_node:
+        raise UserError(
+            f"{gpus} GPUs are not whole nodes of {per_node}; give a multiple, or set "
+            "cluster.gpus_per_node"
+        )
 
 
 def micros_of(cfg: BaseRun, gpus: int) -> int:
@@ -95,68 +132,3 @@ def _powers(first: int, last: int) -> Iterator[int]:
     while first <= last:
         yield first
         first *= 2
-
-
-class _Table:
-    """What all rows of a run share."""
-
-    def __init__(
-        self, cfg: BaseRun, hardware: Hardware, per_node: int, samples: int | None
-    ) -> None:
-        check_members(cfg)
-        self._cfg, self._hardware, self._per_node = cfg, hardware, per_node
-        self._samples = samples
-        self._frozen = frozen_share(cfg)
-        self._whole, self._head = (
-            layers_of(cfg, frozen=frozen) or [] for frozen in (self._frozen == 1, True)
-        )
-        self._alone = self._rate(self._step(1, self._micros(1), self._whole), 1, self._micros(1))
-
-    def row(self, gpus: int) -> Row:
-        if gpus < 1:
-            raise UserError(f"{gpus} GPUs cannot train; give 1 or more")
-        if gpus > self._per_node and gpus % self._per_node:
-            raise UserError(
-                f"{gpus} GPUs are no whole nodes of {self._per_node}; give a multiple, or set "
-                "cluster.gpus_per_node"
-            )
-        micros = self._micros(gpus)
-        found = memory(self._cfg, gpus, micros)
-        assert found is not None  # all members are known
-        step = self._step(gpus, micros, self._whole)
-        rate = self._rate(step, gpus, micros)
-        per_image = 1 / rate
-        if 0 < self._frozen < 1:
-            frozen = self._rate(self._step(gpus, micros, self._head), gpus, micros)
-            per_image = (1 - self._frozen) / rate + self._frozen / frozen
-        train, samples = self._cfg.train, self._samples
-        epoch = hours = None
-        batch = gpus * micros * train.micro(gpus)
-        if samples is not None and samples >= batch:
-            epoch = samples / rate
-            steps = train.max_steps or train.epochs * (samples // train.global_batch)
-            hours = steps * train.global_batch * per_image * gpus / 3600
-        return Row(
-            gpus,
-            -(-gpus // self._per_node),
-            batch,
-            micros,
-            batch != train.global_batch,
-            found,
-            step,
-            rate,
-            rate / (gpus * self._alone),
-            epoch,
-            hours,
-        )
-
-    def _micros(self, gpus: int) -> int:
-        return micros_of(self._cfg, gpus)
-
-    def _step(self, gpus: int, micros: int, layers: Sequence[Layer]) -> Step:
-        links = self._hardware.links(gpus, self._per_node)
-        found = compute(layers, self._cfg, self._hardware, gpus)
-        return simulate(found, micros, self._cfg, self._hardware, links)
-
-    def _rate(self, step: Step, gpus: int, micros: int) -> float:
-        return gpus * micros * self._cfg.train.micro(gpus) / step.seconds

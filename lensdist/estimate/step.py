@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 from lensdist.config.schema import BaseRun
 from lensdist.estimate.hardware import Hardware, Links
-from lensdist.estimate.layers import Layer, Op
 from lensdist.estimate.memory import FLOAT
-from lensdist.estimate.network import free
+from lensdist.estimate.network import Op, Stage
 
 _LAUNCH = 5e-6  # s of the host for a kernel: 2,500 of the recipe's ensemble take 12 ms
 _REPLAY = 1e-6  # s of the device for a kernel of a CUDA graph
@@ -87,49 +86,40 @@ class Step:
         return max(self.parts, key=lambda name: self.parts[name])
 
 
-def compute(layers: Sequence[Layer], cfg: BaseRun, hardware: Hardware, gpus: int = 1) -> Compute:
-    """A micro-batch's forward and backward pass on one of so many GPUs.
+def compute(stage: Stage, cfg: BaseRun, hardware: Hardware, gpus: int = 1) -> Compute:
+    """Time a micro-batch's forward and backward pass on one of so many GPUs.
 
-    A backward pass takes twice the arithmetic and the traffic of the forward one; nothing where
-    nothing trains up to there, and a forward pass more where layers are computed again.
+    Transformer layers that are computed again cost a forward pass more.
     """
     bound = {True: 0.0, False: 0.0}
     raw: list[tuple[float, float]] = []
-    kernels, learning = 0, False
-    for layer in layers:
-        learning |= layer.trains
-        again = cfg.speed.recompute and layer.block
+    kernels = 0
+    for layer in stage.layers:
         forward = backward = 0.0
         for op in layer.ops:
-            if free(op, layer, cfg):
+            if op.is_free(cfg):
                 continue
             seconds, arithmetic = _roofline(op, cfg, hardware, cfg.train.micro(gpus))
-            times = 1 + 2 * learning + (again and learning)
-            forward, backward = forward + seconds, backward + (times - 1) * seconds
-            bound[arithmetic] += times * seconds
+            again = cfg.speed.recompute and layer.block and op.learns
+            forward, backward = forward + seconds, backward + (again + op.backward) * seconds
+            bound[arithmetic] += (1 + again + op.backward) * seconds
             ahead, back = _kernels(op)
-            kernels += ahead * (1 + (again and learning)) + back * learning
+            kernels += ahead * (1 + again) + back * op.learns
         raw.append((forward, backward))
     device = sum(forward + backward for forward, backward in raw)
     host = kernels * (_REPLAY if cfg.speed.cuda_graphs else _LAUNCH)
     # The host runs ahead where kernels are long, so only its sum counts; it delays all alike.
     slower = max(1.0, host / device) if device else 1.0
     work = tuple(
-        Work(
-            forward * slower,
-            backward * slower,
-            float(layer.weights),
-            float(layer.weights if layer.trains else 0),
-            layer.block,
-        )
-        for layer, (forward, backward) in zip(layers, raw, strict=True)
+        Work(forward * slower, backward * slower, layer.weights, layer.trained, layer.block)
+        for layer, (forward, backward) in zip(stage.layers, raw, strict=True)
     )
     return Compute(work, bound[True], bound[False], max(0.0, host - device))
 
 
 def _roofline(op: Op, cfg: BaseRun, hardware: Hardware, batch: int) -> tuple[float, bool]:
     """Seconds of a micro-batch, forward, and whether products bound them."""
-    arithmetic = 2 * op.macs * batch / hardware.flops(cfg, wide=op.wide)
+    arithmetic = op.flops * batch / hardware.flops(cfg, wide=op.wide)
     traffic = (op.moved * batch + op.weights * op.width) / hardware.bandwidth
     seconds = max(arithmetic, traffic)
     if op.wide and hardware.in_fp8(cfg):
@@ -140,9 +130,8 @@ def _roofline(op: Op, cfg: BaseRun, hardware: Hardware, batch: int) -> tuple[flo
 
 def _kernels(op: Op) -> tuple[int, int]:
     """Forward, with the copy of weights; and backward: gradients of input, weights and bias."""
-    if not op.moved:
-        return 0, 0
-    return 1 + bool(op.copied), 3 if op.macs else 1
+    copied = op.weights > 0 and op.width < FLOAT
+    return 1 + copied, 3 if op.flops else 1
 
 
 class Timeline:
@@ -266,27 +255,3 @@ def _optimizer(work: Sequence[Work], cfg: BaseRun, hardware: Hardware, gpus: int
     if cfg.shard.offload and cfg.engine != "ddp":
         return mine * (2 * FLOAT / _HOST_LINK + (_ADAM + average) / _HOST_MEMORY)
     return mine * (_ADAM + average) / hardware.bandwidth
-
-
-def volume(engine: str, stage: int, weights: float, gpus: int, micros: int = 1) -> float:
-    """Bytes that each process sends in a step. Of the weights' bytes: twice for DDP (an all-reduce)
-    and fsdp's stage 2 (gathered once, gradients scattered), three times for stage 3, which gathers
-    again in the backward pass (arXiv:1910.02054, section 7); less the part that it has already.
-
-    DeepSpeed's stages 1 and 2 send three times as well, not twice as in the paper: gradients are
-    summed on every process, and then the weights are gathered.
-
-    Args:
-        engine: ddp, fsdp or deepspeed.
-        stage: of the last two.
-        weights: bytes of the network.
-        gpus: processes.
-        micros: micro-batches of each; what is divided travels for every one of them.
-    """
-    if engine == "ddp":
-        times = 2.0
-    elif engine == "deepspeed" and stage < 3:
-        times = 1 + 2.0 * (micros if stage == 2 else 1)
-    else:
-        times = stage * float(micros)
-    return times * weights * (gpus - 1) / gpus

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from lensdist.config.base import Strict
-from lensdist.estimate.hardware import Hardware
+from lensdist.estimate.hardware import Shape
 
 # sbatch's flags that say what a cluster's own settings say: two truths would part sooner or later.
 _OURS = {
@@ -35,7 +35,6 @@ _LAUNCHERS = {"array", "dependency", "kill-on-invalid-dep", "job-name", "output"
 _LAUNCHERS |= {"open-mode", "requeue", "no-requeue", "chdir", "export"}
 _FLAG = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_RANGE = re.compile(r"(\d+)-(\d+)")
 
 
 def breaks_lines(text: str) -> bool:
@@ -99,7 +98,7 @@ class Preflight(Strict):
     )
 
 
-class Cluster(Strict):
+class Cluster(Shape):
     """One machine, or what each job asks SLURM for."""
 
     executor: Literal["local", "debug", "slurm"] = Field(
@@ -111,13 +110,6 @@ class Cluster(Strict):
     account: str | None = Field(None, description="sbatch --account")
     qos: str | None = Field(None, description="sbatch --qos")
     constraint: str | None = Field(None, description="sbatch --constraint")
-    nodes: int | str = Field(
-        1, description="nodes of a training job; 2-8: as many as SLURM has free at each start"
-    )
-    gpus_per_node: int | None = Field(
-        None, ge=1, description="null: none is asked for (one local process takes one it finds)"
-    )
-    processes_per_node: int | None = Field(None, ge=1, description="null: one for each GPU, or one")
     cpus_per_task: int | None = Field(
         None, ge=1, description="cores of a node's one task, which its processes share"
     )
@@ -149,11 +141,6 @@ class Cluster(Strict):
     tflops: float | None = Field(
         None, gt=0, description="what a process sustains in training; for estimates of plan only"
     )
-    hardware: Hardware | None = Field(
-        None,
-        description="what its GPUs and links can do, for `lensdist estimate`; plan, too, goes by "
-        "it in place of tflops",
-    )
     requeue: Requeue = Requeue()
     preflight: Preflight = Preflight()
 
@@ -174,17 +161,6 @@ class Cluster(Strict):
     @classmethod
     def _variables(cls, value: dict[str, str]) -> dict[str, str]:
         return _named(value, _VARIABLE, "is not the name of a variable")
-
-    @field_validator("nodes", mode="before")
-    @classmethod
-    def _a_number_or_a_range(cls, value: Any) -> Any:
-        text = str(value)
-        if text.isdigit() and int(text) >= 1:
-            return int(text)
-        found = _RANGE.fullmatch(text)
-        if found is None or not 1 <= int(found[1]) <= int(found[2]):
-            raise ValueError(f"{value!r} is no number of nodes; give one, or a range such as 2-8")
-        return int(found[1]) if found[1] == found[2] else text
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -217,21 +193,6 @@ class Cluster(Strict):
                     f"{name}: executor {self.executor} asks SLURM for nothing; use env, or set up "
                     "your shell before"
                 )
-
-    @property
-    def fewest(self) -> int:
-        """Nodes without which no job starts."""
-        return int(str(self.nodes).partition("-")[0])
-
-    @property
-    def most(self) -> int:
-        """Nodes at most."""
-        return int(str(self.nodes).rpartition("-")[2])
-
-    @property
-    def per_node(self) -> int:
-        """Processes on a node."""
-        return self.processes_per_node or self.gpus_per_node or 1
 
     @property
     def on_cpu(self) -> bool:

@@ -16,12 +16,12 @@ from typing import Any
 from pydantic import Field
 
 from lensdist.config.base import Strict
-from lensdist.config.schema import BaseRun, CommonRun, FinetuneRun, SuperResolutionRun, schema_of
+from lensdist.config.schema import BaseRun, schema_of
 from lensdist.data.manifest import MANIFEST
 from lensdist.engine.batches import check_shares
 from lensdist.errors import UserError
-from lensdist.estimate import train_flops
-from lensdist.estimate.network import unknown_members
+from lensdist.estimate.duration import short
+from lensdist.estimate.network import network_of, train_flops
 from lensdist.estimate.scaling import scaling
 from lensdist.phases import COMPLETE
 from lensdist.sealed import read_json
@@ -114,7 +114,7 @@ def line(estimate: Estimate, cluster: Cluster) -> str:
     more = " or more" if cluster.fewest < cluster.most else ""
     without = f"; not counted: {' and '.join(estimate.besides)}" if estimate.besides else ""
     return (
-        f"about {_duration(estimate.seconds)} on {where}{more}, "
+        f"about {short(max(1.0, estimate.seconds))} on {where}{more}, "
         f"{_hours([estimate])} in {_counted(estimate.jobs, 'job')} "
         f"({estimate.source}: {_amount(estimate.images_per_s)} images/s{without})"
     )
@@ -145,11 +145,13 @@ def _rate(
         theirs = _finished(other) if found is None and other != run else None
         if theirs is not None and _alike(theirs, config):
             found = _measured(other, theirs, cluster, processes)
-    if found is None and cluster.hardware is not None and cluster.gpus_per_node:
-        return _predicted(config, cluster, processes)
-    flops = train_flops(config)
-    if found is not None or flops is None or cluster.tflops is None:
+    if found is not None:
         return found
+    if cluster.hardware is not None and cluster.gpus_per_node:
+        return _predicted(config, cluster, processes)
+    flops = None if cluster.tflops is None else train_flops(config)
+    if flops is None or cluster.tflops is None:
+        return None
     source = f"from {flops / 1e9:.2g} GFLOP an image at {cluster.tflops:g} TFLOP/s"
     rate, gpu = cluster.tflops * 1e12 / flops, cluster.gpus_per_node is not None
     most = config.train.global_batch / (_STEP * processes)
@@ -161,11 +163,11 @@ def _rate(
 def _predicted(config: BaseRun, cluster: Cluster, processes: int) -> _Rate | None:
     """What `lensdist estimate` says."""
     assert cluster.hardware is not None
-    if unknown_members(config):
-        return None
-    row = scaling(config, cluster.hardware, [processes], cluster.per_node)[0]
-    source = f"predicted for {cluster.hardware.name}, whose {row.step.limit} takes longest"
-    return _Rate(row.images_s / processes, True, source)
+    with suppress(UserError):  # a network that cannot be traced
+        row = scaling(config, cluster.hardware, [processes], cluster.per_node)[0]
+        source = f"predicted for {cluster.hardware.name}, whose {row.step.limit} takes longest"
+        return _Rate(row.images_s / processes, True, source)
+    return None
 
 
 def _measured(run: Path, config: BaseRun, cluster: Cluster, processes: int) -> _Rate | None:
@@ -186,7 +188,7 @@ def _measured(run: Path, config: BaseRun, cluster: Cluster, processes: int) -> _
     return _Rate(statistics.median(rates[-_LAST:]) / theirs, gpu, f"{verb} in {place}{named}")
 
 
-def _rates(file: Path, step: int, epoch: int) -> list[float]:
+def _rates(file: Path, step: int, epoch: float) -> list[float]:
     """Images a second of the life that saved `step`, after `epoch`, oldest first."""
     rates: list[float] = []
     with suppress(OSError):
@@ -201,15 +203,11 @@ def _rates(file: Path, step: int, epoch: int) -> list[float]:
     return rates
 
 
-def _last_stage_from(config: BaseRun) -> int:
+def _last_stage_from(config: BaseRun) -> float:
     """The epoch from which everything trains that ever does."""
-    epochs, frozen = config.train.epochs, 0
-    if isinstance(config, FinetuneRun | SuperResolutionRun) and config.encoder is not None:
-        probe = isinstance(config, FinetuneRun) and config.linear_probe
-        frozen = 0 if probe else config.frozen_epochs
-    if isinstance(config, CommonRun) and config.unfreeze == "progressive":
-        frozen = sum((config.unfreeze_epochs or (epochs,))[:-1]) or epochs - 1
-    return frozen if frozen < epochs else 0
+    with suppress(UserError):
+        return config.train.epochs * network_of(config).full_from
+    return 0.0
 
 
 def _checkpoints(run: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -265,10 +263,3 @@ def _hours(estimates: Sequence[Estimate]) -> str:
 
 def _amount(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"

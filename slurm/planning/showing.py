@@ -7,6 +7,7 @@ from itertools import groupby
 
 from lensdist.config.schema import BaseRun
 from lensdist.data.epoch_size import images_per_epoch
+from lensdist.estimate.network import prepare
 from lensdist.sim.config import SimConfig
 from slurm.config.cluster import Cluster
 from slurm.job import Job
@@ -30,12 +31,11 @@ def shown(plan: Plan) -> str:
     These are what sbatch will be given but for the submission's folder (`NEW`), the code's copy
     (`CODE`) and the ids of other jobs (`JOB_OF_…`), which do not exist yet.
     """
-    times = {step.name: _time(step, plan) for step in plan.steps if step.config is not None}
+    times = _times(plan)
     parts = [f"chain {plan.chain.name}: {_arrows(plan)}"]
     parts += [_phase(plan, step, times.get(step.name)) for step in plan.steps]
-    todo = {s.name: times[s.name] for s in plan.todo if s.name in times}
-    if todo:
-        parts.append(total(todo))
+    if times:
+        parts.append(total(times))
     if plan.cluster.executor == "slurm":
         parts += [f"---- batch script of {n}\n{text.rstrip()}" for n, text in scripts(plan).items()]
     return "\n\n".join(parts)
@@ -83,14 +83,23 @@ def _arrows(plan: Plan) -> str:
     return ", ".join([*alone, *edges])
 
 
-def _time(step: Step, plan: Plan) -> Estimate | None:
-    assert step.config is not None
-    like = [other.goal.run for other in plan.steps if other.goal.kind == "run"]
-    samples = images_per_epoch(step.config.data, step.config.run.dir)
-    if samples is None:
-        config = _as_simulated(step.config, plan)
-        samples = images_per_epoch(config.data, config.run.dir)
-    return estimate(step.config, step.goal.run, samples, step.cluster, like)
+def _times(plan: Plan) -> dict[str, Estimate | None]:
+    """How long each training phase will take, of those that are to be sent."""
+    like = [step.goal.run for step in plan.steps if step.goal.kind == "run"]
+    found: dict[str, tuple[Step, BaseRun, int | None]] = {}
+    for step in plan.todo:
+        if step.config is not None:
+            made = _as_simulated(step.config, plan)
+            samples = next(
+                (n for c in (step.config, made) if (n := images_per_epoch(c.data, c.run.dir))), None
+            )
+            found[step.name] = step, step.config, samples
+    # In one process, which takes seconds to start.
+    prepare([c for s, c, n in found.values() if n and (s.cluster.hardware or s.cluster.tflops)])
+    return {
+        name: estimate(config, step.goal.run, samples, step.cluster, like)
+        for name, (step, config, samples) in found.items()
+    }
 
 
 def _as_simulated(config: BaseRun, plan: Plan) -> BaseRun:

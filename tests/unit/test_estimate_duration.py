@@ -11,7 +11,7 @@ import pytest
 
 from lensdist.config import load
 from lensdist.config.schema import schema_of
-from lensdist.estimate.duration import LONG, seconds, warning, words
+from lensdist.estimate.duration import LONG, seconds, short, warning, words
 from tests.conftest import ROOT, environment
 
 pytestmark = pytest.mark.unit
@@ -64,12 +64,14 @@ def test_a_preset_whose_encoder_is_not_there_is_not_named(tmp_path: Path) -> Non
     own = warning(load(configuration, [], schema=schema_of), RATE, 0, tmp_path / "none")
     assert own is not None
     assert own.endswith("on this CPU")
-    assert said("common/reference", "model.members=[vgg11]") is None  # nobody knows
+    assert said("common/reference", "model.members=[vgg12]") is None  # nobody knows
 
 
 def test_lengths_of_time_are_rough() -> None:
     found = [words(s) for s in (3600, 5400, 86400, 14 * 86400)]
     assert found == ["60 minutes", "2 hours", "24 hours", "14 days"]
+    found = [short(s) for s in (0.123, 12.3, 90, 3540, 12_000)]
+    assert found == ["0.12 s", "12 s", "2 min", "59 min", "3:20 h"]
 
 
 def test_a_real_start_says_so_before_it_simulates_anything(tmp_path: Path) -> None:

@@ -6,17 +6,15 @@ import pytest
 import torch
 
 from lensdist.engine.optim import WeightAverage, build_optimizer
-from lensdist.estimate.memory import Memory, memory, model_state, remedy
+from lensdist.estimate.memory import Memory, alternatives, memory, model_state, remedy
 from lensdist.models.mae import MaskedAutoencoder
-from tests.unit.test_flops import _config
+from tests.unit.test_estimate_trace import _config
 
 pytestmark = pytest.mark.unit
 
 
 def _memory(*changes: str, gpus: int = 8, micros: int = 1, preset: str = "mae/debug") -> Memory:
-    found = memory(_config(preset, *changes), gpus, micros)
-    assert found is not None
-    return found
+    return memory(_config(preset, *changes), gpus, micros)
 
 
 @pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.88)])
@@ -88,14 +86,11 @@ def test_what_else_takes_memory() -> None:
     probe = _memory("linear_probe=true", preset="finetune/debug")
     assert probe.gradients < 0.1 * probe.weights
     assert _memory("precision=bf16").activations < plain.activations
-    assert memory(_config("common/debug", "model.members=[vgg11]"), 1) is None
 
 
 def test_the_cheapest_setting_that_makes_it_fit() -> None:
     cfg = _config("mae/large", "engine=ddp", "speed.recompute=false", "speed.compile=no")
-    held = memory(cfg, 8)
-    assert held is not None
-    gb = held.total / 1e9
+    gb = memory(cfg, 8).total / 1e9
     found = {share: remedy(cfg, 8, 1, share * gb) for share in (0.9, 0.6, 0.3, 0.1, 0.001)}
     assert found[0.9] is not None
     assert found[0.9].startswith("speed.recompute=true makes it ")
@@ -105,9 +100,13 @@ def test_the_cheapest_setting_that_makes_it_fit() -> None:
     for share, words in found.items():  # what is promised holds
         if words is not None:
             settings = words.partition(" makes it ")[0].split(", ")
-            better = memory(_config("mae/large", *_said(cfg.engine), *settings), 8)
-            assert better is not None
-            assert better.fits(share * gb)
+            assert memory(_config("mae/large", *_said(cfg.engine), *settings), 8).fits(share * gb)
+
+
+def test_micro_batches_that_the_network_cannot_take_are_not_proposed() -> None:
+    cfg = _config("common/debug", "train.global_batch=8", "train.micro_batch=8")
+    sizes = [words for words, _ in alternatives(cfg) if words.startswith("train.micro_batch=")]
+    assert sizes == ["train.micro_batch=4", "train.micro_batch=2"]  # BatchNorm of one image
 
 
 def _said(engine: str) -> list[str]:

@@ -198,7 +198,7 @@ def test_without_a_measurement_arithmetic_says_it(tmp_path: Path) -> None:
     assert small.images_per_s == pytest.approx(16 / 0.01)
     assert "at 10 ms a step" in small.source
     assert estimate(config, tmp_path, 24_000, GPUS, []) is None
-    unknown = _config("common/debug", "model.members=[vgg11,resnet18]")
+    unknown = _config("common/debug", "model.members=[vgg12,resnet18]")
     assert estimate(unknown, tmp_path, 24_000, cluster, []) is None
 
 
@@ -209,7 +209,7 @@ def test_known_hardware_says_it_better(tmp_path: Path) -> None:
     row = scaling(config, Hardware(gpu="A100-80"), [8], 4)[0]
     assert found.images_per_s == pytest.approx(row.images_s)
     assert found.source == f"predicted for A100-80, whose {row.step.limit} takes longest"
-    unknown = _config("common/debug", "model.members=[vgg11,resnet18]")
+    unknown = _config("common/debug", "model.members=[vgg12,resnet18]")
     assert estimate(unknown, tmp_path, 24_000, cluster, []) is None
     # What was measured is believed more, and a job on CPUs has no GPU to predict for.
     _rows(tmp_path, [50.0])
