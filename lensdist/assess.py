@@ -32,7 +32,7 @@ from lensdist.phases import COMPLETE, check_finished
 from lensdist.sealed import first_of, read_json, sealed
 from lensdist.tasks.base import Batch, Task
 from lensdist.tasks.build import build_task
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 
 _CLASSIFIERS = ("finetune", "common")
 TTA = {

@@ -15,10 +15,10 @@ from lensdist.config.schema import BaseRun
 from lensdist.engine.checkpoint import Checkpoint
 from lensdist.engine.dependence import of_processes
 from lensdist.engine.evaluation import evaluate
-from lensdist.engine.journal import Journal
 from lensdist.engine.nonfinite import find_nonfinite
 from lensdist.engine.optim import learning_rate
 from lensdist.engine.parallel import build_engine
+from lensdist.engine.run_logger import RunLogger
 from lensdist.engine.saver import Saver
 from lensdist.engine.stages import Entered, Phase, enter, stages_in_steps
 from lensdist.engine.state import TrainState, describe, machine_changes, restore
@@ -43,7 +43,7 @@ class Outcome:
 def train(
     phase: Phase,
     world: World,
-    journal: Journal,
+    journal: RunLogger,
     saver: Saver,
     stopper: Stopper,
     resumed: Checkpoint | None,

@@ -24,13 +24,13 @@ from lensdist.engine.checkpoint import Checkpoint
 from lensdist.engine.finish import finish
 from lensdist.engine.folder import check_folder, claim_folder
 from lensdist.engine.initial import check_start, starting_point
-from lensdist.engine.journal import Journal
 from lensdist.engine.lock import held
 from lensdist.engine.loop import train
 from lensdist.engine.pairs import check_pairs
 from lensdist.engine.preflight import check_devices
 from lensdist.engine.prepared import PreparedView
 from lensdist.engine.resume import bring, find_checkpoint
+from lensdist.engine.run_logger import RunLogger
 from lensdist.engine.saver import Saver
 from lensdist.engine.sizes import check_images
 from lensdist.engine.stages import Phase
@@ -159,7 +159,7 @@ def _train(
     cfg, folder = phase.cfg, phase.cfg.run.dir
     phase = _prepared(phase, world)
     stopper = Stopper(folder, world)  # from here on a run that is told to stop has what to save
-    journal = Journal(cfg, world, resumed.step if resumed else 0)
+    journal = RunLogger(cfg, world, resumed.step if resumed else 0)
     saver = Saver(
         folder / "checkpoints",
         cfg.checkpoint.keep,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from lensdist.engine import checkpoint
 from lensdist.phases import completed
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from tests.conftest import forked, free_port
 from tests.distributed.engines_worker import ENGINES, GOES_ON, HALF, PRECISIONS, STEPS
 

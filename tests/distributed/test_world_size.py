@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lensdist.engine import checkpoint
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from tests.conftest import command, environment, forked, free_port, settings, start
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]

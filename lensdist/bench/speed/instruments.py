@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lensdist.bench.speed.watch import Watch
 from lensdist.config.schema import BaseRun
 from lensdist.data.source import Batch, Images, PackedSource, StreamSource
-from lensdist.engine.journal import Journal
+from lensdist.engine.run_logger import RunLogger
 from lensdist.engine.saver import Saver
 from lensdist.engine.world import World
 from lensdist.tasks.base import Task
@@ -113,7 +113,7 @@ class CountingSaver(Saver):
                 self._last()
 
 
-class JudgingJournal(Journal):
+class JudgingLogger(RunLogger):
     """Also counts seconds of training, and shows every evaluation to a judge on every process."""
 
     def __init__(self, cfg: BaseRun, world: World, judge: Judge | None) -> None:

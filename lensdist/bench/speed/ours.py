@@ -23,7 +23,7 @@ from lensdist.bench.speed.instruments import (
     CountingSaver,
     Few,
     Judge,
-    JudgingJournal,
+    JudgingLogger,
     Timed,
     TimedSet,
     TimedStream,
@@ -211,7 +211,7 @@ class Ours:
         self.source.watch = watch
         task = watched(self.task, self.network, watch)
         with contextlib.redirect_stderr(io.StringIO()):
-            journal = JudgingJournal(cfg, world, judge)
+            journal = JudgingLogger(cfg, world, judge)
             try:
                 phase = Phase(cfg, task, self.source, validation, self.plan, {})
                 train(phase, world, journal, saver, Stopper(cfg.run.dir, world), None)

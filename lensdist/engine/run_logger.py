@@ -12,12 +12,12 @@ from typing import Any
 from lensdist.config.schema import BaseRun
 from lensdist.engine.batches import StepPlan
 from lensdist.engine.world import World
-from lensdist.track.log import MetricsLog, rewind
-from lensdist.track.progress import Progress
-from lensdist.track.trackers import Trackers
+from lensdist.tracking.metrics_log import MetricsLog, rewind
+from lensdist.tracking.progress import Progress
+from lensdist.tracking.trackers import Trackers
 
 
-class Journal:
+class RunLogger:
     """The voice of a run.
 
     Args:

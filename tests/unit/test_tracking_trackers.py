@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from lensdist.track import trackers
-from lensdist.track.trackers import Trackers
+from lensdist.tracking import trackers
+from lensdist.tracking.trackers import Trackers
 
 
 class FakeWandb(types.ModuleType):
@@ -323,7 +323,7 @@ def test_real_wandb_offline_stays_in_the_run(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     code = (
         "from pathlib import Path\n"
-        "from lensdist.track.trackers import Trackers\n"
+        "from lensdist.tracking.trackers import Trackers\n"
         "for life in range(2):\n"
         "    t = Trackers(Path('run'), 'auto', 'p', False, {'seed': 3, 'path': Path('x')})\n"
         "    for i in range(10): t.log({'step': i, 'kind': 'train', 'loss': 1.0})\n"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lensdist.track.progress import Progress, _duration
+from lensdist.tracking.progress import Progress, _duration
 
 
 class Clock:

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from lensdist.files import plain, to_json, write_atomic
 from lensdist.sealed import read_json
-from lensdist.track.log import Row
+from lensdist.tracking.metrics_log import Row
 
 _PATIENCE = 30  # s that wandb may take to begin, and again to finish
 _LOOK = 0.25  # s between looks at the queue
