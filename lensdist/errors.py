@@ -103,26 +103,33 @@ def begun(where: object = None) -> Iterator[None]:
         raise RunError(sentence) from error
 
 
-_rank = 0
+_rank, _size = 0, 1
 
 
-def set_rank(rank: int) -> None:
-    """Say which of a run's processes this is. Others are alone, whatever RANK a shell has left."""
-    global _rank
-    _rank = rank
+def set_rank(rank: int, size: int = 1) -> None:
+    """Set which of a run's processes this is. Others are alone, whatever RANK a shell has left."""
+    global _rank, _size
+    _rank, _size = rank, size
 
 
-def say(sentence: str) -> None:
-    """Tell a person something, once however many processes there are."""
-    if _rank == 0:
-        _tell(sentence)
+def process() -> tuple[int, int]:
+    """Return the rank of this process, and the number of processes."""
+    return _rank, _size
 
 
-def complain(error: Exception) -> None:
-    """Tell a person what went wrong: what is amiss on one node only, the first does not know.
+def tell(line: str) -> None:
+    """Print the sentence that a command ends with; a stream that is closed changes nothing."""
+    if sys.stderr is not None:  # else it would go to standard output
+        with contextlib.suppress(OSError, ValueError):  # closed, or its reader has left
+            print(line, file=sys.stderr, flush=True)
 
-    What all processes find, the first of a node says: a launcher ends the others as soon as one
-    has left, while they wait. torchrun's report, which comes last, has the sentence too.
+
+def tell_error(error: Exception) -> None:
+    """Tell a person the error that ends a command, once however many processes there are.
+
+    An error of one node only is not known to the first process. An error of all processes is told
+    by the first of a node: a launcher ends the others as soon as one has left, while they wait.
+    torchrun's report, which comes last, has the sentence too.
     """
     if _rank == 0 or os.environ.get("LOCAL_RANK") == "0":
         _tell_torchrun(str(error))
@@ -130,17 +137,11 @@ def complain(error: Exception) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             time.sleep(_MOMENT)
     if not getattr(error, "told", False):
-        _tell(f"[process {_rank}] error: {error}" if _rank else f"error: {error}")
-
-
-def _tell(line: str) -> None:
-    if sys.stderr is not None:  # else it would go to standard output
-        with contextlib.suppress(OSError, ValueError):  # closed, or its reader has left
-            print(line, file=sys.stderr, flush=True)
+        tell(f"[process {_rank}] error: {error}" if _rank else f"error: {error}")
 
 
 def _tell_torchrun(sentence: str) -> None:
-    """In the form of torch's own `torch.distributed.elastic.multiprocessing.errors.record`."""
+    """Write the file of torch's own `torch.distributed.elastic.multiprocessing.errors.record`."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
         extra = {"py_callstack": f"error: {sentence}", "timestamp": str(int(time.time()))}

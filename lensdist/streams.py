@@ -29,20 +29,28 @@ def escaped(text: str) -> str:
 class Stream:
     """A text stream that takes everything and raises nothing; it escapes control characters.
 
+    Args:
+        stream: what is written to.
+        escapes: False where the writer has escaped strangers' text, and moves the cursor.
+
     Attributes:
         lost: why nothing arrives any more; None: all is well.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, *, escapes: bool = True) -> None:
+        self._stream, self._escapes = stream, escapes
         self.lost: OSError | None = None
+
+    def unescaped(self) -> Stream:
+        """The same stream for a writer that moves the cursor."""
+        return Stream(self._stream, escapes=False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
         with self._tolerant():
-            self._stream.write(escaped(text))
+            self._stream.write(escaped(text) if self._escapes else text)
         return len(text)
 
     def writelines(self, lines: Any) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from lensdist.config.schema import SuperResolutionRun
 from lensdist.data.packed import PackedSet
-from lensdist.errors import UserError, say
+from lensdist.errors import UserError
 from lensdist.resample import block_means
+
+log = logging.getLogger(__name__)
 
 _LOOKED_AT = 16  # training pairs
 _UNLIKE = 0.3  # of HR's own contrast; LR that is a noisy exposure of its own is below it
@@ -37,8 +41,8 @@ def check_pairs(cfg: SuperResolutionRun, packed: PackedSet) -> None:
     _check_means(cfg, packed)
     low, high = min(packed.manifest.statistics.min), max(packed.manifest.statistics.max)
     if high - low > 2 * cfg.data_range:
-        say(
-            f"warning: {packed.path} runs from {low:g} to {high:g}; PSNR and SSIM are of "
+        log.warning(
+            f"{packed.path} runs from {low:g} to {high:g}; PSNR and SSIM are of "
             f"data_range {cfg.data_range:g}"
         )
 

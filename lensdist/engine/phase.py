@@ -5,6 +5,7 @@ All that a user can get wrong is checked before the run writes anything of its o
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -37,9 +38,11 @@ from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import STOP, Deadline, Stopper, job_ends
 from lensdist.engine.torch_settings import settle
 from lensdist.engine.world import World
-from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, begun, say
+from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, begun
 from lensdist.sim.write import write_packed
 from lensdist.tasks.build import build_task
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -81,7 +84,7 @@ def run(
         said = _by_main(world, enter)
         if said is None:
             return _run(cfg, resume, world, ends)
-    say(said)
+    log.info(said)
     return EXIT_DONE
 
 
@@ -159,30 +162,37 @@ def _train(
     cfg, folder = phase.cfg, phase.cfg.run.dir
     phase = _prepared(phase, world)
     stopper = Stopper(folder, world)  # from here on a run that is told to stop has what to save
-    journal = RunLogger(cfg, world, resumed.step if resumed else 0)
+    logger = RunLogger(
+        folder,
+        cfg.track,
+        phase.facts["config"],
+        world.device,
+        resumed.step if resumed else 0,
+        enabled=world.main,
+    )
     saver = Saver(
         folder / "checkpoints",
         cfg.checkpoint.keep,
         cfg.checkpoint.background,
-        lambda step, sentence: journal.event(step, "not saved", sentence),
+        lambda step, sentence: logger.event(step, "not saved", sentence, logging.WARNING),
     )
     if ends is not None:
         stopper.deadline = Deadline(ends, saver.needs_s)
     try:
-        outcome = train(phase, world, journal, saver, stopper, resumed)
+        outcome = train(phase, world, logger, saver, stopper, resumed)
         if outcome.status == "stopped":
             return EXIT_REQUEUE
         _refuse_damage(packed, world)
         if world.main:
             seconds = time.monotonic() - started
-            journal.event(outcome.state.step, "finished", str(folder))  # the record seals the rows
-            journal.close()
+            logger.event(outcome.state.step, "finished", str(folder))  # the record seals the rows
+            logger.close()
             finish(cfg, phase.task, outcome, packed, seconds, phase.facts)
     finally:
         try:
             saver.wait()  # whatever ended training: what is being written is worth having
         finally:
-            journal.close()
+            logger.close()
     return EXIT_DONE
 
 
@@ -215,7 +225,7 @@ def _data(cfg: BaseRun, world: World) -> Path:
 
 def _simulate(cfg: BaseRun, own: Path) -> None:
     assert cfg.data.sim is not None  # the configuration has checked
-    say(f"simulating {cfg.data.n_per_class} images per class into {own}")
+    log.info("simulating %d images per class into %s", cfg.data.n_per_class, own)
     truth = isinstance(cfg, SuperResolutionRun) and cfg.data.sim.family == "sr"
     with begun(own):
         write_packed(own, cfg.data.sim, cfg.data.n_per_class, cfg.seed, truth=truth)
@@ -247,7 +257,7 @@ def _prepared(phase: Phase, world: World) -> Phase:
 
     def prepare(view: Images) -> Images:
         if world.main:
-            say(f"preparing {len(view):,} images, once ({cfg.preprocess.scale})")
+            log.info(f"preparing {len(view):,} images, once ({cfg.preprocess.scale})")
         return PreparedView(view, preprocess, cfg.train.eval_batch, world)
 
     validation, source = prepare(phase.validation), phase.source

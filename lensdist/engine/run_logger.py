@@ -1,112 +1,156 @@
-"""What a run says of itself: rows to metrics.jsonl, copies to trackers, a line to people.
+"""Record what a run does: rows of metrics.jsonl, copies to trackers, messages and progress.
 
-Only the main process says anything; on the others every method does nothing.
+Only the main process records; on the others every method does nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from lensdist.config.schema import BaseRun
+import torch
+
 from lensdist.engine.batches import StepPlan
-from lensdist.engine.world import World
+from lensdist.engine.config import TrackConfig
 from lensdist.tracking.metrics_log import MetricsLog, rewind
 from lensdist.tracking.progress import Progress
 from lensdist.tracking.trackers import Trackers
 
+log = logging.getLogger(__name__)
+
 
 class RunLogger:
-    """The voice of a run.
+    """Write a run's numbers, and show them.
+
+    Attributes:
+        peak_images_per_s: the speed at the devices' peak arithmetic, for `mfu`; None: not known.
 
     Args:
-        cfg: the run's configuration.
-        world: the processes; only the main one speaks.
-        step: where the run starts: rows after it, of a life that was lost, are dropped.
+        folder: of the run.
+        track: which trackers get copies.
+        config: the run's settings, which trackers show.
+        device: whose memory is reported.
+        step: the step that the run starts from. Later rows, of an earlier process, are dropped.
+        enabled: whether this is the main process.
     """
 
-    def __init__(self, cfg: BaseRun, world: World, step: int) -> None:
-        self._speaks = world.main
-        if not self._speaks:
+    def __init__(
+        self,
+        folder: Path,
+        track: TrackConfig,
+        config: Mapping[str, Any],
+        device: torch.device,
+        step: int,
+        *,
+        enabled: bool,
+    ) -> None:
+        self.peak_images_per_s: float | None = None
+        self._enabled, self._device = enabled, device
+        self._progress: Progress | None = None
+        if not enabled:
             return
-        self._world = world
-        self._cfg = cfg
-        path = cfg.run.dir / "metrics.jsonl"
+        path = folder / "metrics.jsonl"
         rewind(path, step)
         self._log = MetricsLog(path)
         self._trackers = Trackers(
-            cfg.run.dir,
-            cfg.track.wandb,
-            cfg.track.project,
-            cfg.track.tensorboard,
-            cfg.model_dump(mode="json"),
+            folder,
+            track.wandb,
+            track.project,
+            track.tensorboard,
+            config,
             resumed_step=step or None,
         )
-        self._progress: Progress | None = None
 
-    def begin(
-        self, total: int, step: int, plan: StepPlan, parameters: int, depends: str = ""
+    def begin(self, total: int, step: int, plan: StepPlan) -> None:
+        """Begin to measure time, just before the first step.
+
+        Args:
+            total: steps of the whole run.
+            step: steps done.
+            plan: what a step consists of.
+        """
+        if self._enabled:
+            self._images = plan.count * plan.micro_batch
+            self._steps_per_epoch = plan.steps_per_epoch
+            self._progress = Progress(total, step=step, images=step * self._images)
+
+    def train(
+        self,
+        step: int,
+        *,
+        loss: float,
+        lr: float,
+        grad_norm: torch.Tensor | float | None,
+        waited: float,
     ) -> None:
-        """Announce the arithmetic of the run before its first step, and what it depends on."""
-        if not self._speaks:
-            return
-        self._images = plan.count * plan.micro_batch
-        self._steps_per_epoch = plan.steps_per_epoch
-        self._progress = Progress(total, step=step, images=step * self._images)
-        self._progress.note(
-            f"{self._cfg.task}/{self._cfg.preset}: {parameters:,} parameters, {total} steps of "
-            f"{self._images} images = {plan.count} micro-batches of {plan.micro_batch} on "
-            f"{self._world.size} process(es), {plan.steps_per_epoch} steps an epoch, "
-            f"{self._world.device.type}, precision {self._cfg.precision}, "
-            f"engine {self._world.engine}"
-        )
-        if depends:
-            self._progress.note(depends)
+        """Record a log interval.
 
-    def train(self, step: int, loss: float, rate: float) -> None:
-        """At a log interval."""
-        if not self._speaks:
+        Args:
+            step: steps done.
+            loss: the interval's mean.
+            lr: learning rate of its last step.
+            grad_norm: of the whole gradient at its last step, before clipping.
+            waited: seconds of the interval that went into fetching batches.
+        """
+        if not self._enabled:
             return
         assert self._progress is not None
-        epoch = step / self._steps_per_epoch
-        self._progress.update(step, step * self._images, epoch=epoch, loss=loss, lr=rate)
-        speed = self._progress.images_per_s
-        self._row(step, "train", loss=loss, lr=rate, epoch=epoch, images_per_s=speed)
+        seconds = self._progress.mark(step, step * self._images)
+        speed, peak = self._progress.images_per_s, self.peak_images_per_s
+        figures: dict[str, float | None] = {
+            "loss": loss,
+            "lr": lr,
+            "epoch": step / self._steps_per_epoch,
+            "images_per_s": speed,
+            "grad_norm": None if grad_norm is None else float(grad_norm),
+            "data_wait": waited / seconds if seconds > 0 else None,
+        }
+        if speed is not None and peak is not None:
+            figures["mfu"] = speed / peak
+        if self._device.type == "cuda":
+            figures["memory_gb"] = torch.cuda.max_memory_allocated(self._device) / 1e9
+        self._row(step, "train", **figures)
+        self._progress.show(figures)
 
     def scores(self, step: int, scores: dict[str, Any], improved: bool, seconds: float) -> None:
-        """After an evaluation on the validation split."""
-        if not self._speaks:
+        """Record an evaluation on the validation split."""
+        if not self._enabled:
             return
         flat = {k: v for k, v in scores.items() if isinstance(v, int | float) or v is None}
         self._row(step, "val", **flat, best=improved, seconds=seconds)
-        if self._progress is not None:
-            shown = "  ".join(f"{k} {v:.4g}" for k, v in flat.items() if isinstance(v, float))
-            self._progress.note(f"step {step} val: {shown}{'  best so far' if improved else ''}")
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in flat.items() if isinstance(v, float))
+        log.info("step %d val: %s%s", step, shown, "  best so far" if improved else "")
 
-    def event(self, step: int, what: str, detail: str) -> None:
-        """Something that happened once."""
-        if not self._speaks:
-            return
-        self._row(step, "event", what=what, detail=detail)
-        if self._progress is not None:
-            self._progress.note(f"step {step}: {what}: {detail}")
+    def event(self, step: int, what: str, detail: str, level: int = logging.INFO) -> None:
+        """Record something that happened once.
+
+        Args:
+            step: steps done.
+            what: a few words.
+            detail: more of it.
+            level: of the message.
+        """
+        if self._enabled:
+            self._row(step, "event", what=what, detail=detail)
+            log.log(level, "step %d: %s: %s", step, what, detail)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """What happens inside is not training, and does not count in its images a second."""
-        paused = self._progress.paused() if self._speaks and self._progress else None
-        with paused or contextlib.nullcontext():
+        """Do not count what happens inside, which is not training, in the images a second."""
+        with self._progress.paused() if self._progress else contextlib.nullcontext():
             yield
 
     def sync(self) -> None:
-        """Where a checkpoint is saved: the rows up to it are on the disk too."""
-        if self._speaks:
+        """Wait until the rows are on the disk; called where a checkpoint is saved."""
+        if self._enabled:
             self._log.sync()
 
     def close(self) -> None:
-        """Say no more."""
-        if self._speaks:
+        """Close the file, the trackers and the display."""
+        if self._enabled:
             if self._progress is not None:
                 self._progress.close()
             self._log.close()

@@ -1,1 +1,1 @@
-"""What a run says while it trains: metrics.jsonl, trackers and the progress line."""
+"""Record and show the numbers of a run: metrics.jsonl, trackers, progress."""

@@ -1,20 +1,36 @@
-"""The progress line: step, epoch, images a second, time left, loss and learning rate.
+"""Show how far a run is: a live display on a terminal, log lines elsewhere.
 
-On a terminal it is one line that rewrites itself; elsewhere (a file, a SLURM log) aligned lines
-some seconds apart, so that a week of training does not write a gigabyte. Called at log intervals
-only, on rank 0; the other ranks pass `enabled=False`.
+Log lines (a file, a SLURM log) come some seconds apart, so that a week of training does not write
+a gigabyte. The main process calls this at log intervals only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, TextIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+if TYPE_CHECKING:
+    from lensdist.tracking.terminal import Display
+
+log = logging.getLogger(__name__)
+
+_LIVE_S, _LINES_S = 0.1, 10.0  # s between two updates of what is shown
+_FORMATS = {
+    "epoch": "epoch {:6.2f}",
+    "images_per_s": "{:8,.0f} img/s",
+    "loss": "loss {:<9.4g}",
+    "lr": "lr {:<8.2e}",
+    "grad_norm": "grad {:<8.3g}",
+    "memory_gb": "mem {:5.1f} GB",
+    "mfu": "mfu {:4.0%}",
+    "data_wait": "data {:4.0%}",
+}
 
 
 class _Mark(NamedTuple):
@@ -25,17 +41,15 @@ class _Mark(NamedTuple):
 
 
 class Progress:
-    """Shows how far a run is.
+    """Measure the speed of a run and show its progress.
 
     Args:
         total: steps of the whole run.
-        step: where it starts: more than 0 on resume.
+        step: the step it starts from: more than 0 after a resume.
         images: images seen until then.
-        stream: where to write; standard error by default, so that standard output stays data.
-        clock: seconds from anywhere, never backwards.
-        every: seconds between lines where `stream` is not a terminal.
-        window: updates that the rate is measured over.
-        enabled: False makes every method do nothing but keep `images_per_s`.
+        stream: the terminal, if it is one; by default standard error.
+        clock: seconds, which never go backwards.
+        window: updates over which the speed is measured.
     """
 
     def __init__(
@@ -46,19 +60,13 @@ class Progress:
         images: int = 0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
-        every: float = 10.0,
         window: int = 20,
-        enabled: bool = True,
     ) -> None:
-        self._total, self._clock, self._every = total, clock, every
+        self._total, self._clock = total, clock
         self._stream = sys.stderr if stream is None else stream
-        self._enabled = enabled
-        # A "dumb" terminal (Emacs, some CI) takes no carriage returns.
-        self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._idle = 0.0
         self._next = clock()
-        self._shown = False
-        self._line = ""
+        self._display: Display | None = None
         self._marks: deque[_Mark] = deque(maxlen=window + 1)
         self._marks.append(_Mark(clock(), clock(), step, images))
 
@@ -77,55 +85,41 @@ class Progress:
             return None
         return (self._total - last.step) * (last.wall - first.wall) / (last.step - first.step)
 
-    def update(
-        self,
-        step: int,
-        images: int,
-        *,
-        epoch: float | None = None,
-        loss: float | None = None,
-        lr: float | None = None,
-        **more: float,
-    ) -> None:
-        """Say where the run is.
+    def mark(self, step: int, images: int) -> float:
+        """Note where the run is; return the seconds of training since the last time.
 
         Args:
             step: steps done.
             images: images seen since the run began.
-            epoch: passes over the data, with its fraction.
-            loss: of the last interval.
-            lr: the learning rate.
-            more: other numbers to show, by name.
         """
-        now = self._clock()
+        now, before = self._clock(), self._marks[-1].busy
         self._marks.append(_Mark(now, now - self._idle, step, images))
-        done = step >= self._total
-        if not self._enabled or not (self._live or now >= self._next or done):
-            return
-        self._next = now + self._every
-        width = len(str(self._total))
-        parts = [f"step {step:>{width}}/{self._total} {step / max(self._total, 1):4.0%}"]
-        if epoch is not None:
-            parts.append(f"epoch {epoch:6.2f}")
-        rate, left = self.images_per_s, self.seconds_left
-        parts.append(f"{rate:8,.0f} img/s" if rate is not None else " " * 14)
-        parts.append(f"left {_duration(left):>8}" if left is not None else " " * 13)
-        if loss is not None:
-            parts.append(f"loss {loss:<9.4g}")
-        if lr is not None:
-            parts.append(f"lr {lr:<8.2e}")
-        parts += [f"{name} {value:<8.4g}" for name, value in more.items()]
-        self._show("  ".join(parts).rstrip())
+        return self._marks[-1].busy - before
 
-    def note(self, text: str) -> None:
-        """Print a line that stays, such as `saved step 500`, above the live one."""
-        if not self._enabled:
+    def show(self, figures: Mapping[str, float | None]) -> None:
+        """Show where the run is, with figures by their names in metrics.jsonl; None is left out."""
+        now, step = self._marks[-1].wall, self._marks[-1].step
+        if now < self._next and step < self._total:
             return
-        if self._shown:
-            self._write("\r\x1b[K")
-        self._write(text + "\n")
-        if self._shown:
-            self._write(self._line)
+        live = self._is_live()
+        self._next = now + (_LIVE_S if live else _LINES_S)
+        parts = [f"step {step:>{len(str(self._total))}}/{self._total} {self._share(step):4.0%}"]
+        left = self.seconds_left
+        if left is not None:
+            parts.append(f"left {_duration(left):>8}")
+        parts += [
+            form.format(value)
+            for name, form in _FORMATS.items()
+            if (value := figures.get(name)) is not None
+        ]
+        if not live:
+            log.info("  ".join(parts).rstrip())
+            return
+        if self._display is None:
+            from lensdist.tracking.terminal import Display  # imports rich
+
+            self._display = Display(self._stream)
+        self._display.update(self._share(step), parts)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -137,27 +131,18 @@ class Progress:
             self._idle += self._clock() - began
 
     def close(self) -> None:
-        """End the live line, so that what is printed next starts on its own."""
-        if self._shown:
-            self._write("\n")
-        self._shown = False
+        """End the live display; what it showed last stays."""
+        if self._display is not None:
+            self._display.close()
+            self._display = None
 
-    def _show(self, line: str) -> None:
-        if self._live:
-            # Cut to the terminal: a line that wraps cannot be rewritten and fills the screen.
-            self._line = line[: shutil.get_terminal_size().columns - 1]
-            self._shown = True
-            self._write(f"\r{self._line}\x1b[K")
-        else:
-            self._write(line + "\n")
+    def _share(self, step: int) -> float:
+        return step / max(self._total, 1)
 
-    def _write(self, text: str) -> None:
-        # A closed pipe (`| head`) or a full disk must not stop a run for the sake of its display.
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except (OSError, ValueError):
-            self._enabled = self._shown = False
+    def _is_live(self) -> bool:
+        # A "dumb" terminal (Emacs, some CI) cannot move its cursor.
+        capable = os.environ.get("TERM") not in ("dumb", "unknown")
+        return self._stream.isatty() and capable and log.isEnabledFor(logging.INFO)
 
 
 def _duration(seconds: float) -> str:

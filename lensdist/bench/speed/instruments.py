@@ -1,4 +1,4 @@
-"""What is put on a run to measure it: on its task, its source, its saver and its journal."""
+"""What is put on a run to measure it: on its task, its source, its saver and its logger."""
 
 from __future__ import annotations
 
@@ -117,7 +117,14 @@ class JudgingLogger(RunLogger):
     """Also counts seconds of training, and shows every evaluation to a judge on every process."""
 
     def __init__(self, cfg: BaseRun, world: World, judge: Judge | None) -> None:
-        super().__init__(cfg, world, 0)
+        super().__init__(
+            cfg.run.dir,
+            cfg.track,
+            cfg.model_dump(mode="json"),
+            world.device,
+            0,
+            enabled=world.main,
+        )
         self._judge, self._device = judge, world.device
         self._trained, self._since = 0.0, 0.0
 

@@ -112,21 +112,33 @@ class Engine(ABC):
     def backward(self, loss: Tensor) -> None:
         """Backward pass of a micro-batch's mean loss; the step's gradient is the mean over all."""
 
-    def step(self, rate: float, updates: int) -> None:
+    def step(self, rate: float, updates: int, *, measure: bool = False) -> Tensor | float | None:
         """Clip, step, forget the gradients and move the average.
 
         Args:
             rate: learning rate.
             updates: steps done, with this one.
+            measure: ask for the gradient's norm also if nothing is clipped.
+
+        Returns:
+            The norm of the gradient of all parameters, on all processes, before clipping; still on
+            the device. None if it was not computed.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._step(self.cfg.optim.clip_norm)
+        norm = self._step(self.cfg.optim.clip_norm, measure)
         if self.average is not None:
             self.average.update(self._pieces, updates)
+        return norm
 
     @abstractmethod
-    def _step(self, clip_norm: float | None) -> None: ...
+    def _step(self, clip_norm: float | None, measure: bool) -> Tensor | float | None:
+        """Clip and step; return the norm as `step` does."""
+
+    def unscaled(self, norm: Tensor) -> Tensor:
+        """Take fp16's scale off a norm. A gradient that is not clipped keeps it until the step."""
+        scaler = self.world.accelerator.scaler
+        return norm if scaler is None else norm / scaler.scale(norm.new_ones(()))
 
     # ---- the state
 

@@ -53,12 +53,17 @@ class DataParallel(Engine):
     def backward(self, loss: Tensor) -> None:
         self._gradients.backward(loss)
 
-    def _step(self, clip_norm: float | None) -> None:
+    def _step(self, clip_norm: float | None, measure: bool) -> Tensor | None:
         self._gradients.finish()
+        norm: Tensor | None = None
         if clip_norm is not None:
-            self.world.accelerator.clip_grad_norm_(self.model.parameters(), clip_norm)
+            norm = self.world.accelerator.clip_grad_norm_(self.model.parameters(), clip_norm)
+        elif measure:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            norm = self.unscaled(nn.utils.get_total_norm(gradients))
         self._stepper.step()
         self._stepper.zero_grad()
+        return norm
 
     def pieces(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.bare.named_parameters()}
