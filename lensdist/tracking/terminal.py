@@ -9,6 +9,7 @@ from typing import TextIO, cast
 from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
@@ -43,7 +44,7 @@ class Display:
             figures: short texts.
         """
         texts = [Text(" ".join(figure.split())) for figure in figures]
-        bar = ProgressBar(total=1.0, completed=share)
+        bar = Padding(ProgressBar(total=1.0, completed=share), 0)  # ends its line
         self._live.update(Group(bar, Columns(texts, padding=(0, 2))), refresh=True)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from tests.conftest import command, environment, forked, free_port, settings, st
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
-TIMES = ("images_per_s", "seconds")
+TIMES = ("images_per_s", "seconds", "data_wait", "mfu", "memory_gb")
 
 
 @pytest.fixture(scope="module")

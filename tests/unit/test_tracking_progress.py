@@ -1,12 +1,21 @@
-"""The progress line, with a clock and a stream of our own."""
+"""Progress, with a clock and a stream of our own."""
+
+from __future__ import annotations
 
 import io
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from lensdist.logs import to_stderr
+from lensdist.streams import Stream, tolerant
 from lensdist.tracking.progress import Progress, _duration
+
+pytestmark = pytest.mark.unit
 
 
 class Clock:
@@ -22,101 +31,152 @@ class Terminal(io.StringIO):
         return True
 
 
-def made(stream: io.StringIO, **more: Any) -> tuple[Progress, Clock]:
+class Closed(Terminal):
+    """What a terminal is once its window is gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+    def fileno(self) -> int:
+        raise OSError
+
+
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TERM", "xterm")
+    with tolerant(), to_stderr():
+        yield
+
+
+def made(stream: io.StringIO | None = None, **more: Any) -> tuple[Progress, Clock]:
     clock = Clock()
-    return Progress(1000, stream=stream, clock=clock, every=10, **more), clock
+    return Progress(1000, stream=stream or io.StringIO(), clock=clock, **more), clock
 
 
-def test_plain_lines_are_aligned_and_some_seconds_apart() -> None:
-    stream = io.StringIO()
-    progress, clock = made(stream)
+FIGURES = {"epoch": 0.5, "loss": 0.25, "lr": 1e-3, "images_per_s": 128.0, "grad_norm": 0.125}
+MORE = {"memory_gb": 3.25, "mfu": 0.375, "data_wait": 0.02}
+
+
+def screen(written: str, width: int) -> list[str]:
+    """The lines that a terminal shows in the end."""
+    rows, y, x = [""], 0, 0
+    for argument, command, text in re.findall(r"\x1b\[([?0-9;]*)([A-Za-z])|(.)", written, re.S):
+        if command == "A":
+            y -= int(argument or 1)
+        elif command == "K":
+            rows[y] = "" if argument == "2" else rows[y][:x]
+        elif text == "\r":
+            x = 0
+        elif text and (text == "\n" or x == width):
+            y, x = y + 1, 0
+            rows += [""] * (y + 1 - len(rows))
+        if text and text not in "\r\n":
+            rows[y] = rows[y][:x].ljust(x) + text + rows[y][x + 1 :]
+            x += 1
+    return [row.rstrip() for row in rows]
+
+
+def test_lines_elsewhere_are_aligned_and_some_seconds_apart(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    progress, clock = made()
     for step in range(1, 1001):
         clock.now += 0.5
-        progress.update(step, 64 * step, epoch=step / 100, loss=1 / step, lr=1e-4)
+        progress.mark(step, 64 * step)
+        progress.show({**FIGURES, "loss": 1 / step, "mfu": None})
     progress.close()
-    lines = stream.getvalue().splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 51  # 500 s / 10 s, and the last step
-    assert lines[1] == (
-        "step   21/1000   2%  epoch   0.21       128 img/s  left  0:08:10"
-        "  loss 0.04762    lr 1.00e-04"
+    assert lines[1].split(" INFO ")[1] == (
+        "step   21/1000   2%  left  0:08:10  epoch   0.50       128 img/s  loss 0.04762"
+        "    lr 1.00e-03  grad 0.125"
     )
-    assert lines[-1].startswith("step 1000/1000 100%")
-    assert "\r" not in stream.getvalue()
+    assert "step 1000/1000 100%" in lines[-1]
+    assert all(line.isprintable() for line in lines)
     assert len({line.index("loss") for line in lines}) == 1
 
 
-def test_live_line_rewrites_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "60")
+@pytest.mark.parametrize("width", [100, 20])
+def test_a_terminal_of_any_width_shows_every_figure_once(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
     stream = Terminal()
     progress, clock = made(stream)
-    for step in (1, 2):
+    for step in (1, 2, 1000):
         clock.now += 1
-        progress.update(step, 64 * step, epoch=0.5, loss=1.0, lr=1e-3, accuracy=0.5)
-    progress.note("saved step 2")
+        progress.mark(step, 64 * step)
+        progress.show({**FIGURES, **MORE})
+        if step < 3:
+            print(f"saved {step} \x1b[31m", file=sys.stderr)
     progress.close()
-    screen = stream.getvalue()
-    assert screen.count("\n") == 2
-    assert screen.endswith("\n")
-    assert all(len(line) < 60 for line in re.split(r"[\r\n]", screen.replace("\x1b[K", "")))
-    assert "\r\x1b[Ksaved step 2\nstep    2/1000" in screen
+    rows = screen(stream.getvalue(), width)
+    assert rows[:3] == [r"saved 1 \x1b[31m", r"saved 2 \x1b[31m", "━" * width]
+    assert all(len(row) <= width for row in rows)
+    figures = " ".join(" ".join(rows[3:]).split())
+    assert figures == (
+        "step 1000/1000 100% left 0:00:00 epoch 0.50 128 img/s loss 0.25 lr 1.00e-03 grad 0.125 "
+        "mem 3.2 GB mfu 38% data 2%"
+    )
+    assert stream.getvalue().endswith("\x1b[?25h")  # the cursor is there again
+    assert isinstance(sys.stderr, Stream)  # as before: escapes what strangers wrote
 
 
-def test_dumb_terminals_get_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "dumb")
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
+    term: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", term)
     stream = Terminal()
     progress, _ = made(stream)
-    progress.update(1, 1)
-    assert "\r" not in stream.getvalue()
+    progress.mark(1, 1)
+    progress.show(FIGURES)
+    assert stream.getvalue() == ""
+    assert "step    1/1000" in capsys.readouterr().err
 
 
-def test_rate_is_of_the_window_and_of_training_alone() -> None:
-    progress, clock = made(io.StringIO(), window=4)
+def test_the_rate_is_of_the_window_and_of_training_alone() -> None:
+    progress, clock = made(window=4)
     assert progress.images_per_s is None
     assert progress.seconds_left is None
     for step in range(1, 11):
         clock.now += 10 if step < 5 else 1  # a slow start is forgotten
-        progress.update(step, 100 * step)
+        assert progress.mark(step, 100 * step) == (10 if step < 5 else 1)
     assert progress.images_per_s == pytest.approx(100)
     assert progress.seconds_left == pytest.approx(990)
     with progress.paused():
         clock.now += 50
     clock.now += 1
-    progress.update(11, 1100)
+    assert progress.mark(11, 1100) == 1
     assert progress.images_per_s == pytest.approx(100)
     assert progress.seconds_left == pytest.approx(989 * 54 / 4)  # the time left does count it
 
 
 def test_a_resumed_run_counts_only_its_own_images() -> None:
-    progress, clock = made(io.StringIO(), step=500, images=50_000)
+    progress, clock = made(step=500, images=50_000)
     clock.now += 2
-    progress.update(510, 51_000)
+    progress.mark(510, 51_000)
     assert progress.images_per_s == pytest.approx(500)
     assert progress.seconds_left == pytest.approx(98)
 
 
-def test_other_ranks_are_silent() -> None:
-    stream = io.StringIO()
-    progress, clock = made(stream, enabled=False)
-    clock.now += 1
-    progress.update(1, 10)
-    progress.note("hello")
+def test_a_closed_terminal_stops_nothing() -> None:
+    progress, _ = made(Closed())
+    for step in (1, 1000):
+        progress.mark(step, step)
+        progress.show(FIGURES)
+    print("hello", file=sys.stderr)
     progress.close()
-    assert stream.getvalue() == ""
-    assert progress.images_per_s == 10
 
 
-class Broken(io.StringIO):
-    def write(self, text: str) -> int:
-        raise BrokenPipeError
-
-
-def test_a_closed_pipe_stops_nothing() -> None:
-    progress, _ = made(Broken())
-    progress.update(1, 10)
-    progress.update(1000, 20)
-    progress.note("hello")
-    progress.close()
+def test_rich_is_imported_for_a_terminal_only() -> None:
+    code = (
+        "import sys, logging; from lensdist.tracking.progress import Progress\n"
+        "logging.basicConfig(level='INFO')\n"
+        "p = Progress(2); p.mark(2, 2); p.show({}); p.close(); print('rich' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, "step 2/2" in done.stderr) == ("False\n", True)
 
 
 @pytest.mark.parametrize(
