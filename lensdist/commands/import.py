@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{'labels':>12}  {', '.join(description['labels'])}")
     print(f"{'wrote':>12}  {args.out}")
     for line in description["assumed"]:
-        log.warning("assumed: %s", line)
+        log.info("assumed: %s", line)
     if found.note:
         log.warning(found.note)
     return EXIT_DONE

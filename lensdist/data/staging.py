@@ -28,7 +28,7 @@ class Staging:
         self.folder = temporary(self.dest)
         for left in leftovers(self.dest):
             who = owner_of(left.name) or "a killed process"
-            log.info("%s is what %s left, unless it is still at work; remove it if not", left, who)
+            log.warning("%s: left by %s; remove it, unless that is still at work", left, who)
         try:
             self.folder.mkdir(parents=True)
         except OSError as error:
