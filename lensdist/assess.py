@@ -27,7 +27,7 @@ from lensdist.sealed import read_json, sealed
 from lensdist.staging import check_ours, check_writable
 from lensdist.tasks.base import Batch, Drawing
 from lensdist.tasks.registry import AnyTask
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 
 _OURS = ("learning_curves.png", "hard.png")  # figures that no task draws
 TTA = {

@@ -1,4 +1,4 @@
-"""What can go wrong, and the exit code that says so (torch-free).
+"""Errors of commands, and their exit codes (torch-free).
 
 Exit codes are part of the contract with shells, schedulers and `slurm/submit.py`:
 0 done; 1 failure; 2 bad configuration or input, nothing was started; 75 saved, run me again.
@@ -18,29 +18,29 @@ from lensdist.owners import final_name
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
-EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: "try again later" is what it has always meant
+EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 _MOMENT = 3  # s; torchrun looks ten times a second whether a process has left
 
 
 class UserError(Exception):
-    """Something the user can mend: one sentence that says what is wrong, where, and what to do.
+    """An error that the user can correct: one sentence says what is wrong, where, and what to do.
 
-    Raised before any work is started or any file is written, so commands exit with 2.
+    It is raised before any work is started or any file is written, so commands exit with 2.
 
     Attributes:
-        told: another process of the run says it.
+        told: another process of the run prints it.
     """
 
     told = False
 
 
 class Busy(UserError):
-    """Another process writes where this one would; it may soon be gone."""
+    """Another process writes to the same place; it may end soon."""
 
 
 class RunError(Exception):
-    """A run that had started could not go on; commands exit with 1.
+    """A run that had started cannot continue; commands exit with 1.
 
     Attributes:
         told: as in `UserError`.
@@ -57,11 +57,11 @@ _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.ETXTBSY, errno.EINVA
 
 
 def refusal(error: OSError, where: object = None) -> str | None:
-    """What a disk has to say, as a sentence; None: it is not a disk that says it.
+    """Return a sentence for an error of a disk; None if it is another kind of error.
 
     Args:
         error: what was raised.
-        where: the file or folder that was being written, should the error not name one.
+        where: the file or folder that was being written, if the error does not name one.
     """
     number, name = error.errno, error.filename if error.filename is not None else where
     if number is None and "requested and" in str(error):  # NumPy's, of a full disk
@@ -80,13 +80,13 @@ def refusal(error: OSError, where: object = None) -> str | None:
 
 
 def is_mistake(error: OSError) -> bool:
-    """Whether it is the place that is wrong, and not the disk that is full or failing."""
+    """Return whether the path is wrong; otherwise the disk is full or fails."""
     return error.errno in _MAY_NOT | _NO_SUCH
 
 
 @contextlib.contextmanager
 def begun(where: object = None) -> Iterator[None]:
-    """Work has begun: what a disk refuses from here on is a failure, not a wrong request.
+    """Turn errors of a disk into failures (exit code 1), because work has begun.
 
     Args:
         where: as in `refusal`.
@@ -103,26 +103,33 @@ def begun(where: object = None) -> Iterator[None]:
         raise RunError(sentence) from error
 
 
-_rank = 0
+_rank, _size = 0, 1
 
 
-def set_rank(rank: int) -> None:
-    """Say which of a run's processes this is. Others are alone, whatever RANK a shell has left."""
-    global _rank
-    _rank = rank
+def set_rank(rank: int, size: int = 1) -> None:
+    """Set which of a run's processes this is. Others are alone, whatever RANK a shell has left."""
+    global _rank, _size
+    _rank, _size = rank, size
 
 
-def say(sentence: str) -> None:
-    """Tell a person something, once however many processes there are."""
-    if _rank == 0:
-        _tell(sentence)
+def process() -> tuple[int, int]:
+    """Return the rank of this process, and the number of processes."""
+    return _rank, _size
 
 
-def complain(error: Exception) -> None:
-    """Tell a person what went wrong: what is amiss on one node only, the first does not know.
+def tell(line: str) -> None:
+    """Print the sentence that a command ends with; a stream that is closed changes nothing."""
+    if sys.stderr is not None:  # else it would go to standard output
+        with contextlib.suppress(OSError, ValueError):  # closed, or its reader has left
+            print(line, file=sys.stderr, flush=True)
 
-    What all processes find, the first of a node says: a launcher ends the others as soon as one
-    has left, while they wait. torchrun's report, which comes last, has the sentence too.
+
+def tell_error(error: Exception) -> None:
+    """Tell a person the error that ends a command, once however many processes there are.
+
+    An error of one node only is not known to the first process. An error of all processes is told
+    by the first of a node: a launcher ends the others as soon as one has left, while they wait.
+    torchrun's report, which comes last, has the sentence too.
     """
     if _rank == 0 or os.environ.get("LOCAL_RANK") == "0":
         _tell_torchrun(str(error))
@@ -130,17 +137,11 @@ def complain(error: Exception) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             time.sleep(_MOMENT)
     if not getattr(error, "told", False):
-        _tell(f"[process {_rank}] error: {error}" if _rank else f"error: {error}")
-
-
-def _tell(line: str) -> None:
-    if sys.stderr is not None:  # else it would go to standard output
-        with contextlib.suppress(OSError, ValueError):  # closed, or its reader has left
-            print(line, file=sys.stderr, flush=True)
+        tell(f"[process {_rank}] error: {error}" if _rank else f"error: {error}")
 
 
 def _tell_torchrun(sentence: str) -> None:
-    """In the form of torch's own `torch.distributed.elastic.multiprocessing.errors.record`."""
+    """Write the file of torch's own `torch.distributed.elastic.multiprocessing.errors.record`."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
         extra = {"py_callstack": f"error: {sentence}", "timestamp": str(int(time.time()))}

@@ -6,6 +6,7 @@ export/model.safetensors   the network's weights
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +16,15 @@ from torch import Tensor, nn
 
 from lensdist.data.transforms import Preprocess
 from lensdist.described import PREPROCESS, build
-from lensdist.errors import UserError, say
+from lensdist.errors import UserError
 from lensdist.files import sha256, to_json, write_atomic
 from lensdist.models.config import EncoderConfig
 from lensdist.owners import temporary
 from lensdist.phases import COMPLETE, completed
 from lensdist.sealed import read_json, sealed, unsealed
 from lensdist.tensors import nonfinite, read_safetensors, read_shapes, under, write_safetensors
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -93,8 +96,8 @@ def read_export(path: Path) -> Described:
         shown = str(description.get("format"))[:20]
         raise UserError(f"{folder} is of format {shown}; this version reads {FORMAT}")
     if not known and written.keys() == description.keys():
-        say(
-            f"warning: {folder / CONFIG} is from before exports were sealed, so damage to it "
+        log.warning(
+            f"{folder / CONFIG} is from before exports were sealed, so damage to it "
             "cannot be noticed; `lensdist export` writes a sealed one"
         )
     try:

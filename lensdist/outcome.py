@@ -26,12 +26,14 @@ from lensdist.errors import (
     Busy,
     RunError,
     UserError,
-    complain,
     is_mistake,
+    process,
     refusal,
-    say,
+    tell,
+    tell_error,
 )
 from lensdist.files import write_atomic
+from lensdist.logs import to_stderr
 from lensdist.streams import output_lost, tolerant
 
 FOLDER = "LENSDIST_OUTCOME"
@@ -113,7 +115,8 @@ def conclude(work: Callable[[], int]) -> int:
 
 def _conclude(work: Callable[[], int]) -> int:
     try:
-        code = work()
+        with to_stderr():
+            code = work()
         lost = output_lost()
         if lost is not None and code == EXIT_DONE:
             raise RunError(f"standard output: {lost}; not all of it was written")
@@ -126,7 +129,8 @@ def _conclude(work: Callable[[], int]) -> int:
     except DeviceError as e:
         return _complained("device", e, EXIT_FAILED)
     except KeyboardInterrupt:
-        say("interrupted")
+        if process()[0] == 0:
+            tell("interrupted")
         leave("failed", "interrupted")
         return EXIT_FAILED
     except SystemExit as e:
@@ -233,7 +237,7 @@ def node_name() -> str:
 
 def _complained(kind: Kind, error: Exception, code: int) -> int:
     leave(kind, error)
-    complain(error)
+    tell_error(error)
     return code
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from lensdist.errors import EXIT_FAILED, EXIT_REQUEUE, say, set_rank
+from lensdist.errors import EXIT_FAILED, EXIT_REQUEUE, process, set_rank, tell
 
 _REQUESTS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 _LAUNCHERS = {
@@ -54,7 +53,8 @@ def begin(*, trains: bool) -> None:
             _leave_without(_launcher)
     rank = os.environ.get("RANK", "")
     if rank.isdigit() and "MASTER_ADDR" in os.environ:  # `lensdist.launched` looks more closely
-        set_rank(int(rank))
+        size = os.environ.get("WORLD_SIZE", "")
+        set_rank(int(rank), int(size) if size.isdigit() else 1)
     listen(_too_early)
 
 
@@ -117,10 +117,11 @@ def _leave_without(process: int) -> None:
 
 
 def _too_early(number: int, name: str) -> NoReturn:
-    say(f"told to stop ({name}) before training began; run it again")
+    if process()[0] == 0:
+        tell(f"told to stop ({name}) before training began; run it again")
     raise SystemExit(EXIT_REQUEUE)
 
 
 def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
-    print("interrupted", file=sys.stderr)
+    tell("interrupted")
     raise SystemExit(EXIT_FAILED)

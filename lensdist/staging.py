@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
-from lensdist.errors import UserError, say
+from lensdist.errors import UserError
 from lensdist.files import fsync
 from lensdist.owners import leftovers, owner_of, remove, sweep, temporary
 from lensdist.sealed import read_json
+
+log = logging.getLogger(__name__)
 
 
 class Staging:
@@ -24,8 +27,8 @@ class Staging:
         sweep(self.dest.parent)
         self.folder = temporary(self.dest)
         for left in leftovers(self.dest):
-            say(f"note: {left} was left by {owner_of(left.name) or 'a killed process'}; remove it "
-                "unless that process still runs")  # fmt: skip
+            who = owner_of(left.name) or "a killed process"
+            log.warning("%s: left by %s; remove it, unless that is still at work", left, who)
         try:
             self.folder.mkdir(parents=True)
         except OSError as error:

@@ -1,7 +1,7 @@
-"""Standard output and error that may be closed, and show control characters (torch-free).
+"""Standard output and error that may be closed, and escape control characters (torch-free).
 
-`lensdist … | head -1` and `2>&-` must not change what a command does, nor its exit code. Python
-raises where something is printed, and again when it flushes at its end (exit code 120).
+`lensdist … | head -1` and `2>&-` must not change what a command does, or its exit code. Python
+raises an error where something is printed, and again when it flushes at its end (exit code 120).
 """
 
 from __future__ import annotations
@@ -16,33 +16,41 @@ from typing import Any, TextIO, cast
 
 from lensdist.files import printable
 
-# What commands print themselves: lines, tabs, a line drawn again (\r) and cleared (\x1b[K).
+# Control characters of the commands themselves: lines, tabs, a line that is written again.
 _OWN = re.compile(r"(\x1b\[K|[\t\n\r])")
 
 
 def escaped(text: str) -> str:
-    r"""What is to be printed, with control characters of strangers' text as escapes (\x1b)."""
+    r"""Return a text with its control characters, which a file may hold, as escapes (\x1b)."""
     parts = _OWN.split(text)  # the odd ones are our own
     return "".join(part if i % 2 else printable(part) for i, part in enumerate(parts))
 
 
 class Stream:
-    """A text stream that takes everything and raises nothing; it escapes control characters.
+    """A text stream whose writes never raise; it escapes control characters.
+
+    Args:
+        stream: what is written to.
+        escapes: False if the writer itself escapes text from files, and moves the cursor.
 
     Attributes:
-        lost: why nothing arrives any more; None: all is well.
+        lost: the first error, after which nothing is written; None: there was no error.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, *, escapes: bool = True) -> None:
+        self._stream, self._escapes = stream, escapes
         self.lost: OSError | None = None
+
+    def unescaped(self) -> Stream:
+        """Return the same stream for a writer that moves the cursor."""
+        return Stream(self._stream, escapes=False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
         with self._tolerant():
-            self._stream.write(escaped(text))
+            self._stream.write(escaped(text) if self._escapes else text)
         return len(text)
 
     def writelines(self, lines: Any) -> None:
@@ -68,7 +76,7 @@ class Stream:
 
 @contextlib.contextmanager
 def tolerant() -> Iterator[None]:
-    """Meanwhile nothing that is printed raises."""
+    """Let nothing that is printed inside raise an error."""
     before = sys.stdout, sys.stderr
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -89,7 +97,7 @@ def tolerant() -> Iterator[None]:
 
 
 def output_lost() -> str | None:
-    """Why not all of standard output is where it should be, though somebody wanted it there."""
+    """Return why a part of standard output was lost; None if its reader has closed it."""
     sys.stdout.flush()
     lost = getattr(sys.stdout, "lost", None)
     if lost is None or lost.errno in (errno.EPIPE, errno.EBADF):
@@ -98,7 +106,7 @@ def output_lost() -> str | None:
 
 
 def _open_nowhere(number: int, name: str) -> None:
-    """Else the next file that is opened gets the number, and all that C code prints."""
+    """Open it, or the next file that is opened gets its number, and what C code prints."""
     try:
         os.fstat(number)
     except OSError:

@@ -15,6 +15,7 @@ if __name__ == "__main__":  # before the imports, which take a second
     signals.begin(trains=True)
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -29,13 +30,15 @@ from lensdist.config.schema import BaseRun, schema_of
 from lensdist.engine.asked import is_as_asked
 from lensdist.engine.batches import check_shares
 from lensdist.engine.launcher import agreed, from_environment
-from lensdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError, say, set_rank
+from lensdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError, set_rank
 from lensdist.launched import rank_of
 from lensdist.outcome import conclude
 from lensdist.phases import completed
 
 if TYPE_CHECKING:
     from lensdist.engine.world import DistributedContext
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
   lensdist train mae/debug
@@ -82,17 +85,18 @@ def launch(args: argparse.Namespace) -> int:
         DeviceError: this node is not fit for the run.
     """
     signals.begin(trains=True)
-    set_rank(rank_of(os.environ))
+    set_rank(rank_of(os.environ), int(os.environ.get("WORLD_SIZE") or 1))
     file, settings = chosen(args.config, args.words)
     cfg = load(file, settings, schema=schema_of)
     asked = from_environment(os.environ)
     cfg = agreed(cfg, asked)
     done = _already_done(cfg, args.resume)
     if done:
-        say(done)
+        log.info(done)
         return EXIT_DONE
     if asked.unread:
-        say(f"{asked.whose}: left unread, and none changes a result: {', '.join(asked.unread)}")
+        unread = ", ".join(asked.unread)
+        log.info("%s: left unread, and none changes a result: %s", asked.whose, unread)
     check_shares(cfg.train, cfg.fewest, asked.processes or 1)
     from lensdist.engine.phase import context_of, run
 

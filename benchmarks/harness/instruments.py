@@ -1,4 +1,4 @@
-"""Instruments on a run: on its task, its source, its saver and its journal."""
+"""What is put on a run to measure it: on its task, its source, its saver and its logger."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lensdist.config.schema import BaseRun
 from lensdist.data.dataset import Batch
 from lensdist.data.sampler import Images, PackedSource
 from lensdist.data.stream import StreamSource
-from lensdist.engine.journal import Journal
+from lensdist.engine.run_logger import RunLogger
 from lensdist.engine.saver import Saver
 from lensdist.engine.world import DistributedContext
 from lensdist.tasks.registry import AnyTask
@@ -115,11 +115,18 @@ class CountingSaver(Saver):
                 self._last()
 
 
-class JudgingJournal(Journal):
+class JudgingLogger(RunLogger):
     """Also counts seconds of training, and shows every evaluation to a judge on every process."""
 
     def __init__(self, cfg: BaseRun, world: DistributedContext, judge: Judge | None) -> None:
-        super().__init__(cfg, world, 0)
+        super().__init__(
+            cfg.run.dir,
+            cfg.track,
+            cfg.model_dump(mode="json"),
+            world.device,
+            0,
+            enabled=world.main,
+        )
         self._judge, self._device = judge, world.device
         self._trained, self._since = 0.0, 0.0
 

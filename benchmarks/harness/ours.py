@@ -1,6 +1,6 @@
 """A run of lensdist's own loop, again and again from the start, with a watch on it.
 
-Nothing that a run does at a step is switched off: keyed random numbers, the journal, signals and
+Nothing that a run does at a step is switched off: keyed random numbers, the logger, signals and
 the STOP file, one evaluation and one save at the end. Only the cadence of the latter two is moved
 out of the windows, for what they cost is told by itself.
 """
@@ -22,7 +22,7 @@ from benchmarks.harness.instruments import (
     CountingSaver,
     Few,
     Judge,
-    JudgingJournal,
+    JudgingLogger,
     Timed,
     TimedSet,
     TimedStream,
@@ -210,9 +210,9 @@ class Ours:
         self.source.watch = watch
         task = watched(self.task, self.network, watch)
         with contextlib.redirect_stderr(io.StringIO()):
-            journal = JudgingJournal(cfg, world, judge)
+            logger = JudgingLogger(cfg, world, judge)
             try:
                 phase = Phase(cfg, task, self.source, validation, self.plan, {})
-                train(phase, world, journal, saver, Stopper(cfg.run.dir, world), None)
+                train(phase, world, logger, saver, Stopper(cfg.run.dir, world), None)
             finally:
-                journal.close()
+                logger.close()

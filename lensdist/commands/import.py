@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
-import sys
 from pathlib import Path
 
 from lensdist.errors import EXIT_DONE
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
   lensdist import ensemble_model.pth --out imported/ensemble
@@ -79,9 +81,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"{'labels':>12}  {', '.join(description['labels'])}")
     print(f"{'wrote':>12}  {args.out}")
     for line in description["assumed"]:
-        print(f"assumed: {line}", file=sys.stderr)
+        log.info("assumed: %s", line)
     if found.note:
-        print(f"warning: {found.note}", file=sys.stderr)
+        log.warning(found.note)
     return EXIT_DONE
 
 

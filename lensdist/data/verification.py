@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import stat
 import threading
 from collections.abc import Mapping
@@ -21,8 +22,10 @@ import numpy.typing as npt
 
 from lensdist.data.manifest import FILES, FileInfo, Manifest
 from lensdist.data.splits import SPLITS, count_classes
-from lensdist.errors import RunError, UserError, say
+from lensdist.errors import RunError, UserError
 from lensdist.files import cache_folder, sha256
+
+log = logging.getLogger(__name__)
 
 Arrays = dict[str, npt.NDArray[Any]]
 Verify = Literal["auto", "full", "off"]
@@ -153,7 +156,7 @@ class Verification:
         later = background and how == "auto" and size > _AT_ONCE
         if size > _AT_ONCE:
             when = "while training goes on" if later else "first"
-            say(f"verifying {size / 1e9:.1f} GB of {folder} {when}")
+            log.info("verifying %.1f GB of %s %s", size / 1e9, folder, when)
         if not later:
             self._hash()
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from lensdist.phases import COMPLETE
 from lensdist.sealed import sealed
 from lensdist.tasks.registry import AnyTask
 from lensdist.tensors import under
+
+log = logging.getLogger(__name__)
 
 
 def finish(
@@ -107,7 +109,7 @@ def best_model(root: Path, outcome: Outcome, averaged: bool) -> tuple[nn.Module,
             root / f"step-{step:08d}", lambda found: check_tensors(found, outcome.model)
         ).tensors
     except checkpoint.Damaged as e:
-        print(f"warning: the best checkpoint is lost, exporting the last: {e}", file=sys.stderr)
+        log.warning("the best checkpoint is lost, exporting the last: %s", e)
         return outcome.model, outcome.state.step
     outcome.model.load_state_dict(under(prefix, saved))
     return outcome.model, step

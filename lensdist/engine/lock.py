@@ -13,6 +13,7 @@ system's own clock, and none while we watch, it counts as dead.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import re
@@ -22,8 +23,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lensdist.errors import EXIT_FAILED, Busy, UserError, refusal, say
+from lensdist.errors import EXIT_FAILED, Busy, UserError, refusal
 from lensdist.owners import Owner, owner_of, tag
+
+log = logging.getLogger(__name__)
 
 BEAT = 5.0
 PATIENCE = 60.0
@@ -111,7 +114,8 @@ def _gives_way(path: Path, owner: Owner, mine: Path) -> bool:
         touched, began = path.stat().st_mtime, time.monotonic()
         age = max(0.0, mine.stat().st_mtime - touched)
         patience = max(2 * BEAT + 1, PATIENCE - age)
-        say(f"{path.parent} was in use by {_whose(path)}; waiting up to {patience:.0f} s for it")
+        who = _whose(path)
+        log.warning("%s was in use by %s; waiting up to %.0f s for it", path.parent, who, patience)
         while time.monotonic() - began < patience:
             time.sleep(_LOOK * 10)
             alive = _touched(path) != touched
@@ -160,6 +164,7 @@ def _missing(mine: Path) -> None:
     with contextlib.suppress(OSError):
         others = [p for p in mine.parent.iterdir() if _CLAIM.fullmatch(p.name)]
         if any(_holds(path) for path in others):
-            say(f"error: {mine.parent} was taken over by {_whose(others[0])}; this process ends")
+            who = _whose(others[0])
+            log.error("%s was taken over by %s; this process ends", mine.parent, who)
             os._exit(EXIT_FAILED)
         mine.write_text("SLURM job none\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from lensdist.engine.checkpoint import Checkpoint
 from lensdist.engine.config import strategy_name
 from lensdist.engine.dependence import of_processes
 from lensdist.engine.evaluation import evaluate
-from lensdist.engine.journal import Journal
 from lensdist.engine.nonfinite import find_nonfinite
 from lensdist.engine.optim import learning_rate
+from lensdist.engine.pace import peak_images_per_s
 from lensdist.engine.parallel import StrategySettings, build_strategy
+from lensdist.engine.run_logger import RunLogger
 from lensdist.engine.saver import Saver
 from lensdist.engine.stages import Entered, Phase, enter, stages_in_steps
 from lensdist.engine.state import TrainState, describe, machine_changes, restore
@@ -28,30 +30,32 @@ from lensdist.engine.world import DistributedContext
 from lensdist.errors import RunError
 from lensdist.tasks.registry import AnyTask
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class Outcome:
-    """How a run ended."""
+    """The end of a run."""
 
     status: Literal["finished", "stopped"]
     state: TrainState
     model: nn.Module
-    """The network whose last evaluation counts: the average of weights where there is one; whole on
-    the main process."""
+    """The network that was evaluated last: with averaged weights if the run keeps an average. It is
+    whole on the main process."""
 
 
 def train(
     phase: Phase,
     world: DistributedContext,
-    journal: Journal,
+    logger: RunLogger,
     saver: Saver,
     stopper: Stopper,
     resumed: Checkpoint | None,
 ) -> Outcome:
-    """Train until the last step, early stopping, or a wish to stop.
+    """Train until the last step, early stopping, or a stop request.
 
     Raises:
-        RunError: the loss is no longer a number, or the last state could not be saved.
+        RunError: the loss is not finite, or the last state could not be saved.
     """
     cfg, task, plan = phase.cfg, phase.task, phase.plan
     stages = stages_in_steps(task, cfg.train, plan.steps_per_epoch)
@@ -74,32 +78,34 @@ def train(
     if resumed is not None:
         state = restore(resumed, strategy, world)
         tensors = resumed.tensors
-    size = sum(p.numel() for p in strategy.unwrapped.parameters())
-    journal.begin(total, state.step, plan, size, of_processes(phase, strategy.unwrapped))
+    _announce(phase, world, strategy.unwrapped, total)
+    logger.begin(total, state.step, plan)
     if resumed is not None:
-        journal.event(state.step, "resumed", resumed.path.name)
+        logger.event(state.step, "resumed", resumed.path.name)
         before = resumed.meta["machine"]
         changed = machine_changes(before, machine)
         if changed and not cfg.train.reproducible:
             moved = cfg.train.micro_batch == "auto" and before["processes"] != world.size
             what = f"resumed elsewhere, {'the result' if moved else 'last bits'} may differ"
-            journal.event(state.step, what, changed)
+            logger.event(state.step, what, changed)
 
     # ---- steps
     now: Entered | None = None
     losses: list[Tensor] = []  # a row a step of this process's micro-batches, still on the device
+    waited = 0.0  # seconds spent on fetching batches since the last log interval
     while state.step < total and not _exhausted(cfg.train.early_stop, state):
         if now is None or state.step >= now.stage.end:
             if now is not None:
                 tensors = strategy.state_dict(everywhere=True)
-                now = None  # what it holds of images must be gone before the next stage's is made
+                now = None  # free the images that it holds before the next stage's are made
             stage = next(s for s in stages if state.step < s.end)
             now = enter(stage, strategy, phase, world, tensors)
             if now.kept:
-                journal.event(state.step, "frozen layers", now.kept)
+                logger.event(state.step, "frozen layers", now.kept)
             entered = state.step
             stopper.begin_stage()
-            tensors.clear()  # a whole state, which the checkpoint read would hold too
+            tensors.clear()  # a whole state, also of the checkpoint that was read
+            logger.peak_images_per_s = peak_images_per_s(cfg, world, strategy.unwrapped)
 
         first, last = 0, total
         if cfg.optim.schedule.per_stage:
@@ -113,7 +119,9 @@ def train(
         step_losses = []
         for index, micro in enumerate(plan.mine):
             epoch, offset = plan.place(state.step, micro)
+            began = time.perf_counter()
             batch = now.source.take(epoch, offset, plan.micro_batch)
+            waited += time.perf_counter() - began
             # Dropout draws from torch's global generator: key it to the micro-batch, so that it
             # depends neither on the number of processes nor on where a run was resumed.
             world.seed(rng.key(cfg.seed, "dropout", state.step, micro))
@@ -126,13 +134,16 @@ def train(
 
         # ---- step
         state.step += 1
-        strategy.step(rate, state.step)
+        logs = state.step % log_every == 0 or state.step == total
+        norm = strategy.step(rate, state.step, measure=logs)
         losses.append(torch.stack(step_losses))
 
         # ---- log
-        if state.step % log_every == 0 or state.step == total:
+        if logs:
             _flush(losses, state, world)
-            journal.train(state.step, sum(state.window) / len(state.window), rate)
+            loss_mean = sum(state.window) / len(state.window)
+            logger.train(state.step, loss=loss_mean, lr=rate, grad_norm=norm, waited=waited)
+            waited = 0.0
             _refuse_nonfinite(state, phase)
             state.window.clear()
             saver.poll()
@@ -141,37 +152,53 @@ def train(
         improved = False
         if state.step % eval_every == 0 or state.step == total:
             start = time.perf_counter()
-            with journal.aside(), strategy.ema_weights() as model:
+            with logger.aside(), strategy.ema_weights() as model:
                 scores = evaluate(task, model, phase.validation, cfg.train.eval_batch, world)
             improved = _judge(task, state, scores)
-            journal.scores(state.step, scores, improved, time.perf_counter() - start)
+            logger.scores(state.step, scores, improved, time.perf_counter() - start)
 
-        # ---- save, and leave if somebody wishes so
+        # ---- save, and leave if a stop was requested
         if state.step == entered + 1 and world.main and strategy.replicated:
             saver.prepare(strategy.state_dict())  # now the optimizer's state exists
         leaving = state.step < total and stopper.agreed()
         due = state.step % save_every == 0 or state.step == total
         if due or improved or leaving:
             _flush(losses, state, world)
-            _refuse_nonfinite(state, phase)  # such a state would push out the last good one
-            with journal.aside():
+            _refuse_nonfinite(state, phase)  # such a state would replace the last good one
+            with logger.aside():
                 began = time.perf_counter()
                 captured = strategy.state_dict()
                 if world.main:
                     protect = {state.best_step} if state.best_step is not None else set()
-                    journal.sync()
+                    logger.sync()
                     meta = {**describe(state, world, machine), **phase.facts}
                     saver.save(state.step, captured, meta, protect, began)
+                    log.debug("step %d: saving", state.step)
                 del captured  # not held beside the next one
         if leaving:
             if world.main and not saver.wait():
                 raise RunError("asked to stop, but the state could not be saved")
-            journal.event(state.step, "stopped and saved", stopper.asked() or "by another process")
+            logger.event(state.step, "stopped and saved", stopper.asked() or "by another process")
             return Outcome("stopped", state, strategy.unwrapped)
 
     if world.main and not saver.wait():
         raise RunError("training is done, but its last state could not be saved")
     return Outcome("finished", state, strategy.export_model(tensors))
+
+
+def _announce(phase: Phase, world: DistributedContext, network: nn.Module, total: int) -> None:
+    """Log what a step consists of, and whether the result depends on the number of processes."""
+    cfg, plan = phase.cfg, phase.plan
+    log.info(
+        f"{cfg.task}/{cfg.preset}: {sum(p.numel() for p in network.parameters()):,} parameters, "
+        f"{total} steps of {plan.count * plan.micro_batch} images = {plan.count} micro-batches of "
+        f"{plan.micro_batch} on {world.size} process(es), {plan.steps_per_epoch} steps an epoch, "
+        f"{world.device.type}, precision {cfg.precision}, "
+        f"engine {strategy_name(cfg.engine, cfg.shard)}"
+    )
+    depends = of_processes(phase, network)
+    if depends:
+        log.info(depends)
 
 
 def _flush(losses: list[Tensor], state: TrainState, world: DistributedContext) -> None:
@@ -198,7 +225,7 @@ def _refuse_nonfinite(state: TrainState, phase: Phase) -> None:
 
 
 def _judge(task: AnyTask, state: TrainState, scores: dict[str, Any]) -> bool:
-    """Whether this is the best model so far; keeps count."""
+    """Return whether this is the best model so far, and count evaluations without a better one."""
     name, way = task.select
     value = scores[name]
     if value is None or not math.isfinite(value):

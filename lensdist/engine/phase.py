@@ -5,6 +5,7 @@ All that a user can get wrong is checked before the run writes anything of its o
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -27,21 +28,23 @@ from lensdist.engine.checkpoint import Checkpoint
 from lensdist.engine.config import strategy_name
 from lensdist.engine.finish import finish
 from lensdist.engine.folder import check_folder, claim_folder
-from lensdist.engine.journal import Journal
 from lensdist.engine.lock import held
 from lensdist.engine.loop import train
 from lensdist.engine.preflight import build_context, check_devices
 from lensdist.engine.prepared import PreparedView
 from lensdist.engine.resume import bring, find_checkpoint
+from lensdist.engine.run_logger import RunLogger
 from lensdist.engine.saver import Saver
 from lensdist.engine.sizes import check_images
 from lensdist.engine.stages import Phase
 from lensdist.engine.stopping import STOP, Deadline, Stopper, job_ends
 from lensdist.engine.torch_settings import set_determinism
 from lensdist.engine.world import DistributedContext
-from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, begun, say
+from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, begun
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import AnyTask, task_class
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -95,7 +98,7 @@ def run(
         said = _by_main(world, enter)
         if said is None:
             return _run(cfg, resume, world, ends)
-    say(said)
+    log.info(said)
     return EXIT_DONE
 
 
@@ -178,31 +181,38 @@ def _train(
     cfg, folder = phase.cfg, phase.cfg.run.dir
     phase = _prepared(phase, world)
     stopper = Stopper(folder, world)  # from here on a run that is told to stop has what to save
-    journal = Journal(cfg, world, resumed.step if resumed else 0)
+    logger = RunLogger(
+        folder,
+        cfg.track,
+        phase.facts["config"],
+        world.device,
+        resumed.step if resumed else 0,
+        enabled=world.main,
+    )
     saver = Saver(
         folder / "checkpoints",
         cfg.checkpoint.keep,
         cfg.checkpoint.background,
-        lambda step, sentence: journal.event(step, "not saved", sentence),
+        lambda step, sentence: logger.event(step, "not saved", sentence, logging.WARNING),
     )
     if ends is not None:
         stopper.deadline = Deadline(ends, saver.needs_s)
     try:
-        outcome = train(phase, world, journal, saver, stopper, resumed)
+        outcome = train(phase, world, logger, saver, stopper, resumed)
         if outcome.status == "stopped":
             return EXIT_REQUEUE
         _refuse_damage(packed, world)
         if world.main:
             seconds = time.monotonic() - started
-            journal.event(outcome.state.step, "finished", str(folder))  # the record seals the rows
-            journal.close()
+            logger.event(outcome.state.step, "finished", str(folder))  # the record seals the rows
+            logger.close()
             averaged = cfg.train.ema is not None
             finish(folder, phase.task, outcome, packed, seconds, phase.facts, averaged=averaged)
     finally:
         try:
             saver.wait()  # whatever ended training: what is being written is worth having
         finally:
-            journal.close()
+            logger.close()
     return EXIT_DONE
 
 
@@ -235,7 +245,7 @@ def _data(cfg: BaseRun, world: DistributedContext) -> Path:
 
 def _simulate(cfg: BaseRun, own: Path) -> None:
     assert cfg.data.sim is not None  # the configuration has checked
-    say(f"simulating {cfg.data.n_per_class} images per class into {own}")
+    log.info("simulating %d images per class into %s", cfg.data.n_per_class, own)
     truth = task_class(cfg.task).wants_truth and cfg.data.sim.family == "sr"
     with begun(own):
         write_packed(own, cfg.data.sim, cfg.data.n_per_class, cfg.seed, truth=truth)
@@ -264,7 +274,7 @@ def _prepared(phase: Phase, world: DistributedContext) -> Phase:
 
     def prepare(view: Images) -> Images:
         if world.main:
-            say(f"preparing {len(view):,} images, once ({cfg.preprocess.scale})")
+            log.info(f"preparing {len(view):,} images, once ({cfg.preprocess.scale})")
         return PreparedView(view, preprocess, cfg.train.eval_batch, world)
 
     validation, source = prepare(phase.validation), phase.source

@@ -7,9 +7,9 @@ or more while it waits. Where torchrun keeps the store, it is the launcher that 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -23,7 +23,10 @@ from torch.distributed import (  # type: ignore[attr-defined]  # its list of nam
 )
 from torch.distributed.rendezvous import register_rendezvous_handler
 
-from lensdist.errors import UserError, say
+from lensdist.errors import UserError
+from lensdist.logs import ANY_RANK
+
+log = logging.getLogger(__name__)
 
 METHOD = "lensdist://"  # for `init_process_group`
 PATIENCE = 300.0
@@ -83,7 +86,7 @@ def _wait_for_all(store: Store, rank: int, size: int) -> None:
             names = f"process {', '.join(missing)} of {size}"
             if seconds == PATIENCE:
                 raise DistStoreError(f"{names} did not come in {seconds:.0f} s{_HINT}") from e
-            say(f"waiting for {names}")
+            log.warning("waiting for %s", names)
 
 
 def _one_machine() -> bool:
@@ -130,7 +133,7 @@ def _reach(host: str, port: int, rank: int, size: int) -> Store:
             where = f"process 0 of {size} at {host}, port {port}"
             if seconds == PATIENCE:
                 raise DistStoreError(f"{where} did not answer in {seconds:.0f} s{_HINT}") from e
-            print(f"[process {rank}] waiting for {where}", file=sys.stderr, flush=True)
+            log.warning("waiting for %s", where, extra=ANY_RANK)
     raise AssertionError
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -12,10 +13,12 @@ from lensdist.engine.asked import other_inputs
 from lensdist.engine.checkpoint import Checkpoint, Damaged
 from lensdist.engine.differences import changes, differences
 from lensdist.engine.stages import Phase, stages_in_steps
-from lensdist.errors import RunError, UserError, say
+from lensdist.errors import RunError, UserError
 from lensdist.files import fsync
 from lensdist.owners import remove
 from lensdist.owners import temporary as beside
+
+log = logging.getLogger(__name__)
 
 
 def find_checkpoint(phase: Phase, resume: str) -> Checkpoint | None:
@@ -42,7 +45,7 @@ def find_checkpoint(phase: Phase, resume: str) -> Checkpoint | None:
     usable = _usable(phase)
     found, damaged = checkpoint.newest(root, usable)
     for sentence in damaged:
-        say(f"warning: passed over a damaged checkpoint: {sentence}")
+        log.warning("passed over a damaged checkpoint: %s", sentence)
     if resume not in ("auto", "never"):
         found = _given(Path(resume), usable) if found is None else _own_first(found, Path(resume))
     if found is not None:
@@ -66,8 +69,8 @@ def bring(found: Checkpoint, root: Path) -> None:
         try:
             _copy(theirs / f"step-{best:08d}", root, best)
         except Damaged as e:
-            say(
-                f"warning: the best checkpoint so far, of step {best}, is lost ({e}); unless a "
+            log.warning(
+                f"the best checkpoint so far, of step {best}, is lost ({e}); unless a "
                 "later one is better, the last weights are exported"
             )
     try:
@@ -119,7 +122,7 @@ def _given(path: Path, usable: Callable[[Checkpoint], None]) -> Checkpoint:
             except RunError as e:
                 raise UserError(f"--resume {path}: no checkpoint there is whole: {e}") from e
             for sentence in damaged:
-                say(f"warning: passed over a damaged checkpoint: {sentence}")
+                log.warning("passed over a damaged checkpoint: %s", sentence)
             assert found is not None  # there are some, and one is whole
             return found
     try:
@@ -152,7 +155,7 @@ def _own_first(own: Checkpoint, given: Path) -> Checkpoint:
             f"--resume {given} is of this run, which goes on from {own.path.name}; give another "
             "run.dir to start from there"
         )
-    say(f"this run has checkpoints of its own: it goes on from {own.path}, not from {given}")
+    log.info("this run has checkpoints: it goes on from %s, not from %s", own.path, given)
     return own
 
 
@@ -179,4 +182,4 @@ def _check(found: Checkpoint, phase: Phase) -> None:
             "for; raise them, or give another run.dir"
         )
     for line in changes(saved, now):
-        say(f"goes on with another setting than before: {line}")
+        log.info("goes on with another setting than before: %s", line)

@@ -62,7 +62,7 @@ def warning(cfg: BaseRun, rate: float, done: int, presets: Path) -> str | None:
         return None
     fits = max(_quick(cfg, rate, presets), default=None)
     advice = f"; {fits[1]} takes about {words(fits[0])}" if fits else ""
-    return f"warning: this run takes about {words(takes)} on this CPU{advice}"
+    return f"this run takes about {words(takes)} on this CPU{advice}"
 
 
 def _quick(cfg: BaseRun, rate: float, presets: Path) -> Iterator[tuple[float, Path]]:

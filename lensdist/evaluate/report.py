@@ -17,7 +17,7 @@ from lensdist.files import plain, printable, to_json, write_atomic
 from lensdist.phases import completed
 from lensdist.sealed import read_json, unsealed
 from lensdist.staging import check_ours
-from lensdist.track import log
+from lensdist.tracking import metrics_log
 
 Row = Mapping[str, Any]
 _NONE = "–"
@@ -278,7 +278,9 @@ def _load(path: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _speed(path: Path) -> float | None:
-    speeds = [row.get("images_per_s") for row in log.read(path) if row.get("kind") == "train"]
+    speeds = [
+        row.get("images_per_s") for row in metrics_log.read(path) if row.get("kind") == "train"
+    ]
     known = [speed for speed in speeds if isinstance(speed, int | float) and speed]
     return statistics.median(known) if known else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -12,13 +13,15 @@ import numpy as np
 import torch
 
 from lensdist.data.reading.raw import BadFile
-from lensdist.errors import RunError, UserError, say
+from lensdist.errors import RunError, UserError
 from lensdist.files import printable
 from lensdist.predicting.frames import Item, read_item
 from lensdist.predicting.inputs import Input
 from lensdist.predicting.outputs import Format
 from lensdist.predicting.sinks import Found, ImageSink, Model, TableSink, Write
 from lensdist.predicting.tables import write_skipped
+
+log = logging.getLogger(__name__)
 
 # In memory at a time, unless one image has more; answers may have 16 times as many.
 _PIXELS = 1 << 22
@@ -59,7 +62,7 @@ def predict_files(
 
     def skip(one: Input, reason: str) -> None:
         skipped[one] = printable(reason)
-        say(f"skipped {printable(one.path)}: {skipped[one]}")
+        log.warning("skipped %s: %s", printable(one.path), skipped[one])
 
     with ExitStack() as stack:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -10,7 +11,7 @@ from pydantic import Field, model_validator
 
 from lensdist.config.base import Positive
 from lensdist.data.config import LIGHT_KEEPING, DataConfig, PreprocessConfig
-from lensdist.errors import UserError, say
+from lensdist.errors import UserError
 from lensdist.lazy import F, torch
 from lensdist.models.config import EncoderConfig, SuperResolverConfig
 from lensdist.tasks.base import Batch, Drawing
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lensdist.data.dataset import PackedSet
+
+log = logging.getLogger(__name__)
 
 _LOOKED_AT = 16  # training pairs
 _UNLIKE = 0.3  # of HR's own contrast; LR that is a noisy exposure of its own is below it
@@ -125,9 +128,9 @@ class SuperResolutionTask(EncoderTask[SuperResolutionSettings]):
         _check_means(cfg, packed)
         low, high = min(packed.manifest.statistics.min), max(packed.manifest.statistics.max)
         if high - low > 2 * cfg.data_range:
-            say(
-                f"warning: {packed.path} runs from {low:g} to {high:g}; PSNR and SSIM are of "
-                f"data_range {cfg.data_range:g}"
+            log.warning(
+                f"{packed.path} runs from {low:g} to {high:g}; PSNR and SSIM are of data_range "
+                f"{cfg.data_range:g}"
             )
 
     @classmethod

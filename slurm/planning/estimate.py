@@ -25,7 +25,7 @@ from lensdist.estimate.network import network_of, train_flops
 from lensdist.estimate.scaling import scaling
 from lensdist.phases import COMPLETE
 from lensdist.sealed import read_json
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from slurm.config.cluster import Cluster
 
 _LAST = 20  # rows that a rate is the median of

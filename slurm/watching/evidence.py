@@ -34,7 +34,7 @@ _NOISE = re.compile(
     r"^\W*$|^submitit (INFO|WARNING)|^Traceback \(most recent|torch[/.]distributed[/.](elastic|run)"
     r"|^(Root Cause|Failures:|Other Failures|<NO_OTHER_FAILURES>|\[\d+\]:$)|\.py FAILED$"
     r"|^  (time|host|rank|exitcode|error_file|traceback) *:|Job step aborted: Waiting up to"
-    r"|^step +\d+/\d+ "
+    r"|^([\d-]+ [\d:]+ INFO (rank \d+: )?)?step +\d+/\d+ "
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, recorded_schema
 from lensdist.errors import UserError
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from slurm import scheduler
 from slurm.job import Goal, Job, load_job
 from slurm.ledger import Event, Ledger

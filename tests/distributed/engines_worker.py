@@ -80,6 +80,7 @@ def configuration(
         changes["shard.offload"] = "true"
     if auto:
         changes |= {"train.micro_batch": "auto", "train.sync_batchnorm": "true"}
+        changes["optim.clip_norm"] = "null"  # the norm is measured all the same
     config, *overrides = settings("finetune", data, run, **changes)
     return load(Path(config.removeprefix("--config=")), overrides, schema=schema_of)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from lensdist.engine import checkpoint
 from lensdist.phases import completed
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from tests.conftest import forked, free_port
 from tests.distributed.engines_worker import ENGINES, GOES_ON, HALF, PRECISIONS, STEPS
 
@@ -36,6 +36,10 @@ def runs(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _losses(run: Path) -> list[float]:
     return [r["loss"] for r in read(run / "metrics.jsonl") if r["kind"] == "train"]
+
+
+def _norms(run: Path) -> list[float]:
+    return [r["grad_norm"] for r in read(run / "metrics.jsonl") if r["kind"] == "train"]
 
 
 def _scores(run: Path) -> list[float]:
@@ -71,6 +75,7 @@ def test_losses_are_those_of_one_process(
     assert len(found) == STEPS
     assert wanted[-1] < wanted[0]
     assert found == pytest.approx(wanted, rel=TOLERANCE[precision])
+    assert _norms(run) == pytest.approx(_norms(alone), rel=100 * TOLERANCE[precision])
     assert _scores(run) == pytest.approx(_scores(alone), rel=10 * TOLERANCE[precision])
     if precision == "no":
         _same_state(_end(run), _end(alone))
@@ -80,6 +85,7 @@ def test_losses_are_those_of_one_process(
 def test_synchronised_batchnorm_gives_the_losses_of_one_process(runs: Path, engine: str) -> None:
     alone, run = runs / "1" / "ddp-auto", runs / "2" / f"{engine}-auto"
     assert _losses(run) == pytest.approx(_losses(alone), rel=TOLERANCE["no"])
+    assert _norms(run) == pytest.approx(_norms(alone), rel=100 * TOLERANCE["no"])  # not clipped
     # Without dropout, biases before BatchNorm have no gradient but rounding: weights say nothing.
     found, wanted = _end(run), _end(alone)
     for name in (n for n in wanted if n.startswith("model/") and "running_var" in n):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lensdist.phases import completed
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from tests.conftest import forked, free_port, settings
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from lensdist.engine import checkpoint
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from tests.conftest import command, environment, forked, free_port, settings, start
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
-TIMES = ("images_per_s", "seconds")
+TIMES = ("images_per_s", "seconds", "data_wait", "mfu", "memory_gb")
 
 
 @pytest.fixture(scope="module")

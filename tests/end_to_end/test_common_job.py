@@ -13,7 +13,7 @@ import pytest
 
 import lensdist
 from lensdist.phases import completed
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from tests.conftest import ROOT, forked, start
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]

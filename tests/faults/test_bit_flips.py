@@ -21,7 +21,7 @@ from lensdist.evaluate.report import collect, hard_rows
 from lensdist.export import read_export
 from lensdist.files import to_json
 from lensdist.phases import completed
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from tests.conftest import ROOT, forked, settings
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]

@@ -19,7 +19,7 @@ from lensdist.engine import checkpoint
 from lensdist.engine.saver import Saver
 from lensdist.files import to_json
 from lensdist.phases import completed
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from tests.conftest import forked, settings
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]

@@ -27,7 +27,7 @@ from lensdist.launched import DEADLINE, PREFLIGHT
 from lensdist.phases import completed
 from lensdist.tasks.base import Stage
 from lensdist.tasks.mae import MaeTask
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from tests.conftest import ROOT, command, environment, forked, settings, start
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500), pytest.mark.usefixtures("handlers")]

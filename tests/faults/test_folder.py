@@ -17,7 +17,7 @@ from lensdist.engine.lock import held
 from lensdist.engine.world import DistributedContext
 from lensdist.owners import Owner, owner_of, tag
 from lensdist.phases import completed
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from tests.conftest import forked, settings
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900), pytest.mark.usefixtures("handlers")]

@@ -165,7 +165,7 @@ def test_the_run_goes_on_from_the_checkpoint_before(
 ) -> None:
     ATTACKS[name](run / "checkpoints" / "step-00000004")
     assert train.main(words(run)) == 0
-    said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if " WARNING " in line]
     assert len(said) == 1
     assert "passed over a damaged checkpoint" in said[0]
     assert "step-00000004" in said[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lensdist import outcome
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from tests.conftest import ROOT, command, environment, settings
 from tests.sockets import children, listeners
 

@@ -14,7 +14,7 @@ from lensdist.engine import checkpoint, loop
 from lensdist.engine.stopping import Stopper
 from lensdist.phases import completed
 from lensdist.tasks.mae import MaeTask
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from tests.conftest import settings
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("handlers")]

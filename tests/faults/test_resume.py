@@ -13,7 +13,7 @@ import torch
 
 from lensdist.engine import checkpoint
 from lensdist.phases import completed
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from tests.conftest import command, forked, settings, start
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 STEPS = 30
 TASKS = ("mae", "finetune", "common", "sr")
 FROM_MAE = ("finetune", "sr")
-TIMES = ("images_per_s", "seconds")
+TIMES = ("images_per_s", "seconds", "data_wait", "mfu", "memory_gb")
 
 
 def _settings(task: str, data: Path, run: Path, **more: Any) -> list[str]:

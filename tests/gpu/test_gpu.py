@@ -10,7 +10,7 @@ import torch
 
 from lensdist.engine import checkpoint
 from lensdist.phases import completed
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from tests.conftest import command, environment, settings, start
 
 pytestmark = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lensdist.phases import completed
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from tests.conftest import ROOT, environment, settings
 from tests.slurm.minislurm import MiniSlurm
 from tests.slurm.watch import wait_step

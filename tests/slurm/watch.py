@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from slurm.ledger import Attempt, Ledger, attempts
 
 

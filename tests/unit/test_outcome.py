@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import pytest
 
 from lensdist import cli, outcome, train
-from lensdist.errors import RunError, UserError, complain
+from lensdist.errors import RunError, UserError, tell_error
 from lensdist.outcome import DeviceError, Outcome, conclude, leave, leave_for, read
 
 pytestmark = pytest.mark.unit
@@ -223,5 +223,5 @@ def test_a_process_by_itself_does_not_wait_for_others_to_say_it(
 
     monkeypatch.setattr("lensdist.errors.time.sleep", wait)
     monkeypatch.setenv("LOCAL_RANK", "1")  # a shell inside a job has left it
-    complain(UserError("no such file"))
+    tell_error(UserError("no such file"))
     assert capsys.readouterr().err == "error: no such file\n"

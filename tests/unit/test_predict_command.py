@@ -60,9 +60,8 @@ def test_the_command_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main([*words, "--overwrite"]) == 1
     said = capsys.readouterr()
     assert said.out == f"predicted 2 of 3 files, 1 skipped: {dest}\n"
-    assert (
-        said.err == f"skipped {tmp_path}/in/2.npy: it has NaN or infinity where no mask says so\n"
-    )
+    (line,) = said.err.splitlines()
+    assert f" WARNING skipped {tmp_path}/in/2.npy: " in line
     expected = lensdist.load(tmp_path).predict(np.stack([pixels(i, 64, 64) for i in range(2)]))
     found = [[float(row[f"prob_{c}"]) for c in ("no_sub", "cdm", "axion")] for row in rows(dest)]
     np.testing.assert_allclose(found, expected["probs"], atol=1e-6)

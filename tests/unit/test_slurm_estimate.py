@@ -19,7 +19,7 @@ from lensdist.estimate import train_flops
 from lensdist.estimate.hardware import Hardware
 from lensdist.estimate.scaling import scaling
 from lensdist.files import to_json, write_atomic
-from lensdist.track.log import MetricsLog
+from lensdist.tracking.metrics_log import MetricsLog
 from slurm.config.cluster import Cluster
 from slurm.planning.estimate import Estimate, estimate, line, total
 from tests.conftest import ROOT

@@ -16,7 +16,7 @@ import pytest
 
 from lensdist.files import write_atomic
 from lensdist.phases import completed
-from lensdist.track.log import read
+from lensdist.tracking.metrics_log import read
 from slurm.config.cluster import Cluster
 from slurm.job import Goal, Job
 from slurm.ledger import Event, Ledger

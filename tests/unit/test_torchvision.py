@@ -89,6 +89,6 @@ def test_an_import_error_restores_torch() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["lensdist", "lensdist.files", "lensdist.track"])
+@pytest.mark.parametrize("name", ["lensdist", "lensdist.files", "lensdist.tracking"])
 def test_light_modules_import_no_torch(name: str) -> None:
     run(f"import sys, {name}; assert 'torch' not in sys.modules")

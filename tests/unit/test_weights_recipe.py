@@ -116,7 +116,7 @@ def test_the_published_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert note is not None  # a state dict does not tell batch_first
     assert "attention across the images" in note
     loaded = imported(tmp_path, theirs)
-    assert "warning" not in capsys.readouterr().err  # of a whole module batch_first is known
+    assert "WARNING" not in capsys.readouterr().err  # of a whole module batch_first is known
     x = 4 * images(3, 64)
     found = loaded.predict(x.numpy())["logits"]
     np.testing.assert_allclose(found, theirs(x).numpy(), rtol=1e-5, atol=1e-5)

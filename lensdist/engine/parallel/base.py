@@ -133,22 +133,33 @@ class ParallelStrategy(ABC):
     def backward(self, loss: Tensor) -> None:
         """Do a micro-batch's backward pass; a step's gradient is the mean over all of them."""
 
-    def step(self, rate: float, updates: int) -> None:
+    def step(self, rate: float, updates: int, *, measure: bool = False) -> Tensor | float | None:
         """Clip, step, delete the gradients and update the average.
 
         Args:
             rate: learning rate.
             updates: steps done, with this one.
+            measure: ask for the gradient's norm also if nothing is clipped.
+
+        Returns:
+            The norm of the gradient of all parameters, on all processes, before clipping; still on
+            the device. None if it was not computed.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._step(self.settings.optim.clip_norm)
+        norm = self._step(self.settings.optim.clip_norm, measure)
         if self.average is not None:
             self.average.update(self._shards, updates)
+        return norm
 
     @abstractmethod
-    def _step(self, clip_norm: float | None) -> None:
-        """Clip to `clip_norm`, step and delete the gradients."""
+    def _step(self, clip_norm: float | None, measure: bool) -> Tensor | float | None:
+        """Clip and step; return the norm as `step` does."""
+
+    def unscaled(self, norm: Tensor) -> Tensor:
+        """Take fp16's scale off a norm. A gradient that is not clipped keeps it until the step."""
+        scaler = self.world.accelerator.scaler
+        return norm if scaler is None else norm / scaler.scale(norm.new_ones(()))
 
     # ---- the state
 

@@ -54,12 +54,17 @@ class DDPStrategy(ParallelStrategy):
     def backward(self, loss: Tensor) -> None:
         self._gradients.backward(loss)
 
-    def _step(self, clip_norm: float | None) -> None:
+    def _step(self, clip_norm: float | None, measure: bool) -> Tensor | None:
         self._gradients.finish()
+        norm: Tensor | None = None
         if clip_norm is not None:
-            self.world.accelerator.clip_grad_norm_(self.wrapped.parameters(), clip_norm)
+            norm = self.world.accelerator.clip_grad_norm_(self.wrapped.parameters(), clip_norm)
+        elif measure:
+            gradients = [p.grad for p in self.wrapped.parameters() if p.grad is not None]
+            norm = self.unscaled(nn.utils.get_total_norm(gradients))
         self._stepper.step()
         self._stepper.zero_grad()
+        return norm
 
     def local_shards(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.unwrapped.named_parameters()}

@@ -75,27 +75,34 @@ class FSDPStrategy(ParallelStrategy):
         scale = self.world.size / self.plan.count  # FSDP divides by the number of processes
         self.world.backward(loss * scale if scale != 1 else loss)
 
-    def _step(self, clip_norm: float | None) -> None:
+    @torch.no_grad()
+    def _step(self, clip_norm: float | None, measure: bool) -> Tensor | None:
+        norm: Tensor | None = None
         if clip_norm is not None:
-            self._clip(clip_norm)
+            self.world.accelerator.unscale_gradients(self._stepper)
+            norm = self._norm()
+            factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            for gradient in self._gradients():
+                gradient.mul_(factor.to(gradient.device, gradient.dtype))
+        elif measure:
+            norm = self.unscaled(self._norm())
         self._stepper.step()
         self._stepper.zero_grad()
+        return norm
 
-    @torch.no_grad()
-    def _clip(self, most: float) -> None:
-        """Clip as `torch.nn.utils.clip_grad_norm_`, but reduce on the run's device.
+    def _norm(self) -> Tensor:
+        """Return what `torch.nn.utils.get_total_norm` does, reduced on the run's device.
 
         torch reduces on the gradients' device; with offloading that is the CPU, for which NCCL has
         no collectives.
         """
-        self.world.accelerator.unscale_gradients(self._stepper)
-        gradients = [_local(p.grad) for p in self.unwrapped.parameters() if p.grad is not None]
-        squares = [g.double().square().sum().to(self.world.device) for g in gradients]
+        squares = [g.double().square().sum().to(self.world.device) for g in self._gradients()]
         total = torch.stack(squares).sum()
         torch.distributed.all_reduce(total)
-        factor = (most / (total.sqrt() + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(factor.to(gradient.device, gradient.dtype))
+        return total.sqrt()
+
+    def _gradients(self) -> list[Tensor]:
+        return [_local(p.grad) for p in self.unwrapped.parameters() if p.grad is not None]
 
     def local_shards(self) -> dict[str, Tensor]:
         return {name: _local(p) for name, p in self.unwrapped.named_parameters()}

@@ -103,8 +103,9 @@ class DeepSpeedStrategy(ParallelStrategy):
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)  # divides by accumulation steps and processes
 
-    def _step(self, clip_norm: float | None) -> None:
+    def _step(self, clip_norm: float | None, measure: bool) -> Tensor | float | None:
         self._engine.step()
+        return cast("Tensor | float | None", self._engine.get_global_grad_norm())
 
     # ---- the state
 

@@ -1,17 +1,17 @@
-"""wandb and TensorBoard, fed with copies of the rows of metrics.jsonl.
+"""Send copies of the rows of metrics.jsonl to wandb and TensorBoard.
 
-A tracker is a guest: it may be slow, hang, raise or be missing, and training neither stops nor
-waits. Each runs in a thread of its own behind a bounded queue; the training thread does no more
-than append to a deque. What goes wrong is said once, in one line, and ends that tracker alone.
+A tracker may be slow, hang, raise or be missing; training does not stop and does not wait. Each
+tracker runs in its own thread behind a bounded queue, and the training thread only appends to a
+deque. An error is logged once, in one line, and ends that tracker alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import netrc
 import os
-import sys
 import threading
 import time
 import uuid
@@ -23,7 +23,9 @@ from urllib.parse import urlsplit
 
 from lensdist.files import plain, to_json, write_atomic
 from lensdist.sealed import read_json
-from lensdist.track.log import Row
+from lensdist.tracking.metrics_log import Row
+
+log = logging.getLogger(__name__)
 
 _PATIENCE = 30  # s that wandb may take to begin, and again to finish
 _LOOK = 0.25  # s between looks at the queue
@@ -35,7 +37,7 @@ Mode = Literal["auto", "online", "offline", "off"]
 
 
 class Trackers:
-    """The trackers of a run. Only rank 0 makes them: the others pass `enabled=False`.
+    """The trackers of a run, which only the main process makes.
 
     Args:
         run: the run's folder. Everything is written inside: `wandb/`, `tensorboard/`, and
@@ -44,7 +46,6 @@ class Trackers:
         project: wandb's project; None: what WANDB_PROJECT says, else `lensdist`.
         tensorboard: needs the extra `lensdist[tensorboard]`.
         config: the resolved configuration, shown beside the curves.
-        name: wandb's name for the run; by default what WANDB_NAME says, else that of the folder.
         resumed_step: the step that the run resumes from, after which TensorBoard forgets.
         queue: rows that wait for a slow tracker before the oldest are dropped.
     """
@@ -57,32 +58,30 @@ class Trackers:
         tensorboard: bool = False,
         config: Mapping[str, Any] | None = None,
         *,
-        name: str | None = None,
         resumed_step: int | None = None,
-        enabled: bool = True,
         queue: int = 4096,
     ) -> None:
         self._feeds: list[_Feed] = []
-        if not enabled:
-            return
         mode = _resolve(wandb)
         if mode != "off":
             options = {
                 "project": project or os.environ.get("WANDB_PROJECT") or "lensdist",
-                "name": name or os.environ.get("WANDB_NAME") or run.name,
+                "name": os.environ.get("WANDB_NAME") or run.name,
                 "config": plain(config or {}),
             }
             for variable in _UNUSED & os.environ.keys():
-                _warn(
-                    f"{variable} is not used: wandb's files lie in {run}, and a run that is "
-                    "resumed goes on in the same wandb run"
+                log.warning(
+                    "%s is not used: wandb's files are in %s, and a resumed run continues the same "
+                    "wandb run",
+                    variable,
+                    run,
                 )
             self._feeds.append(_Feed("wandb", lambda: _Wandb(run, mode, options), queue))
         if tensorboard:
             self._feeds.append(_Feed("tensorboard", lambda: _Board(run, resumed_step), queue))
 
     def log(self, row: Row) -> None:
-        """Hand over a row as `MetricsLog.append` returned it. Microseconds, and never raises."""
+        """Queue a row that `MetricsLog.append` returned. It takes microseconds and never raises."""
         for feed in self._feeds:
             feed.put(row)
 
@@ -128,9 +127,14 @@ class _Feed:
         lost = self._put - self._taken - len(self._rows)
         if self._thread.is_alive():
             left = f" with {len(self._rows)} rows to go" if self._rows else ""
-            self._say(f"has not finished in {timeout:.0f} s{left}; left behind")
+            log.warning(
+                "%s has not finished in %.0f s%s; it is left behind", self._name, timeout, left
+            )
         elif lost and not self._dead:
-            self._say(f"was too slow for {lost} of {self._put} rows; metrics.jsonl has them all")
+            log.warning(
+                "%s was too slow for %d of %d rows; metrics.jsonl has them all",
+                *(self._name, lost, self._put),
+            )
         self._dead = True
 
     def _work(self) -> None:
@@ -148,16 +152,13 @@ class _Feed:
             backend.close()
         except BaseException as error:  # wandb has been known to call sys.exit
             if not self._dead:
-                self._say(f"is off: {_one_line(error)}")
+                log.warning("%s is off: %s", self._name, _one_line(error))
             self._dead = True
             self._rows.clear()
 
-    def _say(self, what: str) -> None:
-        _warn(f"{self._name} {what}")
-
 
 class _Wandb:
-    """A wandb run inside RUN/wandb. Nothing of wandb is imported before, nor in another thread."""
+    """A wandb run inside RUN/wandb; wandb is imported here, in this tracker's thread."""
 
     def __init__(self, run: Path, mode: str, options: dict[str, Any]) -> None:
         folder = run / "wandb"
@@ -189,7 +190,7 @@ class _Wandb:
             if mode == "offline":
                 raise
             # Compute nodes often reach no network: keep the run, `wandb sync` sends it later.
-            _warn(f"wandb goes on offline, in {folder}: {_one_line(error)}")
+            log.warning("wandb goes on offline, in %s: %s", folder, _one_line(error))
             wandb.teardown()  # the service holds on to the id of a run that failed to begin
             self._run = start("offline")
         # A step of ours, not wandb's own, which refuses rows that go back: a resumed run does.
@@ -223,7 +224,7 @@ class _Board:
 
 
 def _numbers(row: Row) -> dict[str, float]:
-    """What can be drawn: `{"kind": "train", "loss": 1.0}` gives `{"train/loss": 1.0}`."""
+    """Return the numbers of a row: `{"kind": "train", "loss": 1.0}` gives `{"train/loss": 1.0}`."""
     return {
         f"{row['kind']}/{name}": value
         for name, value in row.items()
@@ -239,7 +240,7 @@ def _resolve(mode: Mode) -> Mode:
         return mode if _has_key() else "offline"
     if mode == "online" and not _has_key():
         # wandb would ask for it on the terminal, and wait for an answer that never comes.
-        _warn("wandb has no key (WANDB_API_KEY or ~/.netrc), so it goes on offline")
+        log.warning("wandb has no key (WANDB_API_KEY or ~/.netrc), so it goes on offline")
         return "offline"
     return mode
 
@@ -256,7 +257,7 @@ def _has_key() -> bool:
 
 
 def _wandb_id(run: Path) -> str:
-    """The run's id from RUN/track.json, made on first use: WANDB_RUN_ID's, or a new one."""
+    """Return the run's id from RUN/track.json; at first use it is WANDB_RUN_ID's, or a new one."""
     path = run / "track.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = read_json(path)["wandb_id"]
@@ -269,9 +270,3 @@ def _wandb_id(run: Path) -> str:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
-def _warn(text: str) -> None:
-    # One write, so that lines of several threads do not mix; a closed stderr stops nobody.
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(f"lensdist: {text}\n")

@@ -1,4 +1,4 @@
-"""Trackers are guests: whatever they do, training goes on at full speed."""
+"""Whatever trackers do, training goes on at full speed."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from lensdist.track import trackers
-from lensdist.track.trackers import Trackers
+from lensdist.tracking import trackers
+from lensdist.tracking.trackers import Trackers
 
 
 class FakeWandb(types.ModuleType):
@@ -151,14 +151,6 @@ def test_wandbs_own_variables_name_project_run_and_id(
     assert wandb.inits[2]["id"] == "abc123"
 
 
-def test_other_ranks_make_none(tmp_path: Path, wandb: FakeWandb) -> None:
-    tracker = Trackers(tmp_path, "offline", tensorboard=True, enabled=False)
-    tracker.log(row(1, loss=1.0))
-    tracker.close()
-    assert not wandb.inits
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("call", ["init", "log", "finish"])
 @pytest.mark.parametrize("error", [RuntimeError("no\nnetwork"), SystemExit(1)])
 def test_an_error_is_one_line_and_the_end_of_the_tracker(
@@ -171,7 +163,7 @@ def test_an_error_is_one_line_and_the_end_of_the_tracker(
     tracker.close()
     out = capsys.readouterr()
     assert out.err.count("\n") == 1
-    assert out.err.startswith(f"lensdist: wandb is off: {type(error).__name__}")
+    assert out.err.startswith(f"wandb is off: {type(error).__name__}")
     assert out.out == ""
 
 
@@ -323,7 +315,7 @@ def test_real_wandb_offline_stays_in_the_run(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     code = (
         "from pathlib import Path\n"
-        "from lensdist.track.trackers import Trackers\n"
+        "from lensdist.tracking.trackers import Trackers\n"
         "for life in range(2):\n"
         "    t = Trackers(Path('run'), 'auto', 'p', False, {'seed': 3, 'path': Path('x')})\n"
         "    for i in range(10): t.log({'step': i, 'kind': 'train', 'loss': 1.0})\n"

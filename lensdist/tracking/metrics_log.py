@@ -1,15 +1,15 @@
-"""`metrics.jsonl`: what a run did, a row at a time. Everything else that shows numbers is a copy.
+"""Write and read `metrics.jsonl`, the record of a run's numbers. Trackers and figures get copies.
 
-A row is a flat JSON object: `step` (int), `kind` (train, val, test, event, ...) and values. The
-file survives what training survives: a crash in mid-row, a full disk, a resume from an older
-step (the rows after it are dropped; they will be made again, bit for bit).
+A row is a flat JSON object: `step` (int), `kind` (train, val, test, event, ...) and values;
+`docs/metrics.md` lists them. The file survives a crash in mid-row, a full disk, and a resume from
+an older step: the rows after that step are dropped, and training makes them again, bit for bit.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-import sys
 import warnings
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,8 @@ from typing import Any
 from lensdist.errors import UserError
 from lensdist.files import plain, sync, write_atomic
 from lensdist.sealed import parse_json, read_bytes
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 _MOST = 1 << 28  # bytes: a row each step of a million takes less
@@ -28,8 +30,8 @@ class MetricsLog:
     """Append rows to a file, from one process.
 
     Args:
-        path: of `metrics.jsonl`; made, with its folder, where it is not there. A torn last line,
-            from a process that died in mid-write, is cut off.
+        path: of `metrics.jsonl`; created with its folder if it does not exist. An incomplete last
+            line, from a process that was killed while it wrote, is cut off.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,16 +49,16 @@ class MetricsLog:
     def append(self, step: int, kind: str, **values: Any) -> Row:
         """Write one row.
 
-        Values are numbers, strings, booleans or None; 0-d tensors and NumPy scalars are taken as
-        numbers (reading one off a GPU waits for it, so pass few, at log intervals). What is NaN
-        or infinite becomes null, and its name is listed under `nonfinite`.
+        Values are numbers, strings, booleans or None. A 0-d tensor or a NumPy scalar becomes a
+        number; to read a tensor waits for its GPU. NaN and infinity become null, and `nonfinite`
+        lists their names.
 
         Returns:
             The row as written, for the trackers.
 
         Raises:
-            TypeError: a value that is not one of these. A full disk raises nothing: training is
-                worth more than a row of its log; rows are held and tried again with the next.
+            TypeError: a value is not one of these. A full disk raises nothing, because training
+                must go on: the rows are held, and written with a later one.
         """
         row: Row = {"step": int(step), "kind": kind}
         nonfinite = []
@@ -74,7 +76,7 @@ class MetricsLog:
         return row
 
     def sync(self) -> None:
-        """Wait until the disk has the rows: call it where a checkpoint is saved."""
+        """Wait until the rows are on the disk; called where a checkpoint is saved."""
         self._write()
         try:
             sync(self._file.fileno())
@@ -89,7 +91,7 @@ class MetricsLog:
 
     def _write(self) -> None:
         try:
-            while self._held:  # a nearly full disk takes part of a row: go on from there
+            while self._held:  # a nearly full disk takes a part of a row: continue after it
                 del self._held[: self._file.write(self._held)]
             self._refused = False
         except OSError as error:
@@ -97,7 +99,7 @@ class MetricsLog:
 
     def _complain(self, error: OSError) -> None:
         if not self._refused:
-            print(f"{self.path}: {error.strerror}; rows are held and tried again", file=sys.stderr)
+            log.warning("%s: %s; rows are held and tried again", self.path, error.strerror)
         self._refused = True
         if len(self._held) > _HELD:  # never a part of a row, except the one half on the disk
             del self._held[self._held.find(b"\n") + 1 : self._held.rfind(b"\n", 0, -_HELD // 2) + 1]
@@ -115,17 +117,17 @@ class MetricsLog:
 
 
 def read(path: Path) -> list[Row]:
-    """All rows, oldest first; none where there is no file.
+    """Return all rows, oldest first; an empty list if there is no file.
 
-    A torn last line is passed over. So is a damaged line before it, with a warning that names it.
+    An incomplete last line is skipped. So is a damaged line, with a warning that names it.
     """
     return [row for _, row in _lines(path)]
 
 
 def rewind(path: Path, step: int) -> int:
-    """Drop the rows after `step`, the step that a run resumes from, and say how many.
+    """Drop the rows after `step`, from which a run resumes, and return their number.
 
-    Call before `MetricsLog(path)`. Rows of `step` itself stay. The file is replaced whole.
+    Call it before `MetricsLog(path)`. Rows of `step` itself stay. The file is replaced as a whole.
     """
     lines = _lines(path)
     kept = [line for line, row in lines if row["step"] <= step]

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from lensdist.track import log
-from lensdist.track.log import MetricsLog
+from lensdist.tracking import metrics_log
+from lensdist.tracking.metrics_log import MetricsLog
 
 
 def test_rows_come_back_as_written(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.jsonl"
     with MetricsLog(path) as rows:
         row = rows.append(1, "train", loss=torch.tensor(0.5), lr=np.float32(0.25), ok=True)
-        assert log.read(path) == [row]  # there at once, before any sync
+        assert metrics_log.read(path) == [row]  # there at once, before any sync
         rows.append(2, "event", what="saved", at=None)
     assert row == {"step": 1, "kind": "train", "loss": 0.5, "lr": 0.25, "ok": True}
-    assert log.read(path)[1] == {"step": 2, "kind": "event", "what": "saved", "at": None}
+    assert metrics_log.read(path)[1] == {"step": 2, "kind": "event", "what": "saved", "at": None}
 
 
 def test_nan_is_null_and_named(tmp_path: Path) -> None:
@@ -40,16 +40,16 @@ def test_a_row_is_flat(tmp_path: Path) -> None:
         with pytest.raises(TypeError, match="flat, but losses"):
             rows.append(1, "train", losses=[1.0, 2.0])
         rows.append(2, "train")
-    assert [row["step"] for row in log.read(tmp_path / "m")] == [2]
+    assert [row["step"] for row in metrics_log.read(tmp_path / "m")] == [2]
 
 
 def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "m"
     path.write_text('{"step": 1, "kind": "train"}\n{"step": 2, "ki')
-    assert [row["step"] for row in log.read(path)] == [1]
+    assert [row["step"] for row in metrics_log.read(path)] == [1]
     with MetricsLog(path) as rows:
         rows.append(2, "train")
-    assert [row["step"] for row in log.read(path)] == [1, 2]
+    assert [row["step"] for row in metrics_log.read(path)] == [1, 2]
 
 
 def test_rewind_drops_what_will_be_made_again(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_rewind_drops_what_will_be_made_again(tmp_path: Path) -> None:
     straight = path.read_bytes()
     with path.open("a") as file:
         file.write('{"step": 6, "loss": 0.')
-    assert log.rewind(path, 3) == 2
+    assert metrics_log.rewind(path, 3) == 2
     with MetricsLog(path) as rows:
         for step in (4, 5):
             rows.append(step, "train", loss=1 / step)
@@ -69,8 +69,8 @@ def test_rewind_drops_what_will_be_made_again(tmp_path: Path) -> None:
 
 
 def test_rewind_of_nothing(tmp_path: Path) -> None:
-    assert log.rewind(tmp_path / "m", 3) == 0
-    assert log.read(tmp_path / "m") == []
+    assert metrics_log.rewind(tmp_path / "m", 3) == 0
+    assert metrics_log.read(tmp_path / "m") == []
     assert not (tmp_path / "m").exists()
 
 
@@ -79,9 +79,9 @@ def test_a_damaged_line_is_named_and_left_out(tmp_path: Path, bad: bytes) -> Non
     path = tmp_path / "m"
     path.write_bytes(b'{"step": 1}\n' + bad + b'{"step": 2}\n')
     with pytest.warns(UserWarning, match="m:2 is damaged"):
-        assert [row["step"] for row in log.read(path)] == [1, 2]
+        assert [row["step"] for row in metrics_log.read(path)] == [1, 2]
     with pytest.warns(UserWarning, match="m:2 is damaged"):
-        log.rewind(path, 2)
+        metrics_log.rewind(path, 2)
     assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
 
 
@@ -114,13 +114,13 @@ def test_a_full_disk_loses_no_row_and_stops_nothing(
     disk.room = 10_000
     rows.append(10, "train")
     rows.close()
-    assert [row["step"] for row in log.read(tmp_path / "m")] == list(range(11))
+    assert [row["step"] for row in metrics_log.read(tmp_path / "m")] == list(range(11))
 
 
 def test_a_disk_that_stays_full_costs_no_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "_HELD", 1000)
+    monkeypatch.setattr(metrics_log, "_HELD", 1000)
     rows = MetricsLog(tmp_path / "m")
     disk = FullDisk(rows._file, room=40)
     rows._file = disk  # type: ignore[assignment]
@@ -129,7 +129,7 @@ def test_a_disk_that_stays_full_costs_no_memory(
         assert len(rows._held) <= 1100
     disk.room = 10**6
     rows.close()
-    steps = [row["step"] for row in log.read(tmp_path / "m")]
+    steps = [row["step"] for row in metrics_log.read(tmp_path / "m")]
     assert steps[:2] == [0, 1]
     assert steps[-1] == 999
     assert steps == sorted(set(steps))

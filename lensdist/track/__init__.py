@@ -1,1 +1,0 @@
-"""What a run says while it trains: metrics.jsonl, trackers and the progress line."""

@@ -1,0 +1,1 @@
+"""Record and show the numbers of a run: metrics.jsonl, trackers, progress."""
