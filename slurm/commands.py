@@ -13,9 +13,9 @@ from pathlib import Path
 from lensdist.errors import UserError
 from slurm.config.request import Request, phase_names, read_request
 from slurm.job import Goal, load_job
-from slurm.planning.changes import TRIGGERS, Trigger
-from slurm.planning.plan import ROOT, STATE, Plan, make_plan
-from slurm.watching.status import glance
+from slurm.monitor.status import glance
+from slurm.plan.outdated import TRIGGERS, Trigger
+from slurm.plan.plan import ROOT, STATE, Plan, make_plan
 
 CHAIN = ROOT / "configs" / "chains" / "vi_a.yaml"
 CLUSTER = ROOT / "configs" / "clusters" / "local.yaml"
@@ -59,8 +59,8 @@ def _triggers(text: str) -> tuple[Trigger, ...]:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    from slurm.planning.showing import scripts, shown
-    from slurm.planning.starts import starts
+    from slurm.plan.render import scripts, shown
+    from slurm.plan.starts import starts
 
     plan = _planned(args)
     if args.test_only:
@@ -73,14 +73,14 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _submit(args: argparse.Namespace) -> None:
-    from slurm.sending.send import send
+    from slurm.submission.send import send
 
     send(_planned(args), _say, args.line)
 
 
 def _status(args: argparse.Namespace) -> None:
-    from slurm.planning.showing import table
-    from slurm.watching.status import facts, status
+    from slurm.monitor.status import facts, status
+    from slurm.plan.render import table
 
     _, goals, state = _known(args)
     if args.json:
@@ -90,7 +90,7 @@ def _status(args: argparse.Namespace) -> None:
 
 
 def _logs(args: argparse.Namespace) -> None:
-    from slurm.watching.logs import logs
+    from slurm.monitor.logs import logs
 
     _, goals, state = _known(args)
     named = bool(phase_names(args.words))
@@ -100,14 +100,14 @@ def _logs(args: argparse.Namespace) -> None:
 
 
 def _cancel(args: argparse.Namespace) -> None:
-    from slurm.sending.resume import cancel
+    from slurm.submission.resume import cancel
 
     _, goals, state = _known(args)
     cancel(goals, state, _say)
 
 
 def _resume(args: argparse.Namespace) -> None:
-    from slurm.sending.resume import resume
+    from slurm.submission.resume import resume
 
     everything = _known(args, narrow=False)
     names = phase_names(args.words)
@@ -115,7 +115,7 @@ def _resume(args: argparse.Namespace) -> None:
 
 
 def _why(args: argparse.Namespace) -> None:
-    from slurm.watching.why import first_failed, why
+    from slurm.monitor.diagnose import first_failed, why
 
     _, goals, state = _known(args)
     _, everything, _ = _known(args, narrow=False)

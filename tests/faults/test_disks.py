@@ -18,8 +18,8 @@ import torch
 from lensdist import cli
 from lensdist.engine import checkpoint
 from lensdist.files import fsync, write_atomic
-from slurm.planning.changes import set_aside
-from slurm.watching.status import duration
+from slurm.monitor.status import duration
+from slurm.plan.outdated import set_aside
 from tests.conftest import ROOT
 from tests.unit import data_files
 from tests.unit.exported import write_model

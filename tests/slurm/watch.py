@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from lensdist.track.log import read
-from slurm.ledger import Attempt, Ledger, attempts
+from slurm.attempts import Attempt, Ledger, attempts
 
 
 def log_of(runs: Path, job: str, task: int = 0) -> str:

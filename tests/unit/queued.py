@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lensdist.files import sha256, to_json, write_atomic
-from slurm.planning.step import Step
-from slurm.sending import send
+from slurm.plan.step import Step
+from slurm.submission import send
 from tests.fakes.slurm import FakeSlurm
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from lensdist.files import to_json, write_atomic
+from slurm.attempts import Event, Ledger
 from slurm.config.cluster import Cluster
 from slurm.job import Goal, Job
-from slurm.ledger import Event, Ledger
-from slurm.node import begin, settle
-from slurm.node.command import ATTEMPT
+from slurm.job_side import epilogue, prologue
+from slurm.job_side.command import ATTEMPT
 from tests.conftest import ROOT
 from tests.fakes.slurm import FakeSlurm
 
@@ -59,7 +59,7 @@ class Script:
     def begin(self) -> dict[str, str]:
         """What `begin` has the script export; the script does so."""
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            assert begin.main(str(self.file)) == 0
+            assert prologue.main(str(self.file)) == 0
         lines = out.getvalue().splitlines()
         found = dict(line.removeprefix("export ").split("=") for line in lines)
         for name, value in found.items():
@@ -67,7 +67,7 @@ class Script:
         return found
 
     def settle(self, code: int = 1) -> int:
-        return settle.main(str(self.file), code)
+        return epilogue.main(str(self.file), code)
 
     def step(self, number: int) -> None:
         """A checkpoint."""

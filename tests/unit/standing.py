@@ -9,9 +9,9 @@ import pytest
 
 from lensdist.files import sha256, to_json, write_atomic
 from lensdist.outcome import Outcome
+from slurm.attempts import Ledger
 from slurm.config.cluster import Cluster
 from slurm.job import Goal, Job
-from slurm.ledger import Ledger
 
 T0 = 1_700_000_000.0  # s
 

@@ -10,9 +10,9 @@ import yaml
 
 from lensdist.engine import launcher
 from lensdist.errors import UserError
-from slurm.planning import plan as planning
-from slurm.planning.plan import Plan, make_plan
-from slurm.planning.showing import shown
+from slurm.plan import plan as planning
+from slurm.plan.plan import Plan, make_plan
+from slurm.plan.render import shown
 from tests.chains import write_chain, write_cluster
 from tests.conftest import ROOT
 

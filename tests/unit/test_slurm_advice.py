@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from lensdist.files import write_atomic
-from slurm.node.preflight import Report
-from slurm.watching import status
-from slurm.watching.causes import KINDS
-from slurm.watching.why import first_failed, why
+from slurm.job_side.node_health import Report
+from slurm.monitor import status
+from slurm.monitor.diagnose import first_failed, why
+from slurm.monitor.known_errors import KINDS
 from tests.unit.standing import T0, Standing, standing
 
 pytestmark = pytest.mark.unit

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from lensdist.errors import RunError
+from slurm.attempts import Ledger
 from slurm.job import load_job
-from slurm.ledger import Ledger
-from slurm.planning.batch import array_file
-from slurm.planning.plan import Plan, make_plan
-from slurm.sending.resume import resume
-from slurm.sending.send import send
+from slurm.plan.plan import Plan, make_plan
+from slurm.plan.sbatch import array_file
+from slurm.submission.resume import resume
+from slurm.submission.send import send
 from tests.chains import write_chain, write_cluster
 from tests.fakes.slurm import FakeSlurm
 from tests.unit.queued import fake, finish, sendings, waits

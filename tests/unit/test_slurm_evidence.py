@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.watching.evidence import killed, meaningful, trace
+from slurm.monitor.evidence import killed, meaningful, trace
 
 pytestmark = pytest.mark.unit
 

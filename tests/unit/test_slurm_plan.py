@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from lensdist.errors import UserError
-from slurm.planning.plan import Plan, make_plan
-from slurm.planning.showing import shown
+from slurm.plan.plan import Plan, make_plan
+from slurm.plan.render import shown
 from tests.chains import SUBMIT, submit, write_chain, write_cluster
 from tests.conftest import ROOT, start
 

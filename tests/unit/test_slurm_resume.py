@@ -15,9 +15,9 @@ from lensdist.config.schema import schema_of
 from lensdist.errors import RunError, UserError
 from slurm import scheduler
 from slurm.job import Job, load_job
-from slurm.sending.resume import cancel, resume
-from slurm.sending.snapshot import take
-from slurm.watching import status
+from slurm.monitor import status
+from slurm.submission.resume import cancel, resume
+from slurm.submission.snapshot import take
 from tests.conftest import ROOT, settings
 from tests.fakes.slurm import FakeSlurm
 from tests.unit.queued import fake, sendings, waits
@@ -287,7 +287,7 @@ def test_a_launcher_here_that_still_runs_is_no_job_of_slurm(
 ) -> None:
     sent: list[str] = []
     monkeypatch.setattr(status, "is_ours", lambda job: job == "4242")
-    monkeypatch.setattr("slurm.sending.resume.dispatch", lambda jobs, *_: sent.extend(jobs))
+    monkeypatch.setattr("slurm.submission.resume.dispatch", lambda jobs, *_: sent.extend(jobs))
     for phase in ("pretrain", "finetune"):
         chain.sent(phase, "4242", executor="local")
     chain.started("pretrain", "4242")

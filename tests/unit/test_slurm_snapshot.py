@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lensdist.errors import UserError
-from slurm.sending.snapshot import check, code_hash, take
+from slurm.submission.snapshot import check, code_hash, take
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lensdist.errors import UserError
-from slurm.planning.starts import starts
+from slurm.plan.starts import starts
 
 pytestmark = pytest.mark.unit
 

@@ -9,8 +9,8 @@ import pytest
 
 from lensdist.errors import UserError
 from slurm.config.sweep import points
-from slurm.planning.plan import make_plan
-from slurm.planning.showing import scripts
+from slurm.plan.plan import make_plan
+from slurm.plan.render import scripts
 from tests.chains import write_chain, write_cluster
 
 pytestmark = pytest.mark.unit
