@@ -62,6 +62,11 @@ class BaseRun(Strict):
     track: TrackConfig = TrackConfig()
 
     @property
+    def selects(self) -> tuple[str, Literal["min", "max"]]:
+        """The score of validation that selects the best checkpoint, and whether less is better."""
+        raise NotImplementedError
+
+    @property
     def fewest(self) -> int:
         """Images that a micro-batch needs, for BatchNorm after pooling."""
         return 2 if self._pools_into_batchnorm and not self.train.sync_batchnorm else 1
@@ -123,6 +128,10 @@ class MaeRun(BaseRun):
         "image", description="mean squared error over the whole image, or the masked pixels only"
     )
 
+    @property
+    def selects(self) -> tuple[str, Literal["min", "max"]]:
+        return "mse_masked" if self.loss == "masked" else "mse", "min"
+
 
 class ClassifierRun(BaseRun):
     """What all classifiers share."""
@@ -131,6 +140,12 @@ class ClassifierRun(BaseRun):
     select: Literal["accuracy", "nll", "auc"] = Field(
         "accuracy", description="what validation chooses the best checkpoint by"
     )
+
+    @property
+    def selects(self) -> tuple[str, Literal["min", "max"]]:
+        if self.select == "nll":
+            return "nll", "min"
+        return "auc_macro" if self.select == "auc" else "accuracy", "max"
 
 
 class FinetuneRun(ClassifierRun):
@@ -251,6 +266,10 @@ class SuperResolutionRun(BaseRun):
     data_range: Positive = Field(
         1.0, description="largest minus smallest value on disk, for PSNR and SSIM"
     )
+
+    @property
+    def selects(self) -> tuple[str, Literal["min", "max"]]:
+        return "error", "min"
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -21,6 +21,7 @@ from lensdist.errors import RunError, UserError, say
 from lensdist.files import fsync
 from lensdist.owners import remove
 from lensdist.owners import temporary as beside
+from lensdist.phases import checkpoint_name
 
 
 def find_checkpoint(phase: Phase, resume: str) -> Checkpoint | None:
@@ -69,7 +70,7 @@ def bring(found: Checkpoint, root: Path) -> None:
     best, theirs = found.meta["state"]["best_step"], found.path.parent
     if best is not None and best != found.step:
         try:
-            _copy(theirs / f"step-{best:08d}", root, best)
+            _copy(theirs / checkpoint_name(best), root, best)
         except Damaged as e:
             say(
                 f"warning: the best checkpoint so far, of step {best}, is lost ({e}); unless a "
@@ -88,7 +89,7 @@ def _copy(source: Path, root: Path, step: int) -> None:
         Damaged: it is not there, or not whole.
         RunError: `root` cannot be written.
     """
-    temporary = beside(root / f"step-{step:08d}")
+    temporary = beside(root / checkpoint_name(step))
     try:
         temporary.mkdir(parents=True)
         for file in source.glob("*"):
@@ -97,7 +98,7 @@ def _copy(source: Path, root: Path, step: int) -> None:
         if checkpoint.read(temporary).step != step:
             raise Damaged(f"{source}: holds another step")
         fsync(temporary)
-        temporary.rename(root / f"step-{step:08d}")
+        temporary.rename(root / checkpoint_name(step))
         fsync(root)
     except Damaged as e:
         raise Damaged(str(e).replace(str(temporary), str(source))) from e

@@ -1,1 +1,1 @@
-"""What runs on the nodes of a job."""
+"""What runs inside a job: prologue, node checks, the phase's command, epilogue."""

@@ -1,8 +1,8 @@
-"""After an attempt, once in a job, on its head node: is the phase complete, and what now.
+"""The end of an attempt, on the job's head node: decide what follows, log it, and requeue.
 
-The batch script runs this once srun has ended, and one process alone decides: a job is queued again
-exactly once. All tasks have ended then, unless srun itself was killed: such tasks may still save,
-and the next attempt, if it comes before they end, finds the run's folder busy and waits.
+The batch script runs this after srun, in one process, so a job is requeued exactly once. All tasks
+have ended by then, unless srun itself was killed. Such tasks may still save; an attempt that starts
+meanwhile finds the run's folder locked and waits.
 """
 
 from __future__ import annotations
@@ -16,27 +16,29 @@ from lensdist import outcome
 from lensdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, RunError, UserError
 from lensdist.outcome import Outcome
 from slurm import scheduler
-from slurm.attempts import Event, Ledger, attempts
+from slurm.attempts import Event, attempts
 from slurm.job import Job, load_job
 from slurm.job_side.command import ATTEMPT
 from slurm.job_side.node_health import bad_nodes
-from slurm.job_side.requeue_policy import Decision, End, judge
+from slurm.job_side.requeue_policy import Decision, End, decide
 from slurm.submission import snapshot
 
 
-def settle(job: Job, job_id: str, attempt: int, code: int, state: str, *, again: bool) -> Decision:
-    """Decide what follows, and write it down. Queueing again is the caller's.
+def end_attempt(
+    job: Job, job_id: str, attempt: int, code: int, state: str, *, requeued: bool
+) -> Decision:
+    """Decide what follows, and log it. The caller requeues the job.
 
     Args:
         job: the phase.
-        job_id: SLURM's, or the local process's.
+        job_id: SLURM's job id, or the local process's id.
         attempt: its number.
-        code: exit code of its steps.
-        state: what SLURM calls the job now; RUNNING where there is no SLURM.
-        again: whether SLURM has queued the job again already.
+        code: exit code of the job's steps.
+        state: SLURM's state of the job; RUNNING without SLURM.
+        requeued: whether SLURM has requeued the job already.
     """
-    ledger, folder = Ledger(job.ledger), job.words_of(attempt)
-    events = ledger.events()
+    log, folder = job.attempt_log, job.outcome_folder(attempt)
+    events = log.events()
     past = [
         a
         for a in attempts(events)
@@ -44,35 +46,35 @@ def settle(job: Job, job_id: str, attempt: int, code: int, state: str, *, again:
     ]
     start = next(e for e in events if e.what == "started" and e.attempt == attempt)
     try:
-        reached, damage = job.goal.reached(), None
+        reached, damage = job.target.reached(), None
     except UserError as e:
         reached, damage = False, e
-    words, bad = outcome.read(folder), bad_nodes(folder)
-    # What others of the same attempt do not have is a node's own, whatever it is.
+    outcomes, bad = outcome.read(folder), bad_nodes(folder)
+    # A problem that other nodes of the attempt do not have is the node's own, whatever it is.
     alone = len({report.host for report in bad}) < len(start.nodes)
     end = End(
         reached=reached,
         code=code,
-        words=words,
+        outcomes=outcomes,
         unfit={report.host: report.problem for report in bad if not report.shared or alone},
         shared={report.host: report.problem for report in bad if report.shared and not alone},
         before=start.step,
         now=job.step(),
         nodes=len(start.nodes),
-        missing=silent(job, start.nodes, words),
+        missing=without_outcome(job, start.nodes, outcomes),
         state=state,
-        restarted=again,
+        requeued=requeued,
         cancelled=_cancelled(events, attempt),
     )
-    decision = judge(end, past, job.cluster.requeue)
+    decision = decide(end, past, job.cluster.requeue)
     if decision.verdict == "requeue":
         try:
-            snapshot.check(job.code, job.state)
+            snapshot.verify(job.code, job.state)
         except UserError as e:
             damage = damage or e
         if damage is not None:
             decision = Decision("stop", str(damage), "failed")
-    ledger.append(
+    log.append(
         "ended",
         job_id,
         job.folder.name,
@@ -87,46 +89,47 @@ def settle(job: Job, job_id: str, attempt: int, code: int, state: str, *, again:
 
 
 def excluded(job: Job) -> list[str]:
-    """All nodes that this submission of the phase is to keep away from; another tries them anew."""
+    """Return the nodes that this submission of the phase no longer uses."""
     found = {*job.cluster.exclude}
-    for event in Ledger(job.ledger).events():
+    for event in job.attempt_log.events():
         if event.submission == job.folder.name:
             found |= {*event.excluded}
     return sorted(found)
 
 
-def silent(job: Job, nodes: Sequence[str], words: Sequence[Outcome]) -> list[tuple[int, str]]:
-    """Rank and host of a training's processes that left no word, though others of it did.
+def without_outcome(
+    job: Job, nodes: Sequence[str], outcomes: Sequence[Outcome]
+) -> list[tuple[int, str]]:
+    """Return rank and host of the training processes that left no exit report, though others did.
 
     Args:
         job: the phase.
-        nodes: that the attempt ran on, in the order of their numbers.
-        words: that were left in it.
+        nodes: the attempt's nodes, in the order of their numbers.
+        outcomes: the exit reports.
     """
-    if not words or job.goal.kind != "run":
+    if not outcomes or job.target.kind != "run":
         return []
-    each, there = job.cluster.per_node, {word.rank for word in words}
-    places = [(n * each + i, host) for n, host in enumerate(nodes) for i in range(each)]
-    return [(rank, host) for rank, host in places if rank not in there]
+    each, there = job.cluster.per_node, {one.rank for one in outcomes}
+    ranks = [(n * each + i, host) for n, host in enumerate(nodes) for i in range(each)]
+    return [(rank, host) for rank, host in ranks if rank not in there]
 
 
-def sentence(phase: str, decision: Decision) -> str:
-    """For the log: what happened, and what will."""
-    follows = {
-        "done": "",
-        "leave": "",
-        "requeue": f"; queued again{f' in {decision.delay:.0f} s' if decision.delay else ''}"
-        + (f", without {', '.join(decision.exclude)}" if decision.exclude else ""),
-        "stop": f"; given up: `python slurm/submit.py why {phase}` says more",
-    }
-    return f"{phase}: {decision.reason}{follows[decision.verdict]}"
+def describe(phase: str, decision: Decision) -> str:
+    """Return a line for the log: what happened, and what follows."""
+    follows = ""
+    if decision.verdict == "requeue":
+        follows = f"; requeued{f' in {decision.delay:.0f} s' if decision.delay else ''}"
+        follows += f", without {', '.join(decision.exclude)}" if decision.exclude else ""
+    elif decision.verdict == "stop":
+        follows = f"; stopped: `why {phase}` says more"
+    return f"{phase}: {decision.reason}{follows}"
 
 
-def _state(known: dict[str, str]) -> str:
-    """What SLURM calls the job, which is COMPLETING until this script ends, whatever ends it."""
-    state = known.get("JobState", "RUNNING")
+def _state(details: dict[str, str]) -> str:
+    """Return the job's state; until this script ends, SLURM itself says COMPLETING."""
+    state = details.get("JobState", "RUNNING")
     if state == "COMPLETING":
-        return "TIMEOUT" if known.get("Reason") == "TimeLimit" else "CANCELLED"
+        return "TIMEOUT" if details.get("Reason") == "TimeLimit" else "CANCELLED"
     return "RUNNING" if state == "SIGNALING" else state
 
 
@@ -141,15 +144,15 @@ def _cancelled(events: list[Event], attempt: int) -> bool:
 
 
 def main(path: str, code: int) -> int:
-    """In a batch script, with the exit code of its steps; returns the job's own."""
+    """End an attempt in a batch script, after its steps; return the job's exit code."""
     try:
         job, attempt = load_job(Path(path)), int(os.environ[ATTEMPT])
         raw, job_id = os.environ["SLURM_JOB_ID"], scheduler.own_id(os.environ)
-        known = scheduler.details(raw)
+        details = scheduler.details(raw)
         before = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        again = int(known.get("Restarts", before)) != before
-        decision = settle(job, job_id, attempt, code, _state(known), again=again)
-        print(sentence(job.goal.phase, decision), file=sys.stderr, flush=True)
+        requeued = int(details.get("Restarts", before)) != before
+        decision = end_attempt(job, job_id, attempt, code, _state(details), requeued=requeued)
+        print(describe(job.target.phase, decision), file=sys.stderr, flush=True)
         if decision.verdict == "requeue":
             _requeue(job, raw, job_id, attempt, decision)
     except (UserError, RunError) as e:
@@ -164,14 +167,14 @@ def _requeue(job: Job, raw: str, job_id: str, attempt: int, decision: Decision) 
     try:
         scheduler.requeue(raw)
     except RunError as e:
-        ended = {"verdict": "stop", "reason": f"{decision.reason}; SLURM refused to queue it: {e}"}
-        Ledger(job.ledger).append(
+        ended = {"verdict": "stop", "reason": f"{decision.reason}; SLURM did not requeue it: {e}"}
+        job.attempt_log.append(
             "ended", job_id, job.folder.name, attempt=attempt, step=job.step(), **ended
         )
         raise
     try:
         scheduler.change(raw, excluded(job), decision.delay)
-    except RunError as e:  # it is queued: only where and when are left to SLURM
+    except RunError as e:  # the job is in the queue; only its nodes and its start are not as wanted
         print(f"warning: {e}", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""What a node must show before a run starts on it (`preflight` runs these, and reports)."""
+"""The checks that a node must pass before a run starts on it; `node_health` runs them."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from slurm.config.cluster import Preflight
 from slurm.job import Job
 from slurm.job_side.command import USERS_GPUS
 
-ELSEWHERE = "tell the centre, or leave the node out with the cluster's `exclude`"
-_ANOTHER = "set `runs` to another file system"
+ELSEWHERE = "tell the computing centre, or add the node to the cluster's `exclude`"
+_OTHER_DISK = "set `runs` to another file system"
 
 _MB = 10**6
 _WRITTEN = 16  # MB
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_LEAST = 1.0  # s that a command is given, however late it is
+_LEAST = 1.0  # s that a command may always take, however late it is
 _LONGEST = 300  # characters of a command's last line
 _QUERY = "name,uuid,ecc.errors.uncorrected.volatile.total,temperature.gpu"
-_BAD_INFOROM = 14  # nvidia-smi's exit code for a warning: the GPU computes all the same
-# What nvidia-smi writes of a GPU that has stopped working, and sometimes exits with 0.
+_BAD_INFOROM = 14  # nvidia-smi's exit code for a warning; the GPU still works
+# What nvidia-smi prints about a GPU that no longer works, sometimes with exit code 0.
 _BROKEN = ("requires reset", "is lost", "unknown error", "err!", "device handle", "off the bus")
 
 
 class Unfit(Exception):
-    """The rest of a sentence that begins with the node's name."""
+    """A failed check; the message goes on after the node's name."""
 
 
-def see(job: Job) -> Path:
-    """Whether the node sees what the run needs.
+def check_folders(job: Job) -> Path:
+    """Check that the node sees the folders that the run needs.
 
     Returns:
-        The folder of the run, or the nearest above it that exists.
+        The folder of the run, or its nearest parent that exists.
 
     Raises:
-        Unfit: a folder is not to be seen, or not to be written.
+        Unfit: a folder does not exist on this node, or cannot be written.
     """
     for path, what in ((job.cwd, "where the chain was sent from"), (job.code, "the code to run")):
         if not os.path.isdir(path):
             raise Unfit(
-                f"does not see {path} ({what}): send the chain from where all nodes see it, or "
-                "leave the node out with the cluster's `exclude`"
+                f"does not see {path} ({what}): send the chain from a folder that all nodes see, "
+                "or add the node to the cluster's `exclude`"
             )
-    run = job.cwd / job.goal.run
+    run = job.cwd / job.target.run
     place = next(path for path in (run, *run.parents) if os.path.lexists(path))
     if not os.path.isdir(place):
         raise Unfit(f"sees no folder at {place}, where the run {run} goes; is it mounted there?")
@@ -62,8 +62,8 @@ def see(job: Job) -> Path:
     return place
 
 
-def compare(job: Job, here: Mapping[str, str]) -> None:
-    """The node's versions with those where the job was sent from.
+def check_versions(job: Job, here: Mapping[str, str]) -> None:
+    """Check that the node has the package versions of the machine that sent the job.
 
     Raises:
         Unfit: they differ.
@@ -71,24 +71,26 @@ def compare(job: Job, here: Mapping[str, str]) -> None:
     cluster = job.cluster
     boxed = any(flag.lstrip("-").startswith("container") for flag in cluster.srun)
     if cluster.container or cluster.python or boxed:
-        return  # the run's interpreter is not the one that sent it
+        return  # another interpreter runs the job
     differences = [
         f"{name} {here.get(name, 'missing')} instead of {sent}"
         for name, sent in job.versions.items()
-        # The snapshot says which lensdist runs, whatever is installed.
+        # lensdist itself comes from the copy of the code.
         if name != "lensdist" and here.get(name) != sent
     ]
     if differences:
         raise Unfit(
-            f"differs from where the chain was sent from: {', '.join(differences)}; mend its "
+            f"differs from where the chain was sent from: {', '.join(differences)}; correct its "
             "environment, or send the chain again"
         )
 
 
-def write(
+def check_disk(
     limits: Preflight, place: Path, clock: Callable[[], float], found: dict[str, Any]
 ) -> None:
-    """Free space and write rate where the run is written; added to `found`, as is the clock's skew.
+    """Check free space and write rate where the run is written.
+
+    Adds `free_gb`, `write_mb_s` and `clock_skew` to `found`.
 
     Raises:
         Unfit: one of the two is beyond its limit, or nothing can be written.
@@ -97,7 +99,7 @@ def write(
     if free < limits.min_free_gb:
         raise Unfit(
             f"has {free:.3g} GB free in {place}, and preflight.min_free_gb is "
-            f"{limits.min_free_gb:g}; make room, or {_ANOTHER}"
+            f"{limits.min_free_gb:g}; make room, or {_OTHER_DISK}"
         )
     try:
         rate, skew = _try_disk(place, clock)
@@ -111,68 +113,38 @@ def write(
         )
 
 
-def clock(limits: Preflight, place: Path, skew: float) -> None:
-    """The node's clock.
-
-    Args:
-        limits: of the cluster.
-        place: the folder whose file system's clock it was compared with.
-        skew: seconds that it is ahead.
+def check_clock(limits: Preflight, place: Path, skew: float) -> None:
+    """Check the node's clock, which is `skew` seconds ahead of the file system of `place`.
 
     Raises:
-        Unfit: it is too far off.
+        Unfit: the difference is too large.
     """
     if abs(skew) > limits.max_clock_skew:
         raise Unfit(
             f"has a clock {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} that of {place} "
             f"and preflight.max_clock_skew is {limits.max_clock_skew:g}: checkpoints and logs of "
-            "several nodes would lie about their order; have the centre mend its NTP"
+            "several nodes would have a wrong order; ask the computing centre to correct its NTP"
         )
 
 
-def _try_disk(place: Path, clock: Callable[[], float]) -> tuple[float, float]:
-    """MB/s, and seconds that the clock is ahead of the file system's."""
-    block = os.urandom(_MB)  # not zeros, which some file systems only count
-    # Such a file loses its name at once: nothing is left behind, whatever kills this process.
-    with tempfile.TemporaryFile(dir=place, prefix=".preflight-") as file:
-        start = time.perf_counter()
-        for _ in range(_WRITTEN):
-            file.write(block)
-        file.flush()
-        sync(file.fileno())
-        rate = _WRITTEN / (time.perf_counter() - start)
-        # Touched: the time of the writing lies as far back as the disk is slow.
-        os.utime(file.fileno())
-        return rate, clock() - os.fstat(file.fileno()).st_mtime
+def check_gpus(job: Job, end: float, found: dict[str, Any]) -> None:
+    """Check the GPUs that nvidia-smi lists, and add them to `found`.
 
-
-def _unwritable(place: Path, number: int | None) -> Unfit:
-    if number in _FULL:
-        return Unfit(f"finds the disk, or your quota, full in {place}; make room, or {_ANOTHER}")
-    if number == errno.EROFS:
-        return Unfit(f"sees {place}, where the run goes, read-only; {_ANOTHER}")
-    why = os.strerror(number) if number else "no reason given"
-    return Unfit(f"cannot write in {place}, where the run goes ({why}); mend that, or {_ANOTHER}")
-
-
-def gpus(job: Job, end: float, found: dict[str, Any]) -> None:
-    """The run's GPUs, as nvidia-smi lists them; they are added to `found`.
-
-    Without nvidia-smi (AMD) nothing is asked: each process looks at its device itself.
+    Without nvidia-smi (AMD) nothing is checked here: each process tries its device itself.
 
     Args:
         job: what is to run.
-        end: until when nvidia-smi may take, by the monotonic clock.
+        end: latest end of nvidia-smi, by the monotonic clock.
         found: the node's figures.
 
     Raises:
-        Unfit: too few, or one that does not work.
+        Unfit: too few GPUs, or one that does not work.
     """
     wanted = job.cluster.gpus_per_node
     if not wanted or shutil.which("nvidia-smi") is None:
         return
-    words = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
-    code, output = _run(words, job, end)
+    argv = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+    code, output = _run(argv, job, end)
     if code is None:
         raise Unfit(f"has an nvidia-smi that gave no answer ({output}); {ELSEWHERE}")
     if code not in (0, _BAD_INFOROM):
@@ -189,43 +161,15 @@ def gpus(job: Job, end: float, found: dict[str, Any]) -> None:
         raise Unfit(f"has {len(ours)} GPU(s){chosen}, and gpus_per_node is {wanted}; {ELSEWHERE}")
     for line in ours:
         name, uuid, errors, _ = (part.strip() for part in line.rsplit(",", 3))
-        if errors.isdigit() and int(errors) > 0:  # else [N/A]: a GPU without ECC
+        if errors.isdigit() and int(errors) > 0:  # [N/A] for a GPU without ECC
             raise Unfit(
-                f"has {errors} uncorrected memory error(s) on {name} {uuid}, where 0 are wanted: "
+                f"has {errors} uncorrected memory error(s) on {name} {uuid}, and 0 are allowed: "
                 f"it needs a reset; {ELSEWHERE}"
             )
 
 
-def _visible(job: Job) -> str | None:
-    """What CUDA_VISIBLE_DEVICES will say to the run; None: nothing, so all GPUs."""
-    name = "CUDA_VISIBLE_DEVICES"
-    inherited = USERS_GPUS if job.cluster.executor == "local" else name
-    return job.cluster.env.get(name, os.environ.get(inherited))
-
-
-def _sliced(visible: str | None) -> bool:
-    """Whether it names parts of GPUs: nvidia-smi's rows are whole ones."""
-    return visible is not None and "MIG" in visible
-
-
-def _named(visible: str, rows: list[str]) -> list[str]:
-    """Rows of the GPUs that CUDA_VISIBLE_DEVICES names: `0,2`, or `GPU-5ad2…,GPU-17f0…`."""
-    if _sliced(visible):
-        return rows
-    names = [name.strip() for name in visible.split(",")]
-    return [
-        row
-        for index, row in enumerate(rows)
-        if any(name == str(index) or (name.startswith("GPU-") and name in row) for name in names)
-    ]
-
-
-def centre(job: Job, end: float) -> None:
-    """The centre's own check, where it has one.
-
-    Args:
-        job: what is to run.
-        end: until when it may take, by the monotonic clock.
+def run_own_check(job: Job, end: float) -> None:
+    """Run the user's own check, `preflight.command`, until `end` at the latest.
 
     Raises:
         Unfit: it failed, or did not end.
@@ -242,24 +186,73 @@ def centre(job: Job, end: float) -> None:
         )
 
 
-def _run(words: str | list[str], job: Job, end: float) -> tuple[int | None, str]:
-    """Run a command, in a shell where it is one string.
+def _try_disk(place: Path, clock: Callable[[], float]) -> tuple[float, float]:
+    """Return the write rate in MB/s, and the seconds that the clock is ahead of the disk's."""
+    block = os.urandom(_MB)  # some file systems store zeros as a number
+    # The file has no name, so nothing is left behind if this process is killed.
+    with tempfile.TemporaryFile(dir=place, prefix=".preflight-") as file:
+        start = time.perf_counter()
+        for _ in range(_WRITTEN):
+            file.write(block)
+        file.flush()
+        sync(file.fileno())
+        rate = _WRITTEN / (time.perf_counter() - start)
+        # A new time stamp: that of the writing is too old if the disk is slow.
+        os.utime(file.fileno())
+        return rate, clock() - os.fstat(file.fileno()).st_mtime
+
+
+def _unwritable(place: Path, number: int | None) -> Unfit:
+    if number in _FULL:
+        return Unfit(f"finds the disk, or your quota, full in {place}; make room, or {_OTHER_DISK}")
+    if number == errno.EROFS:
+        return Unfit(f"sees {place}, where the run goes, read-only; {_OTHER_DISK}")
+    why = os.strerror(number) if number else "no reason given"
+    return Unfit(f"cannot write in {place}, where the run goes ({why}); allow it, or {_OTHER_DISK}")
+
+
+def _visible(job: Job) -> str | None:
+    """Return the run's CUDA_VISIBLE_DEVICES; None: all GPUs."""
+    name = "CUDA_VISIBLE_DEVICES"
+    inherited = USERS_GPUS if job.cluster.executor == "local" else name
+    return job.cluster.env.get(name, os.environ.get(inherited))
+
+
+def _sliced(visible: str | None) -> bool:
+    """Return whether it names parts of GPUs (MIG); nvidia-smi's rows are whole GPUs."""
+    return visible is not None and "MIG" in visible
+
+
+def _named(visible: str, rows: list[str]) -> list[str]:
+    """Return the rows that CUDA_VISIBLE_DEVICES names: `0,2`, or `GPU-5ad2…,GPU-17f0…`."""
+    if _sliced(visible):
+        return rows
+    names = [name.strip() for name in visible.split(",")]
+    return [
+        row
+        for index, row in enumerate(rows)
+        if any(name == str(index) or (name.startswith("GPU-") and name in row) for name in names)
+    ]
+
+
+def _run(argv: str | list[str], job: Job, end: float) -> tuple[int | None, str]:
+    """Run a command; in a shell if it is one string.
 
     Returns:
-        Its exit code and what it wrote; or None and why, where it had to be killed.
+        Its exit code and output; or None and why, if it had to be killed.
     """
     limit = max(_LEAST, end - time.monotonic())
-    # A file: a pipe would be waited for until the last process that has it is gone.
+    # A file: reading a pipe would wait for every process that still has it open.
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            words,
-            shell=isinstance(words, str),
+            argv,
+            shell=isinstance(argv, str),
             cwd=job.cwd,
             env={**os.environ, **job.cluster.env},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that all that it has started can be killed with it
+            start_new_session=True,  # so that all processes it started can be killed with it
         )
         try:
             code = process.wait(limit)
@@ -275,12 +268,12 @@ def _run(words: str | list[str], job: Job, end: float) -> tuple[int | None, str]
 def _kill(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)
-    # Not for ever: a process that hangs in a driver cannot be killed, and is left.
+    # Not for ever: a process that hangs in a driver cannot be killed.
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_LEAST)
 
 
 def _last(output: str) -> str:
-    """A command's last line."""
+    """Return a command's last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return lines[-1][:_LONGEST] if lines else "no output"

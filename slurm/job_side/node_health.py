@@ -1,7 +1,7 @@
-"""Before a run starts on a node: whether the node is fit for it.
+"""The check of all nodes before a run starts.
 
-Every node of a job checks itself at the same time, leaves a report, and waits for the others'. So
-all of them know which node is unfit, and none waits in a rendezvous to which one will never come.
+Every node of a job checks itself at the same time, writes a report, and waits for the others'
+reports. So all nodes know which one is unfit, and none waits for processes that never come.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from slurm.job import Job
 from slurm.job_side import node_checks
 
 _PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "safetensors", "deepspeed", "lensdist")
-# Of the time within which nodes must report: the rest is for the others to see what this one says.
+# Share of preflight.seconds for a node's own checks; in the rest the others read its report.
 _OWN_PART = 0.75
-_PAUSES = (0.05, 2.0)  # s, between two looks at the folder: the first, and the longest
+_PAUSES = (0.05, 2.0)  # s between two readings of the folder: the first, and the longest
 
 
 class Report(Strict):
-    """What a node found; what it did not get to is None, or empty."""
+    """What a node found; None or empty if it did not get so far."""
 
     host: str
     node: int = Field(description="its number in the job, from 0")
     time: float = Field(description="seconds since 1970")
     versions: dict[str, str]
     gpus: tuple[str, ...] = Field(
-        (), description="name, uuid, uncorrected ECC errors, degrees C; in nvidia-smi's words"
+        (), description="nvidia-smi's rows: name, uuid, uncorrected ECC errors, degrees C"
     )
-    free_gb: float | None = Field(None, description="where the run is written")
-    write_mb_s: float | None = Field(None, description="there, until it is on the disk")
+    free_gb: float | None = Field(None, description="free space where the run is written")
+    write_mb_s: float | None = Field(None, description="write rate there, including the sync")
     clock_skew: float | None = Field(None, description="seconds ahead of the file system's clock")
-    problem: str = Field("", description="one sentence that names the node; empty: fit")
-    shared: bool = Field(False, description="the problem would ail other nodes too, perhaps")
+    problem: str = Field("", description="a sentence that names the node; empty: fit")
+    shared: bool = Field(False, description="other nodes may have the problem too")
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages on which results depend; none of them is imported."""
+    """Return the versions of Python and of important packages, without importing them."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -58,25 +58,26 @@ def versions() -> dict[str, str]:
 
 
 def examine(job: Job, node: int, clock: Callable[[], float] = time.time) -> Report:
-    """This node's checks, up to the first that it does not pass; raises for nothing that is wrong.
+    """Check this node, up to the first failure.
 
     Args:
         job: what is to run.
         node: this node's number in the job, from 0.
-        clock: the node's, in seconds since 1970.
+        clock: returns the node's time, in seconds since 1970.
     """
-    end = time.monotonic() + _OWN_PART * job.cluster.preflight.seconds
+    limits = job.cluster.preflight
+    end = time.monotonic() + _OWN_PART * limits.seconds
     host, problem = node_name(), ""
     found: dict[str, Any] = {"versions": versions()}
-    shared = True  # folders and an environment that all nodes see
+    shared = True  # at first: folders and packages that all nodes see
     try:
-        place = node_checks.see(job)
-        node_checks.compare(job, found["versions"])
-        node_checks.write(job.cluster.preflight, place, clock, found)
+        place = node_checks.check_folders(job)
+        node_checks.check_versions(job, found["versions"])
+        node_checks.check_disk(limits, place, clock, found)
         shared = False
-        node_checks.clock(job.cluster.preflight, place, found["clock_skew"])
-        node_checks.gpus(job, end, found)
-        node_checks.centre(job, end)
+        node_checks.check_clock(limits, place, found["clock_skew"])
+        node_checks.check_gpus(job, end, found)
+        node_checks.run_own_check(job, end)
     except node_checks.Unfit as e:
         problem = f"{host} {e}"
     except OSError as e:
@@ -85,21 +86,22 @@ def examine(job: Job, node: int, clock: Callable[[], float] = time.time) -> Repo
     return Report(host=host, node=node, time=clock(), problem=problem, shared=shared, **found)
 
 
-def check(job: Job, folder: Path, node: int, count: int) -> str:
-    """Examine this node, tell the others, and wait until all have told.
+def check_nodes(job: Job, folder: Path, node: int, count: int) -> str:
+    """Check this node, write its report, and wait for the reports of all nodes.
 
     Args:
         job: what is to run.
-        folder: of the attempt; reports go there.
+        folder: of the attempt's reports.
         node: this node's number, from 0.
-        count: of nodes.
+        count: number of nodes.
 
     Returns:
-        Why the run must not start, in a sentence; nothing where all nodes are fit.
+        Why the run must not start; empty if all nodes are fit.
     """
-    if not job.cluster.preflight.enabled:
+    limits = job.cluster.preflight
+    if not limits.enabled:
         return ""
-    end = time.monotonic() + job.cluster.preflight.seconds
+    end = time.monotonic() + limits.seconds
     mine = examine(job, node)
     try:
         write_atomic(folder / f"node-{node:05d}.json", mine.model_dump_json(indent=1))
@@ -114,24 +116,20 @@ def check(job: Job, folder: Path, node: int, count: int) -> str:
         return f"not started: node {unfit[0].node}: {unfit[0].problem}"
     if missing:
         return (
-            f"not started: node(s) {', '.join(missing)} of {count} have not reported within "
-            f"{job.cluster.preflight.seconds:g} s; are they up, and do they see {folder}?"
+            f"not started: node(s) {', '.join(missing)} of {count} did not report within "
+            f"{limits.seconds:g} s; are they up, and do they see {folder}?"
         )
     return ""
 
 
 def bad_nodes(folder: Path) -> list[Report]:
-    """Reports of the nodes that are unfit, by their number: with a problem of their own or not.
-
-    Args:
-        folder: of the attempt; it need not exist.
-    """
+    """Return the reports of unfit nodes in an attempt's folder, by their number."""
     found = _reports(folder, {})
     return [found[number] for number in sorted(found) if found[number].problem]
 
 
 def _gather(folder: Path, found: dict[int, Report], count: int, end: float) -> dict[int, Report]:
-    """Wait until `end` for `count` reports; those that are there."""
+    """Wait until `end` for `count` reports, and return those that exist."""
     pause, longest = _PAUSES
     while True:
         found = _reports(folder, found)
@@ -143,10 +141,10 @@ def _gather(folder: Path, found: dict[int, Report], count: int, end: float) -> d
 
 
 def _reports(folder: Path, known: dict[int, Report]) -> dict[int, Report]:
-    """Those known and those new, by number; a file that is not whole yet is passed over."""
+    """Return the known reports and the new ones, by number, without unfinished files."""
     found, names = {**known}, []
     with contextlib.suppress(OSError):
-        # Never a file by its name: network file systems remember for a while that it was not there.
+        # Not by opening each name: network file systems remember that a file did not exist.
         names = os.listdir(folder)
     for name in names:
         number = name.removeprefix("node-").removesuffix(".json")

@@ -1,6 +1,6 @@
-"""Before an attempt, once in a job, on its head node: may it start, on which nodes, until when.
+"""The start of an attempt, on the job's head node: check what it needs, and choose its nodes.
 
-The batch script reads what this prints into its environment; the steps and the run see it there.
+The batch script evaluates the `export` lines that this prints, before the job's steps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from lensdist.errors import RunError, UserError
 from lensdist.launched import DEADLINE
 from slurm import scheduler
-from slurm.attempts import Ledger, attempts
+from slurm.attempts import attempts
 from slurm.job import Job, load_job
 from slurm.job_side.command import ATTEMPT
 from slurm.submission import snapshot
@@ -22,12 +22,12 @@ from slurm.submission import snapshot
 
 @dataclass(frozen=True)
 class Start:
-    """An attempt that begins.
+    """An attempt that starts.
 
     Attributes:
         attempt: its number, from 1.
-        nodes: those that it uses.
-        deadline: seconds since 1970 at which it will be killed; None: never.
+        nodes: the nodes that it uses.
+        deadline: when it will be killed, seconds since 1970; None: never.
     """
 
     attempt: int
@@ -35,50 +35,51 @@ class Start:
     deadline: float | None
 
     def variables(self) -> dict[str, str]:
-        """What the run's environment says of it."""
+        """Return the environment variables that tell the run about it."""
         deadline = {} if self.deadline is None else {DEADLINE: f"{self.deadline:.0f}"}
         return {ATTEMPT: str(self.attempt), **deadline}
 
 
-def begin(job: Job, job_id: str, nodes: tuple[str, ...], left: float | None) -> Start:
-    """Begin an attempt, and write it down.
+def start_attempt(job: Job, job_id: str, nodes: tuple[str, ...], left: float | None) -> Start:
+    """Start an attempt, and log it.
 
     Args:
         job: the phase.
-        job_id: SLURM's, or the local process's.
-        nodes: those that are there; as many of them are used as can share the step evenly.
-        left: seconds until the job is killed; None: nobody knows.
+        job_id: SLURM's job id, or the local process's id.
+        nodes: the job's nodes; the attempt uses as many as can share a step evenly.
+        left: seconds until the job is killed; None: unknown.
 
     Raises:
-        UserError: what the phase needs is not complete, or the code was altered since it was sent;
-            that is written down too.
+        UserError: a phase that it needs is not complete, or the copy of the code was changed; this
+            is logged too.
     """
-    ledger = Ledger(job.ledger)
-    attempt = len(attempts(ledger.events())) + 1
+    log = job.attempt_log
+    attempt = len(attempts(log.events())) + 1
     usable = max((n for n in job.counts if n <= len(nodes)), default=len(nodes))
     event = {"attempt": attempt, "step": job.step()}
-    ledger.append("started", job_id, job.folder.name, nodes=nodes[:usable], **event)
+    log.append("started", job_id, job.folder.name, nodes=nodes[:usable], **event)
     try:
-        snapshot.check(job.code, job.state)
+        snapshot.verify(job.code, job.state)
         for need in job.needs:
             if not need.reached():
                 raise UserError(f"{need.phase} is not complete ({need.marker()})")
     except UserError as e:
-        reason = f"{job.goal.phase} not started: {e}"
+        reason = f"{job.target.phase} not started: {e}"
         ended = {"verdict": "stop", "reason": reason, "kind": "input", **event}
-        ledger.append("ended", job_id, job.folder.name, **ended)
+        log.append("ended", job_id, job.folder.name, **ended)
         raise UserError(reason) from e
-    job.words_of(attempt).mkdir(parents=True, exist_ok=True)
+    job.outcome_folder(attempt).mkdir(parents=True, exist_ok=True)
     return Start(attempt, nodes[:usable], None if left is None else time.time() + left)
 
 
 def main(path: str) -> int:
-    """In a batch script: print `export …` lines."""
+    """Start an attempt in a batch script: print `export …` lines."""
     try:
         job = load_job(Path(path))
         job_id = scheduler.own_id(os.environ)
         nodes = tuple(scheduler.hostnames(os.environ["SLURM_JOB_NODELIST"]))
-        start = begin(job, job_id, nodes, scheduler.seconds_left(os.environ["SLURM_JOB_ID"]))
+        left = scheduler.seconds_left(os.environ["SLURM_JOB_ID"])
+        start = start_attempt(job, job_id, nodes, left)
     except (UserError, RunError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

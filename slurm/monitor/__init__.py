@@ -1,1 +1,1 @@
-"""What became of a chain."""
+"""The state of a chain: status, logs, and the page of `why`."""

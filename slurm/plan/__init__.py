@@ -1,1 +1,1 @@
-"""What is asked for, checked and worked out: a plan, which every command starts from."""
+"""The plan of a chain: checked settings, what exists already, times, and batch scripts."""

@@ -1,122 +1,125 @@
-"""A chain on a cluster, checked and worked out before anything is written or sent."""
+"""The steps of a chain on a cluster, ready to become jobs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lensdist.config.schema import BaseRun
+from lensdist.engine.batches import check_shares
 from lensdist.errors import UserError
 from slurm.config.chain import Chain
 from slurm.config.cluster import Cluster
-from slurm.config.request import (
-    Request,
-    phase_names,
-    read_cluster,
-    read_request,
-    settings_of_nothing,
-)
-from slurm.config.sweep import Point, points
-from slurm.plan.builder import Maker
-from slurm.plan.outdated import TRIGGERS, Trigger
-from slurm.plan.step import Step
+from slurm.config.sweep import Point
+from slurm.job import Job, Target
+from slurm.plan.outdated import Existing
 
-ROOT = Path(__file__).resolve().parents[2]
-STATE = ".submit"
+
+@dataclass(frozen=True)
+class Step:
+    """A phase of the chain (in a sweep: at one point), ready to become a job.
+
+    Attributes:
+        phase: its name in the chain.
+        target: what it produces; `target.phase` is its name, with the point of a sweep.
+        source: what it does, for people: `train configs/mae/debug.yaml`.
+        cluster: where it runs.
+        existing: what exists of it already.
+        needs: what must be complete before it.
+        follows: names of steps that must have ended before it, successfully or not.
+        config: the run's whole configuration; None if nothing is trained.
+        argv: arguments of `python`; None for training, whose configuration is a file of the
+            submission.
+        counts: numbers of nodes that can share a step evenly.
+        point: of a sweep.
+    """
+
+    phase: str
+    target: Target
+    source: str
+    cluster: Cluster
+    existing: Existing
+    needs: tuple[Target, ...] = ()
+    follows: tuple[str, ...] = ()
+    config: BaseRun | None = None
+    argv: tuple[str, ...] | None = None
+    counts: tuple[int, ...] = (1,)
+    point: Point | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name, with the point of a sweep."""
+        return self.target.phase
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.existing.state == "done"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The phases asked for, in order."""
+    """The steps of a request, in order.
+
+    Attributes:
+        chain: the chain.
+        cluster: where it runs.
+        runs: folder of the runs.
+        state: the launcher's folder.
+        steps: all steps, the finished ones too.
+    """
 
     chain: Chain
     cluster: Cluster
     runs: Path
+    state: Path
     steps: tuple[Step, ...]
 
     @property
-    def state(self) -> Path:
-        """Where the launcher keeps what it has sent."""
-        return self.runs / STATE
-
-    @property
     def todo(self) -> tuple[Step, ...]:
-        """What is to be sent."""
+        """The steps to send."""
         return tuple(step for step in self.steps if not step.done)
 
+    def job(
+        self, step: Step, folder: Path, code: Path, versions: dict[str, str], submitted: str = ""
+    ) -> Job:
+        """Return the job of a step; see `Job` for the other arguments."""
+        # The configuration is copied: editing it while the job waits changes nothing.
+        train = ("-m", "lensdist.train", "--config", str(folder / f"{step.name}.yaml"))
+        return Job(
+            chain=self.chain.name,
+            target=step.target,
+            needs=step.needs,
+            follows=step.follows,
+            argv=train if step.argv is None else step.argv,
+            cluster=step.cluster,
+            counts=step.counts,
+            cwd=Path.cwd(),
+            code=code,
+            state=self.state,
+            folder=folder,
+            versions=versions,
+            submitted=submitted,
+        )
 
-def make_plan(
-    chain_file: Path,
-    cluster_file: Path,
-    words: Sequence[str],
-    sweeps: Sequence[str] = (),
-    triggers: Sequence[Trigger] = TRIGGERS,
-) -> Plan:
-    """Check everything, and work out what runs where.
+    @property
+    def arrays(self) -> dict[str, str]:
+        """The phase of each point of a sweep: its points become one job array."""
+        return {step.name: step.phase for step in self.todo if step.point is not None}
 
-    Args:
-        chain_file: `configs/chains/….yaml`.
-        cluster_file: `configs/clusters/….yaml`.
-        words: names of phases (none: all) and settings, as `Request` has them.
-        sweeps: `key=v1,v2` each.
-        triggers: what makes a finished phase run again when it has changed.
+
+def shared_evenly(config: BaseRun, cluster: Cluster) -> tuple[int, ...]:
+    """Return the numbers of nodes that can share a step evenly.
 
     Raises:
-        UserError: all that is wrong, a line each.
+        UserError: the smallest number of the cluster cannot.
     """
-    errors: list[str] = []
-    request: Request | None = None
-    cluster: Cluster | None = None
-    combined: list[Point] = []
-    try:
-        request = read_request(chain_file, words)
-        for word in (one for one in phase_names(words) if "@" in one):
-            errors.append(f"{word} is a point of a sweep: name the phase, and give --sweep")
-    except UserError as e:
-        errors.append(str(e))
-    try:
-        cluster = read_cluster(cluster_file, words)
-    except UserError as e:
-        errors.append(str(e))
-    try:
-        combined = points(sweeps)
-    except UserError as e:
-        errors.append(str(e))
-    if request is None or cluster is None or errors:
-        raise UserError("\n".join(errors))
-
-    told = settings_of_nothing(request.chain, [s for p in combined for s in p.settings])
-    if told:
-        raise UserError("\n".join(dict.fromkeys(told)))
-    maker = Maker(request, chain_file, cluster_file, cluster, ROOT, STATE, triggers)
-    steps: dict[str, list[Step]] = {}
-    swept = _swept(request, combined)
-    for name in request.chain.phases:
-        steps[name] = []
-        for point in combined if name in swept else [None]:
-            try:
-                steps[name] += maker.make(name, point, steps)
-            except UserError as e:
-                errors += [f"{name}: {one}" for one in str(e).splitlines()]
-    if errors:
-        raise UserError("\n".join(dict.fromkeys(errors)))
-    chosen = [step for name in request.phases for step in steps[name]]
-    if swept:
-        chosen += maker.sweep_table(chosen)
-    return Plan(request.chain, cluster, request.runs, tuple(chosen))
-
-
-def _swept(request: Request, combined: Sequence[Point]) -> set[str]:
-    """Phases that differ from point to point: those whose settings do, and what follows them."""
-    phases = request.chain.phases
-    firsts = {s.partition("=")[0].split(".")[0] for point in combined for s in point.settings}
-    swept: set[str] = set()
-    if not combined:
-        return swept
-    everywhere = bool(firsts - set(phases))
-    for name, phase in phases.items():
-        direct = name in firsts or (everywhere and phase.train is not None)
-        if direct or swept & set(request.chain.needs(name)):
-            swept.add(name)
-    # A chain's own table is one for all points.
-    return {name for name in swept if phases[name].report is None}
+    found = []
+    for nodes in range(cluster.fewest, cluster.most + 1):
+        try:
+            check_shares(config, nodes * cluster.per_node)
+            found.append(nodes)
+        except UserError:
+            if nodes == cluster.fewest:
+                raise
+    return tuple(found)

@@ -1,4 +1,4 @@
-"""Plans and tables as text."""
+"""A plan as text: each phase, how long it takes, and the batch scripts."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from lensdist.data.samples import samples_of
 from lensdist.sim.config import SimConfig
 from slurm.config.cluster import Cluster
 from slurm.job import Job
-from slurm.job_side.command import Place, line
+from slurm.job_side.command import Place, shown_command
 from slurm.plan.estimate import Estimate, estimate, total
 from slurm.plan.estimate import line as time_line
-from slurm.plan.plan import Plan
-from slurm.plan.sbatch import batch_script
-from slurm.plan.step import Step
+from slurm.plan.plan import Plan, Step
+from slurm.plan.sbatch import batch_script, dependencies
 
-_DIVIDED = {
+_SHARDED = {
     1: "the optimizer's state",
     2: "the optimizer's state and gradients",
     3: "the optimizer's state, gradients and parameters",
 }
 
 
-def shown(plan: Plan) -> str:
-    """The chain, each phase, and for SLURM the batch scripts.
+def render_plan(plan: Plan) -> str:
+    """Return the chain, each phase and, for SLURM, the batch scripts.
 
-    These are what sbatch will be given but for the submission's folder (`NEW`), the code's copy
-    (`CODE`) and the ids of other jobs (`JOB_OF_…`), which do not exist yet.
+    The scripts are what sbatch will be given, with placeholders for what does not exist yet: the
+    submission's folder (`NEW`), the copy of the code (`CODE`) and ids of other jobs (`JOB_OF_…`).
     """
     times = {step.name: _time(step, plan) for step in plan.steps if step.config is not None}
     parts = [f"chain {plan.chain.name}: {_arrows(plan)}"]
@@ -37,63 +36,49 @@ def shown(plan: Plan) -> str:
     if todo:
         parts.append(total(todo))
     if plan.cluster.executor == "slurm":
-        parts += [f"---- batch script of {n}\n{text.rstrip()}" for n, text in scripts(plan).items()]
+        for name, text in batch_scripts(plan).items():
+            parts.append(f"---- batch script of {name}\n{text.rstrip()}")
     return "\n\n".join(parts)
 
 
-def scripts(plan: Plan) -> dict[str, str]:
-    """The batch script of each job (of a sweep: of each array) that would be sent."""
-    ahead = {s.name for s in plan.todo}
-    found = {}
-    for (phase, swept), group in groupby(plan.todo, key=lambda s: (s.phase, s.point is not None)):
-        steps = [*group]
-        array = phase if swept and len(steps) > 1 else None
-        after = [f"afterok:JOB_OF_{n.phase}" for n in steps[0].needs if n.phase in ahead]
-        if array is not None:
-            after = [
-                f"aftercorr:JOB_OF_{n.phase.partition('@')[0]}" if "@" in n.phase else after[i]
-                for i, n in enumerate(n for n in steps[0].needs if n.phase in ahead)
-            ]
-        ends = dict.fromkeys(g.phase.partition("@")[0] for g in steps[0].follows)
-        after += [f"afterany:JOB_OF_{name}" for name in ends]
-        text = batch_script(_job(steps[0], plan), after, array)
-        if array is not None:
-            flag = f"#SBATCH --array=0-{len(steps) - 1}%{len(steps)}\n"
-            text = text.replace("# Parameters\n", f"# Parameters\n{flag}").replace("%j", "%A_%a")
-        found[array or steps[0].name] = text
+def batch_scripts(plan: Plan) -> dict[str, str]:
+    """Return the batch script of each job, or job array, that would be sent."""
+    jobs = {step.name: _job(step, plan) for step in plan.todo}
+    arrays, ids, found = plan.arrays, dict[str, str](), dict[str, str]()
+    for phase, group in groupby(jobs, key=lambda name: arrays.get(name, name)):
+        names = [*group]
+        after = dependencies(names, jobs, ids)
+        if len(names) > 1 and after is not None:
+            found[phase] = batch_script(jobs[names[0]], after, phase, len(names))
+            ids |= {name: f"JOB_OF_{phase}_{task}" for task, name in enumerate(names)}
+            continue
+        for name in names:
+            found[name] = batch_script(jobs[name], dependencies([name], jobs, ids) or [])
+            ids[name] = f"JOB_OF_{name}"
     return found
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows in aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows)
-    return "\n".join(one.rstrip() for one in lines)
-
-
 def _job(step: Step, plan: Plan) -> Job:
-    folder, code = plan.state / "NEW", plan.state / "code" / "CODE"
-    return step.job(plan.chain.name, plan.state, folder, code, {})
+    return plan.job(step, plan.state / "NEW", plan.state / "code" / "CODE", {})
 
 
 def _arrows(plan: Plan) -> str:
-    needs = {step.name: [need.phase for need in step.needs] for step in plan.steps}
-    edges = [f"{before} -> {name}" for name, all_ in needs.items() for before in all_]
-    alone = [n for n in needs if not any(n in edge.split(" -> ") for edge in edges)]
-    return ", ".join([*alone, *edges])
+    edges = [f"{need.phase} -> {step.name}" for step in plan.steps for need in step.needs]
+    linked = {name for edge in edges for name in edge.split(" -> ")}
+    return ", ".join([*(s.name for s in plan.steps if s.name not in linked), *edges])
 
 
 def _time(step: Step, plan: Plan) -> Estimate | None:
     assert step.config is not None
-    like = [other.goal.run for other in plan.steps if other.goal.kind == "run"]
+    like = [other.target.run for other in plan.steps if other.target.kind == "run"]
     samples = samples_of(step.config)
     if samples is None:
         samples = samples_of(_as_simulated(step.config, plan))
-    return estimate(step.config, step.goal.run, samples, step.cluster, like)
+    return estimate(step.config, step.target.run, samples, step.cluster, like)
 
 
 def _as_simulated(config: BaseRun, plan: Plan) -> BaseRun:
-    """With the images that a phase of the chain will have simulated, where it trains on those."""
+    """Return the configuration with the images that a phase of the chain will simulate."""
     for name, phase in plan.chain.phases.items():
         if phase.simulate is not None and config.data.path == plan.runs / name:
             sim = SimConfig(**{key: getattr(phase.simulate, key) for key in SimConfig.model_fields})
@@ -103,16 +88,15 @@ def _as_simulated(config: BaseRun, plan: Plan) -> BaseRun:
 
 
 def _phase(plan: Plan, step: Step, time: Estimate | None) -> str:
-    cluster, count = step.cluster, step.cluster.fewest
-    place = (
-        Place("$SLURM_NODEID", count, "$HEAD_NODE", "$PORT_OF_JOB")
-        if cluster.executor == "slurm"
-        else Place(port="$FREE_PORT")
-    )
+    cluster = step.cluster
+    place = Place(port="$FREE_PORT")
+    if cluster.executor == "slurm":
+        place = Place("$SLURM_NODEID", cluster.fewest, "$HEAD_NODE", "$PORT_OF_JOB")
+    needs = ", ".join(f"{n.phase} ({n.marker().name})" for n in step.needs)
     rows = [
-        ("state", step.standing.sentence),
-        ("makes", str(step.goal.marker())),
-        ("after", ", ".join(f"{n.phase} ({n.marker().name})" for n in step.needs) or "nothing"),
+        ("state", step.existing.text),
+        ("makes", str(step.target.marker())),
+        ("after", needs or "nothing"),
         ("on", _where(cluster, step.counts)),
     ]
     if step.config is not None:
@@ -120,16 +104,16 @@ def _phase(plan: Plan, step: Step, time: Estimate | None) -> str:
         if step.config.engine != "ddp":
             rows.append(("engine", _engine(step.config)))
         if not step.done:
-            known = "not known: no data here yet, or no speed (cluster.hardware, or a first run)"
-            rows.append(("time", time_line(time, cluster) if time else known))
-    rows.append(("command", line(_job(step, plan), place)))
+            unknown = "unknown: no data here yet, or no speed (cluster.hardware, or a first run)"
+            rows.append(("time", time_line(time, cluster) if time else unknown))
+    rows.append(("command", shown_command(_job(step, plan), place)))
     return "\n".join([f"{step.name}: {step.source}", *(f"  {k:<8} {v}" for k, v in rows)])
 
 
 def _step(config: BaseRun, cluster: Cluster, counts: Sequence[int]) -> str:
     batch, found = config.train.global_batch, []
-    for processes in [count * cluster.per_node for count in counts]:
-        micro = config.train.micro(processes)
+    for count in counts:
+        micro = config.train.micro(count * cluster.per_node)
         found.append(f"{batch // micro} micro-batches of {micro}")
     return f"{batch} images = {' or '.join(dict.fromkeys(found))}"
 
@@ -137,7 +121,7 @@ def _step(config: BaseRun, cluster: Cluster, counts: Sequence[int]) -> str:
 def _engine(config: BaseRun) -> str:
     shard = config.shard
     where = ", in the machine's memory" if shard.offload else ""
-    return f"{config.engine}, stage {shard.stage}: {_DIVIDED[shard.stage]} divided{where}"
+    return f"{config.engine}, stage {shard.stage}: {_SHARDED[shard.stage]} sharded{where}"
 
 
 def _where(cluster: Cluster, counts: Sequence[int]) -> str:

@@ -1,1 +1,1 @@
-"""A plan to its jobs, and jobs to another try."""
+"""Turns a plan into jobs, sends them to SLURM or runs them here, and resumes or cancels them."""

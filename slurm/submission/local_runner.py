@@ -1,4 +1,4 @@
-"""A chain on this machine: attempts of phase after phase, as a job's batch script makes them."""
+"""Runs a chain on this machine: the attempts of phase after phase, as a batch script makes them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from lensdist.errors import RunError, UserError
 from lensdist.files import to_json, write_atomic
 from lensdist.outcome import node_name
 from lensdist.sealed import read_json
-from slurm.attempts import Ledger
 from slurm.job import Job
 from slurm.job_side.command import USERS_GPUS
-from slurm.job_side.epilogue import sentence, settle
-from slurm.job_side.prologue import Start, begin
+from slurm.job_side.epilogue import describe, end_attempt
+from slurm.job_side.prologue import Start, start_attempt
 from slurm.job_side.requeue_policy import Decision
 from slurm.job_side.run import run_phase
 
@@ -28,137 +27,125 @@ _POLL = 0.2  # s
 Say = Callable[[str], None]
 
 
-def run_here(jobs: Mapping[str, Job], ids: Path, say: Say) -> None:
-    """Run phases one after the other, each until it is complete or given up.
+def run_locally(jobs: Mapping[str, Job], ids: Path, say: Say) -> None:
+    """Run phases one after the other, each until it is complete or stopped.
 
-    What needs a phase that was given up or cancelled is not started; other phases are. Ctrl-C and
-    SIGTERM cancel what runs, which saves; nothing is started after them.
+    A phase is not started if it needs one that was stopped or cancelled; other phases are. Ctrl-C
+    and SIGTERM cancel the running phase, which saves; no phase is started after that.
 
     Args:
         jobs: by name, each after those it needs.
-        ids: where to write each job's id.
-        say: told what happens, a sentence at a time.
+        ids: file for the jobs' ids.
+        say: prints a line.
 
     Raises:
         RunError: a phase is not complete.
-        KeyboardInterrupt: asked to stop; what ran has left, and its end is written down.
+        KeyboardInterrupt: asked to stop; the running phase has ended, and its end is logged.
     """
     failed: list[str] = []
-    for job in jobs.values():  # those too that will not come to run: `resume` knows them then
-        Ledger(job.ledger).append("sent", str(os.getpid()), job.folder.name)
+    for job in jobs.values():  # all of them, so that `resume` knows those that never start
+        job.attempt_log.append("sent", str(os.getpid()), job.folder.name)
     with _Stop() as stop:
         for phase, job in jobs.items():
             lost = any(need.phase in failed for need in job.needs)
-            if lost or not _until_complete(phase, job, ids, stop, say):
+            if lost or not _run_until_complete(job, ids, stop, say):
                 failed.append(phase)
-            if stop.wishes:
+            if stop.requests:
                 raise KeyboardInterrupt
     if failed:
-        raise RunError(f"{failed[0]} is not complete; what needs it was not started")
+        raise RunError(f"{failed[0]} is not complete; phases that need it were not started")
 
 
 class _Stop:
-    """Ctrl-C, SIGTERM and SIGHUP: heard at once, heeded where nothing is half done.
+    """Counts stop requests: Ctrl-C, SIGTERM and SIGHUP. The loops above and below act on them.
 
     Attributes:
-        wishes: how many there were.
+        requests: their number.
     """
 
     def __init__(self) -> None:
-        self.wishes = 0
+        self.requests = 0
         self._raises = False
 
     def __enter__(self) -> _Stop:
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]  # as under nohup
-        self._before = {n: signal.signal(n, self._hear) for n in heard}
+        # Not those that are ignored, as under nohup.
+        heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
+        self._before = {n: signal.signal(n, self._count) for n in heard}
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.wishes += 1
+    def _count(self, number: int, frame: FrameType | None) -> None:
+        self.requests += 1
         if self._raises:
-            self._raises = False  # a second one would leave what saves because of the first
+            self._raises = False  # a second one would interrupt a run that saves after the first
             raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def raised(self) -> Iterator[None]:
-        """Meanwhile the first of them is raised, as KeyboardInterrupt."""
+        """Raise the first request as KeyboardInterrupt in the code inside `with`."""
         self._raises = True
         try:
-            if self.wishes:
+            if self.requests:
                 raise KeyboardInterrupt
             yield
         finally:
             self._raises = False
 
 
-@contextlib.contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """What is started meanwhile ignores Ctrl-C, of which submitit's controller kills its task."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _until_complete(phase: str, job: Job, ids: Path, stop: _Stop, say: Say) -> bool:
-    if _cancelled(job):
+def _run_until_complete(job: Job, ids: Path, stop: _Stop, say: Say) -> bool:
+    phase = job.target.phase
+    if _is_cancelled(job):
         say(f"{phase}: cancelled, not started")
         return False
     say(f"{phase}: running")
     while True:
-        decision = _Attempt(phase, job, ids, stop, say).run()
+        decision = _Attempt(job, ids, stop, say).run()
         if decision.verdict == "done":
-            say(f"{phase}: complete, {job.goal.run}")
+            say(f"{phase}: complete, {job.target.run}")
             return True
-        say(sentence(phase, decision))
+        say(describe(phase, decision))
         if decision.verdict != "requeue":
             return False
-        _pause(job, decision.delay, stop)
-        if _cancelled(job):
+        end = time.monotonic() + decision.delay
+        while time.monotonic() < end and not stop.requests and not _is_cancelled(job):
+            time.sleep(_POLL)
+        if stop.requests:
+            job.attempt_log.append("cancelled", str(os.getpid()), job.folder.name)
+        if _is_cancelled(job):
             say(f"{phase}: cancelled, not started again")
             return False
 
 
-def _pause(job: Job, seconds: float, stop: _Stop) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and not stop.wishes and not _cancelled(job):
-        time.sleep(_POLL)
-    if stop.wishes:
-        Ledger(job.ledger).append("cancelled", str(os.getpid()), job.folder.name)
-
-
-def _cancelled(job: Job) -> bool:
-    mine = (e for e in Ledger(job.ledger).events() if e.submission == job.folder.name)
+def _is_cancelled(job: Job) -> bool:
+    mine = (e for e in job.attempt_log.events() if e.submission == job.folder.name)
     return any(event.what == "cancelled" for event in mine)
 
 
 class _Attempt:
     """One attempt, in a process of submitit's or in this one."""
 
-    def __init__(self, phase: str, job: Job, ids: Path, stop: _Stop, say: Say) -> None:
-        self._phase, self._job, self._ids, self._stop, self._say = phase, job, ids, stop, say
+    def __init__(self, job: Job, ids: Path, stop: _Stop, say: Say) -> None:
+        self._job, self._ids, self._stop, self._say = job, ids, stop, say
+        self._phase = job.target.phase
         self._id = str(os.getpid())
-        self._ledger = Ledger(job.ledger)
 
     def run(self) -> Decision:
-        """Begin, run, settle; returns the decision.
+        """Run prologue, phase and epilogue; return the epilogue's decision.
 
         Raises:
-            UserError: what the phase needs is not complete.
+            UserError: a phase that this one needs is not complete.
         """
         job = self._job
-        start = begin(job, self._id, (node_name(),), 60.0 * job.cluster.walltime)
-        self._inner(start)
-        # No exit code passes through submitit; what the processes said tells more.
-        return settle(job, self._id, start.attempt, 1, "RUNNING", again=False)
+        start = start_attempt(job, self._id, (node_name(),), 60.0 * job.cluster.walltime)
+        self._run_phase(start)
+        # submitit passes no exit code on; the exit reports say more.
+        return end_attempt(job, self._id, start.attempt, 1, "RUNNING", requeued=False)
 
-    def _inner(self, start: Start) -> None:
+    def _run_phase(self, start: Start) -> None:
         from submitit.core.utils import environment_variables
 
         path = os.pathsep.join(filter(None, (str(self._job.code), os.environ.get("PYTHONPATH"))))
@@ -168,25 +155,26 @@ class _Attempt:
             more[USERS_GPUS] = gpus
         with environment_variables(**more):
             if self._job.cluster.executor == "local":
-                self._in_a_process()
+                self._run_in_a_process()
             else:
-                self._in_this_process()
+                self._run_in_this_process()
 
-    def _in_this_process(self) -> None:
+    def _run_in_this_process(self) -> None:
         from submitit.local.debug import DebugExecutor
 
-        self._sent()
+        self._log_sent()
         try:
-            # Not result(): on any failure that opens a debugger, which waits for a terminal.
+            # Not result(): after a failure it opens a debugger, which waits for a terminal.
             with self._stop.raised():
-                DebugExecutor(self._job.folder).submit(run_phase, self._file).exception()
+                executor = DebugExecutor(self._job.folder)
+                executor.submit(run_phase, str(self._job.file)).exception()
         except SystemExit as e:
             if isinstance(e.code, str):
                 self._say(f"error: {e.code}")
-        except KeyboardInterrupt:  # the run was told, and has left
-            self._ledger.append("cancelled", self._id, self._job.folder.name)
+        except KeyboardInterrupt:  # the run got the signal too, and has ended
+            self._log_cancelled()
 
-    def _in_a_process(self) -> None:
+    def _run_in_a_process(self) -> None:
         from submitit.local.local import LocalExecutor
 
         executor = LocalExecutor(self._job.folder)
@@ -195,41 +183,40 @@ class _Attempt:
             signal_delay_s=self._job.cluster.save_before_end,
             stderr_to_stdout=True,
         )
-        with _deaf_to_ctrl_c():
-            task = executor.submit(run_phase, self._file)
-        self._id = task.job_id
-        self._sent()
-        self._say(f"{self._phase}: log {task.paths.stdout}")
-        if _cancelled(self._job):  # by whoever could not know the process yet
+        # The new process ignores Ctrl-C, after which submitit's controller would kill its task.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            task = executor.submit(run_phase, str(self._job.file))
+        finally:
+            signal.signal(signal.SIGINT, before)
+        self._id, log = task.job_id, task.paths.stdout
+        self._log_sent()
+        self._say(f"{self._phase}: log {log}")
+        if _is_cancelled(self._job):  # by a command that could not know the process yet
             os.kill(int(self._id), signal.SIGTERM)
-        told = 0
+        passed_on = 0
         while not task.done():
-            if told < self._stop.wishes:  # each is passed on: one may come before the run listens
-                told = self._stop.wishes
-                self._cancel()
+            if passed_on < self._stop.requests:  # each one: the run may have missed the first
+                passed_on = self._stop.requests
+                self._log_cancelled()
+                self._say(f"{self._phase}: process {self._id} asked to save and stop")
+                os.kill(int(self._id), signal.SIGTERM)  # submitit's controller passes it on
             time.sleep(_POLL)
-        log = task.paths.stdout
-        if not told and not self._reached() and log.exists():
+        if not passed_on and not self._reached() and log.exists():
             for line in log.read_text(errors="replace").splitlines()[-_TAIL:]:
                 self._say(f"  | {line}")
 
     def _reached(self) -> bool:
         try:
-            return self._job.goal.reached()
-        except UserError:  # damaged, or with other settings: it is settled so
+            return self._job.target.reached()
+        except UserError:  # damaged, or with other settings: the epilogue reports it
             return False
 
-    def _cancel(self) -> None:
-        self._ledger.append("cancelled", self._id, self._job.folder.name)
-        self._say(f"{self._phase}: process {self._id} told to save and leave")
-        os.kill(int(self._id), signal.SIGTERM)  # to submitit's controller, which passes it on
+    def _log_cancelled(self) -> None:
+        self._job.attempt_log.append("cancelled", self._id, self._job.folder.name)
 
-    @property
-    def _file(self) -> str:
-        return str(self._job.folder / f"{self._phase}.json")
-
-    def _sent(self) -> None:
-        self._ledger.append("sent", self._id, self._job.folder.name)
+    def _log_sent(self) -> None:
+        self._job.attempt_log.append("sent", self._id, self._job.folder.name)
         known = {}
         with contextlib.suppress(OSError, ValueError):
             known = read_json(self._ids)

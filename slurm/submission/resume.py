@@ -1,4 +1,4 @@
-"""Sending again what stopped, as it was sent, and stopping what runs."""
+"""Sends phases again that have stopped, as they were sent before, and cancels phases."""
 
 from __future__ import annotations
 
@@ -14,116 +14,116 @@ from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.errors import UserError
 from slurm import scheduler
-from slurm.attempts import Ledger
+from slurm.attempts import AttemptLog
 from slurm.config.cluster import Cluster
-from slurm.job import Goal, Job
+from slurm.job import Job, Target
 from slurm.monitor import status
-from slurm.monitor.status import Seen, look
+from slurm.monitor.status import PhaseStatus, query
 from slurm.plan.outdated import set_aside
-from slurm.plan.step import shared_evenly
+from slurm.plan.plan import shared_evenly
 from slurm.submission.send import dispatch, new_submission
-from slurm.submission.snapshot import check
+from slurm.submission.snapshot import verify
 
 Say = Callable[[str], None]
 
 
 def resume(
-    goals: Sequence[Goal], state: Path, names: Sequence[str], nodes: str | None, say: Say
+    targets: Sequence[Target], state: Path, names: Sequence[str], nodes: str | None, say: Say
 ) -> None:
-    """Send phases again that are neither complete nor in the queue, and what waits for them.
+    """Send phases again that are neither complete nor in the queue, and those that wait for them.
 
-    With the code and the configuration that they were sent with: a run goes on from its newest
-    checkpoint. A dependent that can never start is cancelled and sent anew.
+    They keep their code and configuration, and a run goes on from its newest checkpoint. A phase in
+    the queue that can never start is cancelled and sent again.
 
     Args:
-        goals: the chain's phases, in order.
+        targets: the chain's phases, in order.
         state: the launcher's folder.
         names: phases to resume; none: all that were sent.
-        nodes: on so many nodes instead; None: as before.
-        say: told what happens.
+        nodes: another number of nodes; None: as before.
+        say: prints a line.
 
     Raises:
-        UserError: a phase was never sent, or is in the queue; nothing was sent then.
-        RunError: SLURM refused, or a phase here failed.
+        UserError: a named phase was never sent, or is in the queue; nothing was sent then.
+        RunError: SLURM refused a job, or a phase failed here.
     """
-    seen = {one.goal.phase: one for one in look(goals, state)}
+    statuses = {one.target.phase: one for one in query(targets, state)}
     again: dict[str, Job] = {}
-    # Of a sweep, `finetune` means all its points.
-    asked = {name for name in seen if not names or {name, name.partition("@")[0]} & {*names}}
-    for name, one in seen.items():
+    # The name of a swept phase stands for all its points.
+    asked = {name for name in statuses if not names or {name, name.partition("@")[0]} & {*names}}
+    for name, one in statuses.items():
         job = _to_send(one, again, name in names, name in asked, say)
         if job is not None:
             again[name] = job
-    queued = _in_queue(again, seen)
+    queued = _in_queue(again, statuses)
     if not again:
-        if not names and not any(one.live for one in seen.values()):
-            say("nothing has stopped; `status` shows how far each phase is")
+        if not names and not any(one.live for one in statuses.values()):
+            say("nothing has stopped; `status` shows the state of each phase")
         return
     by_slurm = any(job.cluster.executor == "slurm" for job in again.values())
     if by_slurm and not scheduler.available():
         raise UserError("no sbatch here: resume from a login node of the cluster")
-    other = {name: _anew(job, nodes if name in asked else None) for name, job in again.items()}
+    other = {name: _on_nodes(job, nodes if name in asked else None) for name, job in again.items()}
     folder = new_submission(state)
     jobs = {name: job.model_copy(update={"folder": folder}) for name, job in other.items()}
     for name, job in jobs.items():
-        if seen[name].complete:  # a table, of which there will be a newer one
-            say(f"{name}: the old one is kept aside: {set_aside(job.goal.marker())}")
-    stuck = [one for name, one in seen.items() if name in again and one.live]
-    scheduler.cancel([one.sent.job for one in stuck if one.sent is not None])
-    for one in stuck:
-        assert one.sent is not None
-        say(f"{one.goal.phase}: job {one.sent.job} could not have started; cancelled, sent anew")
+        if statuses[name].complete:  # a table, which is made again from more runs
+            say(f"{name}: the old one is kept as {set_aside(job.target.marker())}")
+    stuck = {name: statuses[name].sent for name in again if statuses[name].live}
+    scheduler.cancel([sent.job for sent in stuck.values() if sent is not None])
+    for name, sent in stuck.items():
+        assert sent is not None
+        say(f"{name}: job {sent.job} could not have started; cancelled, and sent again")
     dispatch(jobs, {}, queued, folder, say)
 
 
-def cancel(goals: Sequence[Goal], state: Path, say: Say) -> None:
-    """Cancel jobs: a run saves if the grace that SLURM gives allows it, and is not queued again.
+def cancel(targets: Sequence[Target], state: Path, say: Say) -> None:
+    """Cancel jobs: a run saves if SLURM gives it enough time, and is not requeued.
 
     Raises:
         RunError: SLURM refused.
     """
-    live = [one for one in look(goals, state) if one.live and one.sent is not None]
-    # First the word, then the deed: whoever settles an attempt, or starts one, must find it.
-    for one in live:
-        assert one.sent is not None
-        ledger = Ledger(state / "ledger" / f"{one.goal.phase}.jsonl")
-        ledger.append("cancelled", one.sent.job, one.sent.submission)
+    live = [(one, one.sent) for one in query(targets, state) if one.live and one.sent is not None]
+    # Before scancel: the epilogue, and a launcher that starts an attempt, must find the event.
+    for one, sent in live:
+        AttemptLog.of(state, one.target.phase).append("cancelled", sent.job, sent.submission)
     ids = []
-    for one in live:
-        assert one.sent is not None
+    for one, sent in live:
         if one.by_slurm:
-            ids.append(one.sent.job)
-            say(f"{one.goal.phase}: job {one.sent.job} cancelled")
+            ids.append(sent.job)
+            say(f"{one.target.phase}: job {sent.job} cancelled")
         else:
-            say(f"{one.goal.phase}: {_cancel_here(one, state)}")
+            say(f"{one.target.phase}: {_cancel_local(one, state)}")
     scheduler.cancel(ids)
     if not live:
         say("none of these phases is in the queue or runs")
 
 
-def _cancel_here(one: Seen, state: Path) -> str:
-    """Tell a run without SLURM to leave; what became of it. The launcher goes on with the rest."""
-    now = status.glance(one.goal, state)
-    sent = [e for e in now.events if e.what == "sent" and e.submission == now.mine[-1].submission]
-    begun = [e for e in now.mine if e.what in ("started", "ended")]
+def _cancel_local(one: PhaseStatus, state: Path) -> str:
+    """Stop a run of this machine, and return what happens; the launcher goes on with the others."""
+    now = status.query_log(one.target, state)
+    mine = now.since_sent
+    sent = [e for e in now.events if e.what == "sent" and e.submission == mine[-1].submission]
+    begun = [e for e in mine if e.what in ("started", "ended")]
     if not begun or begun[-1].what == "ended":
         return "will not be started" + (" again" if begun else "")
     launcher, process = sent[0].job, sent[-1].job
     debug = one.job is not None and one.job.cluster.executor == "debug"
     if (process == launcher and not debug) or not status.is_ours(process):
-        return "told to save and leave"  # by its launcher, which is about to start the process
+        return "asked to save and stop"  # by its launcher, which is about to start the process
     with contextlib.suppress(ProcessLookupError):
         os.kill(int(process), signal.SIGTERM)
-    return f"process {process} told to save and leave"
+    return f"process {process} asked to save and stop"
 
 
-def _to_send(one: Seen, again: Mapping[str, Job], named: bool, asked: bool, say: Say) -> Job | None:
-    """The job of a phase that is to be sent again; None where it is not.
+def _to_send(
+    one: PhaseStatus, again: Mapping[str, Job], named: bool, asked: bool, say: Say
+) -> Job | None:
+    """Return the job of a phase that is to be sent again; None if it is not.
 
     Raises:
-        UserError: it was asked for, and cannot be.
+        UserError: it was asked for, and cannot be sent.
     """
-    phase = one.goal.phase
+    phase = one.target.phase
     if one.sent is None or one.job is None:
         if named and one.unreadable:
             raise UserError(f"{phase}: {one.unreadable}")
@@ -138,7 +138,7 @@ def _to_send(one: Seen, again: Mapping[str, Job], named: bool, asked: bool, say:
         return None
     if one.damage:
         raise UserError(f"{phase}: {one.damage}")
-    check(one.job.code, one.job.state)
+    _check_code(one.job)
     stuck = one.slurm is not None and one.slurm.stuck
     if one.live and not stuck and not (one.by_slurm and (waits or follows)):
         word, reason = one.state
@@ -150,30 +150,46 @@ def _to_send(one: Seen, again: Mapping[str, Job], named: bool, asked: bool, say:
     return one.job
 
 
-def _in_queue(again: Mapping[str, Job], seen: Mapping[str, Seen]) -> dict[str, str]:
-    """Ids of jobs in the queue that those which are sent again need.
+def _check_code(job: Job) -> None:
+    """Check that the code that a job was sent with can be sent again.
 
     Raises:
-        UserError: one needs what is neither complete, nor sent again, nor in the queue.
+        UserError: it was changed, or its batch script was of an earlier version.
+    """
+    verify(job.code, job.state)
+    slurm = job.code / "slurm"
+    if slurm.is_dir() and not (slurm / "job_side").is_dir():
+        raise UserError(
+            f"{job.target.phase} was sent by an earlier version of the launcher, whose jobs this "
+            "one cannot start; use `submit`: a run goes on from its newest checkpoint"
+        )
+
+
+def _in_queue(again: Mapping[str, Job], statuses: Mapping[str, PhaseStatus]) -> dict[str, str]:
+    """Return ids of jobs in the queue that the resumed jobs need.
+
+    Raises:
+        UserError: a phase that is needed is neither complete, nor resumed, nor in the queue.
     """
     queued: dict[str, str] = {}
     for name, job in again.items():
         for need in job.needs:
             if need.phase in again or need.reached():
                 continue
-            before = seen.get(need.phase)
+            before = statuses.get(need.phase)
             if before is None or before.sent is None or not before.live:
                 raise UserError(f"{name} needs {need.phase}, which is not complete; resume it too")
             queued[need.phase] = before.sent.job
     return queued
 
 
-def _anew(job: Job, nodes: str | None) -> Job:
-    if nodes is None or job.goal.kind != "run":
+def _on_nodes(job: Job, nodes: str | None) -> Job:
+    """Return the job of a run on another number of nodes; of other phases, the same job."""
+    if nodes is None or job.target.kind != "run":
         return job
     try:
         cluster = Cluster.model_validate({**job.cluster.model_dump(), "nodes": nodes})
     except ValidationError as e:
         raise UserError(f"--nodes {nodes}: {e.errors()[0]['msg']}") from e
-    counts = shared_evenly(load(Path(job.words[-1]), [], schema=schema_of), cluster)
+    counts = shared_evenly(load(Path(job.argv[-1]), [], schema=schema_of), cluster)
     return job.model_copy(update={"cluster": cluster, "counts": counts})

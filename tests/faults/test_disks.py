@@ -18,7 +18,7 @@ import torch
 from lensdist import cli
 from lensdist.engine import checkpoint
 from lensdist.files import fsync, write_atomic
-from slurm.monitor.status import duration
+from lensdist.text import duration
 from slurm.plan.outdated import set_aside
 from tests.conftest import ROOT
 from tests.unit import data_files

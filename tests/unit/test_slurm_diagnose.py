@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lensdist.files import write_atomic
-from slurm.job import Goal
+from slurm.job import Target
 from slurm.job_side.node_health import Report
 from slurm.monitor import diagnose
 from slurm.monitor.diagnose import first_failed, why
@@ -55,8 +55,8 @@ slurmstepd: error: Detected 1 oom_kill event in StepId=17.0.
 """
 
 
-def _page(chain: Standing, goal: Goal, options: str = "") -> str:
-    page = why(goal, chain.state, chain.goals, options=options)
+def _page(chain: Standing, target: Target, options: str = "") -> str:
+    page = why(target, chain.state, chain.targets, options=options)
     assert len(page.splitlines()) <= 40
     for line in page.splitlines():
         assert len(line) <= 100 or str(chain.runs) in line, line
@@ -97,7 +97,7 @@ def test_a_page_from_the_headline_to_the_next_command(
 
 
 _GOLDEN = """\
-pretrain (job 17, FAILED) was given up: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00
+pretrain (job 17, FAILED) was stopped: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00
 GiB. (process 2 on gpu08).
 
 Failed first: process 2 on gpu08, at 14 Nov 22:13:22
@@ -107,32 +107,32 @@ Failed first: process 2 on gpu08, at 14 Nov 22:13:22
     … 20 more
     lensdist/models/vit.py:88 in forward:  x = block(x)
     torch/nn/functional.py:59 in attention:  return fast(q, k, v)
-  3 more ended badly, later or because of it.
+  3 more failed, later or because of it.
 
-attempt  began         took    nodes         steps       ended
+attempt  start         time    nodes         steps       end
 1        14 Nov 23:13  18 min  gpu07, gpu08  0 -> 120    asked to stop, and saved
 2        15 Nov 00:13  18 min  gpu07, gpu08  120 -> 160  OutOfMemoryError: CUDA out of memory. Trie…
 
 Newest checkpoint: step 160.
 Log: runs/.submit/first/17_0_log.out
 
-A GPU's memory is full. A smaller train.micro_batch computes the same step in smaller parts. That
-begins the run anew, with the old one kept aside.
-Next, as it was submitted and with one setting more:
+A GPU's memory is full. A smaller train.micro_batch needs less memory for the same step. The run
+then starts again from step 0; the old one is kept.
+Next, as it was submitted and with one more setting:
   python slurm/submit.py submit … pretrain.train.micro_batch=4"""
 
 
 def test_what_waits_for_a_failed_phase_names_it(standing: Standing) -> None:
     _out_of_memory(standing)
-    for goal, is_so in (
-        (standing.finetune, "finetune (job 18, CANCELLED) ended before its first attempt began."),
+    for target, is_so in (
+        (standing.finetune, "finetune (job 18, CANCELLED) ended before its first attempt started."),
         (standing.evaluate, "evaluate was never sent."),
     ):
-        page = _page(standing, goal, "--chain mine.yaml")
-        because = "It needs this: pretrain (job 17, FAILED) was given up: OutOfMemoryError"
+        page = _page(standing, target, "--chain mine.yaml")
+        because = "It needs this: pretrain (job 17, FAILED) was stopped: OutOfMemoryError"
         assert page.startswith(f"{is_so}\n{because}")
         assert page.endswith("Next: python slurm/submit.py why pretrain --chain mine.yaml")
-    assert first_failed(standing.goals, standing.state) == standing.pretrain
+    assert first_failed(standing.targets, standing.state) == standing.pretrain
 
 
 def test_a_process_without_a_word_is_looked_for_in_its_nodes_log(standing: Standing) -> None:
@@ -146,7 +146,7 @@ def test_a_process_without_a_word_is_looked_for_in_its_nodes_log(standing: Stand
     standing.log("17", _LAUNCHER, node=1)
     page = _page(standing, standing.pretrain)
     assert "Noticed first: process 0 on gpu07" in page
-    assert "No word from process 3 (gpu08): killed, perhaps first." in page
+    assert "No exit report of process 3 (gpu08): killed, perhaps first." in page
     log = page.partition("The end of the log:\n")[2].splitlines()
     assert log[:2] == [
         "  | failed (exitcode: -9) local_rank: 1 (pid: 28648) of binary: /usr/bin/python",
@@ -183,8 +183,8 @@ def test_an_unfit_node_is_named_while_the_phase_waits_for_others(standing: Stand
     write_atomic(file, report.model_dump_json())
     page = _page(standing, standing.pretrain)
     assert page.startswith("pretrain (job 17, PENDING: BeginTime) waits.\nSLURM expects to start")
-    assert "Not fit, by the check before the start:\n  gpu08 has 3 of 4 GPUs\n" in page
-    assert "A node did not\npass its check" in page
+    assert "Failed the check before the start:\n  gpu08 has 3 of 4 GPUs\n" in page
+    assert "A node failed its check" in " ".join(page.split())
     assert page.endswith("Next: python slurm/submit.py logs -f pretrain")
 
 
@@ -195,7 +195,7 @@ def test_a_lost_node_is_told_from_a_crash(standing: Standing) -> None:
     standing.train("pretrain", 40)
     page = _page(standing, standing.pretrain)
     assert page.startswith("pretrain (job 17, NODE_FAIL) was lost in attempt 1")
-    assert "0 -> 40  lost: nobody could write its end down" in page
+    assert "0 -> 40  lost: its end was not logged" in page
     assert "Newest checkpoint: step 40; it goes on from there." in page
     assert page.endswith("Next: python slurm/submit.py resume pretrain")
 
@@ -203,7 +203,7 @@ def test_a_lost_node_is_told_from_a_crash(standing: Standing) -> None:
 def test_what_runs_has_its_progress_and_a_warning_if_it_is_quiet(standing: Standing) -> None:
     standing.slurm(squeue="17|RUNNING|None|gpu07|N/A")
     standing.sent("pretrain", "17")
-    assert "is about to begin its first attempt" in _page(standing, standing.pretrain)
+    assert "is about to start its first attempt" in _page(standing, standing.pretrain)
     standing.started("pretrain", "17")
     standing.train("pretrain", 100, rate=0.5, mse=0.02)
     page = _page(standing, standing.pretrain)
@@ -211,14 +211,14 @@ def test_what_runs_has_its_progress_and_a_warning_if_it_is_quiet(standing: Stand
     assert "Nothing is wrong" in page
     metrics = standing.runs / "pretrain" / "metrics.jsonl"
     os.utime(metrics, (0, time.time() - 7800))
-    assert "It has written no numbers for 2:10 h" in _page(standing, standing.pretrain)
-    assert first_failed(standing.goals, standing.state) is None
+    assert "It has written no metrics for 2:10 h" in _page(standing, standing.pretrain)
+    assert first_failed(standing.targets, standing.state) is None
 
 
 @pytest.mark.parametrize(
     ("reason", "says", "types"),
     [
-        ("Priority", "Jobs of higher priority come first", ["logs -f pretrain"]),
+        ("Priority", "Jobs of higher priority start first", ["logs -f pretrain"]),
         ("DependencyNeverSatisfied", "will never start", ["resume pretrain"]),
         ("launch failed requeued held", "release it", ["scontrol release 17"]),
         (
@@ -253,7 +253,7 @@ def test_a_cancelled_phase_is_resumed(standing: Standing) -> None:
     standing.slurm(sacct="17|CANCELLED by 5|None||0:15")
     standing.sent("pretrain", "17")
     standing.started("pretrain", "17")
-    standing.ledger("pretrain").append("cancelled", "17", "first")
+    standing.attempt_log("pretrain").append("cancelled", "17", "first")
     standing.ended("pretrain", "17", "leave", "cancelled; saved at step 40", kind="saved")
     page = _page(standing, standing.pretrain)
     assert page.startswith("pretrain (job 17, CANCELLED) ended: cancelled; saved at step 40.")
@@ -269,9 +269,9 @@ def test_what_needs_nothing_and_what_only_another_machine_knows(standing: Standi
     assert _page(standing, standing.pretrain).startswith("pretrain is complete.")
     (standing.runs / "pretrain" / "export" / "model.safetensors").write_bytes(b"other")
     page = _page(standing, standing.pretrain)
-    assert "is marked complete, but it is damaged" in page
+    assert "is marked complete, but is damaged" in page
     assert page.splitlines()[-1].startswith(f"Next: mv {standing.runs}")
-    assert first_failed(standing.goals, standing.state) == standing.pretrain
+    assert first_failed(standing.targets, standing.state) == standing.pretrain
 
 
 def test_long_histories_are_cut(standing: Standing) -> None:
@@ -296,5 +296,5 @@ def test_of_a_log_of_several_attempts_the_last_words_count(standing: Standing) -
     standing.log("17", f"{first}OSError: [Errno 28] No space left on device\nConnection refused\n")
     page = _page(standing, standing.evaluate)
     assert "SLURM says FAILED, exit code 0:9: it was killed (SIGKILL)" in page
-    assert "make room where the runs lie" in page
+    assert "make room where the runs are" in page
     assert page.endswith("Next: python slurm/submit.py resume evaluate")

@@ -15,11 +15,10 @@ from lensdist.files import write_atomic
 from lensdist.launched import DEADLINE
 from lensdist.outcome import leave_for
 from slurm import scheduler
-from slurm.attempts import Ledger
 from slurm.job_side import epilogue, prologue
 from slurm.job_side.command import ATTEMPT
 from slurm.plan.sbatch import array_file, batch_script
-from slurm.submission.snapshot import take
+from slurm.submission.snapshot import copy_code
 from tests.chains import ODD
 from tests.fakes.slurm import FakeSlurm
 from tests.unit.queued import fake, mark_complete
@@ -43,7 +42,7 @@ def test_an_attempt_knows_its_number_and_its_end(script: Script) -> None:
     assert {*found} == {ATTEMPT, DEADLINE}
     assert found[ATTEMPT] == "1"
     assert now - 1 <= float(found[DEADLINE]) - 3600 <= time.time() + 1
-    assert script.words.is_dir()
+    assert script.outcomes.is_dir()
     started = script.last
     assert (started.what, started.job, started.nodes) == ("started", script.id, ("gpu7", "gpu8"))
     script.fake.set(script.id, left="UNLIMITED")
@@ -87,8 +86,8 @@ def test_without_its_nodes_or_with_an_open_folder_nothing_begins(
     assert "Invalid hostlist" in said()
     script.file.parent.chmod(0o777)
     assert prologue.main(str(script.file)) == epilogue.main(str(script.file), 0) == 1
-    assert "closed to others" in said()
-    assert not script.job.ledger.exists()
+    assert "chmod 700" in said()
+    assert not script.job.attempt_log.exists()
 
 
 def test_what_is_complete_is_done_whatever_the_exit_code(script: Script, said: Said) -> None:
@@ -105,16 +104,16 @@ def test_a_run_that_saved_is_queued_again_once(script: Script, said: Said) -> No
     script.begin()
     script.step(40)
     for rank in (0, 1):
-        leave_for(script.words, rank, "saved", "")
+        leave_for(script.outcomes, rank, "saved", "")
     assert script.settle() == 75
     assert script.told == [["scontrol", "requeue", script.id]]
     assert (script.last.verdict, script.last.step, script.last.kind) == ("requeue", 40, "saved")
-    assert said() == "finetune: asked to stop, and saved at step 40; queued again\n"
+    assert said() == "finetune: asked to stop, and saved at step 40; requeued\n"
 
 
 def test_what_the_same_input_will_do_again_is_not_tried_again(script: Script, said: Said) -> None:
     script.begin()
-    leave_for(script.words, 0, "input", "/data/packed is not a packed set")
+    leave_for(script.outcomes, 0, "input", "/data/packed is not a packed set")
     assert script.settle() == 1
     assert script.last.verdict == "stop"
     assert "not a packed set" in said()
@@ -129,7 +128,7 @@ def test_what_the_same_input_will_do_again_is_not_tried_again(script: Script, sa
         ({"state": "COMPLETING", "reason": "None"}, "leave", "cancelled"),
         ({"state": "CANCELLED"}, "leave", "cancelled"),
         ({"state": "PREEMPTED"}, "leave", "ended by SLURM (PREEMPTED)"),
-        ({"state": "PENDING", "restarts": 2}, "leave", "SLURM has queued it again itself"),
+        ({"state": "PENDING", "restarts": 2}, "leave", "SLURM has requeued it itself"),
     ],
 )
 def test_what_slurm_says_decides_who_queues_it_again(
@@ -147,7 +146,7 @@ def test_what_slurm_says_decides_who_queues_it_again(
 def test_nodes_that_are_not_fit_are_left_out_and_a_crash_waits(script: Script, said: Said) -> None:
     # What an earlier submission left out may have been mended since.
     old = {"attempt": 1, "verdict": "stop", "excluded": ("gpu1",)}
-    Ledger(script.job.ledger).append("ended", "99", "older", **old)
+    script.job.attempt_log.append("ended", "99", "older", **old)
     script.write(cluster={"exclude": ("gpu5",), "requeue": {"backoff": 30}})
     script.begin()
     script.step(8)
@@ -157,7 +156,7 @@ def test_nodes_that_are_not_fit_are_left_out_and_a_crash_waits(script: Script, s
     script.fake.set(script.id, state="RUNNING", nodes="gpu[7,9]")
     script.allot("gpu[7,9]", RESTART_COUNT="1")
     script.begin()
-    leave_for(script.words, 0, "crashed", "RuntimeError: it fell")
+    leave_for(script.outcomes, 0, "crashed", "RuntimeError: it fell")
     assert script.settle() == 75
     job, update = script.id, ["scontrol", "update", f"JobId={script.id}"]
     assert script.told == [
@@ -166,7 +165,7 @@ def test_nodes_that_are_not_fit_are_left_out_and_a_crash_waits(script: Script, s
         ["scontrol", "requeue", job],
         [*update, "ExcNodeList=gpu5,gpu8", "StartTime=now+30"],
     ]
-    assert said().endswith("; queued again in 30 s\n")
+    assert said().endswith("; requeued in 30 s\n")
     assert script.fake.jobs[job]["restarts"] == 2
 
 
@@ -179,7 +178,7 @@ def test_a_full_disk_is_no_node_s_fault(script: Script, said: Said) -> None:
     assert (script.last.excluded, script.last.kind) == ((), "device")
     update = ["scontrol", "update", f"JobId={script.id}", "StartTime=now+30"]
     assert script.told == [["scontrol", "requeue", script.id], update]
-    assert said() == "finetune: not fit: gpu7 finds the disk full; queued again in 30 s\n"
+    assert said() == "finetune: node check failed: gpu7 finds the disk full; requeued in 30 s\n"
 
 
 def test_what_ails_one_node_alone_is_its_own(script: Script) -> None:
@@ -196,7 +195,7 @@ def test_only_attempts_since_the_phase_was_sent_count(script: Script) -> None:
         for verdict in ("requeue", "stop"):
             script.begin()
             number = script.last.attempt
-            found = epilogue.settle(job, script.id, number, 9, "RUNNING", again=False)
+            found = epilogue.end_attempt(job, script.id, number, 9, "RUNNING", requeued=False)
             assert found.verdict == verdict
         assert found.reason.startswith("attempt 2 since it was sent, the last allowed")
     assert number == 4
@@ -211,15 +210,15 @@ def test_what_slurm_does_not_queue_again_is_written_down(
     assert script.settle(9) == 1
     assert script.last.verdict == "stop"
     assert "ended with code 9" in script.last.reason
-    assert "SLURM refused to queue it: scontrol requeue" in script.last.reason
+    assert "SLURM did not requeue it: scontrol requeue" in script.last.reason
     assert "error: scontrol requeue" in said()
 
 
 def test_what_was_cancelled_is_not_queued_again(script: Script) -> None:
     script.begin()
     script.step(8)
-    Ledger(script.job.ledger).append("cancelled", script.id, "now")
-    leave_for(script.words, 0, "saved", "")
+    script.job.attempt_log.append("cancelled", script.id, "now")
+    leave_for(script.outcomes, 0, "saved", "")
     assert script.settle() == 75
     assert (script.last.verdict, script.last.reason) == ("leave", "cancelled; saved at step 8")
     assert script.told == []
@@ -257,16 +256,16 @@ def test_the_script_of_an_array_runs_in_a_folder_of_any_name(
 def test_code_that_was_altered_neither_begins_nor_is_queued_again(
     script: Script, tmp_path: Path, said: Said
 ) -> None:
-    job = script.job.model_copy(update={"code": take(tmp_path / "clone", script.job.state)})
+    job = script.job.model_copy(update={"code": copy_code(tmp_path / "clone", script.job.state)})
     write_atomic(script.file, job.model_dump_json())
     script.begin()
     (job.code / "lensdist" / "a.py").write_text("A = 2\n")
     assert script.settle(1) == 1
     assert script.last.verdict == "stop"
-    assert "was altered since it was made" in script.last.reason
+    assert "was changed after it was made" in script.last.reason
     assert not [call for call in script.told if call[1] == "requeue"]
     assert prologue.main(str(script.file)) == 1
-    assert "was altered since it was made" in said()
+    assert "was changed after it was made" in said()
     assert script.last.verdict == "stop"
 
 
@@ -284,7 +283,7 @@ def test_the_script_as_it_is_sent(
     assert done.stdout == "1 1 1\n"
     assert done.returncode == 75
     assert "1 of 2 nodes share the step evenly" in done.stderr
-    assert "finetune: ended with code 3, without a word of why; queued again" in done.stderr
+    assert "finetune: ended with code 3, without an exit report; requeued" in done.stderr
     assert script.told == [["scontrol", "requeue", script.id]]
     # What could not begin does not run, and is not settled twice.
     script.write(needs=(script.need,))
@@ -292,4 +291,4 @@ def test_the_script_as_it_is_sent(
     done = subprocess.run(["bash", "-s"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "pretrain is not complete" in done.stderr
-    assert [e.what for e in Ledger(script.job.ledger).events()] == ["started", "ended"] * 2
+    assert [e.what for e in script.job.attempt_log.events()] == ["started", "ended"] * 2

@@ -16,20 +16,20 @@ import pytest
 from lensdist import outcome
 from lensdist.errors import UserError
 from lensdist.files import sha256, to_json, write_atomic
-from slurm.attempts import Ledger, attempts
+from slurm.attempts import attempts
 from slurm.config.cluster import Cluster
-from slurm.job import Goal, Job, load_job
+from slurm.job import Job, Target, load_job
 from slurm.job_side.command import (
     ATTEMPT,
     USERS_GPUS,
     Place,
     command,
     environment,
-    place,
+    find_place,
     variables,
 )
-from slurm.job_side.epilogue import settle
-from slurm.job_side.prologue import begin
+from slurm.job_side.epilogue import end_attempt
+from slurm.job_side.prologue import start_attempt
 from slurm.job_side.requeue_policy import Decision
 from slurm.job_side.run import run_phase
 from tests.conftest import ROOT
@@ -48,14 +48,14 @@ _SAVES = (
 )
 
 
-def _job(tmp_path: Path, code: str = "", *needs: Goal, **cluster: object) -> Job:
+def _job(tmp_path: Path, code: str = "", *needs: Target, **cluster: object) -> Job:
     folder = tmp_path / "submission"
     folder.mkdir(mode=0o700, exist_ok=True)
     return Job(
         chain="tiny",
-        goal=Goal(phase="finetune", run=tmp_path / "finetune"),
+        target=Target(phase="finetune", run=tmp_path / "finetune"),
         needs=needs,
-        words=("-c", code),
+        argv=("-c", code),
         cluster=Cluster.model_validate({"preflight": {"min_free_gb": 0}} | cluster),
         cwd=tmp_path,
         code=ROOT,
@@ -70,14 +70,14 @@ def _file(job: Job) -> str:
 
 def _attempt(job: Job, monkeypatch: pytest.MonkeyPatch) -> Decision:
     """Begin, run, settle: what a batch script does."""
-    start = begin(job, "7", ("here",), None)
+    start = start_attempt(job, "7", ("here",), None)
     monkeypatch.setenv(ATTEMPT, str(start.attempt))
     code = 0
     try:
         run_phase(_file(job))
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 1
-    return settle(job, "7", start.attempt, code, "RUNNING", again=False)
+    return end_attempt(job, "7", start.attempt, code, "RUNNING", requeued=False)
 
 
 def _complete(run: Path) -> None:
@@ -89,11 +89,11 @@ def _complete(run: Path) -> None:
 
 
 def test_a_phase_waits_for_no_one_and_says_so(tmp_path: Path) -> None:
-    need = Goal(phase="pretrain", run=tmp_path / "pretrain")
+    need = Target(phase="pretrain", run=tmp_path / "pretrain")
     job = _job(tmp_path, "", need)
     with pytest.raises(UserError, match="finetune not started: pretrain is not complete"):
-        begin(job, "7", ("here",), None)
-    ended = attempts(Ledger(job.ledger).events())[0].ended
+        start_attempt(job, "7", ("here",), None)
+    ended = attempts(job.attempt_log.events())[0].ended
     assert ended is not None
     assert ended.verdict == "stop"
 
@@ -101,9 +101,9 @@ def test_a_phase_waits_for_no_one_and_says_so(tmp_path: Path) -> None:
 def test_a_damaged_predecessor_counts_as_none(tmp_path: Path) -> None:
     _complete(tmp_path / "pretrain")
     (tmp_path / "pretrain" / "config.yaml").write_text("task: other\n")
-    job = _job(tmp_path, "", Goal(phase="pretrain", run=tmp_path / "pretrain"))
+    job = _job(tmp_path, "", Target(phase="pretrain", run=tmp_path / "pretrain"))
     with pytest.raises(UserError, match="was altered since its run was completed"):
-        begin(job, "7", ("here",), None)
+        start_attempt(job, "7", ("here",), None)
 
 
 def test_success_is_the_marker_not_the_exit_code(
@@ -125,39 +125,39 @@ def test_a_run_with_other_settings_is_not_what_was_sent(
         record = json.loads((tmp_path / name / "COMPLETE.json").read_text()) | {"config": asked}
         write_atomic(tmp_path / name / "COMPLETE.json", to_json(record))
     more = {**asked, "train": {"max_steps": 12}}
-    need = Goal(phase="pretrain", run=tmp_path / "pretrain", settings=more)
+    need = Target(phase="pretrain", run=tmp_path / "pretrain", settings=more)
     with pytest.raises(UserError, match=r"settings \(train\.max_steps: 6 -> 12\) than pretrain"):
-        begin(_job(tmp_path, "", need), "7", ("here",), None)
+        start_attempt(_job(tmp_path, "", need), "7", ("here",), None)
     job = _job(tmp_path, "")
     for settings, verdict in ((asked, "done"), (more, "stop")):
-        goal = job.goal.model_copy(update={"settings": settings})
-        decision = _attempt(job.model_copy(update={"goal": goal}), monkeypatch)
+        target = job.target.model_copy(update={"settings": settings})
+        decision = _attempt(job.model_copy(update={"target": target}), monkeypatch)
         assert decision.verdict == verdict
 
 
 def test_a_folder_that_others_may_write_to_is_not_trusted(tmp_path: Path) -> None:
     file = Path(_file(_job(tmp_path, "pass")))
-    assert load_job(file).goal.phase == "finetune"
+    assert load_job(file).target.phase == "finetune"
     file.parent.chmod(0o755)
-    with pytest.raises(UserError, match="closed to others"):
+    with pytest.raises(UserError, match="chmod 700"):
         load_job(file)
     file.parent.chmod(0o700)
-    file.write_text('{"goal": "os.system"}')
-    with pytest.raises(UserError, match="is no job of this version"):
+    file.write_text('{"target": "os.system"}')
+    with pytest.raises(UserError, match="is not a job of this version"):
         load_job(file)
 
 
 def test_scores_count_for_the_weights_that_they_are_of(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    goal = Goal(phase="evaluate", run=run, kind="scores")
-    assert not goal.reached()
+    target = Target(phase="evaluate", run=run, kind="scores")
+    assert not target.reached()
     _complete(run)
-    assert not goal.reached()
+    assert not target.reached()
     weights = {"model.safetensors": sha256(run / "export" / "model.safetensors")}
-    write_atomic(goal.marker(), to_json({"weights": weights}))
-    assert goal.reached()
-    write_atomic(goal.marker(), to_json({"weights": {"model.safetensors": "older"}}))
-    assert not goal.reached()
+    write_atomic(target.marker(), to_json({"weights": weights}))
+    assert target.reached()
+    write_atomic(target.marker(), to_json({"weights": {"model.safetensors": "older"}}))
+    assert not target.reached()
 
 
 def test_one_process_has_no_launcher(tmp_path: Path) -> None:
@@ -191,18 +191,18 @@ def test_a_node_finds_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SLURM_NODEID", "1")
     monkeypatch.setenv("SLURM_JOB_ID", "4040007")
     monkeypatch.setenv("LENSDIST_ATTEMPT", "1")
-    here = place(Cluster(executor="slurm", nodes=2))
+    here = find_place(Cluster(executor="slurm", nodes=2))
     assert here == Place("1", 2, "gpu07", "10007")
     words = " ".join(command(_job(tmp_path, executor="slurm", nodes=2), here))
     assert "--num_machines 2 --num_processes 2" in words
     assert "--machine_rank 1 --main_process_ip gpu07 --main_process_port 10007" in words
     monkeypatch.setenv("LENSDIST_ATTEMPT", "2")  # somebody else may listen on the first one's port
-    assert place(Cluster(executor="slurm", nodes=2)).port == "16014"
+    assert find_place(Cluster(executor="slurm", nodes=2)).port == "16014"
 
 
 def test_several_local_processes_meet_on_a_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")  # in an interactive job, say
-    here = place(Cluster(processes_per_node=2))
+    here = find_place(Cluster(processes_per_node=2))
     assert (here.rank, here.head) == ("0", "127.0.0.1")
     assert int(here.port) > 1024
 
@@ -254,13 +254,13 @@ def _until(true: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
 def test_signals_reach_the_run_and_the_job_waits_for_it(tmp_path: Path, number: int) -> None:
     job = _job(tmp_path, _SAVES)
-    start = begin(job, "7", ("here",), None)
+    start = start_attempt(job, "7", ("here",), None)
     node = _start_one_that_saves(tmp_path, job)
     node.send_signal(number)
     assert "Traceback" not in node.communicate(timeout=200)[1]
     assert (tmp_path / "saved").read_text() == str(int(number))
     assert node.returncode == 75
-    decision = settle(job, "7", start.attempt, 75, "RUNNING", again=False)
+    decision = end_attempt(job, "7", start.attempt, 75, "RUNNING", requeued=False)
     assert (decision.verdict, decision.kind, decision.delay) == ("requeue", "saved", 0)
     assert decision.reason == "asked to stop, and saved at step 3"
 
@@ -268,12 +268,12 @@ def test_signals_reach_the_run_and_the_job_waits_for_it(tmp_path: Path, number: 
 @pytest.mark.skipif(sys.platform != "linux", reason="nothing else tells a child of this")
 def test_a_run_whose_parent_is_killed_saves_and_leaves(tmp_path: Path) -> None:
     job = _job(tmp_path, _SAVES)
-    start = begin(job, "7", ("here",), None)
+    start = start_attempt(job, "7", ("here",), None)
     with _start_one_that_saves(tmp_path, job) as node:
         node.kill()
-    _until(lambda: bool(outcome.read(job.words_of(start.attempt))))
+    _until(lambda: bool(outcome.read(job.outcome_folder(start.attempt))))
     assert (tmp_path / "saved").read_text() == str(int(signal.SIGTERM))
-    assert outcome.read(job.words_of(start.attempt))[0].kind == "saved"
+    assert outcome.read(job.outcome_folder(start.attempt))[0].kind == "saved"
 
 
 def test_a_node_that_is_not_fit_starts_nothing(
@@ -292,7 +292,7 @@ def test_processes_that_do_not_find_each_other_are_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = _job(tmp_path, "import time; time.sleep(300)", preflight={"seconds": 2})
-    job = job.model_copy(update={"words": (*job.words, "lensdist.train")})
+    job = job.model_copy(update={"argv": (*job.argv, "lensdist.train")})
     began = time.monotonic()
     decision = _attempt(job, monkeypatch)
     assert time.monotonic() - began < 200

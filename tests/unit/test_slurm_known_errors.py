@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slurm.monitor.known_errors import known, why_exit, why_waiting
+from slurm.monitor.known_errors import explain_exit, explain_waiting, find_cause
 
 pytestmark = pytest.mark.unit
 
@@ -25,14 +25,14 @@ pytestmark = pytest.mark.unit
     ],
 )
 def test_known_errors_have_a_remedy(said: str, setting: str) -> None:
-    cause = known(f"RuntimeError in line 5:\n{said}\n")
+    cause = find_cause(f"RuntimeError in line 5:\n{said}\n")
     assert cause is not None
     assert setting in cause.settings
     assert bool(setting) == bool(cause.settings)
 
 
 def test_other_errors_are_not_guessed_at() -> None:
-    assert known("ValueError: operands could not be broadcast together (5, 28)") is None
+    assert find_cause("ValueError: operands could not be broadcast together (5, 28)") is None
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_other_errors_are_not_guessed_at() -> None:
         ("AssocGrpGRES", "at a limit"),
         ("AssocGrpWallLimit", "at a limit"),
         ("QOSMaxWallDurationPerJobLimit", "cluster.walltime"),
-        ("InvalidQOS", "may not be used"),
+        ("InvalidQOS", "cluster.qos"),
         ("ReqNodeNotAvail, UnavailableNodes:gpu07", "down, drained or reserved"),
         (
             "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority "
@@ -56,16 +56,16 @@ def test_other_errors_are_not_guessed_at() -> None:
     ],
 )
 def test_what_slurm_waits_for_is_explained(reason: str, says: str) -> None:
-    assert says in why_waiting(reason).means
+    assert says in explain_waiting(reason).means
 
 
 @pytest.mark.parametrize(
     ("code", "says"),
-    [("0:9", "SIGKILL"), ("137:0", "SIGKILL"), ("0:53", "log"), ("127:0", "is not there")],
+    [("0:9", "SIGKILL"), ("137:0", "SIGKILL"), ("0:53", "log"), ("127:0", "does not exist")],
 )
 def test_exit_codes_are_explained(code: str, says: str) -> None:
-    assert says in why_exit(code)
+    assert says in explain_exit(code)
 
 
 def test_exit_codes_that_say_nothing_are_not_explained() -> None:
-    assert [why_exit(code) for code in ("0:0", "1:0", "", "x:y")] == [""] * 4
+    assert [explain_exit(code) for code in ("0:0", "1:0", "", "x:y")] == [""] * 4

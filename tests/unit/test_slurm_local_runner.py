@@ -17,9 +17,9 @@ import pytest
 from lensdist.files import write_atomic
 from lensdist.phases import completed
 from lensdist.track.log import read
-from slurm.attempts import Event, Ledger
+from slurm.attempts import Event
 from slurm.config.cluster import Cluster
-from slurm.job import Goal, Job
+from slurm.job import Job, Target
 from slurm.submission.resume import cancel
 from tests.chains import ODD, SUBMIT, start_submit, submit, write_chain, write_cluster
 from tests.conftest import ROOT, environment
@@ -33,10 +33,10 @@ import sys
 from pathlib import Path
 from lensdist.errors import RunError
 from slurm.job import load_job
-from slurm.submission.local_runner import run_here
+from slurm.submission.local_runner import run_locally
 files = [Path(word) for word in sys.argv[1:]]
 try:
-    run_here({f.stem: load_job(f) for f in files}, files[0].parent / "jobs.json", print)
+    run_locally({f.stem: load_job(f) for f in files}, files[0].parent / "jobs.json", print)
 except (RunError, KeyboardInterrupt) as e:
     sys.exit(f"{type(e).__name__}: {e}")
 """
@@ -72,7 +72,7 @@ def test_a_chain_here_goes_on_and_is_looked_after(tiny_set: Path, tmp_path: Path
     told = submit("submit", chain, here, f"finetune.data.path={there}", code=1)
     assert "pretrain: complete already, skipped" in told.stdout
     assert "is not a packed set" in told.stdout
-    assert "error: finetune is not complete; what needs it was not started" in told.stderr
+    assert "error: finetune is not complete; phases that need it were not started" in told.stderr
     page = submit("why", chain, here).stdout
     assert "is not a packed set" in " ".join(page.split())  # its lines are broken
     assert f"resume finetune --chain {shlex.quote(str(chain))}" in page
@@ -95,8 +95,11 @@ def test_a_chain_here_goes_on_and_is_looked_after(tiny_set: Path, tmp_path: Path
     assert "wrote" in submit("logs", chain, here, "evaluate").stdout
 
     shown = submit("plan", chain, here, "pretrain.optim.lr=0.5").stdout
-    assert "runs again, for optim.lr: 0.001 -> 0.5; what is there is kept aside" in shown
-    assert "runs again, for pretrain runs again" in shown
+    assert (
+        "runs again because of optim.lr: 0.001 -> 0.5; the old one is kept under another name"
+        in shown
+    )
+    assert "runs again because of pretrain runs again" in shown
 
 
 @pytest.mark.parametrize("executor", ["local", "debug"])
@@ -108,8 +111,8 @@ def test_a_failed_phase_ends_the_chain_with_its_reason(
     done = submit("submit", chain, here, f"data.path={tmp_path / 'nothing'}", code=1)
     everything = done.stdout + done.stderr
     assert "is not a packed set" in everything
-    assert "given up: `python slurm/submit.py why pretrain` says more" in everything
-    assert "error: pretrain is not complete; what needs it was not started" in done.stderr
+    assert "stopped: `why pretrain` says more" in everything
+    assert "error: pretrain is not complete; phases that need it were not started" in done.stderr
     assert "Traceback" not in everything
     assert not (tmp_path / "runs" / "finetune").exists()
 
@@ -120,7 +123,7 @@ def test_a_crash_is_tried_again_and_then_given_up(tmp_path: Path, tiny_set: Path
     # A node whose libraries are broken: the run dies before it can say anything.
     broken = "cluster.env={PYTHONHOME: /nowhere}"
     done = submit("submit", chain, here, "pretrain", broken, code=1)
-    assert "pretrain: ended with code 1, without a word of why; queued again" in done.stdout
+    assert "pretrain: ended with code 1, without an exit report; requeued" in done.stdout
     assert "2 attempts in a row ended without a new checkpoint" in done.stdout
     page = submit("why", chain, here).stdout
     assert "2 attempts in a row" in page
@@ -135,7 +138,7 @@ def test_a_run_here_is_cancelled_from_another_terminal(tmp_path: Path, tiny_set:
         while not read(tmp_path / "runs" / "pretrain" / "metrics.jsonl"):
             assert time.monotonic() < end
             time.sleep(0.2)
-        assert "told to save and leave" in submit("cancel", chain, here).stdout
+        assert "asked to save and stop" in submit("cancel", chain, here).stdout
         told = launcher.communicate(timeout=200)[0]
     assert launcher.returncode == 1
     assert "cancelled; saved at step" in told
@@ -151,9 +154,9 @@ def _job(folder: Path, phase: str, code: str, *needs: str, **cluster: object) ->
     given = {"preflight": {"min_free_gb": 0}, "requeue": {"backoff": 0}} | cluster
     job = Job(
         chain="tiny",
-        goal=Goal(phase=phase, run=folder / phase, kind="table"),
-        needs=tuple(Goal(phase=need, run=folder / need, kind="table") for need in needs),
-        words=("-c", code),
+        target=Target(phase=phase, run=folder / phase, kind="table"),
+        needs=tuple(Target(phase=need, run=folder / need, kind="table") for need in needs),
+        argv=("-c", code),
         cluster=Cluster.model_validate(given),
         cwd=folder / phase,
         code=ROOT,
@@ -165,9 +168,9 @@ def _job(folder: Path, phase: str, code: str, *needs: str, **cluster: object) ->
 
 
 def _launch(folder: Path, *jobs: Job) -> subprocess.Popen[str]:
-    """`run_here`, in a process group of its own, by the name that launchers are known by."""
+    """`run_locally`, in a process group of its own, by the name that launchers are known by."""
     script = write_atomic(folder / "submit.py", _LAUNCHER)
-    files = [str(job.folder / f"{job.goal.phase}.json") for job in jobs]
+    files = [str(job.folder / f"{job.target.phase}.json") for job in jobs]
     return subprocess.Popen(
         [sys.executable, "-u", str(script), *files],
         env=environment(PYTHONPATH=str(ROOT)),
@@ -186,7 +189,7 @@ def _until(true: Callable[[], object]) -> None:
 
 
 def _events(job: Job) -> list[Event]:
-    return Ledger(job.ledger).events()
+    return job.attempt_log.events()
 
 
 def _is_alive(process: str) -> bool:
@@ -234,7 +237,7 @@ def test_a_phase_that_waits_for_its_next_attempt_is_cancelled(alone: bool, tmp_p
     with _launch(tmp_path, job, other) as launcher:
         _until(lambda: _events(job)[-1:] and _events(job)[-1].what == "ended")
         if alone:
-            cancel([job.goal], tmp_path / ".submit", said.append)
+            cancel([job.target], tmp_path / ".submit", said.append)
             assert said == ["train: will not be started again"]
         else:
             launcher.terminate()
@@ -242,7 +245,7 @@ def test_a_phase_that_waits_for_its_next_attempt_is_cancelled(alone: bool, tmp_p
     assert launcher.returncode == 1
     assert "train: cancelled, not started again" in told
     assert _events(job)[-1].what == "cancelled"
-    assert other.goal.reached() is alone
+    assert other.target.reached() is alone
 
 
 def test_a_phase_that_waits_is_cancelled_alone(tmp_path: Path) -> None:
@@ -261,14 +264,14 @@ def test_a_phase_that_waits_is_cancelled_alone(tmp_path: Path) -> None:
     said: list[str] = []
     with _launch(tmp_path, *jobs) as launcher:
         _until((tmp_path / "pretrain" / "ready").exists)
-        cancel([jobs[1].goal], tmp_path / ".submit", said.append)
+        cancel([jobs[1].target], tmp_path / ".submit", said.append)
         assert said == ["finetune: will not be started"]
         (tmp_path / "pretrain" / "go").touch()
         told = launcher.communicate(timeout=200)[0]
     assert launcher.returncode == 1
     assert "finetune: cancelled, not started\n" in told
-    assert "RunError: finetune is not complete; what needs it was not started" in told
-    assert [job.goal.reached() for job in jobs] == [True, False, False, True]
+    assert "RunError: finetune is not complete; phases that need it were not started" in told
+    assert [job.target.reached() for job in jobs] == [True, False, False, True]
     assert [e.what for e in _events(jobs[1])] == ["sent", "cancelled"]
     assert [e.what for e in _events(jobs[2])] == ["sent"]
 
@@ -291,7 +294,7 @@ def test_a_training_saves_at_ctrl_c_in_the_terminal(tmp_path: Path, tiny_set: Pa
         told = launcher.communicate(timeout=200)[0]
     assert launcher.returncode == 1
     assert "pretrain: cancelled; saved at step" in told
-    assert "interrupted; the same command goes on where it was" in told
+    assert "interrupted; run the same command to go on" in told
     assert "Traceback" not in told
     assert list((run / "checkpoints").glob("step-*"))
 

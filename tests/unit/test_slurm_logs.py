@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lensdist.errors import UserError
-from slurm.monitor.logs import last_lines, logs
+from slurm.monitor.logs import last_lines, print_logs
 from tests.unit.standing import Standing, standing
 
 pytestmark = pytest.mark.unit
@@ -17,7 +17,7 @@ __all__ = ["standing"]
 
 def _logs(chain: Standing, *phases: str, **more: object) -> list[str]:
     said: list[str] = []
-    logs(chain.goals, chain.state, phases, say=said.append, **more)  # type: ignore[arg-type]
+    print_logs(chain.targets, chain.state, phases, say=said.append, **more)  # type: ignore[arg-type]
     return said
 
 
@@ -139,7 +139,7 @@ def test_following_goes_on_in_the_new_log_when_the_phase_is_sent_again(standing:
         lambda: (_append(old, "torn")(), standing.sent("pretrain", "18", "second")),
         lambda: standing.log("18", "new\n", submission="second"),
         _stop(standing, "18", attempt=2),  # of the first submission: it does not end the second
-        lambda: standing.ledger("pretrain").append("ended", "18", "second", verdict="done"),
+        lambda: standing.attempt_log("pretrain").append("ended", "18", "second", verdict="done"),
     )
     assert said == [
         "old",
@@ -157,7 +157,7 @@ def test_a_cancelled_phase_is_followed_until_it_has_saved(standing: Standing) ->
     file = standing.log("17", "one\n")
     said = _follow(
         standing,
-        lambda: standing.ledger("pretrain").append("cancelled", "17", "first"),
+        lambda: standing.attempt_log("pretrain").append("cancelled", "17", "first"),
         _append(file, "saved\n"),
         lambda: standing.ended("pretrain", "17", "leave", "cancelled; saved at step 40"),
     )
@@ -169,7 +169,7 @@ def test_a_job_that_slurm_leaves_to_start_again_is_followed_on(standing: Standin
     standing.slurm(squeue="17|PENDING|Priority||N/A")
     standing.sent("pretrain", "17")
     standing.started("pretrain", "17")
-    standing.ended("pretrain", "17", "leave", "SLURM queues it again itself (PREEMPTED)")
+    standing.ended("pretrain", "17", "leave", "SLURM requeues it itself (PREEMPTED)")
     file = standing.log("17", "one\n")
     said = _follow(standing, _append(file, "again\n"), _stop(standing), pauses=0)
     assert said == ["one", "again", _STOPPED]
@@ -184,7 +184,7 @@ def test_one_missing_answer_of_slurm_ends_nothing_but_two_do(standing: Standing)
     nothing = [lambda: None] * 9
     happens = [lambda: standing.slurm(squeue=runs), *nothing, standing.slurm]
     said = _follow(standing, *happens, pauses=60)
-    assert said == ["one", "-- pretrain: nothing more comes: lost?; `why pretrain` says more"]
+    assert said == ["one", "-- pretrain: no more lines will come: lost?; `why pretrain` says more"]
     # At first, then missing, there, missing, missing: not a question each half second.
     assert standing.calls("squeue") == 5
 

@@ -121,13 +121,13 @@ def test_what_is_written_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     seen: list[str] = []
     job, sync = node_job(tmp_path), os.fsync
 
-    def look(handle: int) -> None:
+    def record(handle: int) -> None:
         assert os.fstat(handle).st_size == 16_000_000
         seen.extend(os.listdir(tmp_path / "runs"))
         seen.append("synced")
         sync(handle)
 
-    monkeypatch.setattr(os, "fsync", look)
+    monkeypatch.setattr(os, "fsync", record)
     assert _problem(job) == ""
     monkeypatch.setattr(tempfile, "_O_TMPFILE_WORKS", False, raising=False)
     assert _problem(job) == ""

@@ -18,7 +18,7 @@ import pytest
 from lensdist.files import write_atomic
 from slurm.job import Job
 from slurm.job_side import node_health
-from slurm.job_side.node_health import Report, bad_nodes, check, examine, versions
+from slurm.job_side.node_health import Report, bad_nodes, check_nodes, examine, versions
 from tests.conftest import ROOT
 from tests.unit.nodes import GOOD, fake_smi, impatient, node_job
 
@@ -96,7 +96,7 @@ def test_versions_import_nothing() -> None:
 
 def test_no_check_where_none_is_wanted(tmp_path: Path) -> None:
     job = node_job(tmp_path, preflight={"enabled": False, "command": "touch ran; exit 1"})
-    assert check(job, tmp_path / "attempt", 0, 2) == ""
+    assert check_nodes(job, tmp_path / "attempt", 0, 2) == ""
     assert not (tmp_path / "attempt").exists()
     assert not (tmp_path / "ran").exists()
 
@@ -108,7 +108,7 @@ def _check_on(jobs: list[Job], folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def node(number: int) -> str:
         names.host = f"gpu{number:02d}"
-        return check(jobs[number], folder, number, len(jobs))
+        return check_nodes(jobs[number], folder, number, len(jobs))
 
     with ThreadPoolExecutor(len(jobs)) as pool:
         return [*pool.map(node, range(len(jobs)))]
@@ -139,8 +139,8 @@ def test_a_node_that_never_reports(tmp_path: Path) -> None:
     folder = tmp_path / "attempt"
     write_atomic(folder / "node-00001.json", "{")  # torn: as good as none
     write_atomic(folder / "rank-00003.json", "{}")  # another's word
-    said = check(job, folder, 0, 4)
-    assert "not started: node(s) 1, 2, 3 of 4 have not reported within 0.3 s" in said
+    said = check_nodes(job, folder, 0, 4)
+    assert "not started: node(s) 1, 2, 3 of 4 did not report within 0.3 s" in said
     assert bad_nodes(folder) == []
 
 
@@ -157,14 +157,14 @@ def test_a_report_that_is_seen_late(tmp_path: Path) -> None:
 
     other = threading.Thread(target=report)
     other.start()
-    said = check(job, folder, 0, 2)
+    said = check_nodes(job, folder, 0, 2)
     other.join()
     assert said == "not started: node 1: gpu08 is on fire"
 
 
 def test_a_node_that_cannot_report_says_so_itself(tmp_path: Path) -> None:
     (tmp_path / "attempt").write_text("in the way")
-    said = check(node_job(tmp_path), tmp_path / "attempt", 0, 2)
+    said = check_nodes(node_job(tmp_path), tmp_path / "attempt", 0, 2)
     assert said.startswith(f"gpu07 cannot write {tmp_path / 'attempt'} (")
     assert bad_nodes(tmp_path / "attempt") == []
     assert bad_nodes(tmp_path / "nowhere") == []

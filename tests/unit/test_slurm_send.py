@@ -13,10 +13,11 @@ from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.errors import RunError, UserError
 from lensdist.files import sha256, to_json, write_atomic
-from slurm.attempts import Ledger
+from slurm.attempts import AttemptLog
 from slurm.job import load_job
 from slurm.job_side.node_health import versions
-from slurm.plan.plan import Plan, make_plan
+from slurm.plan.builder import make_plan
+from slurm.plan.plan import Plan
 from slurm.submission.send import send
 from tests.chains import write_chain, write_cluster
 from tests.fakes.slurm import FakeSlurm
@@ -112,7 +113,7 @@ def test_a_refusal_leaves_nothing_in_the_queue(tmp_path: Path, fake: FakeSlurm) 
         "101": "CANCELLED",
         "102": "CANCELLED",
     }
-    assert not Ledger(tmp_path / "runs" / ".submit" / "ledger" / "evaluate.jsonl").events()
+    assert not AttemptLog(tmp_path / "runs" / ".submit" / "ledger" / "evaluate.jsonl").events()
     fake.refuse("")
     _send(tmp_path)  # they are not taken for queued
     assert waits(fake) == {"103": "", "104": "afterok:103", "105": "afterok:104"}
@@ -143,7 +144,7 @@ def test_what_is_outdated_is_set_aside_whole_once_nothing_of_it_is_in_the_queue(
     said = _send(tmp_path, *other)
     assert not run.exists()
     (aside,) = run.parent.glob("pretrain.before-*")
-    assert said[0].endswith(f"what is there is kept aside: {aside}")
+    assert said[0].endswith(f"the old one is kept under another name: {aside}")
     assert {p.relative_to(aside): p.read_bytes() for p in aside.rglob("*") if p.is_file()} == before
     assert waits(fake) == {"102": ""}
 
@@ -168,7 +169,7 @@ def test_outdated_scores_do_not_count_for_the_job_that_makes_them_anew(
     weights = {"model.safetensors": sha256(run / "export" / "model.safetensors")}
     write_atomic(run / "eval" / "test.json", to_json({"weights": weights, "code": {"gone.py": ""}}))
     assert _send(tmp_path)[-1] == "evaluate: job 101"
-    assert not plan.steps[2].goal.reached()
+    assert not plan.steps[2].target.reached()
 
 
 def test_a_submission_holds_all_that_its_jobs_need(tmp_path: Path, fake: FakeSlurm) -> None:
@@ -178,16 +179,16 @@ def test_a_submission_holds_all_that_its_jobs_need(tmp_path: Path, fake: FakeSlu
     assert folder.stat().st_mode & 0o777 == 0o700
     for step, number in zip(plan.steps, fake.jobs, strict=True):
         job = load_job(folder / f"{step.name}.json")
-        assert (job.goal, job.needs, job.cluster) == (step.goal, step.needs, step.cluster)
+        assert (job.target, job.needs, job.cluster) == (step.target, step.needs, step.cluster)
         assert (job.folder, job.state, job.cwd) == (folder, plan.state, Path.cwd())
         assert job.versions == versions()
         assert job.submitted == "the line"
         assert (job.code / "lensdist" / "a.py").read_text() == "A = 1\n"
         assert f"slurm.job_side.prologue {folder / step.name}.json" in fake.jobs[number]["script"]
-        events = Ledger(job.ledger).events()
+        events = job.attempt_log.events()
         assert [(e.what, e.job, e.submission) for e in events] == [("sent", number, folder.name)]
     # Resolved: an edited preset does not change what waits.
-    file = load_job(folder / "pretrain.json").words[-1]
+    file = load_job(folder / "pretrain.json").argv[-1]
     assert load(Path(file), schema=schema_of) == plan.steps[0].config
 
 

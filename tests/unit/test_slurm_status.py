@@ -1,4 +1,4 @@
-"""How a chain stands: SLURM's word, else the ledger's, and how far each run is."""
+"""How a chain stands: SLURM's word, else the attempt_log's, and how far each run is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from slurm.monitor.status import HEADER, duration, facts, look, progress, status
+from lensdist.text import duration
+from slurm.monitor.status import HEADER, as_json, progress, query, table_rows
 from tests.unit.standing import Standing, standing
 
 pytestmark = pytest.mark.unit
@@ -17,7 +18,7 @@ __all__ = ["standing"]
 
 
 def _rows(chain: Standing) -> dict[str, dict[str, str]]:
-    header, *rows = status(chain.goals, chain.state)
+    header, *rows = table_rows(chain.targets, chain.state)
     assert header == HEADER
     return {row[0]: dict(zip(HEADER, row, strict=True)) for row in rows}
 
@@ -80,7 +81,10 @@ def _done(chain: Standing) -> None:
         (_queued_again, "lost?"),
         (_stopped, "stopped: /data/packed is not a packed set; make…"),
         (_done, "done"),
-        (lambda chain: chain.ledger("pretrain").append("cancelled", "17", "first"), "cancelled"),
+        (
+            lambda chain: chain.attempt_log("pretrain").append("cancelled", "17", "first"),
+            "cancelled",
+        ),
     ],
 )
 def test_of_a_job_that_slurm_has_forgotten_the_ledger_speaks(
@@ -108,9 +112,9 @@ def test_without_slurm_nobody_knows_whether_a_job_runs(standing: Standing) -> No
     assert _rows(standing)["pretrain"]["state"] == "sent"
     standing.started("pretrain", "17")
     assert _rows(standing)["pretrain"]["state"] == "running?"
-    assert not look(standing.goals, standing.state)[0].failed
+    assert not query(standing.targets, standing.state)[0].failed
     standing.ended("pretrain", "17", "stop", "it fell")
-    assert look(standing.goals, standing.state)[0].failed
+    assert query(standing.targets, standing.state)[0].failed
 
 
 def test_a_process_here_runs_while_it_lives_and_slurm_is_not_asked(standing: Standing) -> None:
@@ -192,7 +196,7 @@ def test_programs_get_numbers(standing: Standing) -> None:
     standing.sent("pretrain", "17")
     standing.started("pretrain", "17")
     standing.train("pretrain", 100, rate=2.0, mse=0.02)
-    found = json.loads(json.dumps(facts(standing.goals, standing.state)))
+    found = json.loads(json.dumps(as_json(standing.targets, standing.state)))
     assert found[0] == {
         "phase": "pretrain",
         "kind": "run",
