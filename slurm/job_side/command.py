@@ -108,8 +108,6 @@ def environment(
     """Return all variables of the command, on the node.
 
     Args:
-        job: what runs.
-        place: of this node.
         outcomes: folder of the attempt's exit reports.
         inherited: the node's own variables.
     """

@@ -30,9 +30,7 @@ def end_attempt(
     """Decide what follows, and log it. The caller requeues the job.
 
     Args:
-        job: the phase.
         job_id: SLURM's job id, or the local process's id.
-        attempt: its number.
         code: exit code of the job's steps.
         state: SLURM's state of the job; RUNNING without SLURM.
         requeued: whether SLURM has requeued the job already.
@@ -103,9 +101,7 @@ def without_outcome(
     """Return rank and host of the training processes that left no exit report, though others did.
 
     Args:
-        job: the phase.
         nodes: the attempt's nodes, in the order of their numbers.
-        outcomes: the exit reports.
     """
     if not outcomes or job.target.kind != "run":
         return []

@@ -133,7 +133,6 @@ def check_gpus(job: Job, end: float, found: dict[str, Any]) -> None:
     Without nvidia-smi (AMD) nothing is checked here: each process tries its device itself.
 
     Args:
-        job: what is to run.
         end: latest end of nvidia-smi, by the monotonic clock.
         found: the node's figures.
 

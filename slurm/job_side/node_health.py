@@ -61,7 +61,6 @@ def examine(job: Job, node: int, clock: Callable[[], float] = time.time) -> Repo
     """Check this node, up to the first failure.
 
     Args:
-        job: what is to run.
         node: this node's number in the job, from 0.
         clock: returns the node's time, in seconds since 1970.
     """
@@ -90,10 +89,7 @@ def check_nodes(job: Job, folder: Path, node: int, count: int) -> str:
     """Check this node, write its report, and wait for the reports of all nodes.
 
     Args:
-        job: what is to run.
-        folder: of the attempt's reports.
         node: this node's number, from 0.
-        count: number of nodes.
 
     Returns:
         Why the run must not start; empty if all nodes are fit.

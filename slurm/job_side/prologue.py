@@ -44,7 +44,6 @@ def start_attempt(job: Job, job_id: str, nodes: tuple[str, ...], left: float | N
     """Start an attempt, and log it.
 
     Args:
-        job: the phase.
         job_id: SLURM's job id, or the local process's id.
         nodes: the job's nodes; the attempt uses as many as can share a step evenly.
         left: seconds until the job is killed; None: unknown.

@@ -73,9 +73,7 @@ def decide(end: End, past: Sequence[Attempt], policy: Requeue) -> Decision:
     """Decide what follows an attempt.
 
     Args:
-        end: how it ended.
         past: the attempts before it, since the phase was sent.
-        policy: the cluster's settings.
     """
     kind, reason = _what_happened(end)
     if end.reached:

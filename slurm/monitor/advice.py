@@ -60,8 +60,6 @@ def next_lines(case: Case, cause: Cause, options: str) -> list[str]:
     """Return the commands to type.
 
     Args:
-        case: the phase.
-        cause: what to do.
         options: what the commands must repeat, such as `--chain FILE`.
     """
     settings, one = _settings(case, cause.settings), case.status

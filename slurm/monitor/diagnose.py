@@ -34,9 +34,6 @@ def why(target: Target, state: Path, targets: Sequence[Target], *, options: str 
     """Return the page about one phase; only paths and commands are longer than 100 characters.
 
     Args:
-        target: the phase.
-        state: the launcher's folder.
-        targets: all phases of the chain, in order.
         options: what commands about the chain must repeat, such as `--chain FILE`.
     """
     every = [*targets] if target in targets else [*targets, target]

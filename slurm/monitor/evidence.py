@@ -40,9 +40,7 @@ class Case:
     """One phase of a chain with all evidence about it, read when it is asked for.
 
     Args:
-        status: the phase.
         chain: the status of all phases, by name, in order.
-        state: the launcher's folder.
     """
 
     def __init__(self, status: PhaseStatus, chain: Mapping[str, PhaseStatus], state: Path) -> None:
@@ -120,12 +118,7 @@ class Case:
 
 
 def short_traceback(text: str, lines: int) -> list[str]:
-    """Return a traceback with a line per frame, outermost first; libraries' frames go first.
-
-    Args:
-        text: the traceback as Python prints it.
-        lines: the largest number of lines.
-    """
+    """Return a traceback with a line per frame, outermost first; libraries' frames go first."""
     *_, block = _DURING.split(text)  # the exception that was raised last ended the process
     *causes, block = _CAUSED.split(block)
     rows, frames = block.splitlines(), []

@@ -38,15 +38,9 @@ def print_logs(
     will start by itself.
 
     Args:
-        targets: the chain's phases, in order.
-        state: the launcher's folder.
         phases: names of the wanted phases; none: all that were sent.
-        follow: whether to wait for more.
-        lines: how many lines of each log.
-        say: prints a line.
         all_nodes: print every node's log, not only the head node's.
         options: what the commands in hints must repeat, such as `--chain FILE`.
-        sleep: waits so many seconds.
 
     Raises:
         UserError: a phase, or all, were never sent.
@@ -95,7 +89,6 @@ class _Reader:
     """The logs of one phase.
 
     Attributes:
-        target: the phase.
         named: whether each line begins with the phase's name.
         over: how the phase ended, once no more lines will come.
         maybe_over: whether it seems to have ended; SLURM is asked twice, as it may be too busy.

@@ -31,7 +31,6 @@ class PhaseStatus:
     """The state of one phase.
 
     Attributes:
-        target: the phase.
         events: its attempt log, oldest first.
         sent: its newest `sent` event; None: it was never sent.
         job: its job file; None: never sent, or not readable.
@@ -158,12 +157,7 @@ class Progress:
 
 
 def query(targets: Sequence[Target], state: Path) -> list[PhaseStatus]:
-    """Return the status of each phase.
-
-    Args:
-        targets: the phases, in the chain's order.
-        state: the launcher's folder.
-    """
+    """Return the status of each phase."""
     found = [_with_files(query_log(target, state), state) for target in targets]
     asked = {s.target.phase: s.sent.job for s in found if s.sent is not None and s.by_slurm}
     known = scheduler.states(list(asked.values()))

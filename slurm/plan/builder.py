@@ -38,10 +38,7 @@ def make_plan(
     """Check everything, and work out what runs where.
 
     Args:
-        chain_file: `configs/chains/….yaml`.
-        cluster_file: `configs/clusters/….yaml`.
         arguments: names of phases (none: all) and settings.
-        sweeps: each `key=v1,v2`.
         triggers: changes that make a finished phase run again.
 
     Raises:

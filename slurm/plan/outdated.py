@@ -56,9 +56,6 @@ def of_run(
     """Return what exists of a training phase.
 
     Args:
-        target: its run.
-        config: what is asked for.
-        state: the launcher's folder.
         package: folder of the `lensdist` package.
         triggers: changes that make a finished phase run again.
 

@@ -62,10 +62,8 @@ class Plan:
     """The steps of a request, in order.
 
     Attributes:
-        chain: the chain.
         cluster: where it runs.
         runs: folder of the runs.
-        state: the launcher's folder.
         steps: all steps, the finished ones too.
     """
 

@@ -36,7 +36,6 @@ def run_locally(jobs: Mapping[str, Job], ids: Path, say: Say) -> None:
     Args:
         jobs: by name, each after those it needs.
         ids: file for the jobs' ids.
-        say: prints a line.
 
     Raises:
         RunError: a phase is not complete.

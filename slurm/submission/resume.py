@@ -36,11 +36,8 @@ def resume(
     the queue that can never start is cancelled and sent again.
 
     Args:
-        targets: the chain's phases, in order.
-        state: the launcher's folder.
         names: phases to resume; none: all that were sent.
         nodes: another number of nodes; None: as before.
-        say: prints a line.
 
     Raises:
         UserError: a named phase was never sent, or is in the queue; nothing was sent then.

@@ -28,8 +28,6 @@ def send(plan: Plan, say: Say, line: str = "") -> None:
     """Send the steps that are not complete.
 
     Args:
-        plan: what is asked for.
-        say: prints a line.
         line: the command line, which `why` repeats.
 
     Raises:
@@ -77,8 +75,6 @@ def dispatch(
         jobs: by name, each after those it needs.
         arrays: the phase of each point of a sweep.
         queued: ids of jobs in the queue that these jobs need.
-        folder: the submission.
-        say: prints a line.
 
     Raises:
         RunError: sbatch refused a job, and those before it are cancelled; or a phase failed here.

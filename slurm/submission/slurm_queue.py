@@ -37,7 +37,6 @@ def queue(
         arrays: the phase of each point of a sweep, which becomes one job array.
         queued: ids of jobs in the queue that these jobs need.
         ids: file for the jobs' ids.
-        say: prints a line.
 
     Raises:
         RunError: sbatch refused a job; those before it are cancelled.

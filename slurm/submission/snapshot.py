@@ -27,10 +27,6 @@ _NAME = 12  # characters of the hash in a copy's name
 def copy_code(root: Path, state: Path) -> Path:
     """Copy the code, unless the same copy exists.
 
-    Args:
-        root: the clone, or site-packages.
-        state: the launcher's folder.
-
     Returns:
         The copy's folder.
 

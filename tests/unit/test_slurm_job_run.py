@@ -147,6 +147,13 @@ def test_a_folder_that_others_may_write_to_is_not_trusted(tmp_path: Path) -> Non
         load_job(file)
 
 
+def test_the_file_of_a_chain_that_was_submitted_before_is_read(tmp_path: Path) -> None:
+    job = _job(tmp_path, "pass")
+    raw = job.model_dump(mode="json")
+    raw["goal"], raw["words"] = raw.pop("target"), raw.pop("argv")
+    assert load_job(write_atomic(job.folder / "finetune.json", to_json(raw))) == job
+
+
 def test_scores_count_for_the_weights_that_they_are_of(tmp_path: Path) -> None:
     run = tmp_path / "run"
     target = Target(phase="evaluate", run=run, kind="scores")

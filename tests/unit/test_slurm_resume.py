@@ -162,6 +162,14 @@ def test_code_that_was_altered_is_not_sent_again(chain: Chain, tmp_path: Path) -
     assert len(waits(chain.fake)) == 3
 
 
+def test_what_an_earlier_version_of_the_launcher_sent_is_to_be_submitted(chain: Chain) -> None:
+    chain.broken()
+    (chain.state / "code" / "slurm" / "node").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^pretrain .*`submit`"):
+        chain.resume()
+    assert not _calls(chain, "sbatch", "scancel")
+
+
 def test_what_was_never_sent_is_not_resumed(chain: Chain) -> None:
     chain.queue("pretrain", state="FAILED")
     with pytest.raises(UserError, match="finetune was never sent: use `submit`"):

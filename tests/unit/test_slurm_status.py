@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import pytest
 
-from lensdist.text import duration
 from slurm.monitor.status import HEADER, as_json, progress, query, table_rows
 from tests.unit.standing import Standing, standing
 
@@ -216,20 +215,3 @@ def test_programs_get_numbers(standing: Standing) -> None:
         "log": str(standing.state / "first" / "17_0_log.out"),
     }
     assert (found[2]["job"], found[2]["log"], found[2]["step"]) == (None, None, None)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min"),
-        (200, "3 min"),
-        (3599, "1:00 h"),
-        (7800, "2:10 h"),
-        (2 * 86400 - 1, "2 d 0 h"),
-        (273600, "3 d 4 h"),
-    ],
-)
-def test_times_as_people_say_them(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
