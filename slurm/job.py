@@ -27,7 +27,7 @@ _EARLIER = {"goal": "target", "words": "argv"}
 
 
 class Target(Strict):
-    """What a phase must produce. Only this counts as its success."""
+    """The result that a phase must produce. Only this counts as its success."""
 
     phase: str
     run: Path

@@ -33,7 +33,7 @@ _PREEMPTS = re.compile(r"Preempts: (?P<jobs>.+)")
 
 
 class JobState(Strict):
-    """What SLURM reports about a job, or about one task of a job array."""
+    """SLURM's report about a job, or about one task of a job array."""
 
     job: str = Field(description="its id as it was asked for: 17, or 17_3")
     state: str = Field(description="PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, …")
@@ -43,12 +43,12 @@ class JobState(Strict):
 
     @property
     def active(self) -> bool:
-        """Whether it is in the queue or runs."""
+        """True if it is in the queue or runs."""
         return self.state in WAITING or self.state in RUNNING
 
     @property
     def stuck(self) -> bool:
-        """Whether it waits for something that never happens without help."""
+        """True if it waits for something that never happens without help."""
         return self.state in WAITING and (
             self.reason in ("DependencyNeverSatisfied", "BadConstraints")
             or "held" in self.reason.lower()

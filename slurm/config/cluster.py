@@ -64,7 +64,7 @@ def _named(values: dict[str, str], pattern: re.Pattern[str], what: str) -> dict[
 
 
 class Requeue(Strict):
-    """When a phase is started again after a failure, and when not."""
+    """The rules for starting a phase again after a failure."""
 
     limit: int = Field(50, ge=0, description="attempts after the first, for any reason")
     crashes: int = Field(
@@ -78,7 +78,7 @@ class Requeue(Strict):
 
 
 class Preflight(Strict):
-    """What every node must show before the run starts on it."""
+    """The checks that a node must pass before a run starts on it."""
 
     enabled: bool = Field(True, description="false: start without any check")
     command: str | None = Field(
@@ -235,7 +235,7 @@ class Cluster(Strict):
 
     @property
     def on_cpu(self) -> bool:
-        """Whether processes must not use a GPU that they find.
+        """True if processes must not use a GPU that they find.
 
         A single local process may use the GPU of a laptop; several cannot share it.
         """

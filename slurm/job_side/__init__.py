@@ -1,1 +1,1 @@
-"""What runs inside a job: prologue, node checks, the phase's command, epilogue."""
+"""The modules that run inside a job: prologue, node checks, the phase's command, epilogue."""

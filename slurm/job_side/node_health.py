@@ -30,7 +30,7 @@ _PAUSES = (0.05, 2.0)  # s between two readings of the folder: the first, and th
 
 
 class Report(Strict):
-    """What a node found; None or empty if it did not get so far."""
+    """The findings of a node; None or empty for checks that it did not reach."""
 
     host: str
     node: int = Field(description="its number in the job, from 0")

@@ -19,7 +19,7 @@ _PERMANENT = ("OutOfMemoryError", "torch.OutOfMemoryError")
 
 @dataclass(frozen=True)
 class End:
-    """What is known at the end of an attempt.
+    """The facts at the end of an attempt.
 
     Attributes:
         reached: whether the phase is complete.
@@ -52,7 +52,7 @@ class End:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do next.
+    """The next action.
 
     Attributes:
         verdict: done; requeue; leave (SLURM or a user has decided already); stop.

@@ -1,4 +1,4 @@
-"""What a user should do about a phase, and the command to type."""
+"""Advice about a phase: its cause, and the command to type."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class PhaseStatus:
 
     @property
     def by_slurm(self) -> bool:
-        """Whether SLURM can know the job; the id of a local process may be another job's there."""
+        """True if SLURM can know the job; the id of a local process may be another job's there."""
         return self.sent is not None and (self.job is None or self.job.cluster.executor == "slurm")
 
     @property
@@ -81,7 +81,7 @@ class PhaseStatus:
 
     @property
     def live(self) -> bool | None:
-        """Whether it runs or will start by itself; None: this machine cannot know."""
+        """True if it runs or will start by itself; None: this machine cannot know."""
         if self.sent is None:
             return False
         if self.slurm is not None:
@@ -101,14 +101,14 @@ class PhaseStatus:
 
     @property
     def running(self) -> bool:
-        """Whether it runs now."""
+        """True if it runs now."""
         if self.slurm is not None:
             return self.slurm.state in scheduler.RUNNING
         return bool(self.live) and self.last is not None and self.last.what in ("sent", "started")
 
     @property
     def failed(self) -> bool:
-        """Whether it stands still until a user does something."""
+        """True if it stands still until a user does something."""
         if self.complete or self.sent is None:
             return False
         stuck = self.slurm is not None and self.slurm.stuck
@@ -138,7 +138,7 @@ class PhaseStatus:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training run is.
+    """The progress of a training run.
 
     Attributes:
         step: of the last row of training.

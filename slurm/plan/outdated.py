@@ -1,4 +1,4 @@
-"""What exists of a phase already, and whether it still is what is asked for."""
+"""Finds out what exists of a phase already, and whether it is outdated."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRIGGERS: tuple[Trigger, ...] = ("config", "data", "code")
 
 @dataclass(frozen=True)
 class Existing:
-    """What exists of a phase before it is sent.
+    """The part of a phase that exists before it is sent.
 
     Attributes:
         state: new; begun (goes on from its checkpoint); done; again (outdated, runs again).

@@ -53,7 +53,7 @@ class Step:
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing to do."""
+        """True if there is nothing to do."""
         return self.existing.state == "done"
 
 
