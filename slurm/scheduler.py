@@ -16,6 +16,7 @@ from pydantic import Field
 
 from lensdist.config.base import Strict
 from lensdist.errors import RunError
+from lensdist.text import counted
 
 PATIENCE = 60  # s that a command may take; a busy controller is slow
 _AWAY = (5, 10, 30, 60, 120)  # s between attempts to reach a controller that does not answer
@@ -143,8 +144,8 @@ def expected_start(script: str) -> str:
     if done.returncode or found is None:
         said = (re.sub(r"^sbatch: (error: )?", "", line).strip() for line in answer.splitlines())
         return f"refused: {'; '.join(filter(None, said)) or f'exit code {done.returncode}'}"
-    cores, partition = int(found["cores"]), found["partition"]
-    text = f"at {found['time'].replace('T', ' ')} on {cores:,} core{'' if cores == 1 else 's'}"
+    cores, partition = counted(int(found["cores"]), "core"), found["partition"]
+    text = f"at {found['time'].replace('T', ' ')} on {cores}"
     text += f" of {found['nodes']}" + (f", partition {partition}" if partition else "")
     preempts = _PREEMPTS.search(answer)
     text += f", in place of job {preempts['jobs']}" if preempts else ""

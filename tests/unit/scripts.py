@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lensdist.files import to_json, write_atomic
-from slurm.attempts import AttemptLog, Event
+from slurm.attempts import Event
 from slurm.config.cluster import Cluster
 from slurm.job import Job, Target
 from slurm.job_side import epilogue, prologue
@@ -85,7 +85,7 @@ class Script:
 
     @property
     def last(self) -> Event:
-        return AttemptLog(self.job.attempt_log).events()[-1]
+        return self.job.attempt_log.events()[-1]
 
     @property
     def told(self) -> list[list[str]]:

@@ -87,7 +87,7 @@ def test_without_its_nodes_or_with_an_open_folder_nothing_begins(
     script.file.parent.chmod(0o777)
     assert prologue.main(str(script.file)) == epilogue.main(str(script.file), 0) == 1
     assert "chmod 700" in said()
-    assert not script.job.attempt_log.exists()
+    assert not script.job.attempt_log.path.exists()
 
 
 def test_what_is_complete_is_done_whatever_the_exit_code(script: Script, said: Said) -> None:

@@ -11,8 +11,10 @@ import pytest
 from lensdist.data.manifest import Manifest
 from lensdist.errors import UserError
 from lensdist.files import sha256, to_json, write_atomic
+from slurm import ROOT
+from slurm.plan.builder import make_plan
 from slurm.plan.outdated import Existing, set_aside
-from slurm.plan.plan import ROOT, Plan, make_plan
+from slurm.plan.plan import Plan
 from tests.chains import write_chain, write_cluster
 
 pytestmark = pytest.mark.unit

@@ -1,4 +1,4 @@
-"""How a chain stands: SLURM's word, else the attempt_log's, and how far each run is."""
+"""How a chain stands: SLURM's word, else the attempt log's, and how far each run is."""
 
 from __future__ import annotations
 
