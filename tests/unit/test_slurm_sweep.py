@@ -75,7 +75,7 @@ def test_what_comes_before_is_shared_and_what_follows_is_swept_too(tmp_path: Pat
     assert first.config.run.dir != second.config.run.dir
     assert [need.phase for need in plan.steps[4].needs] == ["finetune@finetune.optim.lr=3e-4"]
     table = plan.steps[-1]
-    assert {target.phase for target in table.follows} == set(names[1:-1])
+    assert {*table.follows} == {*names[1:-1]}
     assert table.argv is not None
     assert str(second.config.run.dir) in table.argv
 
