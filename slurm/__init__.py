@@ -11,6 +11,7 @@ attempts.py             the log of all attempts of a phase
 scheduler.py            SLURM's commands
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,3 +23,6 @@ COMMAND = (
     else "python slurm/submit.py"
 )
 """The command to type."""
+
+Say = Callable[[str], None]
+"""Prints a line for the user."""

@@ -19,7 +19,7 @@ from lensdist.engine.differences import unmet
 from lensdist.errors import UserError
 from lensdist.phases import COMPLETE, completed, saved_steps
 from lensdist.sealed import read_json, unsealed
-from slurm.attempts import AttemptLog
+from slurm.attempts import AttemptLog, Event, What
 from slurm.config.cluster import Cluster
 
 # Names of fields in files that were written by earlier versions.
@@ -120,6 +120,10 @@ class Job(Strict):
     def attempt_log(self) -> AttemptLog:
         """The log of the phase's attempts."""
         return AttemptLog.of(self.state, self.target.phase)
+
+    def log(self, what: What, job_id: str, **more: object) -> Event:
+        """Add an event of this submission to the attempt log; see `Event` for the arguments."""
+        return self.attempt_log.append(what, job_id, self.folder.name, **more)
 
     def outcome_folder(self, attempt: int) -> Path:
         """Return the folder of an attempt's exit reports and node reports."""

@@ -35,8 +35,7 @@ def end_attempt(
         state: SLURM's state of the job; RUNNING without SLURM.
         requeued: whether SLURM has requeued the job already.
     """
-    log, folder = job.attempt_log, job.outcome_folder(attempt)
-    events = log.events()
+    events, folder = job.attempt_log.events(), job.outcome_folder(attempt)
     past = [
         a
         for a in attempts(events)
@@ -72,10 +71,9 @@ def end_attempt(
             damage = damage or e
         if damage is not None:
             decision = Decision("stop", str(damage), "failed")
-    log.append(
+    job.log(
         "ended",
         job_id,
-        job.folder.name,
         attempt=attempt,
         step=end.now,
         verdict=decision.verdict,
@@ -163,10 +161,8 @@ def _requeue(job: Job, raw: str, job_id: str, attempt: int, decision: Decision) 
     try:
         scheduler.requeue(raw)
     except RunError as e:
-        ended = {"verdict": "stop", "reason": f"{decision.reason}; SLURM did not requeue it: {e}"}
-        job.attempt_log.append(
-            "ended", job_id, job.folder.name, attempt=attempt, step=job.step(), **ended
-        )
+        reason = f"{decision.reason}; SLURM did not requeue it: {e}"
+        job.log("ended", job_id, attempt=attempt, step=job.step(), verdict="stop", reason=reason)
         raise
     try:
         scheduler.change(raw, excluded(job), decision.delay)

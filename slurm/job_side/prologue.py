@@ -52,11 +52,10 @@ def start_attempt(job: Job, job_id: str, nodes: tuple[str, ...], left: float | N
         UserError: a phase that it needs is not complete, or the copy of the code was changed; this
             is logged too.
     """
-    log = job.attempt_log
-    attempt = len(attempts(log.events())) + 1
+    attempt = len(attempts(job.attempt_log.events())) + 1
     usable = max((n for n in job.counts if n <= len(nodes)), default=len(nodes))
     event = {"attempt": attempt, "step": job.step()}
-    log.append("started", job_id, job.folder.name, nodes=nodes[:usable], **event)
+    job.log("started", job_id, nodes=nodes[:usable], **event)
     try:
         snapshot.verify(job.code, job.state)
         for need in job.needs:
@@ -64,8 +63,7 @@ def start_attempt(job: Job, job_id: str, nodes: tuple[str, ...], left: float | N
                 raise UserError(f"{need.phase} is not complete ({need.marker()})")
     except UserError as e:
         reason = f"{job.target.phase} not started: {e}"
-        ended = {"verdict": "stop", "reason": reason, "kind": "input", **event}
-        log.append("ended", job_id, job.folder.name, **ended)
+        job.log("ended", job_id, verdict="stop", reason=reason, kind="input", **event)
         raise UserError(reason) from e
     job.outcome_folder(attempt).mkdir(parents=True, exist_ok=True)
     return Start(attempt, nodes[:usable], None if left is None else time.time() + left)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -14,6 +14,7 @@ from lensdist.errors import RunError, UserError
 from lensdist.files import to_json, write_atomic
 from lensdist.outcome import node_name
 from lensdist.sealed import read_json
+from slurm import Say
 from slurm.job import Job
 from slurm.job_side.command import USERS_GPUS
 from slurm.job_side.epilogue import describe, end_attempt
@@ -23,8 +24,6 @@ from slurm.job_side.run import run_phase
 
 _TAIL = 15  # lines of a failed phase's log to show
 _POLL = 0.2  # s
-
-Say = Callable[[str], None]
 
 
 def run_locally(jobs: Mapping[str, Job], ids: Path, say: Say) -> None:
@@ -43,7 +42,7 @@ def run_locally(jobs: Mapping[str, Job], ids: Path, say: Say) -> None:
     """
     failed: list[str] = []
     for job in jobs.values():  # all of them, so that `resume` knows those that never start
-        job.attempt_log.append("sent", str(os.getpid()), job.folder.name)
+        job.log("sent", str(os.getpid()))
     with _Stop() as stop:
         for phase, job in jobs.items():
             lost = any(need.phase in failed for need in job.needs)
@@ -113,7 +112,7 @@ def _run_until_complete(job: Job, ids: Path, stop: _Stop, say: Say) -> bool:
         while time.monotonic() < end and not stop.requests and not _is_cancelled(job):
             time.sleep(_POLL)
         if stop.requests:
-            job.attempt_log.append("cancelled", str(os.getpid()), job.folder.name)
+            job.log("cancelled", str(os.getpid()))
         if _is_cancelled(job):
             say(f"{phase}: cancelled, not started again")
             return False
@@ -171,7 +170,7 @@ class _Attempt:
             if isinstance(e.code, str):
                 self._say(f"error: {e.code}")
         except KeyboardInterrupt:  # the run got the signal too, and has ended
-            self._log_cancelled()
+            self._job.log("cancelled", self._id)
 
     def _run_in_a_process(self) -> None:
         from submitit.local.local import LocalExecutor
@@ -197,7 +196,7 @@ class _Attempt:
         while not task.done():
             if passed_on < self._stop.requests:  # each one: the run may have missed the first
                 passed_on = self._stop.requests
-                self._log_cancelled()
+                self._job.log("cancelled", self._id)
                 self._say(f"{self._phase}: process {self._id} asked to save and stop")
                 os.kill(int(self._id), signal.SIGTERM)  # submitit's controller passes it on
             time.sleep(_POLL)
@@ -211,11 +210,8 @@ class _Attempt:
         except UserError:  # damaged, or with other settings: the epilogue reports it
             return False
 
-    def _log_cancelled(self) -> None:
-        self._job.attempt_log.append("cancelled", self._id, self._job.folder.name)
-
     def _log_sent(self) -> None:
-        self._job.attempt_log.append("sent", self._id, self._job.folder.name)
+        self._job.log("sent", self._id)
         known = {}
         with contextlib.suppress(OSError, ValueError):
             known = read_json(self._ids)

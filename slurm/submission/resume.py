@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.errors import UserError
-from slurm import scheduler
+from slurm import Say, scheduler
 from slurm.attempts import AttemptLog
 from slurm.config.cluster import Cluster
 from slurm.job import Job, Target
@@ -23,8 +23,6 @@ from slurm.plan.outdated import set_aside
 from slurm.plan.plan import shared_evenly
 from slurm.submission.send import dispatch, new_submission
 from slurm.submission.snapshot import verify
-
-Say = Callable[[str], None]
 
 
 def resume(

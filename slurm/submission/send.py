@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lensdist.config import save
 from lensdist.errors import UserError
 from lensdist.files import write_atomic
-from slurm import ROOT, scheduler
+from slurm import ROOT, Say, scheduler
 from slurm.attempts import phases_sent
 from slurm.job import Job, Target
 from slurm.job_side.node_health import versions
@@ -20,8 +20,6 @@ from slurm.plan.plan import Plan, Step
 from slurm.submission.local_runner import run_locally
 from slurm.submission.slurm_queue import queue
 from slurm.submission.snapshot import copy_code
-
-Say = Callable[[str], None]
 
 
 def send(plan: Plan, say: Say, line: str = "") -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from lensdist.errors import RunError
 from lensdist.files import to_json, write_atomic
-from slurm import scheduler
+from slurm import Say, scheduler
 from slurm.job import Job
 from slurm.job_side.run import run_phase
 from slurm.plan.sbatch import array_file, dependencies, slurm_executor
@@ -19,8 +19,6 @@ from slurm.plan.sbatch import array_file, dependencies, slurm_executor
 _SESSION = ("SLURM_", "SUBMITIT_", "LENSDIST_", "TORCHELASTIC_", "PET_", "PMI", "MASTER_")
 _SESSION_TOO = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"}
 _KEPT = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"}
-
-Say = Callable[[str], None]
 
 
 def queue(
@@ -68,7 +66,7 @@ def _send(
         if name not in sent:
             executor = slurm_executor(job, dependencies([name], jobs, sent) or [])
             sent[name] = executor.submit(run_phase, str(job.file)).job_id
-        job.attempt_log.append("sent", sent[name], job.folder.name)
+        job.log("sent", sent[name])
         waits = [sent[need.phase] for need in job.needs if need.phase in sent]
         say(f"{name}: job {sent[name]}" + (f", after {', '.join(waits)}" if waits else ""))
 
