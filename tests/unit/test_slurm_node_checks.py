@@ -82,17 +82,15 @@ def test_versions_must_be_those_of_the_sender(tmp_path: Path) -> None:
         assert _problem(node_job(tmp_path, sent, **other)) == ""
 
 
-def test_too_little_room(tmp_path: Path) -> None:
-    problem = _problem(node_job(tmp_path, preflight={"min_free_gb": 1e9}))
-    assert f"GB free in {tmp_path / 'runs'}" in problem
-    assert "preflight.min_free_gb is 1e+09" in problem
-
-
-def test_a_slow_disk(tmp_path: Path) -> None:
-    report = examine(node_job(tmp_path, preflight={"min_write_mb_s": 1e9}), 0)
-    assert f"MB/s in {tmp_path / 'runs'}" in report.problem
-    assert "preflight.min_write_mb_s is 1e+09" in report.problem
-    assert report.write_mb_s is not None
+@pytest.mark.parametrize(
+    ("limit", "figure", "unit"),
+    [("min_free_gb", "free_gb", "GB free"), ("min_write_mb_s", "write_mb_s", "MB/s")],
+)
+def test_a_full_or_slow_disk(tmp_path: Path, limit: str, figure: str, unit: str) -> None:
+    report = examine(node_job(tmp_path, preflight={limit: 1e9}), 0)
+    assert f"{unit} in {tmp_path / 'runs'}" in report.problem
+    assert f"preflight.{limit} is 1e+09" in report.problem
+    assert getattr(report, figure) > 0
 
 
 @pytest.mark.parametrize(
@@ -193,18 +191,6 @@ def test_a_local_run_has_the_user_s_choice_not_submitit_s(
     assert examine(set_by_file, 0).gpus == (GOOD.splitlines()[0],)
 
 
-def test_parts_of_gpus_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_smi(tmp_path, H100.format("aa", "[N/A]"))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,MIG-2")
-    assert _problem(node_job(tmp_path, gpus_per_node=2)) == ""
-
-
-@pytest.mark.parametrize("word", ["[N/A]", "[Not Supported]", "N/A"])
-def test_gpus_without_ecc_are_fit(tmp_path: Path, word: str) -> None:
-    fake_smi(tmp_path, f"NVIDIA GeForce RTX 4090, GPU-aa, {word}, {word}\n")
-    assert _problem(node_job(tmp_path, gpus_per_node=1)) == ""
-
-
 @pytest.mark.parametrize(
     ("output", "code", "words"),
     [
@@ -220,9 +206,28 @@ def test_gpus_that_do_not_work(tmp_path: Path, output: str, code: int, words: st
     assert words in _problem(node_job(tmp_path, gpus_per_node=2))
 
 
-def test_a_warning_about_a_gpu_s_label_is_no_problem(tmp_path: Path) -> None:
-    fake_smi(tmp_path, GOOD + "WARNING: infoROM is corrupted at gpu 0000:3B:00.0\n", 14)
-    assert _problem(node_job(tmp_path, gpus_per_node=2)) == ""
+_WARNING = "WARNING: infoROM is corrupted at gpu 0000:3B:00.0\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "count", "visible"),
+    [
+        (H100.format("aa", "[N/A]"), 0, 2, "MIG-1,MIG-2"),  # parts of GPUs are not counted
+        (GOOD + _WARNING, 14, 2, "0,1"),
+        *((f"RTX 4090, GPU-aa, {no}, {no}\n", 0, 1, "0") for no in ("[N/A]", "[Not Supported]")),
+    ],
+)
+def test_gpus_that_work(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    output: str,
+    code: int,
+    count: int,
+    visible: str,
+) -> None:
+    fake_smi(tmp_path, output, code)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert _problem(node_job(tmp_path, gpus_per_node=count)) == ""
 
 
 def test_a_driver_that_hangs(tmp_path: Path) -> None:
