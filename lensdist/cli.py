@@ -22,6 +22,7 @@ COMMANDS = {
     "export": "write a trained model in another format",
     "check": "verify sets, runs, checkpoints and exports",
     "report": "put finished runs into one table",
+    "slurm": "run a chain of phases on SLURM, or on this machine",
     "estimate": "work out memory, time and scaling of a run on a cluster, on paper",
     "bench": "run a benchmark",
     "profile": "say where the time of a run's steps goes",

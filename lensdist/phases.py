@@ -16,6 +16,7 @@ from lensdist.files import sha256
 from lensdist.sealed import fits, read_json, unsealed
 
 COMPLETE = "COMPLETE.json"
+CHECKPOINTS = "checkpoints"
 
 
 class _Record(BaseModel):
@@ -38,6 +39,17 @@ class _Record(BaseModel):
             if path.is_absolute() or ".." in path.parts or "\0" in name:
                 raise ValueError("names a file outside the run")
         return files
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the name of a checkpoint's folder."""
+    return f"step-{step:08d}"
+
+
+def saved_steps(run: Path) -> dict[int, Path]:
+    """Return the folders of a run's checkpoints by their step, oldest first."""
+    folders = {f.name.removeprefix("step-"): f for f in (run / CHECKPOINTS).glob("step-*")}
+    return {int(n): folders[n] for n in sorted((n for n in folders if n.isdecimal()), key=int)}
 
 
 def completed(run: Path, part: str = "") -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What each command of `submit.py` does."""
+"""The commands of `submit.py`."""
 
 from __future__ import annotations
 
@@ -11,167 +11,171 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lensdist.errors import UserError
+from lensdist.text import table
+from slurm import ROOT, scheduler
+from slurm.attempts import phases_sent
 from slurm.config.request import Request, phase_names, read_request
-from slurm.job import Goal, load_job
-from slurm.planning.changes import TRIGGERS, Trigger
-from slurm.planning.plan import ROOT, STATE, Plan, make_plan
-from slurm.watching.status import glance
+from slurm.job import Target, load_job
+from slurm.monitor.status import query_log
+from slurm.plan.outdated import TRIGGERS
+from slurm.plan.plan import Plan
 
 CHAIN = ROOT / "configs" / "chains" / "vi_a.yaml"
 CLUSTER = ROOT / "configs" / "clusters" / "local.yaml"
 
 SUMMARIES = {
     "plan": "show what would run where, and for how long; sends nothing",
-    "submit": "send the chain, or run it here (executor local, debug)",
-    "status": "show how far each phase is",
+    "submit": "send the chain, or run it on this machine (executor local, debug)",
+    "status": "show the state of each phase",
     "logs": "show the end of the phases' logs",
-    "cancel": "cancel jobs; runs save, and are not queued again",
-    "resume": "send again what stopped, and heal what waits for it",
-    "why": "say on one page why a phase failed, or does not run",
+    "cancel": "cancel jobs; runs save, and are not requeued",
+    "resume": "send again what has stopped, and what waits for it",
+    "why": "explain on one page why a phase failed or does not run",
 }
 
 
-def _say(sentence: str) -> None:
-    print(sentence, flush=True)
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
-def _show(sentence: str) -> None:
-    """Say it to somebody who reads on; without a reader there is nothing to follow for.
+def _say_while_read(line: str) -> None:
+    """Print a line of a log that is followed.
 
     Raises:
-        BrokenPipeError: the reader has left.
+        BrokenPipeError: nobody reads the output any more.
     """
-    _say(sentence)
+    _say(line)
     if getattr(sys.stdout, "lost", None) is not None:
         raise BrokenPipeError
 
 
 def _planned(args: argparse.Namespace) -> Plan:
-    return make_plan(args.chain, args.cluster, args.words, args.sweep, _triggers(args.rerun_on))
+    from slurm.plan.builder import make_plan
 
-
-def _triggers(text: str) -> tuple[Trigger, ...]:
-    asked = [] if text == "none" else text.split(",")
-    for one in asked:
+    given = [] if args.rerun_on == "none" else args.rerun_on.split(",")
+    for one in given:
         if one not in TRIGGERS:
-            raise UserError(f"--rerun-on {text}: {one!r} is none of {', '.join(TRIGGERS)}, none")
-    return tuple(trigger for trigger in TRIGGERS if trigger in asked)
+            choices = ", ".join((*TRIGGERS, "none"))
+            raise UserError(f"--rerun-on {args.rerun_on}: {one!r} is not one of {choices}")
+    for flag, file in (("chain", args.chain), ("cluster", args.cluster)):
+        if file in (CHAIN, CLUSTER) and not file.exists():
+            raise UserError(
+                f"--{flag}: give a file; examples are in configs/{flag}s of lensdist's repository"
+            )
+    triggers = tuple(trigger for trigger in TRIGGERS if trigger in given)
+    return make_plan(args.chain, args.cluster, args.arguments, args.sweep, triggers)
 
 
 def _plan(args: argparse.Namespace) -> None:
-    from slurm.planning.showing import scripts, shown
-    from slurm.planning.starts import starts
+    from slurm.plan.render import batch_scripts, render_plan
 
     plan = _planned(args)
-    if args.test_only:
-        if plan.cluster.executor != "slurm":
-            raise UserError("--test-only asks SLURM, and the cluster's executor is none")
-        for phase, answer in starts(scripts(plan)):
-            print(f"{phase}: {answer}")
+    if not args.test_only:
+        print(render_plan(plan))
         return
-    print(shown(plan))
+    if plan.cluster.executor != "slurm":
+        raise UserError("--test-only asks SLURM, and the cluster's executor is not slurm")
+    if not scheduler.available():
+        raise UserError("no sbatch here: ask on a login node of the cluster when jobs could start")
+    for phase, script in batch_scripts(plan).items():
+        print(f"{phase}: {scheduler.expected_start(script)}")
 
 
 def _submit(args: argparse.Namespace) -> None:
-    from slurm.sending.send import send
+    from slurm.submission.send import send
 
     send(_planned(args), _say, args.line)
 
 
 def _status(args: argparse.Namespace) -> None:
-    from slurm.planning.showing import table
-    from slurm.watching.status import facts, status
+    from slurm.monitor.status import as_json, table_rows
 
-    _, goals, state = _known(args)
+    targets, state = _targets(args)
     if args.json:
-        print(json.dumps(facts(goals, state), indent=2))
+        print(json.dumps(as_json(targets, state), indent=2))
     else:
-        print(table(status(goals, state)))
+        print(table(table_rows(targets, state)))
 
 
 def _logs(args: argparse.Namespace) -> None:
-    from slurm.watching.logs import logs
+    from slurm.monitor.logs import print_logs
 
-    _, goals, state = _known(args)
-    named = bool(phase_names(args.words))
-    phases = [goal.phase for goal in goals] if named else []
-    more = {"all_nodes": args.all_nodes, "options": _options(args)}
-    logs(goals, state, phases, args.follow, args.lines, _show, **more)
+    targets, state = _targets(args)
+    phases = [target.phase for target in targets] if phase_names(args.arguments) else []
+    print_logs(
+        targets,
+        state,
+        phases,
+        args.follow,
+        args.lines,
+        _say_while_read,
+        all_nodes=args.all_nodes,
+        options=_options(args),
+    )
 
 
 def _cancel(args: argparse.Namespace) -> None:
-    from slurm.sending.resume import cancel
+    from slurm.submission.resume import cancel
 
-    _, goals, state = _known(args)
-    cancel(goals, state, _say)
+    cancel(*_targets(args), _say)
 
 
 def _resume(args: argparse.Namespace) -> None:
-    from slurm.sending.resume import resume
+    from slurm.submission.resume import resume
 
-    everything = _known(args, narrow=False)
-    names = phase_names(args.words)
-    resume(everything[1], everything[2], names, args.nodes, _say)
+    everything, state = _targets(args, narrow=False)
+    resume(everything, state, phase_names(args.arguments), args.nodes, _say)
 
 
 def _why(args: argparse.Namespace) -> None:
-    from slurm.watching.why import first_failed, why
+    from slurm.monitor.diagnose import first_failed, why
 
-    _, goals, state = _known(args)
-    _, everything, _ = _known(args, narrow=False)
-    named = phase_names(args.words)
-    asked = goals if named else list(filter(None, [first_failed(goals, state)]))
+    targets, state = _targets(args)
+    everything, _ = _targets(args, narrow=False)
+    named = phase_names(args.arguments)
+    asked = targets if named else [*filter(None, [first_failed(targets, state)])]
     if not asked:
-        print("no phase has failed; `status` shows how far each is")
-    for goal in asked:
-        print(why(goal, state, everything, options=_options(args)))
+        print("no phase has failed; `status` shows the state of each")
+    for target in asked:
+        print(why(target, state, everything, options=_options(args)))
 
 
 def _options(args: argparse.Namespace) -> str:
-    """What must be said again in a command about the same chain."""
+    """Return what a further command about the same chain must repeat."""
     chain = [] if args.chain == CHAIN else ["--chain", str(args.chain)]
-    return shlex.join([*chain, *(word for word in args.words if word.startswith("runs="))])
+    return shlex.join([*chain, *(one for one in args.arguments if one.startswith("runs="))])
 
 
-def _known(args: argparse.Namespace, *, narrow: bool = True) -> tuple[Request, list[Goal], Path]:
-    """The phases that are asked about (all of the chain, unless narrowed), points included."""
-    request = read_request(args.chain, args.words)
-    state = request.runs / STATE
-    names = phase_names(args.words) if narrow else []
-    sent = sorted(file.stem for file in (state / "ledger").glob("*.jsonl"))
-    goals = []
+def _targets(args: argparse.Namespace, *, narrow: bool = True) -> tuple[list[Target], Path]:
+    """Return the targets of the named phases (or of all), with points of sweeps; and the state."""
+    request = read_request(args.chain, args.arguments)
+    names = phase_names(args.arguments) if narrow else []
+    sent = phases_sent(request.state)
+    found: list[str] = []
     for name in request.chain.phases:
         points = [one for one in sent if one.startswith(f"{name}@")]
-        # A phase that was swept, and never sent alone, is its points.
-        own = [name] if name in sent or not points else []
-        goals += [_goal(one, request, state) for one in [*own, *points]]
-    goals += [_goal(one, request, state) for one in sent if one.startswith("sweep-")]
+        # A phase that was only sent as a sweep is its points.
+        found += [*([name] if name in sent or not points else []), *points]
+    found += [one for one in sent if one.startswith("sweep-")]
     if names:
-        goals = [g for g in goals if g.phase in names or g.phase.partition("@")[0] in names]
-    return request, goals, state
+        found = [one for one in found if one in names or one.partition("@")[0] in names]
+    return [_target(one, request) for one in found], request.state
 
 
-def _goal(name: str, request: Request, state: Path) -> Goal:
-    """As it was sent; of a phase that never was, as the chain has it."""
-    planned = _planned_goal(name, request)
-    sent = glance(planned, state).sent
-    if sent is not None:
-        with contextlib.suppress(UserError):  # of another version: what it shows is not lost
-            return load_job(state / sent.submission / f"{name}.json").goal
-    return planned
-
-
-def _planned_goal(name: str, request: Request) -> Goal:
+def _target(name: str, request: Request) -> Target:
+    """Return a phase's target as it was sent; if it never was, as the chain has it."""
+    target = Target(phase=name, run=request.runs / name, kind="table")
     phase = request.chain.phases.get(name.partition("@")[0])
-    if phase is None:
-        return Goal(phase=name, run=request.runs / name, kind="table")
-    if phase.evaluate is not None:
+    if phase is not None and phase.evaluate is not None:
         run = request.runs / phase.evaluate
-        return Goal(phase=name, run=run, kind="scores", split=phase.split)
-    kinds = {"train": "run", "report": "table", "simulate": "set", "pack": "set"}
-    return Goal.model_validate(
-        {"phase": name, "run": request.runs / name, "kind": kinds[phase.kind]}
-    )
+        target = Target(phase=name, run=run, kind="scores", split=phase.split)
+    elif phase is not None and phase.report is None:
+        target = target.model_copy(update={"kind": "run" if phase.train else "set"})
+    sent = query_log(target, request.state).sent
+    if sent is not None:
+        with contextlib.suppress(UserError):  # a file of another version: show the rest
+            return load_job(request.state / sent.submission / f"{name}.json").target
+    return target
 
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], None]] = {

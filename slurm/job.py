@@ -1,7 +1,7 @@
-"""One phase as a file: what is sent to a node, and what must be there in the end.
+"""One phase as a JSON file: what to run, where, and which file must exist in the end.
 
-What submitit pickles is a function by name and the path of such a file: all else is in the file,
-which people can read, and which is checked again where it is used.
+submitit pickles only a function's name and the path of this file. People can read the file, and the
+job checks it again.
 """
 
 from __future__ import annotations
@@ -11,47 +11,48 @@ import stat
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from lensdist.config.base import Strict
 from lensdist.data.manifest import MANIFEST, Manifest
 from lensdist.engine.differences import unmet
 from lensdist.errors import UserError
-from lensdist.phases import COMPLETE, completed
+from lensdist.phases import COMPLETE, completed, saved_steps
 from lensdist.sealed import read_json, unsealed
+from slurm.attempts import AttemptLog, Event, What
 from slurm.config.cluster import Cluster
 
-RESULTS = "results.json"
+# Names of fields in files that were written by earlier versions.
+_EARLIER = {"goal": "target", "words": "argv"}
 
 
-class Goal(Strict):
-    """What a phase must leave behind: the only thing that counts as its success."""
+class Target(Strict):
+    """The result that a phase must produce. Only this counts as its success."""
 
     phase: str
     run: Path
-    """Folder of the run (of the set, of the table)."""
+    """Folder of the run, the packed set or the table."""
     kind: Literal["run", "scores", "set", "table"] = "run"
     split: Literal["train", "val", "test"] = "test"
-    """What `scores` are of."""
+    """The split that `scores` belong to."""
     settings: dict[str, Any] | None = None
-    """What a `run` must have been asked for; None: anything."""
+    """Settings that a finished `run` must have; None: any."""
 
     def marker(self) -> Path:
-        """The file that says so."""
+        """Return the file whose existence means success."""
         names = {
             "run": COMPLETE,
             "scores": f"eval/{self.split}.json",
             "set": MANIFEST,
-            "table": RESULTS,
+            "table": "results.json",
         }
         return self.run / names[self.kind]
 
     def reached(self) -> bool:
-        """Whether it is there, whole, and (scores) about the weights that the run has now.
+        """Return whether it exists, is undamaged and, for scores, belongs to the run's weights.
 
         Raises:
-            UserError: it says that it is finished, but its files are damaged, or it is a run with
-                other settings.
+            UserError: its files are damaged, or it is a finished run with other settings.
         """
         if self.kind == "set":
             return self.marker().exists() and bool(Manifest.load(self.run))
@@ -67,13 +68,13 @@ class Goal(Strict):
         if record is None or self.kind == "run":
             return record is not None
         try:
-            weights = self.scored()["weights"]
+            weights = self.scores()["weights"]
             return bool(weights["model.safetensors"] == record["files"]["export/model.safetensors"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def scored(self) -> dict[str, Any]:
-        """What the file of `scores` says.
+    def scores(self) -> dict[str, Any]:
+        """Return the content of the file of `scores`.
 
         Raises:
             OSError, ValueError: it is missing or damaged.
@@ -85,65 +86,79 @@ class Job(Strict):
     """One phase, ready to run on any node."""
 
     chain: str
-    goal: Goal
-    needs: tuple[Goal, ...]
+    target: Target
+    needs: tuple[Target, ...]
     follows: tuple[str, ...] = ()
-    """Names of those that must have ended before it, however."""
-    words: tuple[str, ...]
-    """What `python` is given: `-m lensdist.train --config …`."""
+    """Phases that must have ended before it, successfully or not."""
+    argv: tuple[str, ...]
+    """Arguments of `python`: `-m lensdist.train --config …`."""
     cluster: Cluster
     counts: tuple[int, ...] = (1,)
-    """Numbers of nodes on which the step can be shared evenly, ascending."""
+    """Numbers of nodes that can share a step evenly, ascending."""
     cwd: Path
-    """Where the chain was submitted: what relative paths of its settings mean."""
+    """Where the chain was submitted: relative paths in its settings start here."""
     code: Path
-    """The snapshot that runs: on `PYTHONPATH`, in front of everything."""
+    """The copy of the code that runs; first on `PYTHONPATH`."""
     state: Path
-    """The launcher's folder, `.submit` in the folder of the runs."""
+    """The launcher's folder: `.submit` in the folder of the runs."""
     folder: Path
-    """The submission: this file, logs, what processes said at their end."""
-    versions: dict[str, str] = Field({}, description="of what was installed where it was sent from")
-    submitted: str = Field("", description="the line that it was submitted with")
+    """The submission's folder: this file, logs, exit reports."""
+    versions: dict[str, str] = Field({}, description="packages installed where it was sent from")
+    submitted: str = Field("", description="the command that submitted it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier_names(cls, raw: Any) -> Any:
+        return {_EARLIER.get(k, k): v for k, v in raw.items()} if isinstance(raw, dict) else raw
 
     @property
-    def ledger(self) -> Path:
-        """The file of the phase's attempts."""
-        return self.state / "ledger" / f"{self.goal.phase}.jsonl"
+    def file(self) -> Path:
+        """The file that this job is read from."""
+        return self.folder / f"{self.target.phase}.json"
 
-    def words_of(self, attempt: int) -> Path:
-        """Folder in which an attempt's processes and nodes leave what they have to say."""
-        return self.folder / "attempts" / f"{self.goal.phase}-{attempt}"
+    @property
+    def attempt_log(self) -> AttemptLog:
+        """The log of the phase's attempts."""
+        return AttemptLog.of(self.state, self.target.phase)
+
+    def log(self, what: What, job_id: str, **more: object) -> Event:
+        """Add an event of this submission to the attempt log; see `Event` for the arguments."""
+        return self.attempt_log.append(what, job_id, self.folder.name, **more)
+
+    def outcome_folder(self, attempt: int) -> Path:
+        """Return the folder of an attempt's exit reports and node reports."""
+        return self.folder / "attempts" / f"{self.target.phase}-{attempt}"
 
     def step(self) -> int:
-        """Of the newest checkpoint: whether an attempt has got anywhere."""
-        names = (p.name for p in (self.goal.run / "checkpoints").glob("step-*"))
-        return max((int(n[5:]) for n in names if n[5:].isdigit()), default=0)
+        """Return the step of the newest checkpoint; 0 if there is none."""
+        return max(saved_steps(self.target.run), default=0)
 
 
 def load_job(path: Path) -> Job:
-    """Read a job's file, if nobody else can have written it.
+    """Read a job's file after checking that nobody else can have written it.
 
     Raises:
-        UserError: the folder is another user's, or open to others; or the file is no job.
+        UserError: the folder belongs to another user or is open to others; or the file is invalid.
     """
-    _check_closed(path.parent)
+    _check_private(path.parent)
     try:
         job = Job.model_validate_json(path.read_text())
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from e
     except ValidationError as e:
-        raise UserError(f"{path} is no job of this version: {e.errors()[0]['msg']}") from e
+        raise UserError(f"{path} is not a job of this version: {e.errors()[0]['msg']}") from e
     if job.code.is_relative_to(job.state):
-        _check_closed(job.state)
+        _check_private(job.state)
     return job
 
 
-def _check_closed(folder: Path) -> None:
+def _check_private(folder: Path) -> None:
     try:
         found = folder.stat()
     except OSError as e:
         raise UserError(f"{folder}: {e.strerror}; do all nodes see it?") from e
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise UserError(
-            f"{folder} must be yours and closed to others (chmod 700): what lies there is run"
+            f"{folder}: files in it are executed, so only you may have access; run "
+            f"`chmod 700 {folder}`, and look who owns it"
         )

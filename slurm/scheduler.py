@@ -1,10 +1,11 @@
-"""SLURM's commands: the one file that calls them.
+"""SLURM's commands; no other file calls them.
 
-All of them answer, with what they know, on machines without SLURM too: nothing.
+On a machine without SLURM, questions get an empty answer.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -15,32 +16,40 @@ from pydantic import Field
 
 from lensdist.config.base import Strict
 from lensdist.errors import RunError
+from lensdist.text import counted
 
-PATIENCE = 60  # s, of one command; a controller under load takes its time
-_AWAY = (5, 10, 30, 60, 120)  # s between looks whether a controller that was away is back
+PATIENCE = 60  # s that a command may take; a busy controller is slow
+_AWAY = (5, 10, 30, 60, 120)  # s between attempts to reach a controller that does not answer
 _NO_ANSWER = re.compile(r"unable to contact|no answer within|timed out", re.IGNORECASE)
 
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD")
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED")
 
+_WAITS = re.compile(r"#SBATCH\s+--(dependency|kill-on-invalid-dep)\b")
+_START = re.compile(
+    r"Job \d+ to start at (?P<time>.+?) using (?P<cores>\d+) processors? on nodes? (?P<nodes>\S+)"
+    r"(?: in partition (?P<partition>\S+))?"
+)
+_PREEMPTS = re.compile(r"Preempts: (?P<jobs>.+)")
+
 
 class JobState(Strict):
-    """What SLURM says of a job (of a task of an array, where it is one)."""
+    """SLURM's report about a job, or about one task of a job array."""
 
-    job: str = Field(description="its id, as it was given: 17, or 17_3")
+    job: str = Field(description="its id as it was asked for: 17, or 17_3")
     state: str = Field(description="PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, …")
-    reason: str = Field("", description="why it waits, or ended: Priority, Dependency, TimeLimit")
-    nodes: str = Field("", description="as SLURM writes them: gpu[07-08]")
+    reason: str = Field("", description="why it waits or ended: Priority, Dependency, TimeLimit")
+    nodes: str = Field("", description="in SLURM's notation: gpu[07-08]")
     exit_code: str = Field("", description="status:signal")
 
     @property
     def active(self) -> bool:
-        """Whether it is in the queue: something may still come of it."""
+        """True if it is in the queue or runs."""
         return self.state in WAITING or self.state in RUNNING
 
     @property
     def stuck(self) -> bool:
-        """Whether it waits for what never comes: a failed job, a release, nodes that are none."""
+        """True if it waits for something that never happens without help."""
         return self.state in WAITING and (
             self.reason in ("DependencyNeverSatisfied", "BadConstraints")
             or "held" in self.reason.lower()
@@ -48,94 +57,103 @@ class JobState(Strict):
 
 
 def available() -> bool:
-    """Whether SLURM's commands are here."""
+    """Return whether this machine has SLURM's commands."""
     return shutil.which("sbatch") is not None
 
 
-def ask(*words: str) -> str:
-    """A command's output; nothing where it fails, or is not there."""
-    if shutil.which(words[0]) is None:
-        return ""
-    done = _run(*words)
-    return done.stdout if done.returncode == 0 else ""
-
-
-def tell(*words: str) -> None:
-    """A command that must succeed.
-
-    Raises:
-        RunError: it did not, in its own words.
-    """
-    done = _run(*words)
-    if done.returncode:
-        raise RunError(f"{' '.join(words)}: {(done.stderr or done.stdout).strip()}")
-
-
-def _run(*words: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(words, 1, "", f"no answer within {PATIENCE} s")
-    except OSError as e:
-        return subprocess.CompletedProcess(words, 1, "", str(e))
-
-
 def states(ids: Sequence[str]) -> dict[str, JobState]:
-    """Of each job that SLURM knows, in the queue or in its accounting.
+    """Return the state of each job that SLURM's queue or accounting knows.
 
     Raises:
-        RunError: SLURM does not answer: that is not the same as knowing no such job.
+        RunError: SLURM does not answer, which does not mean that it knows no such job.
     """
     found: dict[str, JobState] = {}
     unique = [*dict.fromkeys(ids)]
     if not unique:
         return found
     known = ",".join(unique)
-    # sacct remembers finished jobs but lags some seconds behind; what squeue says is newer.
-    past = ask("sacct", "-n", "-X", "-P", "-o", "JobID,State,Reason,NodeList,ExitCode", "-j", known)
+    # sacct remembers finished jobs but lags some seconds behind squeue.
+    past = _ask(
+        "sacct", "-n", "-X", "-P", "-o", "JobID,State,Reason,NodeList,ExitCode", "-j", known
+    )
     for line in past.splitlines():
         job, state, reason, nodes, code = (line.split("|") + [""] * 5)[:5]
         if job in unique and state:
-            found[job] = JobState(
-                job=job, state=state.split()[0], reason=reason, nodes=nodes, exit_code=code
-            )  # "CANCELLED by 1000"
+            word = state.split()[0]  # "CANCELLED by 1000"
+            found[job] = JobState(job=job, state=word, reason=reason, nodes=nodes, exit_code=code)
     for line in _queue(unique):
         job, state, reason, nodes = (line.split("|") + [""] * 4)[:4]
         if job in unique:
-            old = found.get(job)
-            found[job] = JobState(
-                job=job,
-                state=state,
-                reason="" if reason == "None" else reason,
-                nodes=nodes,
-                exit_code=old.exit_code if old else "",
-            )
+            code = found[job].exit_code if job in found else ""
+            reason = "" if reason == "None" else reason
+            found[job] = JobState(job=job, state=state, reason=reason, nodes=nodes, exit_code=code)
     return found
 
 
-def _queue(ids: Sequence[str]) -> list[str]:
-    """squeue's lines on these jobs."""
-    if shutil.which("squeue") is None:
-        return []
-    # -a: hidden partitions too; -r: a line a task of an array.
-    words = ["squeue", "-h", "-a", "-r", "-t", "all", "-o", "%i|%T|%r|%N", "-j"]
-    done = _run(*words, ",".join(ids))
-    if done.returncode == 0:
-        return done.stdout.splitlines()
-    if "Invalid job id" not in done.stderr:
-        raise RunError(f"squeue: {done.stderr.strip() or 'no answer'}; try again later")
-    # One id that it has forgotten makes SLURM refuse all.
-    return [line for one in ids for line in _queue([one])] if len(ids) > 1 else []
-
-
 def details(job: str) -> dict[str, str]:
-    """`scontrol show job`: JobState, Restarts, EndTime, ExitCode, …; nothing if it is forgotten."""
-    answer = ask("scontrol", "-o", "show", "job", job).splitlines()
+    """Return the fields of `scontrol show job`, or nothing if SLURM has forgotten the job."""
+    answer = _ask("scontrol", "-o", "show", "job", job).splitlines()
     return dict(re.findall(r"(\S+?)=(\S*)", answer[0])) if answer else {}
 
 
+def seconds_left(job: str) -> float | None:
+    """Return the time until a running job's limit; None if there is no limit, or it is unknown."""
+    answer = _ask("squeue", "-h", "-o", "%L", "-j", job).strip()
+    found = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)", answer)
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def hostnames(nodes: str) -> list[str]:
+    """Return the names in a list of nodes: gpu[07-08] -> gpu07, gpu08.
+
+    Raises:
+        RunError: SLURM does not understand the list, or is not on this machine.
+    """
+    argv = ("scontrol", "show", "hostnames", nodes)
+    done = _run(*argv)
+    if done.returncode or not done.stdout.strip():  # its exit code is 0 for any list
+        raise RunError(f"{' '.join(argv)}: {done.stderr.strip() or 'no answer'}")
+    return done.stdout.split()
+
+
+def own_id(env: Mapping[str, str]) -> str:
+    """Return the id of the job that this process belongs to: 17, or 17_3 in an array."""
+    if "SLURM_ARRAY_JOB_ID" in env:
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env["SLURM_JOB_ID"]
+
+
+def expected_start(script: str) -> str:
+    """Ask SLURM when a job could start if it were sent now; nothing is queued.
+
+    The jobs that it depends on do not exist yet, so its dependencies are left out.
+
+    Returns:
+        When and where, or why never.
+    """
+    lines = script.splitlines(keepends=True)
+    kept = [line for line in lines if not _WAITS.match(line)]
+    # The user may have chosen another format, such as `relative`.
+    env = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
+    done = _run("sbatch", "--test-only", text="".join(kept), env=env)
+    answer = done.stderr + done.stdout
+    found = _START.search(answer)
+    if done.returncode or found is None:
+        said = (re.sub(r"^sbatch: (error: )?", "", line).strip() for line in answer.splitlines())
+        return f"refused: {'; '.join(filter(None, said)) or f'exit code {done.returncode}'}"
+    cores, partition = counted(int(found["cores"]), "core"), found["partition"]
+    text = f"at {found['time'].replace('T', ' ')} on {cores}"
+    text += f" of {found['nodes']}" + (f", partition {partition}" if partition else "")
+    preempts = _PREEMPTS.search(answer)
+    text += f", in place of job {preempts['jobs']}" if preempts else ""
+    return text + ("" if len(kept) == len(lines) else ", not counting the phases it waits for")
+
+
 def requeue(job: str) -> None:
-    """Queue a job again; a controller that is away for some minutes is waited for.
+    """Queue a running job again; wait some minutes for a controller that does not answer.
 
     Raises:
         RunError: SLURM refused.
@@ -151,7 +169,7 @@ def requeue(job: str) -> None:
 
 
 def change(job: str, exclude: Sequence[str] = (), delay: float = 0) -> None:
-    """Keep a job that waits away from some nodes, and from starting within `delay` seconds.
+    """Exclude nodes from a waiting job, and let it start after `delay` seconds at the earliest.
 
     Raises:
         RunError: SLURM refused.
@@ -165,26 +183,8 @@ def change(job: str, exclude: Sequence[str] = (), delay: float = 0) -> None:
         tell("scontrol", "update", f"JobId={job}", *changes)
 
 
-def own_id(env: Mapping[str, str]) -> str:
-    """Of the job that this process is in, as people and logs call it: 17, or 17_3 in an array."""
-    if "SLURM_ARRAY_JOB_ID" in env:
-        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
-    return env["SLURM_JOB_ID"]
-
-
-def seconds_left(job: str) -> float | None:
-    """Until a running job reaches its time limit; None where it has none, or nobody knows."""
-    found = re.fullmatch(
-        r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)", ask("squeue", "-h", "-o", "%L", "-j", job).strip()
-    )
-    if found is None:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
-
-
 def cancel(ids: Sequence[str]) -> None:
-    """Cancel jobs; those that have ended are passed over.
+    """Cancel jobs; SLURM ignores those that have ended.
 
     Raises:
         RunError: SLURM refused.
@@ -193,14 +193,46 @@ def cancel(ids: Sequence[str]) -> None:
         tell("scancel", *ids)
 
 
-def hostnames(nodes: str) -> list[str]:
-    """gpu[07-08] -> gpu07, gpu08.
+def tell(*argv: str) -> None:
+    """Run a command that must succeed.
 
     Raises:
-        RunError: SLURM does not understand it, or is not here.
+        RunError: it failed; the message is the command's own.
     """
-    words = ("scontrol", "show", "hostnames", nodes)
-    done = _run(*words)
-    if done.returncode or not done.stdout.strip():  # it leaves with 0 whatever it was given
-        raise RunError(f"{' '.join(words)}: {done.stderr.strip() or 'no answer'}")
-    return done.stdout.split()
+    done = _run(*argv)
+    if done.returncode:
+        raise RunError(f"{' '.join(argv)}: {(done.stderr or done.stdout).strip()}")
+
+
+def _ask(*argv: str) -> str:
+    """Return a command's output; nothing if it fails or does not exist."""
+    done = _run(*argv)
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _queue(ids: Sequence[str]) -> list[str]:
+    """Return squeue's lines about these jobs."""
+    if shutil.which("squeue") is None:
+        return []
+    # -a: hidden partitions too; -r: one line for each task of an array.
+    argv = ["squeue", "-h", "-a", "-r", "-t", "all", "-o", "%i|%T|%r|%N", "-j"]
+    done = _run(*argv, ",".join(ids))
+    if done.returncode == 0:
+        return done.stdout.splitlines()
+    if "Invalid job id" not in done.stderr:
+        raise RunError(f"squeue: {done.stderr.strip() or 'no answer'}; try again later")
+    # SLURM refuses the whole list if it has forgotten one of the jobs.
+    return [line for one in ids for line in _queue([one])] if len(ids) > 1 else []
+
+
+def _run(
+    *argv: str, text: str | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            argv, input=text, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(argv, 1, "", f"no answer within {PATIENCE} s")
+    except OSError as e:
+        return subprocess.CompletedProcess(argv, 1, "", str(e))

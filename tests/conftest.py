@@ -37,7 +37,7 @@ LONG = (
     "golden/test_losses.py",
     "slurm/test_chain.py",
     "unit/test_experiments_common_task.py",
-    "unit/test_slurm_local.py",
+    "unit/test_slurm_local_runner.py",
 )
 
 

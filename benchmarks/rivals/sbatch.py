@@ -11,7 +11,7 @@ from typing import Any
 
 from lensdist.config import load, save
 from lensdist.config.schema import schema_of
-from slurm.ledger import Event
+from slurm.attempts import Event
 from tests.chains import jobs_of, submit, write_chain, write_cluster
 from tests.conftest import ROOT, settings
 from tests.slurm.minislurm import MiniSlurm

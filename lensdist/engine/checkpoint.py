@@ -25,6 +25,7 @@ from torch import Tensor
 from lensdist.errors import RunError, UserError
 from lensdist.files import fsync, sync
 from lensdist.owners import remove, sweep, temporary
+from lensdist.phases import checkpoint_name
 from lensdist.sealed import fits, read_json, seal, unsealed
 from lensdist.tensors import read_safetensors, read_shapes, write_safetensors
 
@@ -79,7 +80,7 @@ def write(root: Path, step: int, tensors: Mapping[str, Tensor], meta: dict[str, 
         OSError: the disk is full, read-only or gone; older checkpoints are untouched.
     """
     root.mkdir(parents=True, exist_ok=True)
-    final = root / f"step-{step:08d}"
+    final = root / checkpoint_name(step)
     sweep(root, locked=True)  # leftovers of killed processes may be filling the disk
     beside = temporary(final)
     try:

@@ -15,7 +15,7 @@ from lensdist.engine.loop import Outcome
 from lensdist.engine.state import check_tensors
 from lensdist.export import write_export
 from lensdist.files import sha256, to_json, write_atomic
-from lensdist.phases import COMPLETE
+from lensdist.phases import COMPLETE, checkpoint_name
 from lensdist.sealed import sealed
 from lensdist.tasks.registry import AnyTask
 from lensdist.tensors import under
@@ -106,7 +106,7 @@ def best_model(root: Path, outcome: Outcome, averaged: bool) -> tuple[nn.Module,
     prefix = "average/" if averaged else "model/"
     try:
         saved = checkpoint.read(
-            root / f"step-{step:08d}", lambda found: check_tensors(found, outcome.model)
+            root / checkpoint_name(step), lambda found: check_tensors(found, outcome.model)
         ).tensors
     except checkpoint.Damaged as e:
         log.warning("the best checkpoint is lost, exporting the last: %s", e)

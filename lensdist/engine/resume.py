@@ -17,6 +17,7 @@ from lensdist.errors import RunError, UserError
 from lensdist.files import fsync
 from lensdist.owners import remove
 from lensdist.owners import temporary as beside
+from lensdist.phases import checkpoint_name
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def bring(found: Checkpoint, root: Path) -> None:
     best, theirs = found.meta["state"]["best_step"], found.path.parent
     if best is not None and best != found.step:
         try:
-            _copy(theirs / f"step-{best:08d}", root, best)
+            _copy(theirs / checkpoint_name(best), root, best)
         except Damaged as e:
             log.warning(
                 f"the best checkpoint so far, of step {best}, is lost ({e}); unless a "
@@ -86,7 +87,7 @@ def _copy(source: Path, root: Path, step: int) -> None:
         Damaged: it is not there, or not whole.
         RunError: `root` cannot be written.
     """
-    temporary = beside(root / f"step-{step:08d}")
+    temporary = beside(root / checkpoint_name(step))
     try:
         temporary.mkdir(parents=True)
         for file in source.glob("*"):
@@ -95,7 +96,7 @@ def _copy(source: Path, root: Path, step: int) -> None:
         if checkpoint.read(temporary).step != step:
             raise Damaged(f"{source}: holds another step")
         fsync(temporary)
-        temporary.rename(root / f"step-{step:08d}")
+        temporary.rename(root / checkpoint_name(step))
         fsync(root)
     except Damaged as e:
         raise Damaged(str(e).replace(str(temporary), str(source))) from e

@@ -1,1 +1,1 @@
-"""What is asked for: chains, clusters, the command line, sweeps."""
+"""The user's input: chains, clusters, the command line, sweeps."""

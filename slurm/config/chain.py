@@ -1,4 +1,4 @@
-"""What is run, in which order: what `configs/chains/<name>.yaml` may say."""
+"""The settings of a chain: which phases run, in which order (`configs/chains/<name>.yaml`)."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ KINDS = ("train", "evaluate", "simulate", "pack", "report")
 class Simulate(SimConfig):
     """A simulated set: the settings of `lensdist simulate`."""
 
-    n_per_class: int = Field(ge=1, description="images of each class")
-    seed: int = Field(0, ge=0, lt=2**63, description="of the images and of the splits")
-    truth: bool = Field(False, description="pairs: also keep targets without their noise")
+    n_per_class: int = Field(ge=1, description="images per class")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the images and splits")
+    truth: bool = Field(False, description="pairs: also store targets without noise")
 
     @model_validator(mode="after")
-    def _can_be_said_in_flags(self) -> Self:
+    def _fits_the_command_line(self) -> Self:
         light = self.lens_light
         if light is not None and light != LensLight(magnitude=light.magnitude):
             raise ValueError("lens_light: only its magnitude can be set in a chain")
         return self
 
-    def words(self) -> Iterator[str]:
-        """The flags of `lensdist simulate`, without the destination."""
+    def flags(self) -> Iterator[str]:
+        """Yield the flags of `lensdist simulate`, without the destination."""
         yield from ("--n-per-class", str(self.n_per_class), "--seed", str(self.seed))
         if self.truth:
             yield "--truth"
@@ -50,7 +50,7 @@ class Simulate(SimConfig):
                 yield from (f"--{name.replace('_', '-')}", str(value))
 
     def source(self) -> dict[str, object]:
-        """What the set's manifest says of where it came from."""
+        """Return the source that the set's manifest must have."""
         sim = {name: getattr(self, name) for name in SimConfig.model_fields}
         return {
             "simulated": SimConfig(**sim).model_dump(mode="json"),
@@ -62,23 +62,25 @@ class Simulate(SimConfig):
 class Pack(Strict):
     """A set packed from files: the settings of `lensdist pack`."""
 
-    src: Path = Field(description="folder of the files, relative to where you are")
-    seed: int = Field(0, ge=0, description="of the splits")
+    src: Path = Field(description="folder of the files, relative to the current folder")
+    seed: int = Field(0, ge=0, description="seed of the splits")
     dtype: Literal["float32", "float16"] = Field("float32", description="float16 for 0..1 only")
-    max_bad: float = Field(0.01, ge=0, le=1, description="fraction of bad files tolerated")
-    layout: Literal["auto", "classes", "pairs", "images"] = Field("auto", description="of src")
+    max_bad: float = Field(0.01, ge=0, le=1, description="largest fraction of unreadable files")
+    layout: Literal["auto", "classes", "pairs", "images"] = Field(
+        "auto", description="layout of src"
+    )
     labels: tuple[str, ...] | None = Field(None, description="class folders, in label order")
-    pixel_scale: float | None = Field(None, gt=0, description="arcsec a pixel")
-    psf_fwhm: float | None = Field(None, gt=0, description="arcsec")
-    zero_point: float | None = Field(None, description="magnitude of one image unit")
+    pixel_scale: float | None = Field(None, gt=0, description="arcsec per pixel")
+    psf_fwhm: float | None = Field(None, gt=0, description="seeing, arcsec")
+    zero_point: float | None = Field(None, description="magnitude of a flux of 1")
 
-    def facts(self) -> dict[str, object]:
-        """What the set's manifest says, as far as these settings decide it."""
+    def manifest(self) -> dict[str, object]:
+        """Return the entries of the set's manifest that these settings decide."""
         labels = {} if self.labels is None else {"labels": [*self.labels]}
         return {"seed": self.seed, "dtype": self.dtype, **labels}
 
-    def words(self) -> Iterator[str]:
-        """The flags of `lensdist pack`, without source and destination."""
+    def flags(self) -> Iterator[str]:
+        """Yield the flags of `lensdist pack`, without source and destination."""
         for name in type(self).model_fields:
             value = getattr(self, name)
             if name != "src" and value is not None:
@@ -87,23 +89,24 @@ class Pack(Strict):
 
 
 class Phase(Strict):
-    """One job: exactly one of `train`, `evaluate`, `simulate`, `pack`, `report`."""
+    """One job: exactly one of `train`, `evaluate`, `simulate`, `pack` and `report`."""
 
-    train: Path | None = Field(None, description="its configuration, relative to the chain's file")
-    evaluate: str | None = Field(None, description="the phase whose run is scored")
-    simulate: Simulate | None = Field(None, description="a set to simulate")
-    pack: Pack | None = Field(None, description="a set to pack")
+    train: Path | None = Field(None, description="configuration, relative to the chain's file")
+    evaluate: str | None = Field(None, description="phase whose run is evaluated")
+    simulate: Simulate | None = Field(None, description="settings of a set to simulate")
+    pack: Pack | None = Field(None, description="settings of a set to pack")
     report: tuple[str, ...] | None = Field(
-        None, description="training phases to put into one table, once they are scored"
+        None, description="training phases to compare in one table, after their evaluation"
     )
-    split: Literal["train", "val", "test"] = Field("test", description="what is scored")
+    split: Literal["train", "val", "test"] = Field("test", description="split to evaluate")
     set: tuple[str, ...] = Field(
-        (), description="key=value settings on top of the configuration; {phase} is a phase's run"
+        (),
+        description="key=value settings of the training; {phase} is a phase's run folder",
     )
-    after: tuple[str, ...] = Field((), description="phases that must be complete before")
-    walltime: int | None = Field(None, ge=1, description="minutes, instead of the cluster's")
+    after: tuple[str, ...] = Field((), description="phases that must be complete first")
+    walltime: int | None = Field(None, ge=1, description="minutes, in place of the cluster's")
     processes: int | None = Field(
-        None, ge=1, description="at most so many, where the cluster would give more"
+        None, ge=1, description="largest number of processes, if the cluster gives more"
     )
 
     @model_validator(mode="after")
@@ -119,21 +122,21 @@ class Phase(Strict):
 
     @property
     def kind(self) -> str:
-        """Which of `KINDS` it is."""
+        """The one of `KINDS` that is set."""
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
 
 class Chain(Strict):
-    """Phases, each after those it needs."""
+    """Phases, each after the phases that it needs."""
 
     name: str = Field(description="prefix of the jobs' names", pattern=r"^[A-Za-z0-9_.-]+$")
-    runs: Path = Field(description="folder of the phases' runs, relative to where you are")
-    phases: dict[str, Phase] = Field(min_length=1, description="by name, in order")
+    runs: Path = Field(description="folder of the runs, relative to the current folder")
+    phases: dict[str, Phase] = Field(min_length=1, description="the phases by name, in order")
 
     def needs(self, name: str) -> tuple[str, ...]:
-        """The phases that must be complete before one, in order, each once.
+        """Return the phases that must be complete before this one, in order.
 
-        What is put into a table must have been scored, where the chain scores it.
+        A table also needs the evaluations of its runs.
         """
         phase = self.phases[name]
         used = {*phase.after, *filter(None, [phase.evaluate]), *(phase.report or ())}
@@ -150,17 +153,19 @@ class Chain(Strict):
         before: dict[str, Phase] = {}
         for name, phase in self.phases.items():
             if not _NAME.fullmatch(name) or name in TAKEN:
-                wrong.append(f"phase {name!r}: is a setting's name, or no plain word; rename it")
+                wrong.append(
+                    f"phase {name!r}: rename it: letters, digits, - and _, and not a setting's name"
+                )
             named = (*phase.after, *filter(None, [phase.evaluate]), *(phase.report or ()))
-            # An earlier phase only: so no circle, and the file reads in the order of running.
+            # Only an earlier phase: no cycles, and the file is read in the order of running.
             for other in named:
                 if other not in before:
-                    wrong.append(f"phase {name}: needs {other!r}, which is no phase before it")
+                    wrong.append(f"phase {name}: needs {other!r}, which is not an earlier phase")
             for other in {*_REFERENCE.findall(" ".join(phase.set))} - {*phase.after}:
-                wrong.append(f"phase {name}: `set` names {{{other}}}, which `after` does not")
+                wrong.append(f"phase {name}: `set` uses {{{other}}}; add it to `after`")
             for other in (*filter(None, [phase.evaluate]), *(phase.report or ())):
                 if other in before and before[other].train is None:
-                    wrong.append(f"phase {name}: {phase.kind}s {other}, which trains nothing")
+                    wrong.append(f"phase {name}: {other} must be a phase with `train`")
             before[name] = phase
         if wrong:
             raise ValueError("; ".join(wrong))
@@ -168,6 +173,6 @@ class Chain(Strict):
 
 
 def filled(setting: str, runs: Mapping[str, Path]) -> str:
-    """A setting with each `{phase}` replaced by that phase's folder."""
+    """Return a setting with each `{phase}` replaced by that phase's folder."""
     run_of: Callable[[re.Match[str]], str] = lambda m: str(runs[m[1]])  # noqa: E731
     return _REFERENCE.sub(run_of, setting)

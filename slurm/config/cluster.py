@@ -1,4 +1,4 @@
-"""Where a chain runs: what `configs/clusters/<name>.yaml` may say."""
+"""The settings of a cluster: where a chain runs (`configs/clusters/<name>.yaml`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from lensdist.config.base import Strict
 from lensdist.estimate.hardware import Shape
 
-# sbatch's flags that say what a cluster's own settings say: two truths would part sooner or later.
+# sbatch's flags that a setting of the cluster decides already.
 _OURS = {
     "partition": "partition",
     "account": "account",
@@ -31,19 +31,19 @@ _OURS = {
     "signal": "save_before_end",
     "exclude": "exclude",
 }
-_LAUNCHERS = {"array", "dependency", "kill-on-invalid-dep", "job-name", "output", "error"}
-_LAUNCHERS |= {"open-mode", "requeue", "no-requeue", "chdir", "export"}
+_LAUNCHER = {"array", "dependency", "kill-on-invalid-dep", "job-name", "output", "error"}
+_LAUNCHER |= {"open-mode", "requeue", "no-requeue", "chdir", "export"}
 _FLAG = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def breaks_lines(text: str) -> bool:
-    """Whether a text holds control characters, or what some programs take for the end of a line."""
+    """Return whether a text has control characters or line separators."""
     return any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text)
 
 
 def _texts(raw: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """All keys and values that are text, and where."""
+    """Yield all keys and values that are text, with their place."""
     if isinstance(raw, str):
         yield at, raw
     elif isinstance(raw, dict):
@@ -63,104 +63,104 @@ def _named(values: dict[str, str], pattern: re.Pattern[str], what: str) -> dict[
 
 
 class Requeue(Strict):
-    """How often a phase is started again, and when it is given up."""
+    """The rules for starting a phase again after a failure."""
 
-    limit: int = Field(50, ge=0, description="attempts after the first, whatever ended them")
+    limit: int = Field(50, ge=0, description="attempts after the first, for any reason")
     crashes: int = Field(
-        3, ge=1, description="crashes in a row without a new checkpoint after which it is given up"
+        3, ge=1, description="crashes in a row without a new checkpoint; then the phase is stopped"
     )
     backoff: int = Field(
         30,
         ge=0,
-        description="seconds to wait after a crash; doubled with each in a row, up to 1 h",
+        description="seconds to wait after a crash; doubled at each further one, up to 1 h",
     )
 
 
 class Preflight(Strict):
-    """What every node must show before the run starts on it."""
+    """The checks that a node must pass before a run starts on it."""
 
-    enabled: bool = Field(True, description="false: start at once")
+    enabled: bool = Field(True, description="false: start without any check")
     command: str | None = Field(
-        None, description="the centre's own check, in a shell; a node where it fails is not used"
+        None, description="a shell command of your own; a node where it fails is not used"
     )
     seconds: int = Field(
         180,
         ge=1,
-        description="within which all processes must have found each other and their devices",
+        description="time in which all processes must reach their devices and each other",
     )
-    min_free_gb: float = Field(5.0, ge=0, description="free space where the run is written")
-    min_write_mb_s: float = Field(5.0, ge=0, description="write rate there, of 16 MB")
+    min_free_gb: float = Field(5.0, ge=0, description="free space where the run is written, GB")
+    min_write_mb_s: float = Field(5.0, ge=0, description="write rate there, MB/s")
     max_clock_skew: float = Field(
-        30.0, gt=0, description="seconds that a node's clock may differ from the file system's"
+        30.0, gt=0, description="largest difference of the node's and the file system's clock, s"
     )
     min_tflops: float | None = Field(
-        None, gt=0, description="of a GPU's matrix products in bfloat16; null: any"
+        None, gt=0, description="speed of a GPU in bfloat16, TFLOP/s; null: any"
     )
 
 
 class Cluster(Shape):
-    """One machine, or what each job asks SLURM for."""
+    """This machine, or the resources that each job asks SLURM for."""
 
     executor: Literal["local", "debug", "slurm"] = Field(
         "local",
-        description="slurm: a job a phase; local: here, phase by phase, output in files; "
-        "debug: the same in the launcher's own process, output on the terminal",
+        description="slurm: one job per phase; local: on this machine, output in files; "
+        "debug: in the launcher's own process, output on the terminal",
     )
     partition: str | None = Field(None, description="sbatch --partition")
     account: str | None = Field(None, description="sbatch --account")
     qos: str | None = Field(None, description="sbatch --qos")
     constraint: str | None = Field(None, description="sbatch --constraint")
     cpus_per_task: int | None = Field(
-        None, ge=1, description="cores of a node's one task, which its processes share"
+        None, ge=1, description="cores of a node, which its processes share"
     )
     mem_gb: float | None = Field(None, gt=0, description="memory of a node; null: SLURM's default")
-    walltime: int = Field(1440, ge=1, description="limit of a phase's job, in minutes")
+    walltime: int = Field(1440, ge=1, description="time limit of a job, minutes")
     save_before_end: int = Field(
         60,
         ge=1,
-        description="seconds before the limit at which SLURM's signal tells the run to save and "
-        "leave; a run leaves sooner where its own steps and saves take longer",
+        description="seconds before the limit at which SLURM's signal makes the run save and stop; "
+        "a run stops earlier if its own steps and saves take longer",
     )
-    exclude: tuple[str, ...] = Field((), description="nodes not to be used")
+    exclude: tuple[str, ...] = Field((), description="nodes that are not used")
     interface: str | None = Field(
-        None, description="network interface between nodes, such as ib0; null: the libraries choose"
+        None, description="network interface between nodes: ib0; null: the libraries choose"
     )
-    setup: tuple[str, ...] = Field((), description="lines of the batch script: module load, …")
+    setup: tuple[str, ...] = Field((), description="lines of the batch script: [module load cuda]")
     container: tuple[str, ...] = Field(
         (),
-        description="words before the run's command, such as [apptainer, exec, --nv, X.sif]",
+        description="command before the run's own: [apptainer, exec, --nv, X.sif]",
     )
     python: str | None = Field(
-        None, description="the interpreter of the run's command, where a container has its own"
+        None, description="Python interpreter of the run, if a container has its own"
     )
-    env: dict[str, str] = Field({}, description="environment of the phases' commands")
-    sbatch: dict[str, str] = Field({}, description="more flags of sbatch, without their dashes")
+    env: dict[str, str] = Field({}, description="environment variables of the run")
+    sbatch: dict[str, str] = Field({}, description="more flags of sbatch, without dashes")
     srun: dict[str, str] = Field(
-        {}, description="flags of srun, such as pyxis's {container-image: …}; '' for no value"
+        {}, description="more flags of srun: {container-image: …}; '' for a flag without value"
     )
     tflops: float | None = Field(
-        None, gt=0, description="what a process sustains in training; for estimates of plan only"
+        None, gt=0, description="speed of one process in training, for the times that plan shows"
     )
     requeue: Requeue = Requeue()
     preflight: Preflight = Preflight()
 
     @model_validator(mode="after")
     def _one_line_each(self) -> Self:
-        """What is written into a batch script must not become another line, or flag, of it."""
+        """Check that no text can become another line or flag of the batch script."""
         for where, text in _texts(self.model_dump()):
             if breaks_lines(text) and where != ("preflight", "command"):
-                raise ValueError(f"{'.'.join(where)}: holds a control character ({text!r})")
+                raise ValueError(f"{'.'.join(where)}: has a control character ({text!r})")
         return self
 
     @field_validator("sbatch", "srun")
     @classmethod
     def _flags(cls, value: dict[str, str]) -> dict[str, str]:
-        return _named(value, _FLAG, "is not the name of a flag; leave out its dashes")
+        return _named(value, _FLAG, "is not a flag's name; leave out the dashes")
 
     @field_validator("env")
     @classmethod
     def _variables(cls, value: dict[str, str]) -> dict[str, str]:
-        return _named(value, _VARIABLE, "is not the name of a variable")
+        return _named(value, _VARIABLE, "is not a variable's name")
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -169,42 +169,42 @@ class Cluster(Shape):
         if self.gpus_per_node and self.processes_per_node not in (None, self.gpus_per_node):
             raise ValueError(
                 f"processes_per_node {self.processes_per_node} is not gpus_per_node "
-                f"{self.gpus_per_node}; a GPU serves one process: leave processes_per_node out"
+                f"{self.gpus_per_node}; each process uses one GPU: leave processes_per_node out"
             )
         if self.save_before_end >= 60 * self.walltime:
             raise ValueError(
-                f"save_before_end {self.save_before_end} s is the whole walltime of "
+                f"save_before_end {self.save_before_end} s is not less than walltime "
                 f"{self.walltime} min; lower it"
             )
         for flag in self.sbatch:
             name = flag.lstrip("-").replace("_", "-")
             if name in _OURS:
-                raise ValueError(f"sbatch: {flag} is said by the cluster's {_OURS[name]}; set that")
-            if name in _LAUNCHERS:
-                raise ValueError(f"sbatch: {flag} is the launcher's own; leave it out")
+                raise ValueError(f"sbatch: {flag}: use the cluster's {_OURS[name]} in its place")
+            if name in _LAUNCHER:
+                raise ValueError(f"sbatch: {flag}: the launcher sets it; leave it out")
         return self
 
     def _is_one_machine(self) -> None:
         if self.most > 1:
-            raise ValueError(f"nodes: executor {self.executor} has one node, not {self.nodes}")
+            raise ValueError(f"nodes: executor {self.executor} has 1 node, not {self.nodes}")
         for name in ("setup", "sbatch", "srun"):
             if getattr(self, name):
                 raise ValueError(
-                    f"{name}: executor {self.executor} asks SLURM for nothing; use env, or set up "
-                    "your shell before"
+                    f"{name}: executor {self.executor} does not use SLURM; use env, or set up your "
+                    "shell first"
                 )
 
     @property
     def on_cpu(self) -> bool:
-        """Whether processes must keep to the CPU, whatever they find.
+        """True if processes must not use a GPU that they find.
 
-        One local process may take the GPU of a laptop; several could not share it.
+        A single local process may use the GPU of a laptop; several cannot share it.
         """
         alone = self.most * self.per_node == 1
         return not self.gpus_per_node and (self.executor == "slurm" or not alone)
 
     def at_most(self, processes: int) -> Cluster:
-        """The same for a phase of so many processes or fewer."""
+        """Return this cluster, limited to a number of processes."""
         each = min(self.per_node, processes)
         most = min(self.most, processes // each)
         fewest = min(self.fewest, most)

@@ -1,8 +1,8 @@
-"""What stands on the command line beside the chain and the cluster."""
+"""The arguments of the command line: names of phases and settings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,22 +13,23 @@ from lensdist.errors import UserError
 from slurm.config.chain import Chain
 from slurm.config.cluster import Cluster, breaks_lines
 
-# What a folder that jobs run in cannot be called, whatever the quoting.
-_SIGNS = {
-    "%": "SLURM gives % in names of files a meaning",
-    "\\": "SLURM gives \\ in names of files a meaning",
-    ":": "in PYTHONPATH a colon ends the name of a folder",
+_STATE = ".submit"
+# Characters that the folder of the runs cannot have, whatever the quoting.
+_FORBIDDEN = {
+    "%": "SLURM replaces % in names of files",
+    "\\": "SLURM replaces \\ in names of files",
+    ":": "in PYTHONPATH a colon separates folders",
 }
 
 
 @dataclass(frozen=True)
 class Request:
-    """The words of the command line, sorted.
+    """The sorted arguments.
 
     Attributes:
-        chain: the chain, its `runs` replaced by `runs=FOLDER`.
-        phases: those named, in the chain's order; all, where none is.
-        cluster: `cluster.key=value`, as `key=value`.
+        chain: the chain, with `runs` from `runs=FOLDER`.
+        phases: the named phases in the chain's order; all, if none is named.
+        cluster: settings of the cluster, as `key=value`.
         settings: `key=value` for every training phase, `PHASE.key=value` for one.
     """
 
@@ -39,29 +40,40 @@ class Request:
 
     @property
     def runs(self) -> Path:
+        """The folder of the runs."""
         return self.chain.runs.absolute()
 
+    @property
+    def state(self) -> Path:
+        """The launcher's own folder."""
+        return self.runs / _STATE
 
-def read_request(chain_file: Path, words: Sequence[str]) -> Request:
-    """Read the chain, and sort the words.
+
+def read_request(chain_file: Path, arguments: Sequence[str]) -> Request:
+    """Read the chain, and sort the arguments.
 
     Raises:
-        UserError: the chain is wrong, or has no phase of a name.
+        UserError: the chain is invalid, or an argument does not fit it.
     """
-    names = phase_names(words)
-    settings = [w for w in words if w not in names]
+    names = phase_names(arguments)
+    settings = [a for a in arguments if a not in names]
     runs = [s for s in settings if s.startswith("runs=")]
     cluster = [s for s in settings if s.startswith("cluster.")]
-    kinds = _kinds(chain_file)
-    inner = {s: _inner(s, kinds) for s in settings if _inner(s, kinds)}
-    chain = load(chain_file, [*runs, *filter(None, inner.values())], schema=Chain)
-    errors = settings_of_nothing(chain, settings)
+    kinds = _phases_with_settings(chain_file)
+    of_chain = {}  # `images.n_per_class=9` sets a key of the chain's own file
+    for setting in settings:
+        phase, dot, rest = setting.partition("=")[0].partition(".")
+        if dot and phase in kinds:
+            value = setting.partition("=")[2]
+            of_chain[setting] = f"phases.{phase}.{kinds[phase]}.{rest}={value}"
+    chain = load(chain_file, [*runs, *of_chain.values()], schema=Chain)
+    errors = unused_settings(chain, settings)
     runs_at = str(chain.runs.absolute())
-    for sign, meaning in _SIGNS.items():
-        if sign in runs_at:
-            errors.append(f"runs={runs_at}: {meaning}; rename it")
+    for character, reason in _FORBIDDEN.items():
+        if character in runs_at:
+            errors.append(f"runs={runs_at}: {reason}; rename it")
     if breaks_lines(runs_at):
-        errors.append(f"runs={runs_at!r}: holds a control character; rename it")
+        errors.append(f"runs={runs_at!r}: has a control character; rename it")
     for name in names:
         if name.partition("@")[0] not in chain.phases:
             near = get_close_matches(name, chain.phases, n=1)
@@ -69,7 +81,7 @@ def read_request(chain_file: Path, words: Sequence[str]) -> Request:
             errors.append(f"{chain_file} has no phase {name!r}; {hint}")
     if errors:
         raise UserError("\n".join(errors))
-    used = {*runs, *cluster, *inner}
+    used = {*runs, *cluster, *of_chain}
     return Request(
         chain,
         tuple(name for name in chain.phases if not names or name in names),
@@ -78,41 +90,37 @@ def read_request(chain_file: Path, words: Sequence[str]) -> Request:
     )
 
 
-def settings_of_nothing(chain: Chain, settings: Sequence[str]) -> list[str]:
-    """Mistakes: settings of phases that have none on the command line."""
-    return [
-        f"{setting}: {name} {chain.phases[name].kind}s, and takes no settings; change the chain"
-        for setting in settings
-        if (name := setting.partition("=")[0].partition(".")[0]) in chain.phases
-        and chain.phases[name].kind in ("evaluate", "report")
-    ]
+def unused_settings(chain: Chain, settings: Sequence[str]) -> list[str]:
+    """Return an error for each setting of a phase that has no settings."""
+    errors = []
+    for setting in settings:
+        name = setting.partition("=")[0].partition(".")[0]
+        if name in chain.phases and chain.phases[name].kind in ("evaluate", "report"):
+            kind = chain.phases[name].kind
+            errors.append(f"{setting}: a phase with `{kind}` has no settings; change the chain")
+    return errors
 
 
-def phase_names(words: Sequence[str]) -> list[str]:
-    """Those of the words that name a phase, or a point of a sweep: `finetune@seed=1`."""
-    return [w for w in words if "=" not in w.partition("@")[0]]
+def phase_names(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments that name a phase or a point of a sweep: `finetune@seed=1`."""
+    return [a for a in arguments if "=" not in a.partition("@")[0]]
 
 
-def read_cluster(file: Path, words: Sequence[str], *more: str) -> Cluster:
-    """Read the cluster, with what the command line and the phase say of it.
+def read_cluster(file: Path, arguments: Sequence[str], *more: str) -> Cluster:
+    """Read the cluster with the settings `cluster.key=value`, and more as `key=value`.
 
     Raises:
-        UserError: it is wrong.
+        UserError: it is invalid.
     """
-    given = [w.removeprefix("cluster.") for w in words if w.startswith("cluster.")]
+    given = [a.removeprefix("cluster.") for a in arguments if a.startswith("cluster.")]
     return load(file, [*given, *more], schema=Cluster)
 
 
-def _inner(setting: str, kinds: Mapping[str, str]) -> str | None:
-    """`images.n_per_class=9` of a phase that simulates is a key of the chain's own file."""
-    phase, dot, rest = setting.partition("=")[0].partition(".")
-    if not dot or phase not in kinds:
-        return None
-    return f"phases.{phase}.{kinds[phase]}.{rest}={setting.partition('=')[2]}"
+def _phases_with_settings(chain_file: Path) -> dict[str, str]:
+    """Return the phases whose settings stand in the chain's file, and their kind.
 
-
-def _kinds(chain_file: Path) -> dict[str, str]:
-    """Phases that have their settings in the chain's file; what is wrong with it is told later."""
+    Errors in the file are reported later, by `load`.
+    """
     try:
         phases = read_plain(chain_file)["phases"]
         return {

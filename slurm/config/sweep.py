@@ -1,4 +1,4 @@
-"""Sweeps: a phase, and all that follows from it, once for every point."""
+"""Sweeps: a phase, and the phases that depend on it, once for each combination of values."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from lensdist.errors import UserError
 
-MOST = 1000  # points; a typing mistake should not fill a cluster's queue
+_MOST = 1000  # points; a typing mistake must not fill a cluster's queue
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.,+=-]")
-_LONGEST = 80  # characters of a label, which becomes part of a folder's name
+_LONGEST = 80  # characters of a label, which is part of a folder's name
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Point:
     """One combination of values.
 
     Attributes:
-        label: for folders and tables: `optim.lr=1e-4,seed=2`.
+        label: name in folders and tables: `optim.lr=1e-4,seed=2`.
         settings: `key=value` or `PHASE.key=value`, as on the command line.
     """
 
@@ -29,13 +29,13 @@ class Point:
 
 
 def points(sweeps: Sequence[str]) -> list[Point]:
-    """All combinations of what was asked for, in order.
+    """Return all combinations of the values, in order.
 
     Args:
-        sweeps: `key=v1,v2,…` each; commas inside brackets belong to a value.
+        sweeps: each `key=v1,v2,…`; commas inside brackets belong to a value.
 
     Raises:
-        UserError: no values, the same twice, or too many.
+        UserError: a sweep has no values or one twice, or there are too many points.
     """
     axes = []
     for sweep in sweeps:
@@ -44,13 +44,13 @@ def points(sweeps: Sequence[str]) -> list[Point]:
         if not (key and equals and all(found)):
             raise UserError(f"--sweep {sweep}: give key=value,value,…, such as optim.lr=1e-4,3e-4")
         if len(set(found)) < len(found):
-            raise UserError(f"--sweep {sweep}: names a value twice")
+            raise UserError(f"--sweep {sweep}: a value stands there twice")
         axes.append([f"{key}={value}" for value in found])
     if len({axis[0].partition("=")[0] for axis in axes}) < len(axes):
-        raise UserError("--sweep: one key is swept twice; give its values in one list")
-    combined = [*itertools.islice(itertools.product(*axes), MOST + 1)] if axes else []
-    if len(combined) > MOST:
-        raise UserError(f"--sweep: more than {MOST} points; sweep in parts")
+        raise UserError("--sweep: a key stands there twice; give its values in one list")
+    combined = [*itertools.islice(itertools.product(*axes), _MOST + 1)] if axes else []
+    if len(combined) > _MOST:
+        raise UserError(f"--sweep: more than {_MOST} points; sweep in parts")
     return [Point(_label(settings), settings) for settings in combined]
 
 
@@ -68,6 +68,6 @@ def _split(values: str) -> list[str]:
 def _label(settings: Sequence[str]) -> str:
     whole = ",".join(settings)
     label = _UNSAFE.sub("_", whole)
-    if label != whole or len(label) > _LONGEST:  # still one label a point
+    if label != whole or len(label) > _LONGEST:  # keep labels distinct
         label = f"{label[:_LONGEST]}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
     return label

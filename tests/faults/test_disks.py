@@ -18,8 +18,7 @@ import torch
 from lensdist import cli
 from lensdist.engine import checkpoint
 from lensdist.files import fsync, write_atomic
-from slurm.planning.changes import set_aside
-from slurm.watching.status import duration
+from slurm.plan.outdated import set_aside
 from tests.conftest import ROOT
 from tests.unit import data_files
 from tests.unit.exported import write_model
@@ -220,13 +219,6 @@ def test_a_stream_that_is_closed_changes_no_exit_code(
 
 
 # ---- clocks
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"), [(40, "40 s"), (-3, "0 s"), (-7200, "? (clock set back)")]
-)
-def test_no_duration_is_negative(seconds: float, shown: str) -> None:
-    assert duration(seconds) == shown
 
 
 def test_what_is_set_aside_in_the_same_second_is_kept_twice(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_killed_tasks_of_a_node_are_a_crash_that_is_tried_again(
     first, second = attempts_of(sent.runs, "pretrain")
     assert first.ended is not None
     assert (first.ended.verdict, first.ended.kind) == ("requeue", "silent")
-    assert "process 1 on 127.0.0.2 ended without a word" in first.ended.reason
+    assert "process 1 on 127.0.0.2 left no exit report" in first.ended.reason
     assert second.started.step >= 20
 
 

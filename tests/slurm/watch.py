@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from lensdist.tracking.metrics_log import read
-from slurm.ledger import Attempt, Ledger, attempts
+from slurm.attempts import Attempt, AttemptLog, attempts
 
 
 def log_of(runs: Path, job: str, task: int = 0) -> str:
@@ -32,4 +32,4 @@ def wait_step(run: Path, step: int, seconds: float = 300) -> int:
 
 def attempts_of(runs: Path, phase: str) -> list[Attempt]:
     """What the launcher wrote down of a phase's attempts."""
-    return attempts(Ledger(runs / ".submit" / "ledger" / f"{phase}.jsonl").events())
+    return attempts(AttemptLog(runs / ".submit" / "ledger" / f"{phase}.jsonl").events())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from slurm.config.cluster import Cluster
-from slurm.job import Goal, Job
+from slurm.job import Job, Target
 
 H100 = "NVIDIA H100 80GB HBM3, GPU-{0}, {1}, 34\n"
 GOOD = H100.format("aa", 0) + H100.format("bb", 0)
@@ -20,9 +20,9 @@ def node_job(tmp_path: Path, sent: dict[str, str] | None = None, **cluster: obje
         (tmp_path / folder).mkdir(exist_ok=True)
     return Job(
         chain="tiny",
-        goal=Goal(phase="finetune", run=tmp_path / "runs" / "tiny" / "finetune"),
+        target=Target(phase="finetune", run=tmp_path / "runs" / "tiny" / "finetune"),
         needs=(),
-        words=("-c", ""),
+        argv=("-c", ""),
         cluster=Cluster.model_validate({"executor": "slurm", "preflight": limits, **cluster}),
         cwd=tmp_path,
         code=tmp_path / "code",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lensdist.files import sha256, to_json, write_atomic
-from slurm.planning.step import Step
-from slurm.sending import send
+from slurm.plan.plan import Step
+from slurm.submission import send
 from tests.fakes.slurm import FakeSlurm
 
 
@@ -37,8 +37,8 @@ def sendings(state: Path) -> list[Path]:
 def finish(step: Step) -> Path:
     """Put there what a finished run of a step leaves; returns its folder."""
     assert step.config is not None
-    mark_complete(step.goal.run, step.config.model_dump(mode="json"))
-    return step.goal.run
+    mark_complete(step.target.run, step.config.model_dump(mode="json"))
+    return step.target.run
 
 
 def mark_complete(run: Path, config: object = None) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from lensdist.files import to_json, write_atomic
+from slurm.attempts import Event
 from slurm.config.cluster import Cluster
-from slurm.job import Goal, Job
-from slurm.ledger import Event, Ledger
-from slurm.node import begin, settle
-from slurm.node.command import ATTEMPT
+from slurm.job import Job, Target
+from slurm.job_side import epilogue, prologue
+from slurm.job_side.command import ATTEMPT
 from tests.conftest import ROOT
 from tests.fakes.slurm import FakeSlurm
 
@@ -26,7 +26,7 @@ class Script:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, fake: FakeSlurm) -> None:
         self.fake, self._patch, self._folder = fake, patch, folder
         self.run = folder / "finetune"
-        self.need = Goal(phase="pretrain", run=folder / "pretrain")
+        self.need = Target(phase="pretrain", run=folder / "pretrain")
         self.id = fake.add(state="RUNNING", nodes="gpu[7-8]", left="1:00:00")
         self.allot("gpu[7-8]")
 
@@ -43,9 +43,9 @@ class Script:
         cluster = {"executor": "slurm", "nodes": 2} | changes.pop("cluster", {})
         self.job = Job(
             chain="tiny",
-            goal=Goal(phase="finetune", run=self.run),
+            target=Target(phase="finetune", run=self.run),
             needs=changes.pop("needs", ()),
-            words=("-m", "lensdist.train"),
+            argv=("-m", "lensdist.train"),
             cluster=Cluster.model_validate(cluster),
             counts=changes.pop("counts", (1, 2)),
             cwd=self._folder,
@@ -59,7 +59,7 @@ class Script:
     def begin(self) -> dict[str, str]:
         """What `begin` has the script export; the script does so."""
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            assert begin.main(str(self.file)) == 0
+            assert prologue.main(str(self.file)) == 0
         lines = out.getvalue().splitlines()
         found = dict(line.removeprefix("export ").split("=") for line in lines)
         for name, value in found.items():
@@ -67,7 +67,7 @@ class Script:
         return found
 
     def settle(self, code: int = 1) -> int:
-        return settle.main(str(self.file), code)
+        return epilogue.main(str(self.file), code)
 
     def step(self, number: int) -> None:
         """A checkpoint."""
@@ -77,15 +77,15 @@ class Script:
         """What a node, gpu7 or gpu8, says of itself in this attempt."""
         number = int(host[-1]) - 7
         said = {"host": host, "node": number, "time": 1, "versions": {}, "problem": problem}
-        write_atomic(self.words / f"node-{number:05d}.json", to_json(said | {"shared": shared}))
+        write_atomic(self.outcomes / f"node-{number:05d}.json", to_json(said | {"shared": shared}))
 
     @property
-    def words(self) -> Path:
-        return self.job.words_of(int(os.environ[ATTEMPT]))
+    def outcomes(self) -> Path:
+        return self.job.outcome_folder(int(os.environ[ATTEMPT]))
 
     @property
     def last(self) -> Event:
-        return Ledger(self.job.ledger).events()[-1]
+        return self.job.attempt_log.events()[-1]
 
     @property
     def told(self) -> list[list[str]]:

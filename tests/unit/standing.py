@@ -9,9 +9,9 @@ import pytest
 
 from lensdist.files import sha256, to_json, write_atomic
 from lensdist.outcome import Outcome
+from slurm.attempts import AttemptLog
 from slurm.config.cluster import Cluster
-from slurm.job import Goal, Job
-from slurm.ledger import Ledger
+from slurm.job import Job, Target
 
 T0 = 1_700_000_000.0  # s
 
@@ -27,10 +27,10 @@ class Standing:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.runs = folder / "runs"
         self.state = self.runs / ".submit"
-        self.pretrain = Goal(phase="pretrain", run=self.runs / "pretrain")
-        self.finetune = Goal(phase="finetune", run=self.runs / "finetune")
-        self.evaluate = Goal(phase="evaluate", run=self.runs / "finetune", kind="scores")
-        self.goals = [self.pretrain, self.finetune, self.evaluate]
+        self.pretrain = Target(phase="pretrain", run=self.runs / "pretrain")
+        self.finetune = Target(phase="finetune", run=self.runs / "finetune")
+        self.evaluate = Target(phase="evaluate", run=self.runs / "finetune", kind="scores")
+        self.targets = [self.pretrain, self.finetune, self.evaluate]
         self._needs = {"pretrain": (), "finetune": (self.pretrain,), "evaluate": (self.finetune,)}
         self.state.mkdir(parents=True, mode=0o700)
         (self.state / "code").mkdir()
@@ -53,8 +53,8 @@ class Standing:
         lines = calls.read_text().splitlines() if calls.exists() else []
         return sum(line.startswith(f"{name} ") for line in lines)
 
-    def ledger(self, phase: str) -> Ledger:
-        return Ledger(self.state / "ledger" / f"{phase}.jsonl")
+    def attempt_log(self, phase: str) -> AttemptLog:
+        return AttemptLog(self.state / "ledger" / f"{phase}.jsonl")
 
     def sent(self, phase: str, job: str, submission: str = "first", **cluster: object) -> Job:
         """Send a phase: its file and its event."""
@@ -62,9 +62,9 @@ class Standing:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = Job(
             chain="tiny",
-            goal=next(goal for goal in self.goals if goal.phase == phase),
+            target=next(target for target in self.targets if target.phase == phase),
             needs=self._needs[phase],
-            words=("-m", "lensdist.train", "--config", str(folder / f"{phase}.yaml")),
+            argv=("-m", "lensdist.train", "--config", str(folder / f"{phase}.yaml")),
             cluster=Cluster.model_validate({"executor": "slurm"} | cluster),
             cwd=self.runs,
             code=self.state / "code",
@@ -72,13 +72,13 @@ class Standing:
             folder=folder,
         )
         write_atomic(folder / f"{phase}.json", found.model_dump_json())
-        self.ledger(phase).append("sent", job, submission, time=T0)
+        self.attempt_log(phase).append("sent", job, submission, time=T0)
         return found
 
     def started(self, phase: str, job: str, attempt: int = 1, **more: object) -> None:
         """Begin an attempt, an hour after the last."""
         given = {"nodes": ("gpu07", "gpu08"), "time": T0 + 3600 * attempt, "attempt": attempt}
-        self.ledger(phase).append("started", job, "first", **given | more)
+        self.attempt_log(phase).append("started", job, "first", **given | more)
 
     def ended(self, phase: str, job: str, verdict: str, reason: str, **more: object) -> None:
         """End it, eighteen minutes later."""
@@ -86,7 +86,7 @@ class Standing:
         assert isinstance(attempt, int)
         given = {"kind": "crashed", "attempt": 1, "time": T0 + 3600 * attempt + 1080}
         given |= {"verdict": verdict, "reason": reason}
-        self.ledger(phase).append("ended", job, "first", **given | more)
+        self.attempt_log(phase).append("ended", job, "first", **given | more)
 
     def attempt(self, phase: str, number: int = 1) -> Path:
         """Where what is said in an attempt lies."""

@@ -19,3 +19,17 @@ def test_every_command_can_be_called(capsys: pytest.CaptureFixture[str]) -> None
             cli.main([name, "--help"])
         assert left.value.code == 0
         assert name in capsys.readouterr().out
+
+
+def test_the_launcher_is_a_command_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["slurm", "status", "runs=here"]) == 0
+    assert "pretrain" in capsys.readouterr().out
+    assert cli.main(["slurm", "status", "pretrian"]) == 2
+    assert "pretrain" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as left:
+        cli.main(["slurm", "logs", "-f", "--help"])
+    assert left.value.code == 0
+    assert "lensdist slurm logs" in capsys.readouterr().out

@@ -31,7 +31,7 @@ def said(preset: str, *words: str, rate: float = RATE, done: int = 0) -> str | N
 def test_the_recipe_takes_days_and_a_smaller_preset_minutes() -> None:
     text = said("common/reference")
     assert text is not None
-    assert text.startswith("warning: this run takes about ")
+    assert text.startswith("this run takes about ")
     assert " days on this CPU; " in text
     assert "configs/common/small.yaml takes about " in text
     assert text.endswith(" minutes")
@@ -83,5 +83,5 @@ def test_a_real_start_says_so_before_it_simulates_anything(tmp_path: Path) -> No
         assert process.stderr is not None
         first = process.stderr.readline()
         process.kill()
-    assert first.startswith("warning: this run takes about ")
+    assert first.startswith("this run takes about ")
     assert "; configs/common/" in first

@@ -10,9 +10,10 @@ import yaml
 
 from lensdist.engine import launcher
 from lensdist.errors import UserError
-from slurm.planning import plan as planning
-from slurm.planning.plan import Plan, make_plan
-from slurm.planning.showing import shown
+from slurm.plan import builder as planning
+from slurm.plan.builder import make_plan
+from slurm.plan.plan import Plan
+from slurm.plan.render import render_plan
 from tests.chains import write_chain, write_cluster
 from tests.conftest import ROOT
 
@@ -31,10 +32,12 @@ def engines(plan: Plan) -> list[tuple[str, int] | None]:
 
 def test_the_engine_is_shown_where_it_is_not_ddp(tmp_path: Path) -> None:
     words = ("pretrain.engine=deepspeed", "pretrain.shard.stage=1", "pretrain.shard.offload=true")
-    lines = [line for line in shown(planned(tmp_path, *words)).splitlines() if "  engine " in line]
-    told = "deepspeed, stage 1: the optimizer's state divided, in the machine's memory"
+    lines = [
+        line for line in render_plan(planned(tmp_path, *words)).splitlines() if "  engine " in line
+    ]
+    told = "deepspeed, stage 1: the optimizer's state sharded, in the machine's memory"
     assert lines == [f"  engine   {told}"]
-    assert "  engine " not in shown(planned(tmp_path))
+    assert "  engine " not in render_plan(planned(tmp_path))
 
 
 def test_the_clusters_environment_decides_what_the_runs_leave_out(tmp_path: Path) -> None:

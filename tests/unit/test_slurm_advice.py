@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from lensdist.files import write_atomic
-from slurm.node.preflight import Report
-from slurm.watching import status
-from slurm.watching.causes import KINDS
-from slurm.watching.why import first_failed, why
+from slurm.job_side.node_health import Report
+from slurm.monitor import status
+from slurm.monitor.diagnose import first_failed, why
+from slurm.monitor.known_errors import KINDS
 from tests.unit.standing import T0, Standing, standing
 
 pytestmark = pytest.mark.unit
@@ -19,15 +19,15 @@ _RESUME = "Next: python slurm/submit.py resume {}"
 
 def _page(chain: Standing, phase: str = "pretrain") -> str:
     """The page, of which nothing but paths is longer than a line, as one line."""
-    goal = next(goal for goal in chain.goals if goal.phase == phase)
-    return " ".join(why(goal, chain.state, chain.goals).split())
+    target = next(target for target in chain.targets if target.phase == phase)
+    return " ".join(why(target, chain.state, chain.targets).split())
 
 
 def _unfit(chain: Standing, *, shared: bool) -> None:
-    """A node did not pass its check."""
+    """Attempt 1 ended because a node failed its check."""
     chain.sent("pretrain", "17")
     chain.started("pretrain", "17")
-    chain.ended("pretrain", "17", "requeue", "not fit: gpu08 is so", kind="device")
+    chain.ended("pretrain", "17", "requeue", "node check failed: gpu08 is so", kind="device")
     said = {"host": "gpu08", "node": 1, "time": T0, "versions": {}, "problem": "gpu08 is so"}
     report = Report.model_validate(said | {"shared": shared})
     write_atomic(chain.attempt("pretrain") / "node-00001.json", report.model_dump_json())
@@ -48,18 +48,16 @@ def test_nodes_that_the_launcher_left_out_itself_are_named(standing: Standing) -
     standing.slurm(squeue="17|PENDING|BadConstraints||N/A")
     standing.sent("pretrain", "17")
     old = {"verdict": "stop", "excluded": ("gpu01",), "reason": "long ago"}
-    standing.ledger("pretrain").append("ended", "9", "older", **old)
+    standing.attempt_log("pretrain").append("ended", "9", "older", **old)
     for attempt in range(1, 5):
         standing.started("pretrain", "17", attempt)
         left_out = {"attempt": attempt, "excluded": (f"gpu1{attempt}",), "kind": "device"}
-        standing.ended("pretrain", "17", "requeue", f"not fit: no fan {attempt}", **left_out)
-    assert first_failed(standing.goals, standing.state) == standing.pretrain
+        standing.ended("pretrain", "17", "requeue", f"no fan {attempt}", **left_out)
+    assert first_failed(standing.targets, standing.state) == standing.pretrain
     page = _page(standing)
     assert "(job 17, PENDING: BadConstraints) cannot start" in page
-    assert (
-        "left out gpu14 (not fit: no fan 4); gpu13 (not fit: no fan 3); gpu12 (not fit: no fan 2)"
-        "; gpu11, and SLURM has not enough other nodes" in page
-    )
+    named = "gpu14 (no fan 4); gpu13 (no fan 3); gpu12 (no fan 2); gpu11"
+    assert f"excluded {named}, and SLURM" in page
     assert "gpu01" not in page
     assert page.endswith(_RESUME.format("pretrain"))
 
@@ -79,9 +77,9 @@ def test_what_was_cancelled_does_not_start_after_what_it_needs(standing: Standin
     standing.sent("pretrain", "17")
     standing.sent("finetune", "18")
     if by == "ledger":
-        standing.ledger("finetune").append("cancelled", "18", "first")
+        standing.attempt_log("finetune").append("cancelled", "18", "first")
     page = _page(standing, "finetune")
-    assert "It does not start by itself any more" in page
+    assert "no longer starts by itself" in page
     assert page.endswith(_RESUME.format("finetune"))
     standing.slurm(squeue=f"{waits}\n18|PENDING|Dependency||N/A")  # scancel did not succeed
     assert "It starts by itself after that" in _page(standing, "finetune")
@@ -94,7 +92,7 @@ def test_a_launcher_here_does_not_start_what_was_cancelled(
     for phase in ("pretrain", "finetune"):
         standing.sent(phase, "42", executor="local")
     assert "resume" not in _page(standing, "finetune")
-    standing.ledger("finetune").append("cancelled", "42", "first")
+    standing.attempt_log("finetune").append("cancelled", "42", "first")
     assert _page(standing, "finetune").endswith(_RESUME.format("finetune"))
 
 
@@ -102,7 +100,7 @@ def test_a_launcher_here_does_not_start_what_was_cancelled(
     ("reason", "kind", "says"),
     [
         ("cancelled; saved at step 40", "saved", "cancelled"),
-        ("SLURM has queued it again itself; ended with code 9", "silent", "silent"),
+        ("SLURM has requeued it itself; ended with code 9", "silent", "silent"),
         ("ended by SLURM (PREEMPTED); asked to stop, and saved", "saved", "saved"),
     ],
 )
@@ -125,14 +123,14 @@ def test_a_file_that_cannot_be_read_is_to_be_mended_first(standing: Standing) ->
     standing.train("pretrain", 40)
     job.folder.chmod(0o755)
     page = _page(standing)
-    assert f"{job.folder} must be yours and closed to others (chmod 700)" in page
+    assert f"`chmod 700 {job.folder}`" in page
     assert "resume" not in page
     assert "no checkpoint" not in page  # nobody has looked
     job.folder.chmod(0o700)
     (job.folder / "pretrain.json").write_text("{}")
     page = _page(standing)
-    assert "pretrain.json is no job of this version: " in page
-    assert "`submit` sends anew" in page
+    assert "pretrain.json is not a job of this version: " in page
+    assert "`submit` sends the phase anew" in page
     assert "resume" not in page
 
 

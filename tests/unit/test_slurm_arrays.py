@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from lensdist.errors import RunError
+from slurm.attempts import AttemptLog
 from slurm.job import load_job
-from slurm.ledger import Ledger
-from slurm.planning.batch import array_file
-from slurm.planning.plan import Plan, make_plan
-from slurm.sending.resume import resume
-from slurm.sending.send import send
+from slurm.plan.builder import make_plan
+from slurm.plan.plan import Plan
+from slurm.plan.sbatch import array_file
+from slurm.submission.resume import resume
+from slurm.submission.send import send
 from tests.chains import write_chain, write_cluster
 from tests.fakes.slurm import FakeSlurm
 from tests.unit.queued import fake, finish, sendings, waits
@@ -48,11 +49,11 @@ def test_a_sweep_is_an_array_a_phase_and_a_table_when_all_have_ended(
     state = tmp_path / "runs" / ".submit"
     (folder,) = sendings(state)
     job = load_job(array_file(folder, "finetune", 1))
-    assert job.goal.phase == "finetune@finetune.seed=2"
+    assert job.target.phase == "finetune@finetune.seed=2"
     script = fake.jobs["102_0"]["script"]
     assert f'{folder}/finetune.array/"$SLURM_ARRAY_TASK_ID".json' in script
-    ledger = Ledger(state / "ledger" / "finetune@finetune.seed=2.jsonl")
-    assert [event.job for event in ledger.events()] == ["102_1"]
+    attempt_log = AttemptLog(state / "ledger" / "finetune@finetune.seed=2.jsonl")
+    assert [event.job for event in attempt_log.events()] == ["102_1"]
 
 
 def test_points_of_which_one_need_not_wait_are_sent_one_by_one(
@@ -112,5 +113,5 @@ def test_the_table_of_a_sweep_waits_for_points_that_are_resumed(
     send(plan, lambda sentence: None)
     for job in fake.jobs:
         fake.set(job, state="CANCELLED")
-    resume([step.goal for step in plan.steps], plan.state, (), None, lambda sentence: None)
+    resume([step.target for step in plan.steps], plan.state, (), None, lambda sentence: None)
     assert waits(fake) == {"103": "", "104": "", "105": "afterany:103,afterany:104"}

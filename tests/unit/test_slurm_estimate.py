@@ -21,7 +21,7 @@ from lensdist.estimate.scaling import scaling
 from lensdist.files import to_json, write_atomic
 from lensdist.tracking.metrics_log import MetricsLog
 from slurm.config.cluster import Cluster
-from slurm.planning.estimate import Estimate, estimate, line, total
+from slurm.plan.estimate import Estimate, estimate, line, total
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit

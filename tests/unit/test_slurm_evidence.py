@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.watching.evidence import killed, meaningful, trace
+from slurm.monitor.evidence import error_lines, killed_process, short_traceback
 
 pytestmark = pytest.mark.unit
 
@@ -18,15 +18,15 @@ _THEIRS = '  File "/a/lib/python3.11/site-packages/torch/{0}.py", line 2, in g\n
 def test_a_traceback_is_a_line_a_frame_and_lacks_libraries_first() -> None:
     text = _HEAD + _OURS.format("a") + 9 * _THEIRS.format("b") + _OURS.format("c")
     text += _THEIRS.format("d") + "ValueError: no\n"
-    assert len(trace(text, 12)) == 12
-    assert trace(text, 11) == [
+    assert len(short_traceback(text, 12)) == 12
+    assert short_traceback(text, 11) == [
         "lensdist/a.py:1 in f:  a()",
         "… 9 more",
         "lensdist/c.py:1 in f:  c()",
         "torch/d.py:2 in g:  d()",
     ]
-    assert trace(text, 3) == ["… 10 more", *trace(text, 11)[2:]]
-    assert trace("", 9) == []
+    assert short_traceback(text, 3) == ["… 10 more", *short_traceback(text, 11)[2:]]
+    assert short_traceback("", 9) == []
 
 
 def test_a_traceback_is_the_last_exceptions_and_names_its_cause() -> None:
@@ -34,7 +34,7 @@ def test_a_traceback_is_the_last_exceptions_and_names_its_cause() -> None:
     text += f"another exception occurred:\n\n{_HEAD}{_OURS.format('b')}OSError: 5\n\nThe above "
     text += "exception was the direct cause of the following exception:\n\n"
     text += f"{_HEAD}{_OURS.format('c')}RunError: no\n"
-    assert trace(text, 9) == ["lensdist/c.py:1 in f:  c()", "because of OSError: 5"]
+    assert short_traceback(text, 9) == ["lensdist/c.py:1 in f:  c()", "because of OSError: 5"]
 
 
 def test_a_log_is_cut_to_what_is_no_launchers_frame_or_ornament(tmp_path: Path) -> None:
@@ -45,14 +45,14 @@ def test_a_log_is_cut_to_what_is_no_launchers_frame_or_ornament(tmp_path: Path) 
         "E1124 12:06:18.369 28 torch/distributed/elastic/api.py:2] failed (exitcode: -11) "
         "local_rank: 3 (pid: 8)\n  exitcode  : -11 (pid: 8)\nRoot Cause (first observed failure):\n"
     )
-    assert meaningful(log, 9) == [
+    assert error_lines(log, 9) == [
         "error: no lenses here",
         '  File "/a/lensdist/a.py", line 1, in f',
         "    a()",
         "failed (exitcode: -11) local_rank: 3 (pid: 8)",
     ]
-    assert meaningful(log, 1) == meaningful(log, 9)[-1:]
-    assert killed(log) == ("3", "0:11")
+    assert error_lines(log, 1) == error_lines(log, 9)[-1:]
+    assert killed_process(log) == ("3", "0:11")
     log.write_text("failed (exitcode: 1) local_rank: 3 (pid: 8)\n")
-    assert killed(log) is None
-    assert killed(tmp_path / "none") is None
+    assert killed_process(log) is None
+    assert killed_process(tmp_path / "none") is None

@@ -15,9 +15,9 @@ from lensdist.config.schema import schema_of
 from lensdist.errors import RunError, UserError
 from slurm import scheduler
 from slurm.job import Job, load_job
-from slurm.sending.resume import cancel, resume
-from slurm.sending.snapshot import take
-from slurm.watching import status
+from slurm.monitor import status
+from slurm.submission.resume import cancel, resume
+from slurm.submission.snapshot import copy_code
 from tests.conftest import ROOT, settings
 from tests.fakes.slurm import FakeSlurm
 from tests.unit.queued import fake, sendings, waits
@@ -49,16 +49,18 @@ class Chain(Standing):
     def resume(self, *names: str, nodes: str | None = None) -> list[str]:
         """What is said."""
         said: list[str] = []
-        resume(self.goals, self.state, names, nodes, said.append)
+        resume(self.targets, self.state, names, nodes, said.append)
         return said
 
     def cancel(self, phases: Sequence[str] = ("pretrain", "finetune", "evaluate")) -> list[str]:
         said: list[str] = []
-        cancel([goal for goal in self.goals if goal.phase in phases], self.state, said.append)
+        cancel(
+            [target for target in self.targets if target.phase in phases], self.state, said.append
+        )
         return said
 
     def newest(self, phase: str) -> Job:
-        sent = self.ledger(phase).events()[-1]
+        sent = self.attempt_log(phase).events()[-1]
         assert sent.what == "sent"
         return load_job(self.state / sent.submission / f"{phase}.json")
 
@@ -92,7 +94,7 @@ def test_a_failed_phase_goes_on_with_all_that_waited_for_it(
     assert after == before.model_copy(update={"folder": after.folder})
     assert after.folder.stat().st_mode & 0o777 == 0o700
     assert json.loads((after.folder / "jobs.json").read_text())["finetune"] == "105"
-    assert [event.job for event in chain.ledger("finetune").events()] == ["102", "105"]
+    assert [event.job for event in chain.attempt_log("finetune").events()] == ["102", "105"]
 
 
 @pytest.mark.parametrize("reason", ["DependencyNeverSatisfied", "launch failed requeued held"])
@@ -103,7 +105,7 @@ def test_what_waits_for_ever_is_cancelled_and_sent_anew(chain: Chain, reason: st
     said = chain.resume("pretrain")
     assert waits(chain.fake) == {"104": "", "105": "afterok:104", "106": "afterok:105"}
     assert _calls(chain, "scancel") == [["scancel", stuck, after]]
-    assert f"finetune: job {stuck} could not have started; cancelled, sent anew" in said
+    assert f"finetune: job {stuck} could not have started; cancelled, and sent again" in said
 
 
 def test_a_held_phase_is_sent_anew_though_what_it_needs_is_complete(chain: Chain) -> None:
@@ -147,17 +149,25 @@ def test_complete_phases_are_skipped(chain: Chain) -> None:
 
 def test_code_that_was_altered_is_not_sent_again(chain: Chain, tmp_path: Path) -> None:
     chain.broken()
-    code = take(tmp_path / "clone", chain.state)
+    code = copy_code(tmp_path / "clone", chain.state)
     for phase in ("pretrain", "finetune", "evaluate"):
         file = chain.state / "first" / f"{phase}.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"code": str(code)}))
     (code / "lensdist" / "a.py").write_text("A = 2\n")
-    with pytest.raises(UserError, match="was altered since it was made"):
+    with pytest.raises(UserError, match="was changed after it was made"):
         chain.resume()
     assert not _calls(chain, "sbatch", "scancel")
     (code / "lensdist" / "a.py").write_text("A = 1\n")
     chain.resume()
     assert len(waits(chain.fake)) == 3
+
+
+def test_what_an_earlier_version_of_the_launcher_sent_is_to_be_submitted(chain: Chain) -> None:
+    chain.broken()
+    (chain.state / "code" / "slurm" / "node").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^pretrain .*`submit`"):
+        chain.resume()
+    assert not _calls(chain, "sbatch", "scancel")
 
 
 def test_what_was_never_sent_is_not_resumed(chain: Chain) -> None:
@@ -208,7 +218,7 @@ def test_a_controller_that_is_away_stops_it_before_anything_is_done(chain: Chain
         with pytest.raises(RunError, match="Unable to contact slurm controller"):
             act()
     assert not _calls(chain, "sbatch", "scancel")
-    assert [event.what for event in chain.ledger("pretrain").events()] == ["sent"]
+    assert [event.what for event in chain.attempt_log("pretrain").events()] == ["sent"]
 
 
 def test_what_sbatch_refuses_can_be_resumed_later(chain: Chain) -> None:
@@ -232,7 +242,7 @@ def test_cancelling_is_written_down_first_and_ends_active_jobs_only(
     really = scheduler.cancel
 
     def look_and_cancel(ids: Sequence[str]) -> None:
-        known.extend(chain.ledger(p).events()[-1].what for p in ("finetune", "evaluate"))
+        known.extend(chain.attempt_log(p).events()[-1].what for p in ("finetune", "evaluate"))
         really(ids)
 
     monkeypatch.setattr(scheduler, "cancel", look_and_cancel)
@@ -241,7 +251,7 @@ def test_cancelling_is_written_down_first_and_ends_active_jobs_only(
     assert said == ["finetune: job 102 cancelled", "evaluate: job 103 cancelled"]
     states = [job["state"] for job in chain.fake.jobs.values()]
     assert states == ["COMPLETED", "CANCELLED", "CANCELLED"]
-    assert [event.what for event in chain.ledger("pretrain").events()] == ["sent"]
+    assert [event.what for event in chain.attempt_log("pretrain").events()] == ["sent"]
     monkeypatch.setattr(scheduler, "cancel", really)
     assert chain.cancel() == ["none of these phases is in the queue or runs"]
 
@@ -265,7 +275,7 @@ def test_other_nodes_for_all_that_stopped(chain: Chain) -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "why"), [("two", "is no number of nodes"), ("3", "share evenly")]
+    ("nodes", "why"), [("two", "is not a number of nodes"), ("3", "share evenly")]
 )
 def test_wrong_nodes_leave_no_trace(chain: Chain, nodes: str, why: str) -> None:
     chain.broken()
@@ -287,7 +297,7 @@ def test_a_launcher_here_that_still_runs_is_no_job_of_slurm(
 ) -> None:
     sent: list[str] = []
     monkeypatch.setattr(status, "is_ours", lambda job: job == "4242")
-    monkeypatch.setattr("slurm.sending.resume.dispatch", lambda jobs, *_: sent.extend(jobs))
+    monkeypatch.setattr("slurm.submission.resume.dispatch", lambda jobs, *_: sent.extend(jobs))
     for phase in ("pretrain", "finetune"):
         chain.sent(phase, "4242", executor="local")
     chain.started("pretrain", "4242")
@@ -308,9 +318,9 @@ def test_a_launcher_here_that_waits_for_the_next_attempt_hears_the_word_alone(
     chain.started("pretrain", "4242")
     chain.sent("pretrain", "4343", executor="local")
     chain.ended("pretrain", "4343", "requeue", "it fell")
-    (seen,) = status.look(chain.goals[:1], chain.state)
+    (seen,) = status.query(chain.targets[:1], chain.state)
     assert seen.live
     chain.cancel()
     assert ended == []
-    (seen,) = status.look(chain.goals[:1], chain.state)
+    (seen,) = status.query(chain.targets[:1], chain.state)
     assert (seen.live, seen.state) == (False, ("cancelled", ""))

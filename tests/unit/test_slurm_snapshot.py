@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lensdist.errors import UserError
-from slurm.sending.snapshot import check, code_hash, take
+from slurm.submission.snapshot import code_hash, copy_code, verify
 
 pytestmark = pytest.mark.unit
 
@@ -32,7 +32,7 @@ def _git(root: Path, *words: str) -> None:
 
 
 def test_it_holds_what_runs_and_no_more(clone: Path, tmp_path: Path) -> None:
-    copy = take(clone, tmp_path / "state")
+    copy = copy_code(clone, tmp_path / "state")
     files = {p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()}
     code = {"lensdist/a.py", "lensdist/sub/b.py", "slurm/c.py", "accelerate_config.yaml"}
     assert files == code | {"code.json", "code.patch"}
@@ -43,21 +43,27 @@ def test_it_holds_what_runs_and_no_more(clone: Path, tmp_path: Path) -> None:
 def test_the_same_code_is_copied_once_and_an_edit_is_another_copy(
     clone: Path, tmp_path: Path
 ) -> None:
-    first = take(clone, tmp_path / "state")
+    first = copy_code(clone, tmp_path / "state")
     (clone / "docs" / "d.md").write_text("other\n")
-    assert take(clone, tmp_path / "state") == first
+    assert copy_code(clone, tmp_path / "state") == first
     (clone / "lensdist" / "a.py").write_text("x = 1\n")
-    second = take(clone, tmp_path / "state")
+    second = copy_code(clone, tmp_path / "state")
     assert second != first
     assert (first / "lensdist" / "a.py").read_text() == "# lensdist/a.py\n"
     assert code_hash(second) == code_hash(clone)
 
 
-def test_an_altered_copy_is_refused(clone: Path, tmp_path: Path) -> None:
-    copy = take(clone, tmp_path / "state")
-    (copy / "lensdist" / "a.py").write_text("x = 1\n")
-    with pytest.raises(UserError, match="was altered since it was made"):
-        take(clone, tmp_path / "state")
+def test_an_installed_package_has_the_launcher_s_own_file_for_accelerate(
+    clone: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    (clone / "accelerate_config.yaml").rename(clone / "slurm" / "accelerate_config.yaml")
+    (clone / "torch").mkdir()  # site-packages has other packages, too
+    copy = copy_code(clone, state)
+    assert (copy / "accelerate_config.yaml").read_text() == "debug: false\n"
+    assert not (copy / "torch").exists()
+    verify(copy, state)
+    assert copy_code(clone, state) == copy
 
 
 @pytest.mark.parametrize("file", ["lensdist/a.py", "lensdist/new.py", "torch.py"])
@@ -65,14 +71,15 @@ def test_whoever_runs_a_copy_finds_it_as_it_was_made(
     file: str, clone: Path, tmp_path: Path
 ) -> None:
     state = tmp_path / "state"
-    copy = take(clone, state)
+    copy = copy_code(clone, state)
     (copy / "lensdist" / "__pycache__").mkdir()  # what running it leaves
-    check(copy, state)
+    verify(copy, state)
     (copy / file).write_text("x = 1\n")
-    with pytest.raises(UserError, match="was altered since it was made"):
-        check(copy, state)
+    for use in (lambda: verify(copy, state), lambda: copy_code(clone, state)):
+        with pytest.raises(UserError, match=str(copy)):
+            use()
     with pytest.raises(UserError, match="is gone"):
-        check(copy.with_name("absent"), state)
+        verify(copy.with_name("absent"), state)
 
 
 def test_git_says_what_was_not_committed(clone: Path, tmp_path: Path) -> None:
@@ -80,7 +87,7 @@ def test_git_says_what_was_not_committed(clone: Path, tmp_path: Path) -> None:
     _git(clone, "add", "lensdist/a.py", "slurm", "accelerate_config.yaml")
     _git(clone, "commit", "-qm", "first")
     (clone / "lensdist" / "a.py").write_text("x = 1\n")
-    copy = take(clone, tmp_path / "state")
+    copy = copy_code(clone, tmp_path / "state")
     facts = json.loads((copy / "code.json").read_text())
     assert len(facts["commit"]) == 40
     assert facts["changed"]

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.errors import UserError
-from slurm.planning.starts import starts
+from slurm.scheduler import expected_start
 
 pytestmark = pytest.mark.unit
 
@@ -41,10 +40,9 @@ def test_when_a_job_could_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
     said = "at 2026-11-24 12:00:00 on 4 cores of gpu[1-2], partition main"
     waits = f"{said}, not counting the phases it waits for"
-    assert starts({"pretrain": alone}) == [("pretrain", said)]
+    assert expected_start(alone) == said
     assert (tmp_path / "script").read_text() == alone
-    assert starts({"finetune": SCRIPT, "b": alone}) == [("finetune", waits), ("b", said)]
-    assert starts({"finetune": SCRIPT}) == [("finetune", waits)]
+    assert expected_start(SCRIPT) == waits
     given = (tmp_path / "script").read_text()
     assert "JOB_OF" not in given
     assert "invalid-dep" not in given
@@ -58,8 +56,8 @@ def test_jobs_that_would_have_to_go_are_named(
     # Older ones tell no partition.
     answer = "Job 9 to start at 2026-11-24T12:00:00 using 1 processors on nodes node1"
     _sbatch(tmp_path, monkeypatch, f"echo 'sbatch: {answer}\nsbatch:   Preempts: 7,8' >&2")
-    ((_, said),) = starts({"a": "#!/bin/sh\n"})
-    assert said == "at 2026-11-24 12:00:00 on 1 core of node1, in place of job 7,8"
+    said = "at 2026-11-24 12:00:00 on 1 core of node1, in place of job 7,8"
+    assert expected_start("#!/bin/sh\n") == said
 
 
 @pytest.mark.parametrize(
@@ -71,20 +69,11 @@ def test_jobs_that_would_have_to_go_are_named(
             "invalid partition specified: nope; allocation failure: Invalid partition name "
             "specified",
         ),
-        ("", "sbatch ended with code 1"),
+        ("", "exit code 1"),
     ],
 )
 def test_a_refusal_is_told_in_slurm_s_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, said: str
 ) -> None:
     _sbatch(tmp_path, monkeypatch, f"printf '%s' {shlex.quote(told)} >&2; exit 1")
-    assert starts({"a": SCRIPT, "b": SCRIPT}) == [
-        ("a", f"refused: {said}"),
-        ("b", f"refused: {said}"),
-    ]
-
-
-def test_no_sbatch_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="no sbatch here"):
-        starts({"a": SCRIPT})
+    assert expected_start(SCRIPT) == f"refused: {said}"

@@ -9,8 +9,8 @@ import pytest
 
 from lensdist.errors import UserError
 from slurm.config.sweep import points
-from slurm.planning.plan import make_plan
-from slurm.planning.showing import scripts
+from slurm.plan.builder import make_plan
+from slurm.plan.render import batch_scripts
 from tests.chains import write_chain, write_cluster
 
 pytestmark = pytest.mark.unit
@@ -46,8 +46,8 @@ def test_labels_are_names_of_folders_and_differ() -> None:
     [
         (["optim.lr"], "give key=value,value"),
         (["optim.lr=1,,2"], "give key=value,value"),
-        (["seed=1,1"], "names a value twice"),
-        (["seed=1", "seed=2"], "one key is swept twice"),
+        (["seed=1,1"], "a value stands there twice"),
+        (["seed=1", "seed=2"], "a key stands there twice"),
         (["seed=" + ",".join(map(str, range(40))), "a=" + ",".join(map(str, range(40)))], "1000"),
     ],
 )
@@ -75,11 +75,11 @@ def test_what_comes_before_is_shared_and_what_follows_is_swept_too(tmp_path: Pat
     assert first.config.run.dir != second.config.run.dir
     assert [need.phase for need in plan.steps[4].needs] == ["finetune@finetune.optim.lr=3e-4"]
     table = plan.steps[-1]
-    assert {goal.phase for goal in table.follows} == set(names[1:-1])
-    assert table.words is not None
-    assert str(second.config.run.dir) in table.words
+    assert {*table.follows} == {*names[1:-1]}
+    assert table.argv is not None
+    assert str(second.config.run.dir) in table.argv
 
-    shown = scripts(plan)
+    shown = batch_scripts(plan)
     assert [*shown] == ["pretrain", "finetune", "evaluate", table.name]
     assert "#SBATCH --array=0-1%2" in shown["finetune"]
     assert "--dependency=afterok:JOB_OF_pretrain" in shown["finetune"]

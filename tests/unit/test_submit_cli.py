@@ -84,9 +84,9 @@ def test_what_is_no_command_is_bad_input(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["plan", "--rerun-on", "nonsense"], "'nonsense' is none of config, data, code, none"),
-        (["submit", "--rerun-on", "config,none"], "'none' is none of config, data, code, none"),
-        (["plan", "--test-only"], "asks SLURM, and the cluster's executor is none"),
+        (["plan", "--rerun-on", "nonsense"], "'nonsense' is not one of config, data, code, none"),
+        (["submit", "--rerun-on", "config,none"], "'none' is not one of config, data, code, none"),
+        (["plan", "--test-only"], "executor is not slurm"),
         (["plan", "--sweep", "seed"], "give key=value,value"),
         (["plan", "optim.lr=fast", "pretrain"], ": optim.lr (command line): "),
         (["plan", "cluster.nodse=2"], "did you mean 'nodes'?"),
@@ -119,7 +119,7 @@ def test_every_command_knows_the_chains_phases(run: Run, command: str) -> None:
 
 def test_nothing_has_happened_yet(run: Run) -> None:
     assert run("cancel") == (0, "none of these phases is in the queue or runs\n", "")
-    assert run("why") == (0, "no phase has failed; `status` shows how far each is\n", "")
+    assert run("why") == (0, "no phase has failed; `status` shows the state of each\n", "")
     code, said, _ = run("why", "finetune")
     assert code == 0
     assert "finetune was never sent." in said
@@ -182,7 +182,7 @@ def test_what_is_complete_is_left(run: Run, tmp_path: Path, fake: FakeSlurm) -> 
     assert code == 2
     assert "was completed with other settings" in told
     (sent,) = (tmp_path / "runs" / ".submit").glob("2*/pretrain.json")
-    mark_complete(tmp_path / "runs" / "pretrain", load_job(sent).goal.settings)
+    mark_complete(tmp_path / "runs" / "pretrain", load_job(sent).target.settings)
     assert run("resume", "pretrain") == (0, "pretrain: complete already, skipped\n", "")
     assert [*fake.jobs] == ["101"]
 
@@ -209,8 +209,8 @@ def test_failures_after_the_start_leave_with_1(
 @pytest.mark.parametrize(
     ("command", "error", "code", "sentence"),
     [
-        ("submit", KeyboardInterrupt(), 1, "interrupted; the same command goes on where it was\n"),
-        ("resume", KeyboardInterrupt(), 1, "interrupted; the same command goes on where it was\n"),
+        ("submit", KeyboardInterrupt(), 1, "interrupted; run the same command to go on\n"),
+        ("resume", KeyboardInterrupt(), 1, "interrupted; run the same command to go on\n"),
         ("logs", KeyboardInterrupt(), 0, ""),
         ("cancel", RunError("scancel: no"), 1, "error: scancel: no\n"),
     ],

@@ -1,0 +1,105 @@
+"""The log of a phase's attempts: `.submit/ledger/<phase>.jsonl`, one row an event.
+
+One job at a time appends whole lines, so no lock is needed on file systems that have none. Jobs of
+chains that were submitted before read and write the same rows: never rename a key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from lensdist.config.base import Strict
+from lensdist.files import sync
+
+What = Literal["sent", "started", "ended", "cancelled"]
+Verdict = Literal["done", "requeue", "leave", "stop"]
+_FOLDER = "ledger"
+
+
+class Event(Strict):
+    """One row."""
+
+    what: What
+    time: float = Field(description="seconds since 1970")
+    job: str = Field(description="SLURM's job id, or the local process's id")
+    submission: str = Field(description="name of the submission's folder")
+    attempt: int = Field(0, description="1, 2, … of the phase; 0 if none has started")
+    nodes: tuple[str, ...] = Field((), description="started: the nodes that it uses")
+    step: int = Field(0, description="step of the newest checkpoint")
+    verdict: Verdict | None = Field(None, description="ended: what is done next")
+    reason: str = Field("", description="ended: why, in a sentence")
+    excluded: tuple[str, ...] = Field((), description="ended: nodes not to use again")
+    kind: str = Field("", description="ended: how the worst process ended (`lensdist.outcome`)")
+
+
+class AttemptLog:
+    """The events of one phase.
+
+    Args:
+        path: the log's file; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def of(cls, state: Path, phase: str) -> AttemptLog:
+        """Return a phase's log in the launcher's folder."""
+        return cls(state / _FOLDER / f"{phase}.jsonl")
+
+    def append(self, what: What, job: str, submission: str, **more: object) -> Event:
+        """Add an event that happens now, and wait until it is on the disk."""
+        event = Event.model_validate(
+            {"what": what, "time": time.time(), "job": job, "submission": submission, **more}
+        )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            # The leading newline ends a line that a killed process may have left unfinished.
+            os.write(handle, b"\n" + event.model_dump_json(exclude_defaults=True).encode() + b"\n")
+            sync(handle)
+        finally:
+            os.close(handle)
+        return event
+
+    def events(self) -> list[Event]:
+        """Return all events, oldest first, without unfinished lines."""
+        try:
+            lines = self.path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in filter(None, lines):
+            with contextlib.suppress(ValidationError):
+                found.append(Event.model_validate_json(line))
+        return found
+
+
+def phases_sent(state: Path) -> list[str]:
+    """Return the names of all phases that have a log, sorted."""
+    return sorted(file.stem for file in (state / _FOLDER).glob("*.jsonl"))
+
+
+class Attempt(Strict):
+    """A start of a phase and its end; no end is known while it runs, or if its node was lost."""
+
+    started: Event
+    ended: Event | None
+
+
+def attempts(events: Sequence[Event]) -> list[Attempt]:
+    """Return each start with its end."""
+    found: list[Attempt] = []
+    for event in events:
+        if event.what == "started":
+            found.append(Attempt(started=event, ended=None))
+        elif event.what == "ended" and found and found[-1].started.attempt == event.attempt:
+            found[-1] = Attempt(started=found[-1].started, ended=event)
+    return found

@@ -1,0 +1,1 @@
+"""The modules that run inside a job: prologue, node checks, the phase's command, epilogue."""

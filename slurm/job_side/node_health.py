@@ -1,0 +1,150 @@
+"""The check of all nodes before a run starts.
+
+Every node of a job checks itself at the same time, writes a report, and waits for the others'
+reports. So all nodes know which one is unfit, and none waits for processes that never come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from lensdist.config.base import Strict
+from lensdist.files import write_atomic
+from lensdist.outcome import node_name
+from slurm.job import Job
+from slurm.job_side import node_checks
+
+_PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "safetensors", "deepspeed", "lensdist")
+# Share of preflight.seconds for a node's own checks; in the rest the others read its report.
+_OWN_PART = 0.75
+_PAUSES = (0.05, 2.0)  # s between two readings of the folder: the first, and the longest
+
+
+class Report(Strict):
+    """The findings of a node; None or empty for checks that it did not reach."""
+
+    host: str
+    node: int = Field(description="its number in the job, from 0")
+    time: float = Field(description="seconds since 1970")
+    versions: dict[str, str]
+    gpus: tuple[str, ...] = Field(
+        (), description="nvidia-smi's rows: name, uuid, uncorrected ECC errors, degrees C"
+    )
+    free_gb: float | None = Field(None, description="free space where the run is written")
+    write_mb_s: float | None = Field(None, description="write rate there, including the sync")
+    clock_skew: float | None = Field(None, description="seconds ahead of the file system's clock")
+    problem: str = Field("", description="a sentence that names the node; empty: fit")
+    shared: bool = Field(False, description="other nodes may have the problem too")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of important packages, without importing them."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def examine(job: Job, node: int, clock: Callable[[], float] = time.time) -> Report:
+    """Check this node, up to the first failure.
+
+    Args:
+        node: this node's number in the job, from 0.
+        clock: returns the node's time, in seconds since 1970.
+    """
+    limits = job.cluster.preflight
+    end = time.monotonic() + _OWN_PART * limits.seconds
+    host, problem = node_name(), ""
+    found: dict[str, Any] = {"versions": versions()}
+    shared = True  # at first: folders and packages that all nodes see
+    try:
+        place = node_checks.check_folders(job)
+        node_checks.check_versions(job, found["versions"])
+        node_checks.check_disk(limits, place, clock, found)
+        shared = False
+        node_checks.check_clock(limits, place, found["clock_skew"])
+        node_checks.check_gpus(job, end, found)
+        node_checks.run_own_check(job, end)
+    except node_checks.Unfit as e:
+        problem = f"{host} {e}"
+    except OSError as e:
+        problem = f"{host} cannot be checked ({e}); {node_checks.ELSEWHERE}"
+    shared = shared and bool(problem)
+    return Report(host=host, node=node, time=clock(), problem=problem, shared=shared, **found)
+
+
+def check_nodes(job: Job, folder: Path, node: int, count: int) -> str:
+    """Check this node, write its report, and wait for the reports of all nodes.
+
+    Args:
+        node: this node's number, from 0.
+
+    Returns:
+        Why the run must not start; empty if all nodes are fit.
+    """
+    limits = job.cluster.preflight
+    if not limits.enabled:
+        return ""
+    end = time.monotonic() + limits.seconds
+    mine = examine(job, node)
+    try:
+        write_atomic(folder / f"node-{node:05d}.json", mine.model_dump_json(indent=1))
+    except OSError as e:
+        return mine.problem or f"{mine.host} cannot write {folder} ({e}); {node_checks.ELSEWHERE}"
+    found = _gather(folder, {node: mine}, count, end)
+    unfit = [found[number] for number in sorted(found) if found[number].problem]
+    missing = [str(number) for number in range(count) if number not in found]
+    if mine.problem:
+        return mine.problem
+    if unfit:
+        return f"not started: node {unfit[0].node}: {unfit[0].problem}"
+    if missing:
+        return (
+            f"not started: node(s) {', '.join(missing)} of {count} did not report within "
+            f"{limits.seconds:g} s; are they up, and do they see {folder}?"
+        )
+    return ""
+
+
+def bad_nodes(folder: Path) -> list[Report]:
+    """Return the reports of unfit nodes in an attempt's folder, by their number."""
+    found = _reports(folder, {})
+    return [found[number] for number in sorted(found) if found[number].problem]
+
+
+def _gather(folder: Path, found: dict[int, Report], count: int, end: float) -> dict[int, Report]:
+    """Wait until `end` for `count` reports, and return those that exist."""
+    pause, longest = _PAUSES
+    while True:
+        found = _reports(folder, found)
+        left = end - time.monotonic()
+        if all(number in found for number in range(count)) or left <= 0:
+            return found
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, longest)
+
+
+def _reports(folder: Path, known: dict[int, Report]) -> dict[int, Report]:
+    """Return the known reports and the new ones, by number, without unfinished files."""
+    found, names = {**known}, []
+    with contextlib.suppress(OSError):
+        # Not by opening each name: network file systems remember that a file did not exist.
+        names = os.listdir(folder)
+    for name in names:
+        number = name.removeprefix("node-").removesuffix(".json")
+        if number.isdigit() and int(number) not in known:
+            with contextlib.suppress(OSError, ValidationError):
+                found[int(number)] = Report.model_validate_json((folder / name).read_text())
+    return found

@@ -1,0 +1,1 @@
+"""The state of a chain: status, logs, and the page of `why`."""

@@ -1,0 +1,278 @@
+"""The state of each phase, from its files, its attempt log and SLURM.
+
+Nothing is written, and SLURM is asked once for all phases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from lensdist.config import load
+from lensdist.config.schema import recorded_schema
+from lensdist.errors import UserError
+from lensdist.text import duration
+from lensdist.tracking.metrics_log import read
+from slurm import scheduler
+from slurm.attempts import AttemptLog, Event
+from slurm.job import Job, Target, load_job
+from slurm.scheduler import JobState
+
+HEADER = ("phase", "job", "state", "attempts", "progress", "ETA", "last val", "complete")
+_RECENT = 5  # rows of training that give the speed
+_REASON = 40  # characters of the reason in the table; `why` shows all of it
+
+
+@dataclass(frozen=True)
+class PhaseStatus:
+    """The state of one phase.
+
+    Attributes:
+        events: its attempt log, oldest first.
+        sent: its newest `sent` event; None: it was never sent.
+        job: its job file; None: never sent, or not readable.
+        unreadable: why its job file cannot be read.
+        slurm: SLURM's state of its job; None: SLURM does not know it.
+        complete: whether its target is reached.
+        damage: what is wrong with it, if it is marked complete and is not.
+    """
+
+    target: Target
+    events: list[Event] = field(default_factory=list)
+    sent: Event | None = None
+    job: Job | None = None
+    unreadable: str = ""
+    slurm: JobState | None = None
+    complete: bool = False
+    damage: str = ""
+
+    @property
+    def by_slurm(self) -> bool:
+        """True if SLURM can know the job; the id of a local process may be another job's there."""
+        return self.sent is not None and (self.job is None or self.job.cluster.executor == "slurm")
+
+    @property
+    def since_sent(self) -> list[Event]:
+        """The events of the newest submission, without `sent`."""
+        if self.sent is None:
+            return []
+        # Neither the order nor the job id tells: a job may start before `sent` is logged, and each
+        # attempt on this machine is a process of its own.
+        where = self.sent.submission
+        return [e for e in self.events if e.submission == where and e.what != "sent"]
+
+    @property
+    def last(self) -> Event | None:
+        """The last event of the newest submission."""
+        return self.since_sent[-1] if self.since_sent else self.sent
+
+    @property
+    def started(self) -> Event | None:
+        """The newest start of the newest submission."""
+        return next((e for e in reversed(self.since_sent) if e.what == "started"), None)
+
+    @property
+    def attempts(self) -> int:
+        """The number of attempts, in all submissions."""
+        return max((e.attempt for e in self.events), default=0)
+
+    @property
+    def live(self) -> bool | None:
+        """True if it runs or will start by itself; None: this machine cannot know."""
+        if self.sent is None:
+            return False
+        if self.slurm is not None:
+            return self.slurm.active
+        last, local = self.last, not self.by_slurm
+        # After `leave`, SLURM decides, and only SLURM knows how.
+        final = ("done", "stop", "leave") if local else ("done", "stop")
+        if last is not None and last.what == "ended" and last.verdict in final:
+            return False
+        begun = [e.what for e in self.since_sent if e.what in ("started", "ended")]
+        cancelled = last is not None and last.what == "cancelled"
+        if local and cancelled and begun[-1:] != ["started"]:  # its launcher will not start it
+            return False
+        if local:  # the process of the attempt, or the launcher, which starts the next attempt
+            return any(is_ours(e.job) for e in (self.sent, *self.since_sent))
+        return False if scheduler.available() else None
+
+    @property
+    def running(self) -> bool:
+        """True if it runs now."""
+        if self.slurm is not None:
+            return self.slurm.state in scheduler.RUNNING
+        return bool(self.live) and self.last is not None and self.last.what in ("sent", "started")
+
+    @property
+    def failed(self) -> bool:
+        """True if it stands still until a user does something."""
+        if self.complete or self.sent is None:
+            return False
+        stuck = self.slurm is not None and self.slurm.stuck
+        return bool(self.damage) or stuck or self.live is False
+
+    @property
+    def state(self) -> tuple[str, str]:
+        """A word for its state, SLURM's if SLURM knows the job; and the reason."""
+        last = self.last
+        if self.slurm is not None:
+            reason = "" if self.slurm.reason == "None" else self.slurm.reason  # sacct writes None
+            if last is not None and last.verdict in ("stop", "leave") and not self.slurm.active:
+                reason = last.reason
+            return self.slurm.state, reason
+        if last is None:
+            return "-", ""
+        if last.what == "ended" and last.verdict in ("done", "stop", "leave"):
+            return ("done", "") if last.verdict == "done" else ("stopped", last.reason)
+        if self.live:
+            return "running", ""
+        if last.what == "cancelled":
+            return "cancelled", ""
+        if self.live is None:
+            return ("sent" if last.what == "sent" else "running?"), ""
+        return ("gone" if last.what == "sent" else "lost?"), ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The progress of a training run.
+
+    Attributes:
+        step: of the last row of training.
+        total: steps of the whole run; early stopping may end it sooner.
+        seconds: time for the rest at the present speed, with validations; a later stage that trains
+            more parameters is slower.
+        score: name of the score that selects the best checkpoint.
+        value: its last value.
+    """
+
+    step: int
+    total: int
+    seconds: float | None
+    score: str
+    value: float | None
+
+
+def query(targets: Sequence[Target], state: Path) -> list[PhaseStatus]:
+    """Return the status of each phase."""
+    found = [_with_files(query_log(target, state), state) for target in targets]
+    asked = {s.target.phase: s.sent.job for s in found if s.sent is not None and s.by_slurm}
+    known = scheduler.states(list(asked.values()))
+    return [replace(s, slurm=known.get(asked.get(s.target.phase, ""))) for s in found]
+
+
+def query_log(target: Target, state: Path) -> PhaseStatus:
+    """Return a phase's status from its attempt log alone, which is quick."""
+    events = AttemptLog.of(state, target.phase).events()
+    sent = next((e for e in reversed(events) if e.what == "sent"), events[-1] if events else None)
+    return PhaseStatus(target, events, sent)
+
+
+def as_json(targets: Sequence[Target], state: Path) -> list[dict[str, Any]]:
+    """Return a dict of JSON values for each phase; times in seconds."""
+    return [_as_json(one, state) for one in query(targets, state)]
+
+
+def table_rows(targets: Sequence[Target], state: Path) -> list[tuple[str, ...]]:
+    """Return `HEADER`, and a row for each phase."""
+    return [HEADER, *(_row(entry) for entry in as_json(targets, state))]
+
+
+def progress(run: Path) -> Progress | None:
+    """Return how far a training run is; None before its first row of metrics."""
+    try:
+        config = load(run / "config.yaml", schema=recorded_schema)
+    except UserError:  # it does not exist yet, or another version wrote it
+        return None
+    rows = read(run / "metrics.jsonl")
+    train = [row for row in rows if row["kind"] == "train"]
+    if not train:
+        return None
+    val = next((row for row in reversed(rows) if row["kind"] == "val"), {})
+    step = train[-1]["step"]
+    # The number of images is not known here, but the rows have step and epoch.
+    per_epoch = max(1, round(step / train[-1]["epoch"]))
+    total = config.train.max_steps or per_epoch * config.train.epochs
+    seconds = None
+    rates = [row["images_per_s"] for row in train[-_RECENT:] if row.get("images_per_s")]
+    if rates:
+        between = max(1, round(config.train.eval_every_epochs * per_epoch))
+        pace = config.train.global_batch / median(rates) + (val.get("seconds") or 0) / between
+        seconds = max(0, total - step) * pace
+    score, _ = config.selects
+    return Progress(step, total, seconds, score, val.get(score))
+
+
+def log_file(state: Path, sent: Event, node: int = 0) -> Path:
+    """Return the log of a node of a job; the head node is 0."""
+    return state / sent.submission / f"{sent.job}_{node}_log.out"
+
+
+def is_ours(job: str) -> bool:
+    """Return whether a process with this id is a launcher, or a process that submitit started."""
+    try:
+        argv = Path(f"/proc/{int(job)}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return False
+    return any(name in argv for name in (b"submit.py", b"submitit.local", b"lensdist\0slurm\0"))
+
+
+def _with_files(one: PhaseStatus, state: Path) -> PhaseStatus:
+    job, unreadable, complete, damage = None, "", False, ""
+    if one.sent is not None:
+        try:
+            job = load_job(state / one.sent.submission / f"{one.target.phase}.json")
+        except UserError as e:
+            unreadable = str(e)
+    try:
+        complete = one.target.reached()
+    except UserError as e:
+        damage = str(e)
+    return replace(one, job=job, unreadable=unreadable, complete=complete, damage=damage)
+
+
+def _as_json(one: PhaseStatus, state: Path) -> dict[str, Any]:
+    word, reason = one.state
+    now = progress(one.target.run) if one.target.kind == "run" else None
+    return {
+        "phase": one.target.phase,
+        "kind": one.target.kind,
+        "run": str(one.target.run),
+        "job": one.sent.job if one.sent else None,
+        "state": word,
+        "reason": reason,
+        "nodes": list(one.started.nodes) if one.started else [],
+        "attempts": one.attempts,
+        "step": now.step if now else None,
+        "total": now.total if now else None,
+        "seconds_left": now.seconds if now and one.running and not one.complete else None,
+        "score": now.score if now and now.value is not None else None,
+        "value": now.value if now else None,
+        "complete": one.complete,
+        "damage": one.damage,
+        "log": str(log_file(state, one.sent)) if one.sent else None,
+    }
+
+
+def _row(entry: dict[str, Any]) -> tuple[str, ...]:
+    state, reason = entry["state"], entry["reason"]
+    if len(reason) > _REASON:
+        reason = reason[: _REASON - 1].rstrip() + "…"
+    if reason and state in ("stopped", "FAILED"):
+        state = f"{state}: {reason}"
+    elif reason and state in scheduler.WAITING:
+        state = f"{state} ({reason})"
+    left = entry["seconds_left"]
+    return (
+        entry["phase"],
+        entry["job"] or "-",
+        state,
+        str(entry["attempts"] or "-"),
+        "-" if entry["step"] is None else f"{entry['step']}/{entry['total']}",
+        "-" if left is None else duration(left),
+        f"{entry['score']} {entry['value']:.4g}" if entry["score"] else "-",
+        "damaged" if entry["damage"] else "yes" if entry["complete"] else "no",
+    )

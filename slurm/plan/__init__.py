@@ -1,0 +1,1 @@
+"""The plan of a chain: checked settings, what exists already, times, and batch scripts."""

@@ -1,0 +1,123 @@
+"""The steps of a chain on a cluster, ready to become jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lensdist.config.schema import BaseRun
+from lensdist.engine.batches import check_shares
+from lensdist.errors import UserError
+from slurm.config.chain import Chain
+from slurm.config.cluster import Cluster
+from slurm.config.sweep import Point
+from slurm.job import Job, Target
+from slurm.plan.outdated import Existing
+
+
+@dataclass(frozen=True)
+class Step:
+    """A phase of the chain (in a sweep: at one point), ready to become a job.
+
+    Attributes:
+        phase: its name in the chain.
+        target: what it produces; `target.phase` is its name, with the point of a sweep.
+        source: what it does, for people: `train configs/mae/debug.yaml`.
+        cluster: where it runs.
+        existing: what exists of it already.
+        needs: what must be complete before it.
+        follows: names of steps that must have ended before it, successfully or not.
+        config: the run's whole configuration; None if nothing is trained.
+        argv: arguments of `python`; None for training, whose configuration is a file of the
+            submission.
+        counts: numbers of nodes that can share a step evenly.
+        point: of a sweep.
+    """
+
+    phase: str
+    target: Target
+    source: str
+    cluster: Cluster
+    existing: Existing
+    needs: tuple[Target, ...] = ()
+    follows: tuple[str, ...] = ()
+    config: BaseRun | None = None
+    argv: tuple[str, ...] | None = None
+    counts: tuple[int, ...] = (1,)
+    point: Point | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name, with the point of a sweep."""
+        return self.target.phase
+
+    @property
+    def done(self) -> bool:
+        """True if there is nothing to do."""
+        return self.existing.state == "done"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a request, in order.
+
+    Attributes:
+        cluster: where it runs.
+        runs: folder of the runs.
+        steps: all steps, the finished ones too.
+    """
+
+    chain: Chain
+    cluster: Cluster
+    runs: Path
+    state: Path
+    steps: tuple[Step, ...]
+
+    @property
+    def todo(self) -> tuple[Step, ...]:
+        """The steps to send."""
+        return tuple(step for step in self.steps if not step.done)
+
+    def job(
+        self, step: Step, folder: Path, code: Path, versions: dict[str, str], submitted: str = ""
+    ) -> Job:
+        """Return the job of a step; see `Job` for the other arguments."""
+        # The configuration is copied: editing it while the job waits changes nothing.
+        train = ("-m", "lensdist.train", "--config", str(folder / f"{step.name}.yaml"))
+        return Job(
+            chain=self.chain.name,
+            target=step.target,
+            needs=step.needs,
+            follows=step.follows,
+            argv=train if step.argv is None else step.argv,
+            cluster=step.cluster,
+            counts=step.counts,
+            cwd=Path.cwd(),
+            code=code,
+            state=self.state,
+            folder=folder,
+            versions=versions,
+            submitted=submitted,
+        )
+
+    @property
+    def arrays(self) -> dict[str, str]:
+        """The phase of each point of a sweep: its points become one job array."""
+        return {step.name: step.phase for step in self.todo if step.point is not None}
+
+
+def shared_evenly(config: BaseRun, cluster: Cluster) -> tuple[int, ...]:
+    """Return the numbers of nodes that can share a step evenly.
+
+    Raises:
+        UserError: the smallest number of the cluster cannot.
+    """
+    found = []
+    for nodes in range(cluster.fewest, cluster.most + 1):
+        try:
+            check_shares(config.train, config.fewest, nodes * cluster.per_node)
+            found.append(nodes)
+        except UserError:
+            if nodes == cluster.fewest:
+                raise
+    return tuple(found)

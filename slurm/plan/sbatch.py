@@ -1,0 +1,153 @@
+"""A job as submitit's executor, and as the batch script that sbatch is given.
+
+The script runs the prologue before the steps, and the epilogue after them. It outlives a task that
+is killed, so the epilogue always decides what follows.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from slurm.job import Job
+
+TASKS_WAIT = 60  # s that a job's other nodes may go on after one has ended: to save, or to report
+_TASK = re.compile(r"(.+)_(\d+)")
+
+
+def slurm_executor(job: Job, after: Sequence[str], array: str | None = None) -> Any:
+    """Return submitit's executor for a phase.
+
+    Args:
+        job: the phase; any point of a sweep.
+        after: conditions of `--dependency`: `afterok:17`.
+        array: the phase's name, if the script is one for an array of jobs.
+    """
+    from submitit.slurm.slurm import SlurmExecutor
+
+    class Executor(SlurmExecutor):  # type: ignore[misc]
+        @classmethod
+        def affinity(cls) -> int:
+            return 2  # so that a plan shows the batch script on machines without SLURM too
+
+    cluster = job.cluster
+    flags: dict[str, str | int | bool] = {**cluster.sbatch}
+    if after:
+        flags["dependency"] = ",".join(after)
+        # Without this, a job stays in the queue for ever if its predecessor failed.
+        flags["kill-on-invalid-dep"] = "yes"
+    flags["requeue"] = True  # after the loss of a node, whatever the cluster's default is
+    if cluster.exclude:
+        flags["exclude"] = ",".join(cluster.exclude)
+    if cluster.most > cluster.fewest:
+        flags["nodes"] = cluster.nodes
+    optional = {
+        # With a number of tasks SLURM always gives the smallest number of a range of nodes.
+        "ntasks_per_node": 1 if cluster.most == cluster.fewest else None,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "gpus_per_node": cluster.gpus_per_node,
+        "cpus_per_task": cluster.cpus_per_task,
+        "mem": f"{round(cluster.mem_gb * 1024)}M" if cluster.mem_gb else None,
+    }
+    setup, teardown = _around(job, array)
+    executor = Executor(job.folder)
+    executor.update_parameters(
+        job_name=f"{job.chain}-{array or job.target.phase}",
+        nodes=cluster.fewest,
+        time=cluster.walltime,
+        signal_delay_s=cluster.save_before_end,
+        stderr_to_stdout=True,
+        setup=setup,
+        teardown=teardown,
+        srun_args=_srun(job),
+        additional_parameters=flags,
+        **{key: value for key, value in optional.items() if value is not None},
+    )
+    return executor
+
+
+def batch_script(job: Job, after: Sequence[str], array: str | None = None, tasks: int = 0) -> str:
+    """Return the text that sbatch is given for a job, or for an array of so many tasks."""
+    executor = slurm_executor(job, after, array)
+    text = str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+    if array is None:
+        return text
+    flag = f"#SBATCH --array=0-{tasks - 1}%{tasks}\n"  # as submitit's map_array writes it
+    return text.replace("# Parameters\n", f"# Parameters\n{flag}").replace("%j", "%A_%a")
+
+
+def array_file(folder: Path, phase: str, index: int | str) -> Path:
+    """Return the file of an array's task; the script knows only the task's number."""
+    return folder / f"{phase}.array" / f"{index}.json"
+
+
+def dependencies(
+    names: Sequence[str], jobs: Mapping[str, Job], ids: Mapping[str, str]
+) -> list[str] | None:
+    """Return the conditions that a group of jobs waits for; None if they differ within the group.
+
+    Args:
+        names: of the group: one phase, or all points of a swept one.
+        jobs: all jobs that are sent, by name.
+        ids: ids of the jobs before them: 17, or 17_3 for a task of an array.
+    """
+    conditions: list[str] = []
+    before = [[ids[need.phase] for need in jobs[n].needs if need.phase in ids] for n in names]
+    if len({len(one) for one in before}) > 1:
+        return None
+    for column in zip(*before, strict=True):
+        if len({*column}) == 1:
+            conditions.append(f"afterok:{column[0]}")
+            continue
+        tasks = [found.groups() for job in column if (found := _TASK.fullmatch(job))]
+        arrays = {array for array, _ in tasks}
+        if len(arrays) != 1 or [n for _, n in tasks] != [str(i) for i in range(len(names))]:
+            return None
+        conditions.append(f"aftercorr:{arrays.pop()}")  # each task after the same task of the other
+    ends = [_array_of(ids[other]) for n in names for other in jobs[n].follows if other in ids]
+    return conditions + [f"afterany:{job}" for job in dict.fromkeys(ends)]
+
+
+def _array_of(job: str) -> str:
+    found = _TASK.fullmatch(job)
+    return found[1] if found else job
+
+
+def _around(job: Job, array: str | None) -> tuple[list[str], list[str]]:
+    """Return the lines of the script before and after the steps."""
+    file = shlex.quote(str(job.file))
+    if array is not None:
+        before, after = str(array_file(job.folder, array, "\0")).split("\0")
+        file = f'{shlex.quote(before)}"$SLURM_ARRAY_TASK_ID"{shlex.quote(after)}'
+    python = shlex.quote(sys.executable)
+    setup = [
+        # The copy of the code, and no file of the folder that the chain was sent from.
+        f'export PYTHONPATH={shlex.quote(str(job.code))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        "export PYTHONSAFEPATH=1",
+        *job.cluster.setup,
+        "# the epilogue below must run, however the steps end",
+        "set +e; trap : TERM",
+        f"variables=$({python} -m slurm.job_side.prologue {file}) || exit $?",
+        'eval "$variables"',
+    ]
+    # SLURM ends the script when it requeues the job: the epilogue must ignore that.
+    return setup, ["code=$?; trap '' TERM", f"{python} -m slurm.job_side.epilogue {file} $code"]
+
+
+def _srun(job: Job) -> list[str]:
+    cluster = job.cluster
+    flags = {"wait": str(TASKS_WAIT)}
+    if cluster.most > cluster.fewest:
+        flags["ntasks-per-node"] = "1"
+    if cluster.cpus_per_task:
+        # Since SLURM 22.05 srun does not inherit it from sbatch: a task would get one core.
+        flags["cpus-per-task"] = str(cluster.cpus_per_task)
+    flags |= cluster.srun
+    return [f"--{name}={value}" if value else f"--{name}" for name, value in flags.items()]

@@ -1,1 +1,0 @@
-"""What is asked for, checked and worked out: a plan, which every command starts from."""

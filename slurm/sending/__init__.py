@@ -1,1 +1,0 @@
-"""A plan to its jobs, and jobs to another try."""

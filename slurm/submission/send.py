@@ -1,0 +1,152 @@
+"""Sends a plan: job files in a submission's folder, then SLURM, or this machine."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lensdist.config import save
+from lensdist.errors import UserError
+from lensdist.files import write_atomic
+from slurm import ROOT, Say, scheduler
+from slurm.attempts import phases_sent
+from slurm.job import Job, Target
+from slurm.job_side.node_health import versions
+from slurm.monitor.status import query
+from slurm.plan.outdated import set_aside
+from slurm.plan.plan import Plan, Step
+from slurm.submission.local_runner import run_locally
+from slurm.submission.slurm_queue import queue
+from slurm.submission.snapshot import copy_code
+
+
+def send(plan: Plan, say: Say, line: str = "") -> None:
+    """Send the steps that are not complete.
+
+    Args:
+        line: the command line, which `why` repeats.
+
+    Raises:
+        UserError: a phase that is needed is neither complete nor asked for, or a phase is in the
+            queue already; nothing was sent.
+        RunError: sbatch refused a job, and those before it are cancelled; or a phase failed here.
+    """
+    for step in plan.steps:
+        if step.done:
+            say(f"{step.name}: {step.existing.text}")
+    steps = plan.todo
+    if not steps:
+        return
+    queued = _check_needs(plan)
+    if plan.cluster.executor == "slurm" and not scheduler.available():
+        raise UserError("no sbatch here: submit from a login node of the cluster")
+    code, installed = copy_code(ROOT, plan.state), versions()
+    folder = new_submission(plan.state)
+    jobs = {step.name: plan.job(step, folder, code, installed, line) for step in steps}
+    for step in steps:
+        if step.config is not None:
+            save(step.config, folder / f"{step.name}.yaml")
+    aside: dict[Path, Path] = {}
+    try:
+        _set_aside(steps, aside, say)
+        dispatch(jobs, plan.arrays, queued, folder, say)
+    except BaseException:
+        if plan.cluster.executor == "slurm":  # nothing is queued, so the old files are still valid
+            for old, kept in aside.items():
+                if not old.exists():
+                    kept.rename(old)
+        raise
+
+
+def dispatch(
+    jobs: Mapping[str, Job],
+    arrays: Mapping[str, str],
+    queued: Mapping[str, str],
+    folder: Path,
+    say: Say,
+) -> None:
+    """Write the job files, and send the jobs to SLURM or run them here.
+
+    Args:
+        jobs: by name, each after those it needs.
+        arrays: the phase of each point of a sweep.
+        queued: ids of jobs in the queue that these jobs need.
+
+    Raises:
+        RunError: sbatch refused a job, and those before it are cancelled; or a phase failed here.
+    """
+    say(f"submission {folder}")
+    for job in jobs.values():
+        write_atomic(job.file, job.model_dump_json(indent=2, exclude_defaults=True))
+    ids = folder / "jobs.json"
+    if next(iter(jobs.values())).cluster.executor == "slurm":
+        queue(jobs, arrays, queued, ids, say)
+    else:
+        run_locally(jobs, ids, say)
+
+
+def new_submission(state: Path) -> Path:
+    """Make a submission's folder; only its owner may write there, since submitit unpickles it."""
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    state.chmod(0o700)  # another version may have made it
+    folder = state / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def _check_needs(plan: Plan) -> dict[str, str]:
+    """Check that all jobs can start one day; return ids of jobs in the queue that they need.
+
+    Raises:
+        UserError: a phase that is needed is neither complete, nor sent too, nor in the queue; or a
+            phase is in the queue already, and two jobs of it would destroy each other's work.
+    """
+    sent = {step.name for step in plan.todo}
+    targets = {step.name: step.target for step in plan.todo}
+    targets |= {need.phase: need for step in plan.todo for need in step.needs}
+    statuses = query([*targets.values()], plan.state)
+    live = {one.target.phase: one.sent.job for one in statuses if one.live and one.sent is not None}
+    for name in sent & set(live):
+        raise UserError(
+            f"{name} is in the queue or runs already: job {live[name]}; cancel it first "
+            f"(`cancel {name}`), or let it run"
+        )
+    for step in plan.todo:
+        for need in step.needs:
+            if need.phase not in {*sent, *live} and not need.reached():
+                raise UserError(
+                    f"{step.name} needs {need.phase}, which is not complete; submit it too"
+                )
+    _check_readers(plan)
+    return {name: job for name, job in live.items() if name not in sent}
+
+
+def _check_readers(plan: Plan) -> None:
+    """Check that no job in the queue uses a run that would be renamed.
+
+    Raises:
+        UserError: a job does.
+    """
+    aside = {step.target.run for step in plan.todo if step.existing.state == "again"}
+    names = phases_sent(plan.state) if aside else []
+    for one in query([Target(phase=name, run=plan.runs / name) for name in names], plan.state):
+        if not one.live or one.job is None or one.sent is None:
+            continue
+        for run in aside & {one.job.target.run, *(need.run for need in one.job.needs)}:
+            raise UserError(
+                f"{one.target.phase} is in the queue or runs, and uses {run}, which is outdated: "
+                f"job {one.sent.job}; cancel it first (`cancel {one.target.phase}`), or let it run"
+            )
+
+
+def _set_aside(steps: Sequence[Step], aside: dict[Path, Path], say: Say) -> None:
+    """Rename what is outdated, and add its old and new path to `aside`."""
+    for step in steps:
+        # The folder of scores or a table has other files, too: only the marker is renamed.
+        whole = step.target.kind in ("run", "set")
+        old = step.target.run if whole else step.target.marker()
+        if (step.existing.state == "again" or not whole) and old.exists():
+            aside[old] = set_aside(old)
+            say(f"{step.name}: {step.existing.text}: {aside[old]}")

@@ -1,0 +1,197 @@
+"""Which finished phases run again, what is said of them, and that nothing of them is lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lensdist.data.manifest import Manifest
+from lensdist.errors import UserError
+from lensdist.files import sha256, to_json, write_atomic
+from slurm import ROOT
+from slurm.plan.builder import make_plan
+from slurm.plan.outdated import Existing, set_aside
+from slurm.plan.plan import Plan
+from tests.chains import write_chain, write_cluster
+
+pytestmark = pytest.mark.unit
+
+
+def _plan(folder: Path, *words: str, data: Path, **more: Any) -> Plan:
+    return make_plan(write_chain(folder, data), write_cluster(folder), words, **more)
+
+
+def _complete(plan: Plan, index: int, **changes: Any) -> Path:
+    """Put there what a finished run of a step leaves, as far as anybody looks at it."""
+    step = plan.steps[index]
+    run, config = step.target.run, step.config
+    assert config is not None
+    write_atomic(run / "config.yaml", "task: mae\n")
+    write_atomic(run / "export" / "model.safetensors", f"weights of {run.name}")
+    digests = {n: sha256(run / n) for n in ("config.yaml", "export/model.safetensors")}
+    assert config.data.path is not None
+    encoder = getattr(config, "encoder", None)
+    record = {
+        "config": config.model_dump(mode="json"),
+        "data": Manifest.load(config.data.path).fingerprint,
+        "encoder": encoder and sha256(encoder / "export" / "model.safetensors"),
+        "code": {"rng.py": sha256(ROOT / "lensdist" / "rng.py")},
+        "files": digests,
+    }
+    write_atomic(run / "COMPLETE.json", to_json(record | changes))
+    return run
+
+
+def _finished(tmp_path: Path, data: Path) -> Plan:
+    plan = _plan(tmp_path, data=data)
+    _complete(plan, 0)
+    run = _complete(plan, 1)
+    digest = sha256(run / "export" / "model.safetensors")
+    scores = {"weights": {"model.safetensors": digest}, "code": {}}
+    write_atomic(run / "eval" / "test.json", to_json(scores))
+    return plan
+
+
+def _states(plan: Plan) -> list[str]:
+    return [step.existing.state for step in plan.steps]
+
+
+def test_what_is_finished_and_unchanged_is_skipped(tmp_path: Path, tiny_set: Path) -> None:
+    assert _states(_plan(tmp_path, data=tiny_set)) == ["new"] * 3
+    _finished(tmp_path, tiny_set)
+    plan = _plan(tmp_path, data=tiny_set)
+    assert _states(plan) == ["done"] * 3
+    assert plan.steps[0].existing.text == "complete already, skipped"
+    # What does not change what is computed changes nothing.
+    assert _states(_plan(tmp_path, "train.log_every=7", data=tiny_set)) == ["done"] * 3
+
+
+def test_another_setting_runs_a_phase_and_what_follows_again(
+    tmp_path: Path, tiny_set: Path
+) -> None:
+    _finished(tmp_path, tiny_set)
+    plan = _plan(tmp_path, "pretrain.optim.lr=0.5", data=tiny_set)
+    assert _states(plan) == ["again", "again", "new"]
+    assert "optim.lr: 0.001 -> 0.5" in plan.steps[0].existing.text
+    assert "kept under another name" in plan.steps[0].existing.text
+    assert plan.steps[1].existing.reasons == ("pretrain runs again",)
+    assert _states(_plan(tmp_path, "finetune.optim.lr=0.5", data=tiny_set)) == [
+        "done",
+        "again",
+        "new",
+    ]
+
+
+def test_other_data_run_a_phase_again(tmp_path: Path, tiny_set: Path) -> None:
+    plan = _finished(tmp_path, tiny_set)
+    _complete(plan, 0, data="older")
+    found = _plan(tmp_path, data=tiny_set).steps[0].existing
+    assert found == Existing("again", (f"data.path: other images in {tiny_set}",))
+    kept = _plan(tmp_path, data=tiny_set, triggers=("config", "code")).steps[0].existing
+    assert kept.state == "done"
+    assert "though data.path: other images" in kept.sentence
+
+
+def test_another_encoder_runs_the_fine_tuning_again(tmp_path: Path, tiny_set: Path) -> None:
+    plan = _finished(tmp_path, tiny_set)
+    _complete(plan, 1, encoder="older")
+    assert "encoder: other weights in" in _plan(tmp_path, data=tiny_set).steps[1].existing.text
+
+
+def test_changed_code_is_named(tmp_path: Path, tiny_set: Path) -> None:
+    plan = _finished(tmp_path, tiny_set)
+    _complete(plan, 0, code={"rng.py": "older", "gone.py": "x"})
+    found = _plan(tmp_path, data=tiny_set).steps[0].existing
+    assert found.state == "again"
+    assert "changed code (rng.py, gone.py)" in found.sentence
+    assert _states(_plan(tmp_path, data=tiny_set, triggers=("config", "data")))[0] == "done"
+
+
+def test_a_run_that_was_begun_otherwise_starts_anew(tmp_path: Path, tiny_set: Path) -> None:
+    plan = _plan(tmp_path, data=tiny_set)
+    run, config = plan.steps[0].target.run, plan.steps[0].config
+    assert config is not None
+    write_atomic(run / "config.yaml", config.model_dump_json())
+    fingerprint = Manifest.load(tiny_set).fingerprint
+    meta = {"meta": {"data": fingerprint, "encoder": None}}
+    write_atomic(run / "checkpoints" / "step-00000004" / "checkpoint.json", to_json(meta))
+    assert _states(_plan(tmp_path, data=tiny_set))[0] == "begun"
+    other = _plan(tmp_path, "pretrain.seed=9", data=tiny_set).steps[0].existing
+    assert other == Existing("again", ("seed: 0 -> 9",))
+
+
+@pytest.mark.parametrize("setting", ["train.max_steps=9", "train.epochs=9", "train.early_stop=1"])
+def test_another_length_is_another_result(setting: str, tmp_path: Path, tiny_set: Path) -> None:
+    _finished(tmp_path, tiny_set)
+    plan = _plan(tmp_path, f"pretrain.{setting}", data=tiny_set)
+    assert _states(plan) == ["again", "again", "new"]
+    assert setting.partition("=")[0] in plan.steps[0].existing.text
+    assert _states(_plan(tmp_path, f"pretrain.{setting}", data=tiny_set, triggers=()))[:2] == [
+        "done",
+        "done",
+    ]
+
+
+def test_what_was_made_from_a_run_that_is_gone_is_outdated(tmp_path: Path, tiny_set: Path) -> None:
+    plan = _finished(tmp_path, tiny_set)
+    set_aside(plan.steps[0].target.run)
+    again = _plan(tmp_path, data=tiny_set)
+    assert _states(again) == ["new", "again", "new"]
+    assert again.steps[1].existing.reasons == ("pretrain is not complete",)
+
+
+def test_a_run_past_the_steps_that_are_asked_for_starts_anew(
+    tmp_path: Path, tiny_set: Path
+) -> None:
+    plan = _plan(tmp_path, data=tiny_set)
+    run, config = plan.steps[0].target.run, plan.steps[0].config
+    assert config is not None
+    write_atomic(run / "config.yaml", config.model_dump_json())
+    meta = {"meta": {"data": Manifest.load(tiny_set).fingerprint, "encoder": None}}
+    write_atomic(run / "checkpoints" / "step-00000004" / "checkpoint.json", to_json(meta))
+    found = _plan(tmp_path, "pretrain.train.max_steps=3", data=tiny_set).steps[0].existing
+    assert found == Existing("again", ("train.max_steps: 4 steps are done already, not 3",))
+
+
+def test_a_damaged_run_is_told_and_not_sent_over(tmp_path: Path, tiny_set: Path) -> None:
+    plan = _finished(tmp_path, tiny_set)
+    (plan.steps[0].target.run / "config.yaml").write_text("task: other\n")
+    with pytest.raises(UserError, match="was altered since its run was completed"):
+        _plan(tmp_path, data=tiny_set)
+
+
+def test_a_simulated_set_is_made_anew_for_other_settings(tmp_path: Path, tiny_set: Path) -> None:
+    chain = json.loads(write_chain(tmp_path, tiny_set).read_text())
+    one = {"family": "model_ii", "n_per_class": 40}
+    chain["phases"] = {"images": {"simulate": one}} | chain["phases"]
+    file = tmp_path / "chain.yaml"
+    file.write_text(json.dumps(chain))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "images").symlink_to(tiny_set)
+    cluster = write_cluster(tmp_path)
+    assert make_plan(file, cluster, ()).steps[0].existing.state == "done"
+    assert make_plan(file, cluster, ["images.seed=3"]).steps[0].existing.state == "again"
+
+
+def test_what_is_set_aside_is_whole(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "run" / "a" / "b", "kept")
+    aside = set_aside(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert (aside / "a" / "b").read_text() == "kept"
+    assert aside.parent == tmp_path
+
+
+def test_a_packed_set_is_made_anew_for_other_settings(tmp_path: Path, tiny_set: Path) -> None:
+    chain = json.loads(write_chain(tmp_path, tiny_set).read_text())
+    chain["phases"] = {"files": {"pack": {"src": "raw"}}} | chain["phases"]
+    file = tmp_path / "chain.yaml"
+    file.write_text(json.dumps(chain))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "files").symlink_to(tiny_set)
+    cluster = write_cluster(tmp_path)
+    assert make_plan(file, cluster, ()).steps[0].existing.state == "done"
+    found = make_plan(file, cluster, ["files.seed=3", "files.dtype=float16"]).steps[0].existing
+    assert found == Existing("again", ("another seed", "another dtype"))
