@@ -131,8 +131,10 @@ def gradient(world: Any, kind: Any) -> Tensor:
     return model.weight.grad
 
 
-def test_micro_batches_accumulate_to_the_gradient_of_the_mean_loss() -> None:
-    torch.testing.assert_close(gradient(FakeWorld(), Averaged), whole_gradient(4))
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_micro_batches_accumulate_to_the_gradient_of_the_mean_loss(size: int) -> None:
+    each = on_all(size, lambda world: gradient(world, Averaged))
+    torch.testing.assert_close(torch.stack(each).mean(0), whole_gradient(4))  # as DDP averages
 
 
 def test_fixed_order_gives_the_same_bits_on_any_number_of_processes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lensdist.config.schema import FinetuneRun, MaeRun, SuperResolutionRun, schema_of
+from lensdist.config.schema import schema_of
 from lensdist.data.transforms import Preprocess
 from lensdist.engine import checkpoint
 from lensdist.engine.finish import best_model
 from lensdist.engine.loop import Outcome
 from lensdist.engine.stages import stages_in_steps
 from lensdist.engine.state import TrainState
+from lensdist.models.config import MaskConfig
+from lensdist.models.masking import make_mask
 from lensdist.tasks.base import Batch, Stage
 from lensdist.tasks.build import build_task
 
@@ -30,6 +33,10 @@ LABELS = ("no_sub", "cdm", "axion")
 def run(task: str, **more: Any) -> Any:
     raw = {"task": task, "run": {"dir": "x"}, "data": {"path": "x"}, "augment": {"rot180": False}}
     return schema_of(raw).model_validate(raw | more)
+
+
+def task_of(cfg: Any, weights: dict[str, Tensor] | None = None) -> Any:
+    return build_task(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0]), weights)
 
 
 def images(*shape: int) -> Tensor:
@@ -53,17 +60,13 @@ class Constant(nn.Module):
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_mae_learns_the_pixels_that_its_loss_names(loss: str, damaged: bool) -> None:
     model = {"image_size": 16, "patch_size": 4, "dim": 8, "depth": 1, "heads": 2, "mlp_dim": 8}
-    cfg: MaeRun = run(
-        "mae", model=model, loss=loss, preprocess={"scale": "none"}, mask={"ratio": 0.5}
-    )
+    cfg = run("mae", model=model, loss=loss, preprocess={"scale": "none"}, mask={"ratio": 0.5})
     batch: Batch = {"image": images(3, 1, 16, 16), "sample": torch.arange(3)}
     if damaged:
         batch["badpix"] = images(3, 16, 16) < 0.2
         batch["weight"] = images(3, 16, 16)
     network = Constant(images(3, 1, 16, 16).flip(-1))
-    found = float(
-        build_task(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0])).loss(network, batch, 7)
-    )
+    found = float(task_of(cfg).loss(network, batch, 7))
     seen, mask, hidden = network.given
     assert mask.shape == (3, 16)
     assert (mask.sum(1) == hidden).all()
@@ -79,14 +82,14 @@ def test_a_mae_learns_the_pixels_that_its_loss_names(loss: str, damaged: bool) -
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
 def test_labels_are_smoothed_as_much_as_asked(smoothing: float) -> None:
-    cfg: FinetuneRun = run("finetune", label_smoothing=smoothing, preprocess={"scale": "none"})
+    cfg = run("finetune", label_smoothing=smoothing, preprocess={"scale": "none"})
     logits = torch.tensor([[2.0, 0.5, -1.0], [0.0, 0.3, 0.1]])
     batch = {
         "image": images(2, 1, 8, 8),
         "label": torch.tensor([0, 2]),
         "sample": torch.arange(2),
     }
-    task = build_task(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0]), None)
+    task = task_of(cfg)
     wanted = 0.0
     for row, label in zip(logits.double(), batch["label"], strict=True):
         ln_p = row - torch.logsumexp(row, 0)
@@ -101,13 +104,11 @@ def test_super_resolution_learns_the_error_that_its_loss_names(
 ) -> None:
     model = {"image_size": 12, "decoder": "residual", "sigma": sigma, "width": 4, "depth": 1}
     model["encoder"] = {"image_size": 12, "patch_size": 4, "dim": 8, "depth": 1, "heads": 2}
-    cfg: SuperResolutionRun = run(
-        "sr", model=model, loss=loss, floor=floor, preprocess={"scale": "none"}
-    )
+    cfg = run("sr", model=model, loss=loss, floor=floor, preprocess={"scale": "none"})
     lr, hr = images(2, 1, 12, 12), images(2, 1, 24, 24).flip(0)
     drawn = images(2, 2 if sigma else 1, 24, 24).flip(-1)
     batch = {"image": lr, "target": hr, "sample": torch.arange(2)}
-    task = build_task(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0]), None)
+    task = task_of(cfg)
     error = (drawn[:, :1] - hr).double().numpy() ** 2
     wanted = error
     if loss == "poisson":
@@ -139,11 +140,8 @@ def test_super_resolution_learns_the_error_that_its_loss_names(
 def test_an_encoder_is_frozen_as_long_as_asked(
     more: dict[str, Any], pretrained: bool, wanted: list[Stage]
 ) -> None:
-    cfg: FinetuneRun = run("finetune", preprocess={"scale": "none"}, **more)
-    task = build_task(
-        cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0]), {} if pretrained else None
-    )
-    assert task.stages(30) == wanted
+    cfg = run("finetune", preprocess={"scale": "none"}, **more)
+    assert task_of(cfg, {} if pretrained else None).stages(30) == wanted
 
 
 @pytest.mark.parametrize(
@@ -177,3 +175,146 @@ def test_the_weights_that_validation_chose_are_exported(tmp_path: Path, averaged
     )
     assert step == 4
     assert torch.equal(model.state_dict()["weight"], mean if averaged else raw)
+
+
+TINY = {"image_size": 16, "patch_size": 4, "dim": 8, "depth": 1, "heads": 2, "mlp_dim": 8}
+PAIRS = {"image_size": 16, "encoder": TINY, "width": 4, "depth": 1, "exact_means": False}
+ALL_TURNS = {"rot180": True, "rot90": True, "flip": True}
+
+
+def bright_and_bad(n: int) -> Batch:
+    """Pixels whose weight, badness and target follow from their brightness."""
+    image = images(n, 1, 16, 16)
+    large = image.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    return {
+        "image": image, "weight": image[:, 0] ** 2, "badpix": image[:, 0] > 0.9,
+        "target": large**3, "truth": large**4, "label": torch.arange(n) % 3,
+        "sample": torch.arange(n),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "more"),
+    [
+        ("mae", {"model": TINY}),
+        ("finetune", {"model": TINY}),
+        ("sr", {"model": PAIRS, "loss": "poisson"}),
+        ("sr", {"model": PAIRS, "learn": "truth"}),
+    ],
+)
+def test_all_that_belongs_to_an_image_turns_with_it_in_training_alone(
+    task: str, more: dict[str, Any]
+) -> None:
+    batch = bright_and_bad(40)
+    drawn = torch.full((40, 3), 0.5) if task == "finetune" else images(40, 1, 1, 1)
+    side = 32 if task == "sr" else 16
+    network = Constant(drawn if task == "finetune" else drawn.expand(-1, 1, side, side))
+    of = task_of(run(task, preprocess={"scale": "none"}, augment=ALL_TURNS, **more))
+    loss = of.loss(network, batch, 5)
+    turned = network.given[0]
+    still = run(task, preprocess={"scale": "none"}, **more)
+    assert float(loss) == pytest.approx(float(task_of(still).loss(network, batch, 5)), rel=1e-5)
+    of.outputs(network, batch)
+    image = network.given[0]
+    assert torch.equal(image[:, 0], torch.where(batch["badpix"], 0.0, batch["image"][:, 0]))
+    assert torch.equal(turned.flatten(1).sort().values, image.flatten(1).sort().values)
+    assert 0 < sum(map(torch.equal, turned, image)) < 20  # an eighth keeps its place
+
+
+def test_masks_are_drawn_anew_for_training_and_kept_for_validation() -> None:
+    def masks(seed: int, key: int | None) -> Tensor:
+        cfg = run("mae", seed=seed, model=TINY, mask={"ratio": 0.5, "informative": 0.0})
+        task, network = task_of(cfg), Constant(torch.zeros(20, 1, 16, 16))
+        batch = {"image": images(20, 1, 16, 16), "sample": torch.arange(20)}
+        _ = task.outputs(network, batch) if key is None else task.loss(network, batch, key)
+        return network.given[1]  # type: ignore[no-any-return]
+
+    assert torch.equal(masks(0, 1), masks(0, 1))
+    assert not torch.equal(masks(0, 1), masks(0, 2))
+    assert torch.equal(masks(0, None), masks(0, None))
+    assert not torch.equal(masks(0, None), masks(1, None))
+    assert len(set(map(str, masks(0, None).int().tolist()))) == 20  # each image has its own
+
+
+@pytest.mark.parametrize(("ratio", "hidden"), [(0.05, 1), (0.19, 3), (0.75, 12), (0.8, 12)])
+@pytest.mark.parametrize("informative", [0.0, 0.4, 1.0])
+def test_as_many_patches_are_hidden_as_asked(ratio: float, hidden: int, informative: float) -> None:
+    """Rounded down; of them, the share of the brightest patches is rounded to the nearest."""
+    mask = MaskConfig(ratio=ratio, informative=informative)
+    flat = torch.arange(16.0).view(1, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    rows = make_mask(flat.expand(200, 1, 16, 16), 4, mask, 3, torch.arange(200))
+    assert (rows.sum(1) == hidden).all()
+    always = round(informative * hidden)  # patches of one grey level rank by their brightness
+    assert rows[:, 16 - always :].all()
+    assert not rows.all(0)[: 16 - always].any()
+
+
+@pytest.mark.parametrize(
+    ("task", "more", "wanted"),
+    [
+        ("mae", {}, ("mse", "min")),
+        ("mae", {"loss": "masked"}, ("mse_masked", "min")),
+        ("finetune", {"select": "accuracy"}, ("accuracy", "max")),
+        ("finetune", {"select": "nll"}, ("nll", "min")),
+        ("finetune", {"select": "auc"}, ("auc_macro", "max")),
+        ("sr", {}, ("error", "min")),
+    ],
+)
+def test_the_score_that_selects(task: str, more: dict[str, Any], wanted: tuple[str, str]) -> None:
+    assert task_of(run(task, preprocess={"scale": "none"}, **more)).select == wanted
+
+
+@pytest.mark.parametrize(
+    ("task", "model"), [("finetune", {**TINY, "head_dims": [6]}), ("sr", PAIRS)]
+)
+def test_training_starts_from_the_encoder_that_is_given(task: str, model: dict[str, Any]) -> None:
+    cfg = run(task, model=model, preprocess={"scale": "none"})
+    names = task_of(cfg).build().encoder.state_dict()
+    given = {name: torch.full_like(value, 0.25) for name, value in names.items()}
+    found = task_of(cfg, given).build().encoder.state_dict()
+    assert all(torch.equal(value, given[name]) for name, value in found.items())
+
+
+def test_each_linear_layer_of_the_head_is_behind_dropout() -> None:
+    model = {**TINY, "head_dims": [6, 7], "head_dropout": 0.6}
+    head = list(task_of(run("finetune", model=model)).build().head)
+    before = [head[place - 1] for place, one in enumerate(head) if isinstance(one, nn.Linear)]
+    assert [getattr(one, "p", None) for one in before] == [0.6, 0.6, 0.6]
+
+
+COMMON: dict[str, Any] = {
+    "init": "random", "train": {"epochs": 30},
+    "model": {"members": ["lensnet", "lensnet"], "image_size": 32, "combine": "learned"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "more"),
+    [
+        ("mae", {"model": TINY}),
+        ("finetune", {"model": TINY}),
+        ("sr", {"model": PAIRS}),
+        ("common", COMMON),
+        ("common", COMMON | {"unfreeze": "progressive"}),
+    ],
+)
+def test_the_last_stage_trains_every_parameter(task: str, more: dict[str, Any]) -> None:
+    of = task_of(run(task, **more), {})
+    stages = of.stages(30)
+    assert sum(stage.epochs for stage in stages) == 30
+    if task != "mae":
+        of = task_of(run(task, **more))
+    names = [name for name, _ in of.build().named_parameters()]
+    trained = [{name for name in names if stage.trains(name)} for stage in stages]
+    assert trained[-1] == set(names)
+    assert all(before < after for before, after in pairwise(trained))
+
+
+def test_unfreezing_goes_from_the_heads_to_the_stems() -> None:
+    stages = task_of(run("common", **COMMON, unfreeze="progressive")).stages(30)
+    sections = ["head", "block2", "block1", "stem"]
+    for count, stage in enumerate(stages, start=1):
+        assert stage.trains("mix")  # the weights of the members learn from the start
+        for place, section in enumerate(sections):
+            found = {stage.trains(f"members.{k}.sections.{section}.0.weight") for k in (0, 1)}
+            assert found == {place < count}
