@@ -23,13 +23,13 @@ from experiments import baselines
 from experiments.runs import IMAGE_SCORES, Job, check_presets, job, notes, run_all
 from experiments.scores import keep, kept
 from experiments.settings import SuperResolutionTable
-from lensdist import resample
 from lensdist.data.config import DataConfig
 from lensdist.data.dataset import PackedSet
 from lensdist.data.subset import View
 from lensdist.evaluate import super_resolution
 from lensdist.evaluate.bootstrap import paired_bootstrap
 from lensdist.evaluate.report import write_results
+from lensdist.models import resample
 from lensdist.sim.config import SimConfig
 
 BEST, RANDOM, REFERENCE = "best", "best, random encoder", "reference"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lensdist.config.schema import schema_of
+from lensdist.data.config import PreprocessConfig
 from lensdist.data.transforms import Preprocess
 from lensdist.engine import checkpoint
 from lensdist.engine.finish import best_model
@@ -99,8 +100,9 @@ def test_labels_are_smoothed_as_much_as_asked(smoothing: float) -> None:
 
 @pytest.mark.parametrize(("loss", "floor"), [("mse", 0.02), ("poisson", 0.02), ("poisson", 0.5)])
 @pytest.mark.parametrize("sigma", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
 def test_super_resolution_learns_the_error_that_its_loss_names(
-    loss: str, floor: float, sigma: bool
+    loss: str, floor: float, sigma: bool, weighted: bool
 ) -> None:
     model = {"image_size": 12, "decoder": "residual", "sigma": sigma, "width": 4, "depth": 1}
     model["encoder"] = {"image_size": 12, "patch_size": 4, "dim": 8, "depth": 1, "heads": 2}
@@ -120,10 +122,14 @@ def test_super_resolution_learns_the_error_that_its_loss_names(
         )
         bright = np.nanmean(around, 0).repeat(2, 2).repeat(2, 3)
         wanted = 1e3 * error / (bright + floor)
-    total = wanted.mean()
     if sigma:
         ln_sigma = drawn[:, 1:].double().numpy()
-        total += (0.5 * (error * np.exp(-2 * ln_sigma) + math.log(2 * math.pi)) + ln_sigma).mean()
+        wanted = wanted + 0.5 * (error * np.exp(-2 * ln_sigma) + math.log(2 * math.pi)) + ln_sigma
+    count = np.ones_like(wanted)
+    if weighted:
+        batch["weight"] = images(2, 1, 12, 12).flip(2)
+        count = batch["weight"].double().numpy().repeat(2, 2).repeat(2, 3)
+    total = ((wanted * count).sum((1, 2, 3)) / count.sum((1, 2, 3))).mean()
     assert float(task.loss(Constant(drawn), batch, 0)) == pytest.approx(total, rel=1e-5)
 
 
@@ -318,3 +324,19 @@ def test_unfreezing_goes_from_the_heads_to_the_stems() -> None:
         for place, section in enumerate(sections):
             found = {stage.trains(f"members.{k}.sections.{section}.0.weight") for k in (0, 1)}
             assert found == {place < count}
+
+
+@pytest.mark.parametrize("decoder", ["residual", "upconv"])
+def test_sigma_reads_what_is_drawn_and_changes_nothing_of_it(decoder: str) -> None:
+    network = task_of(run("sr", model={**PAIRS, "decoder": decoder, "sigma": True})).build()
+    network(images(2, 1, 16, 16))[:, 1:].square().sum().backward()
+    learns = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.any()}
+    assert learns
+    assert all(name.startswith("decoder.spread.") for name in learns), learns
+
+
+def test_softening_is_the_share_of_the_standard_deviation_below_which_asinh_is_linear() -> None:
+    cfg = PreprocessConfig(scale="asinh", softening=0.5)
+    x = images(2, 1, 8, 8)
+    found = Preprocess(cfg, [0.3], [2.0])(x)
+    torch.testing.assert_close(found, torch.asinh(x / (2.0 * 0.5)))
