@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.harness.report import options, reporting
 from benchmarks.harness.turns import over, spread, take_turns
-from lensdist.engine.saver import Saver
+from lensdist.training.async_saver import Saver
 
 State = dict[str, Tensor]
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@
 
 A stage sets one section more free, from the heads back to the stems. What is still frozen makes the
 same of an image in every epoch, so lensdist computes it once a stage, for every view that
-augmentation shows (`lensdist.engine.feature_cache`). Here each stage is entered twice, with the
+augmentation shows (`lensdist.training.feature_cache`). Here each stage is entered twice, with the
 same weights, kept and not kept. First a gate: the first steps' losses must be the same. Then whole
 epochs of both, and filling the table, take turns, so that a busy machine slows all of them. An
 epoch is the loop's own steps (batch, seeds, forward, backward, optimizer) without its log.
@@ -34,16 +34,16 @@ from benchmarks.harness.report import options, reporting
 from benchmarks.harness.turns import Tolerance, over, spread, take_turns
 from benchmarks.speed.session import Session
 from benchmarks.speed.settings import SpeedBench
-from lensdist import rng
 from lensdist.data.augment import views
 from lensdist.data.sampler import PackedSource, Source
-from lensdist.engine.config import CacheConfig
-from lensdist.engine.feature_cache import CachedSource, cached
-from lensdist.engine.parallel import StrategySettings, build_strategy
-from lensdist.engine.parallel.base import ParallelStrategy
-from lensdist.engine.stages import Entered, Phase, StageSteps, enter
-from lensdist.engine.torch_settings import set_determinism
+from lensdist.distributed.config import CacheConfig
+from lensdist.distributed.determinism import set_determinism
+from lensdist.distributed.strategies import StrategySettings, build_strategy
+from lensdist.distributed.strategies.base import ParallelStrategy
 from lensdist.tasks.base import Stage
+from lensdist.training.feature_cache import CachedSource, cached
+from lensdist.training.stages import Entered, Phase, StageSteps, enter
+from lensdist.utils import rng
 
 CONFIG = Path(__file__).parents[1] / "configs/common/unfreeze-ensemble.yaml"
 EPOCH = 30_000  # images to train on in the public set
@@ -109,7 +109,7 @@ class Bench:
         return strategy, enter(StageSteps(longer, 0, 1), strategy, phase, self.world, {})
 
     def train(self, begun: Begun, steps: int) -> list[Tensor]:
-        """Do the steps of `lensdist.engine.loop`, from the first one of epoch 0."""
+        """Do the steps of `lensdist.training.loop`, from the first one of epoch 0."""
         strategy, now = begun
         losses = []
         for step in range(steps):

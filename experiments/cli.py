@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.harness.flags import parse
 from experiments.settings import CommonTable, FewLabels, SuperResolutionTable, Table
-from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, begun
+from lensdist.utils.errors import EXIT_DONE, EXIT_REQUEUE, begun
 
 _GOES_ON = "\nAn interrupted benchmark goes on where it was: give the same command again.\n"
 FEW_LABELS = f"""Simulate, pretrain, fine-tune with few labels, and compare: from scratch, three
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     cfg = parse(schema, words, f"lensdist bench {name}", about)
 
     from experiments.runs import StoppedError
-    from lensdist.evaluate.report import check_results
+    from lensdist.metrics.report import check_results
 
     make: Callable[[Table], Path] = import_module(module).make
     check_results(cfg.out)

@@ -19,10 +19,10 @@ from benchmarks.harness.data import simulated_set
 from experiments.runs import Job, check_presets, job, notes, run_all
 from experiments.scores import correct, over_seeds
 from experiments.settings import CommonTable
-from lensdist.evaluate.bootstrap import error_reduction, paired_bootstrap
-from lensdist.evaluate.report import write_results
-from lensdist.sealed import read_json
+from lensdist.metrics.bootstrap import error_reduction, paired_bootstrap
+from lensdist.metrics.report import write_results
 from lensdist.sim.config import SimConfig
+from lensdist.utils.sealed import read_json
 
 REFERENCE = "reference"
 # Each row of the table: a preset, and settings on top of it. Without its fit `best` sees the images

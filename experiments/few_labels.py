@@ -27,9 +27,9 @@ from experiments.settings import PRESETS, FewLabels
 from lensdist.data.config import DataConfig
 from lensdist.data.dataset import PackedSet
 from lensdist.data.subset import View
-from lensdist.evaluate import figures
-from lensdist.evaluate.bootstrap import paired_bootstrap
-from lensdist.evaluate.report import write_results
+from lensdist.metrics import figures
+from lensdist.metrics.bootstrap import paired_bootstrap
+from lensdist.metrics.report import write_results
 from lensdist.phases import completed
 from lensdist.sim.config import SimConfig
 

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from experiments.settings import Table
 from lensdist.config import load
+from lensdist.config.differences import unmet
 from lensdist.config.schema import schema_of
-from lensdist.engine.differences import unmet
-from lensdist.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError
 from lensdist.phases import COMPLETE, completed
 from lensdist.train import add_arguments
+from lensdist.utils.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError
 
 LOGITS = Path("eval", "test-logits.npy")
 IMAGE_SCORES = Path("eval", "test-images.safetensors")
@@ -217,10 +217,10 @@ def _do(job: Job) -> int:
 
 def _test(run: Path, data: Path) -> None:
     from experiments.scores import keep
-    from lensdist.assess import open_subject
     from lensdist.data.config import DataConfig
     from lensdist.data.subset import View
-    from lensdist.files import write_atomic
+    from lensdist.evaluate.run import open_subject
+    from lensdist.utils.files import write_atomic
 
     subject = open_subject(run, data)
     if subject.task.pairs:

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lensdist.evaluate import metrics
-from lensdist.evaluate.bootstrap import auc_interval, paired_bootstrap
-from lensdist.owners import temporary
-from lensdist.tensors import write_safetensors
+from lensdist.metrics import scores as metrics
+from lensdist.metrics.bootstrap import auc_interval, paired_bootstrap
+from lensdist.utils.owners import temporary
+from lensdist.utils.tensors import write_safetensors
 
 
 def keep(path: Path, scores: Mapping[str, Tensor]) -> None:

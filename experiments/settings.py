@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lensdist.config.base import Strict
+from lensdist.utils.settings import Strict
 
 Size = Literal["small", "full"]
 Noise = Literal["none", "euclid"]

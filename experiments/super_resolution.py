@@ -26,9 +26,9 @@ from experiments.settings import SuperResolutionTable
 from lensdist.data.config import DataConfig
 from lensdist.data.dataset import PackedSet
 from lensdist.data.subset import View
-from lensdist.evaluate import super_resolution
-from lensdist.evaluate.bootstrap import paired_bootstrap
-from lensdist.evaluate.report import write_results
+from lensdist.metrics import super_resolution
+from lensdist.metrics.bootstrap import paired_bootstrap
+from lensdist.metrics.report import write_results
 from lensdist.models import resample
 from lensdist.sim.config import SimConfig
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lensdist import sim
-    from lensdist.loaded import LoadedModel, load
+    from lensdist.export.model import LoadedModel, load
 
 __version__ = "0.1.0"
 __all__ = ["LoadedModel", "__version__", "load", "sim"]
@@ -20,5 +20,5 @@ def __getattr__(name: str) -> Any:
     if name == "sim":
         return import_module("lensdist.sim")
     if name in ("load", "LoadedModel"):
-        return getattr(import_module("lensdist.loaded"), name)
+        return getattr(import_module("lensdist.export.model"), name)
     raise AttributeError(f"module 'lensdist' has no attribute {name!r}")

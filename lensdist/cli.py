@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from lensdist import __version__, signals
-from lensdist.plugins import trust
+from lensdist import __version__
+from lensdist.utils import signals
+from lensdist.utils.plugins import trust
 
 COMMANDS = {
     "simulate": "make images of strong lenses",
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns its exit code."""
     if argv is None:
         signals.begin(trains=sys.argv[1:2] == ["train"])  # before the imports, which take a second
-    from lensdist.outcome import conclude
+    from lensdist.utils.outcome import conclude
 
     return conclude(lambda: _run(argv))
 

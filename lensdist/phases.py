@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, field_validator
 
-from lensdist.errors import UserError
-from lensdist.files import sha256
-from lensdist.sealed import fits, read_json, unsealed
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import sha256
+from lensdist.utils.sealed import fits, read_json, unsealed
 
 COMPLETE = "COMPLETE.json"
 CHECKPOINTS = "checkpoints"

@@ -10,7 +10,7 @@ asked to stop and has saved: run the same command again.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports, which take a second
-    from lensdist import signals
+    from lensdist.utils import signals
 
     signals.begin(trains=True)
 
@@ -23,20 +23,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from lensdist import signals
 from lensdist.config import load
 from lensdist.config.presets import chosen
 from lensdist.config.schema import BaseRun, schema_of
-from lensdist.engine.asked import is_as_asked
-from lensdist.engine.batches import check_shares
-from lensdist.engine.launcher import agreed, from_environment
-from lensdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError, set_rank
-from lensdist.launched import rank_of
-from lensdist.outcome import conclude
+from lensdist.distributed.micro_batches import check_shares
 from lensdist.phases import completed
+from lensdist.runs.accelerate_launch import agreed, from_environment
+from lensdist.runs.asked import is_as_asked
+from lensdist.utils import signals
+from lensdist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError, set_rank
+from lensdist.utils.launched import rank_of
+from lensdist.utils.outcome import conclude
 
 if TYPE_CHECKING:
-    from lensdist.engine.world import DistributedContext
+    from lensdist.distributed.context import DistributedContext
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def launch(args: argparse.Namespace) -> int:
         unread = ", ".join(asked.unread)
         log.info("%s: left unread, and none changes a result: %s", asked.whose, unread)
     check_shares(cfg.train, cfg.fewest, asked.processes or 1)
-    from lensdist.engine.phase import context_of, run
+    from lensdist.runs.phase import context_of, run
 
     world = context_of(cfg)
 

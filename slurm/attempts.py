@@ -15,8 +15,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from lensdist.config.base import Strict
-from lensdist.files import sync
+from lensdist.utils.files import sync
+from lensdist.utils.settings import Strict
 
 What = Literal["sent", "started", "ended", "cancelled"]
 Verdict = Literal["done", "requeue", "leave", "stop"]
@@ -36,7 +36,9 @@ class Event(Strict):
     verdict: Verdict | None = Field(None, description="ended: what is done next")
     reason: str = Field("", description="ended: why, in a sentence")
     excluded: tuple[str, ...] = Field((), description="ended: nodes not to use again")
-    kind: str = Field("", description="ended: how the worst process ended (`lensdist.outcome`)")
+    kind: str = Field(
+        "", description="ended: how the worst process ended (`lensdist.utils.outcome`)"
+    )
 
 
 class AttemptLog:

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lensdist.errors import UserError
-from lensdist.text import table
+from lensdist.utils.errors import UserError
+from lensdist.utils.text import table
 from slurm import ROOT, scheduler
 from slurm.attempts import phases_sent
 from slurm.config.request import Request, phase_names, read_request

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from lensdist.config.base import Strict
+from lensdist.config.differences import unmet
 from lensdist.data.manifest import MANIFEST, Manifest
-from lensdist.engine.differences import unmet
-from lensdist.errors import UserError
 from lensdist.phases import COMPLETE, completed, saved_steps
-from lensdist.sealed import read_json, unsealed
+from lensdist.utils.errors import UserError
+from lensdist.utils.sealed import read_json, unsealed
+from lensdist.utils.settings import Strict
 from slurm.attempts import AttemptLog, Event, What
 from slurm.config.cluster import Cluster
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
-from lensdist.config.base import Strict
-from lensdist.errors import RunError
-from lensdist.text import counted
+from lensdist.utils.errors import RunError
+from lensdist.utils.settings import Strict
+from lensdist.utils.text import counted
 
 PATIENCE = 60  # s that a command may take; a busy controller is slow
 _AWAY = (5, 10, 30, 60, 120)  # s between attempts to reach a controller that does not answer

@@ -26,13 +26,13 @@ if __name__ == "__main__":
     # A clone need not be installed, and works from any folder.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lensdist import signals
+from lensdist.utils import signals
 
 if __name__ == "__main__":
     signals.begin(trains=False)  # before the imports, which take a second
 
-from lensdist.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, RunError, UserError
-from lensdist.streams import output_lost, tolerant
+from lensdist.utils.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, RunError, UserError
+from lensdist.utils.streams import output_lost, tolerant
 from slurm import commands
 
 PROGRAM = "python slurm/submit.py"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lensdist import signals
+from lensdist.utils import signals
 from tests import forkserver
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -120,9 +120,13 @@ def _become(wanted: dict[str, Any]) -> None:
 
 def _import() -> None:
     """What other people wrote: a run executes the toolkit's own modules from the first line."""
-    for name in ("lensdist.engine.phase", "lensdist.engine.preflight", "lensdist.assess"):
+    for name in (
+        "lensdist.runs.phase",
+        "lensdist.distributed.device_check",
+        "lensdist.evaluate.run",
+    ):
         import_module(name)
-    import_module("lensdist._torchvision").import_torchvision()
+    import_module("lensdist.utils.torchvision_compat").import_torchvision()
     import_module("torchmetrics.functional")  # a run does so at its first scores
     for name in [*sys.modules]:
         if name.partition(".")[0] == "lensdist":

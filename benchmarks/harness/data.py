@@ -9,8 +9,8 @@ import torch
 
 from lensdist.data.dataset import PackedSet
 from lensdist.data.packing.simulated import write_packed
-from lensdist.errors import UserError
 from lensdist.sim.config import SimConfig
+from lensdist.utils.errors import UserError
 
 
 def simulated_set(

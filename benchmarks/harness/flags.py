@@ -9,8 +9,8 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from lensdist.config.base import Strict
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
+from lensdist.utils.settings import Strict
 
 T = TypeVar("T", bound=Strict)
 

@@ -19,10 +19,10 @@ from lensdist.config.schema import BaseRun
 from lensdist.data.dataset import Batch
 from lensdist.data.sampler import Images, PackedSource
 from lensdist.data.stream import StreamSource
-from lensdist.engine.run_logger import RunLogger
-from lensdist.engine.saver import Saver
-from lensdist.engine.world import DistributedContext
+from lensdist.distributed.context import DistributedContext
 from lensdist.tasks.registry import AnyTask
+from lensdist.training.async_saver import Saver
+from lensdist.training.run_logger import RunLogger
 
 Judge = Callable[[int, float, dict[str, Any]], None]
 """Told of an evaluation: the step, seconds of training until then, the scores."""

@@ -30,24 +30,24 @@ from benchmarks.harness.instruments import (
 )
 from benchmarks.harness.turns import Way
 from benchmarks.harness.watch import Watch
-from lensdist import rng
 from lensdist.config.schema import BaseRun
 from lensdist.data.dataset import PackedSet
 from lensdist.data.sampler import Images
 from lensdist.data.subset import View
-from lensdist.engine import speed
-from lensdist.engine.batches import plan_steps
-from lensdist.engine.config import strategy_name
-from lensdist.engine.loop import train
-from lensdist.engine.phase import context_of
-from lensdist.engine.prepared import PreparedView
-from lensdist.engine.saver import Saver
-from lensdist.engine.sizes import check_images
-from lensdist.engine.stages import Phase
-from lensdist.engine.stopping import Stopper
-from lensdist.engine.torch_settings import set_determinism
+from lensdist.distributed import speed
+from lensdist.distributed.config import strategy_name
+from lensdist.distributed.determinism import set_determinism
+from lensdist.distributed.micro_batches import plan_steps
+from lensdist.runs.phase import context_of
+from lensdist.runs.sizes import check_images
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import task_class
+from lensdist.training.async_saver import Saver
+from lensdist.training.loop import train
+from lensdist.training.prepared import PreparedView
+from lensdist.training.stages import Phase
+from lensdist.training.stopping import Stopper
+from lensdist.utils import rng
 
 _NEVER = 1e9  # epochs
 _EVALUATED = 8  # images of the evaluation at a turn's end, which is not timed

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from benchmarks.harness import hardware
-from lensdist.evaluate.report import table
-from lensdist.files import to_json, write_atomic
+from lensdist.metrics.report import table
+from lensdist.utils.files import to_json, write_atomic
 
 Facts = dict[str, Any]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.harness.hardware import forget_peak, peak_bytes
 from benchmarks.harness.watch import Turn, Watch
-from lensdist.errors import RunError
+from lensdist.utils.errors import RunError
 
 T = TypeVar("T")
 PARITY_STEPS = 4

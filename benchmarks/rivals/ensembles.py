@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from benchmarks.rivals.items import Item
 from benchmarks.rivals.loops import Batch
-from lensdist._torchvision import import_torchvision
 from lensdist.models.backbones import fold, make_head
 from lensdist.models.config import EnsembleConfig
 from lensdist.models.ensemble import Ensemble
+from lensdist.utils.torchvision_compat import import_torchvision
 
 
 class Mean(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness.watch import Turn, Watch
-from lensdist._torchvision import import_torchvision
+from lensdist.utils.torchvision_compat import import_torchvision
 
 Batch = tuple[Tensor, ...]
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]

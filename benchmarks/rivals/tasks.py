@@ -20,8 +20,8 @@ from benchmarks.harness.turns import Way
 from benchmarks.rivals import ensembles, loops, resolvers, vit
 from benchmarks.rivals.items import Array, Files, Item, Memory
 from benchmarks.rivals.loops import Batch, Loop, Loss, Make
-from lensdist import rng
 from lensdist.models.masking import make_mask
+from lensdist.utils import rng
 
 _NO_TIMM = (
     "timm is not on Python's path: pip install --no-deps --target .venv/rivals 'timm>=1.0', and "

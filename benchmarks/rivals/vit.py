@@ -14,11 +14,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lensdist._torchvision import import_torchvision
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import EncoderConfig
 from lensdist.models.mae import Decoder, MaskedAutoencoder
 from lensdist.models.vit import Encoder
+from lensdist.utils.torchvision_compat import import_torchvision
 
 _IN_TORCH = {
     "attention.qkv.weight": "self_attn.in_proj_weight",

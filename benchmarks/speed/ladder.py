@@ -14,8 +14,8 @@ from benchmarks.harness.ours import Ours
 from benchmarks.harness.turns import PARITY_STEPS, Tolerance, Way, spread
 from benchmarks.speed.session import Session
 from lensdist.config.schema import BaseRun
-from lensdist.errors import RunError, UserError
 from lensdist.models.vit import blocks_of
+from lensdist.utils.errors import RunError, UserError
 
 NARROW = Tolerance(2e-2, 5e-2)
 """Of another precision: eight bits of a bfloat16 are 4e-3 a number."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.harness.report import Report, compared
 from benchmarks.speed.settings import RESULTS
-from lensdist.evaluate.report import number, table
+from lensdist.metrics.report import number, table
 
 Facts = Mapping[str, Any]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.flags import parse
 from benchmarks.speed.settings import RESULTS, SpeedBench, single_rate
-from lensdist.errors import EXIT_DONE, begun
-from lensdist.staging import check_ours
+from lensdist.utils.errors import EXIT_DONE, begun
+from lensdist.utils.staging import check_ours
 
 if TYPE_CHECKING:
     from benchmarks.speed.session import Session

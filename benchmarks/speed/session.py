@@ -26,10 +26,10 @@ from benchmarks.speed.settings import SpeedBench
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
 from lensdist.data.dataset import PackedSet
-from lensdist.engine.launcher import agreed, from_environment
-from lensdist.engine.phase import context_of
-from lensdist.errors import UserError
-from lensdist.owners import remove, temporary
+from lensdist.runs.accelerate_launch import agreed, from_environment
+from lensdist.runs.phase import context_of
+from lensdist.utils.errors import UserError
+from lensdist.utils.owners import remove, temporary
 
 _STEPS_OF_DATA = 8  # a simulated set is as large as the images of so many steps, but at least
 _LEAST = 1024  # images in all

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import Field
 
-from lensdist.config.base import Strict
-from lensdist.errors import UserError
-from lensdist.sealed import read_json
+from lensdist.utils.errors import UserError
+from lensdist.utils.sealed import read_json
+from lensdist.utils.settings import Strict
 
 RESULTS = "speed.json"
 

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = {

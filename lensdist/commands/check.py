@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lensdist.errors import EXIT_DONE, EXIT_FAILED
+from lensdist.utils.errors import EXIT_DONE, EXIT_FAILED
 
 EXAMPLES = """examples:
   lensdist check packed                                  # every file of a packed set, hashed
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read everything, and print a line for each thing; nothing is written."""
-    from lensdist.checking import find
+    from lensdist.commands.checks import find
 
     count = damaged = 0
     for check in [check for path in args.paths for check in find(path)]:

@@ -11,9 +11,9 @@ from lensdist.config import load, raw
 from lensdist.config.presets import chosen
 from lensdist.config.schema import schema_of
 from lensdist.data.epoch_size import images_per_epoch
-from lensdist.errors import EXIT_DONE, UserError
-from lensdist.files import to_json, write_atomic
-from lensdist.staging import check_ours
+from lensdist.utils.errors import EXIT_DONE, UserError
+from lensdist.utils.files import to_json, write_atomic
+from lensdist.utils.staging import check_ours
 
 if TYPE_CHECKING:
     from lensdist.estimate.hardware import Shape

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from lensdist.errors import EXIT_DONE, UserError, begun
 from lensdist.sim.config import FamilyName
+from lensdist.utils.errors import EXIT_DONE, UserError, begun
 
 EXAMPLES = """examples:
   lensdist evaluate runs/finetune --data packed              # runs/finetune/eval/test.json
@@ -66,11 +66,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--family goes with --hard: it names what simulates the harder images")
     if args.batch < 1:
         raise UserError(f"--batch must be 1 or more, not {args.batch}")
-    from lensdist import hard
-    from lensdist.assess import open_subject, score_split
-    from lensdist.evaluate.metrics import MANY_CLASSES
-    from lensdist.evaluate.report import hard_table, lines
-    from lensdist.files import printable
+    from lensdist.evaluate import robustness as hard
+    from lensdist.evaluate.run import open_subject, score_split
+    from lensdist.metrics.report import hard_table, lines
+    from lensdist.metrics.scores import MANY_CLASSES
+    from lensdist.utils.files import printable
 
     subject = open_subject(args.model, args.data, args.out)
     planned = None if args.hard is None else hard.plan(subject, args.hard, args.family)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lensdist.errors import EXIT_DONE, UserError
+from lensdist.utils.errors import EXIT_DONE, UserError
 
 EXAMPLES = """examples:
   lensdist export runs/finetune --format onnx --out finetune-onnx    # the model validation chose
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, and say how far the outputs are from the original's."""
-    from lensdist.exporting.publish import export_ensemble, export_run
+    from lensdist.export.publish import export_ensemble, export_run
 
     several = len(args.run_dirs) > 1
     if several and args.step is not None:

@@ -7,7 +7,7 @@ import logging
 import math
 from pathlib import Path
 
-from lensdist.errors import EXIT_DONE
+from lensdist.utils.errors import EXIT_DONE
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the export, and say what was found and what was assumed."""
+    from lensdist.export.from_published import convert
     from lensdist.weights.choices import Choices
-    from lensdist.weights.convert import convert
 
     given = {name: getattr(args, name) for name in Choices.__dataclass_fields__}
     found, description = convert(args.file, args.out, Choices(**given))

@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     from lensdist.data.manifest import REPORT
     from lensdist.data.packing.pack import PackOptions, pack
     from lensdist.data.packing.writer import Instrument
-    from lensdist.errors import EXIT_DONE
+    from lensdist.utils.errors import EXIT_DONE
 
     started = time.monotonic()
     options = PackOptions(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lensdist.errors import EXIT_DONE, EXIT_FAILED, UserError
+from lensdist.utils.errors import EXIT_DONE, EXIT_FAILED, UserError
 
 EXAMPLES = """examples:
   lensdist predict runs/finetune cutouts --out classes.csv           # a folder, and those in it
@@ -73,14 +73,14 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--batch must be 1 or more, not {args.batch}")
     from lensdist.data.reading.folders import Passed
     from lensdist.data.reading.readers import check_choice
-    from lensdist.predicting.inputs import find
+    from lensdist.inference.inputs import find
 
     passed = Passed()
     inputs = find(args.inputs, args.out, passed)  # before torch, which takes seconds to import
     check_choice(args.hdu, (one.path.name for one in inputs))
 
-    from lensdist.loaded import load
-    from lensdist.predicting.run import predict_files
+    from lensdist.export.model import load
+    from lensdist.inference.predict import predict_files
 
     model = load(args.model, _device(args.device))
     skipped = predict_files(

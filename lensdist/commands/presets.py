@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lensdist.errors import EXIT_DONE
+from lensdist.utils.errors import EXIT_DONE
 
 EXAMPLES = """examples:
   lensdist presets              # all
@@ -27,9 +27,9 @@ def run(args: argparse.Namespace) -> int:
         UserError: there is no such task.
     """
     from lensdist.config.presets import presets
-    from lensdist.errors import UserError
     from lensdist.estimate.presets import facts
     from lensdist.tasks.registry import built_in
+    from lensdist.utils.errors import UserError
 
     if args.task is not None and args.task not in built_in():
         raise UserError(f"{args.task!r} is not a task; use one of {', '.join(built_in())}")

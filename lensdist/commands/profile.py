@@ -9,9 +9,9 @@ from pathlib import Path
 from lensdist.config import load
 from lensdist.config.presets import chosen
 from lensdist.config.schema import schema_of
-from lensdist.engine.launcher import agreed, from_environment
-from lensdist.errors import EXIT_DONE, UserError
-from lensdist.staging import check_ours
+from lensdist.runs.accelerate_launch import agreed, from_environment
+from lensdist.utils.errors import EXIT_DONE, UserError
+from lensdist.utils.staging import check_ours
 
 EXAMPLES = """examples:
   lensdist profile --config configs/mae/best.yaml --out profile
@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     check_ours(args.out / "profile.json", "costliest", beside=(args.out / "trace.json.gz",))
     keep = any(word.startswith("run.dir=") for word in settings)
 
-    from lensdist.engine.phase import context_of
     from lensdist.profiling.run import profile_run
+    from lensdist.runs.phase import context_of
 
     world = context_of(cfg)
     page = profile_run(cfg, args.out, args.steps, world, keep=keep)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lensdist.errors import EXIT_DONE, UserError, begun
+from lensdist.utils.errors import EXIT_DONE, UserError, begun
 
 EXAMPLES = """example:
   lensdist report runs/a runs/b --out runs/comparison --note "64 px, noiseless"
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Collect the runs' scores and figures into `results.md` and `results.json`."""
-    from lensdist.evaluate.report import (
+    from lensdist.metrics.report import (
         check_results,
         collect,
         hard_rows,

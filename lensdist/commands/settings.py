@@ -6,7 +6,7 @@ import argparse
 import shutil
 import textwrap
 
-from lensdist.errors import EXIT_DONE
+from lensdist.utils.errors import EXIT_DONE
 
 EXAMPLES = """examples:
   lensdist settings mae              # all settings of task mae

@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from lensdist.errors import EXIT_DONE, UserError, begun
 from lensdist.sim.config import FamilyName, LensLight, SimConfig
+from lensdist.utils.errors import EXIT_DONE, UserError, begun
 
 EXAMPLES = """examples:
   lensdist simulate --family model_ii --n-per-class 1000 data/model_ii

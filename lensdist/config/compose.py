@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path as File
 
-from lensdist.config.nodes import COMMAND_LINE, Node, Problem, dotted, merge, report
-from lensdist.config.reader import UnreadableError, read_file, read_value
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
+from lensdist.utils.yaml_nodes import COMMAND_LINE, Node, Problem, dotted, merge, report
+from lensdist.utils.yaml_reader import UnreadableError, read_file, read_value
 
 DEFAULTS = "defaults"
 _NO_INDEX = "items of a list cannot be set one by one; give the whole list, as in {}=[1, 2]"

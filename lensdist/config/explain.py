@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from lensdist.config.nodes import Node, Path, Problem, Where, dotted
+from lensdist.utils.yaml_nodes import Node, Path, Problem, Where, dotted
 
 # Where pydantic's own "Input should be ..." is jargon. Its other messages are kept, reworded.
 _WANTED = {

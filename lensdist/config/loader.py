@@ -19,10 +19,10 @@ from pydantic import BaseModel, ValidationError
 
 from lensdist.config.compose import DEFAULTS, compose
 from lensdist.config.explain import explain
-from lensdist.config.nodes import Node, Problem, report
-from lensdist.config.reader import FLOAT, INT
-from lensdist.errors import UserError
-from lensdist.files import write_atomic
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import write_atomic
+from lensdist.utils.yaml_nodes import Node, Problem, report
+from lensdist.utils.yaml_reader import FLOAT, INT
 
 M = TypeVar("M", bound=BaseModel)
 

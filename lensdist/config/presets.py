@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import lensdist
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 
 # In a clone a link to `configs/`, in a wheel a copy of it.
 FOLDER = Path(lensdist.__file__).parent / "presets"

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, cast
 from pydantic import Field, create_model, model_validator
 
 from lensdist.data.config import AugmentConfig, DataConfig, PreprocessConfig
-from lensdist.engine.config import (
+from lensdist.distributed.config import (
     CacheConfig,
     CheckpointConfig,
     OptimConfig,
@@ -21,10 +21,10 @@ from lensdist.engine.config import (
     TrackConfig,
     TrainConfig,
 )
-from lensdist.errors import UserError
-from lensdist.plugins import trust
 from lensdist.tasks.registry import built_in, task_class
 from lensdist.tasks.settings import TaskSettings
+from lensdist.utils.errors import UserError
+from lensdist.utils.plugins import trust
 
 
 class BaseRun(TaskSettings):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lensdist import rng
 from lensdist.data.config import AugmentConfig
+from lensdist.utils import rng
 
 Turn = tuple[bool, bool, bool]
 """Flags: turn by 180°, turn by 90°, mirror; applied in this order."""

@@ -5,8 +5,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from lensdist.config.base import Count, Positive, Strict
 from lensdist.sim.config import SimConfig
+from lensdist.utils.settings import Count, Positive, Strict
 
 LIGHT_KEEPING = ("minmax", "standard", "none")
 """Values of `preprocess.scale` that shift and stretch all pixels of an image alike."""

@@ -20,7 +20,7 @@ import torch
 from lensdist.data.manifest import FILES, Manifest
 from lensdist.data.splits import SPLITS
 from lensdist.data.verification import Verification, Verify, open_arrays
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 
 Batch = dict[str, torch.Tensor]
 

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
-from lensdist.config.base import Strict
-from lensdist.errors import UserError
-from lensdist.files import sha256
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import sha256
+from lensdist.utils.settings import Strict
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lensdist import rng
 from lensdist.data.dataset import Batch
+from lensdist.utils import rng
 
 
 class Source(Protocol):

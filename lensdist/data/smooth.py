@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 
 if TYPE_CHECKING:
     from lensdist.data.dataset import PackedSet

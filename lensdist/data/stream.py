@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from lensdist import rng
 from lensdist.data.dataset import Batch
-from lensdist.errors import UserError
 from lensdist.sim.config import SimConfig
 from lensdist.sim.families import FAMILIES
 from lensdist.sim.simulator import Simulator
+from lensdist.utils import rng
+from lensdist.utils.errors import UserError
 
 
 class StreamSource:

@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lensdist import rng
 from lensdist.data.config import DataConfig
 from lensdist.data.dataset import Batch, PackedSet
-from lensdist.errors import UserError
+from lensdist.utils import rng
+from lensdist.utils.errors import UserError
 
 
 class View:

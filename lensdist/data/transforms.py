@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.smooth import Smooth
-from lensdist.errors import UserError
 from lensdist.sim.families import FAMILIES
 from lensdist.sim.fit import SmoothLensFit
+from lensdist.utils.errors import UserError
 
 
 class Preprocess:

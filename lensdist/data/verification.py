@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from lensdist.data.manifest import FILES, FileInfo, Manifest
 from lensdist.data.splits import SPLITS, count_classes
-from lensdist.errors import RunError, UserError
-from lensdist.files import cache_folder, sha256
+from lensdist.utils.errors import RunError, UserError
+from lensdist.utils.files import cache_folder, sha256
 
 log = logging.getLogger(__name__)
 

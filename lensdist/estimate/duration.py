@@ -9,8 +9,8 @@ from pathlib import Path
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, recorded_schema
 from lensdist.data.epoch_size import images_per_epoch
-from lensdist.errors import UserError
 from lensdist.estimate.network import train_flops
+from lensdist.utils.errors import UserError
 
 LONG = 3600.0
 """Seconds; a run that takes more is announced."""

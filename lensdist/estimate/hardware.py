@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from lensdist.config.base import Strict
 from lensdist.config.schema import BaseRun
+from lensdist.utils.settings import Strict
 
 
 class Gpu(NamedTuple):

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from lensdist.config.schema import BaseRun
-from lensdist.errors import UserError
-from lensdist.files import cache_folder, sha256, to_json, write_atomic
-from lensdist.provenance import PACKAGE
-from lensdist.sealed import read_json
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import cache_folder, sha256, to_json, write_atomic
+from lensdist.utils.provenance import PACKAGE
+from lensdist.utils.sealed import read_json
 
 _FLOAT = 4  # bytes
 _SECONDS = 600  # for a process that traces: torch alone may take a minute from a slow file system

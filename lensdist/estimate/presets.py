@@ -11,11 +11,11 @@ from lensdist.config import load
 from lensdist.config.presets import preset_file
 from lensdist.config.schema import BaseRun, recorded_schema
 from lensdist.data.epoch_size import images_per_epoch
-from lensdist.errors import UserError
 from lensdist.estimate.duration import LONG, seconds, words
 from lensdist.estimate.hardware import Hardware
 from lensdist.estimate.network import network_of, prepare
 from lensdist.estimate.scaling import scaling
+from lensdist.utils.errors import UserError
 
 GPU = "H100"
 CPU_RATE = 1e11

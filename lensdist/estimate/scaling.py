@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lensdist.config.schema import BaseRun
-from lensdist.errors import UserError
 from lensdist.estimate.hardware import Hardware
 from lensdist.estimate.memory import Memory, memory
 from lensdist.estimate.network import Stage, network_of
 from lensdist.estimate.step import Step, compute, simulate
+from lensdist.utils.errors import UserError
 
 MOST = 1024
 

@@ -28,15 +28,15 @@ from torch.utils.flop_counter import flop_registry
 
 from lensdist.config.schema import BaseRun, schema_of
 from lensdist.data.transforms import Preprocess
-from lensdist.engine import fp8
-from lensdist.errors import UserError
+from lensdist.distributed import fp8
 from lensdist.estimate.kernels import Kernels
-from lensdist.files import sha256, to_json
 from lensdist.models.vit import blocks_of
-from lensdist.provenance import PACKAGE
 from lensdist.tasks.base import Stage
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import AnyTask
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import sha256, to_json
+from lensdist.utils.provenance import PACKAGE
 
 _IMAGES = 8  # of the traced batch, by which everything is divided
 _CLASSES = ("0", "1", "2")  # the data's, which a configuration does not know: a last layer is small

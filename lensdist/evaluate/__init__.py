@@ -1,1 +1,1 @@
-"""What a finished model is worth: metrics, figures and tables."""
+"""`lensdist evaluate`: a trained model scored on a split, or on harder images."""

@@ -15,11 +15,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lensdist._torchvision import import_torchvision
-from lensdist.errors import UserError
 from lensdist.models.config import EnsembleConfig
 from lensdist.models.lensnet import LENSNET, WIDTH, lensnet
-from lensdist.plugins import load_object
+from lensdist.utils.errors import UserError
+from lensdist.utils.plugins import load_object
+from lensdist.utils.torchvision_compat import import_torchvision
 
 TIMM = "timm/"
 

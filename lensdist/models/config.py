@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from lensdist.config.base import Strict, Width
+from lensdist.utils.settings import Strict, Width
 
 # Upper limits are far beyond use: they bound what a stranger's description can ask for.
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lensdist.errors import UserError
 from lensdist.models.backbones import Backbone
 from lensdist.models.config import EnsembleConfig
+from lensdist.utils.errors import UserError
 
 Features = tuple[Tensor, ...]
 

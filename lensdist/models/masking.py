@@ -14,8 +14,8 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
-from lensdist import rng
 from lensdist.models.config import MaskConfig, masked_count
+from lensdist.utils import rng
 
 
 def grey_levels(images: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def make_mask(images: Tensor, patch: int, cfg: MaskConfig, key: int, samples: Te
     Args:
         images: (B, C, H, W).
         patch: pixels a side of a patch.
-        key: from `lensdist.rng.key`.
+        key: from `lensdist.utils.rng.key`.
         samples: (B,) sample numbers; image i's random part depends on `key` and `samples[i]` alone.
 
     Returns:

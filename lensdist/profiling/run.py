@@ -11,12 +11,12 @@ from torch._C._autograd import DeviceType
 from torch.profiler import profile
 
 from lensdist.config.schema import BaseRun
-from lensdist.engine.phase import run
-from lensdist.engine.world import DistributedContext
-from lensdist.errors import RunError, begun
-from lensdist.files import to_json, write_atomic
-from lensdist.owners import remove, temporary
+from lensdist.distributed.context import DistributedContext
 from lensdist.profiling.watch import Done, Watch
+from lensdist.runs.phase import run
+from lensdist.utils.errors import RunError, begun
+from lensdist.utils.files import to_json, write_atomic
+from lensdist.utils.owners import remove, temporary
 
 TOP = 10
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from lensdist.engine import loop, phase
-from lensdist.engine.stages import Phase
+from lensdist.runs import phase
+from lensdist.training import loop
+from lensdist.training.stages import Phase
 
 WARM_UP = 5
 """Steps that do not count: kernels are chosen and compiled, memory is taken."""

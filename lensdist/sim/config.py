@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lensdist.config.base import Strict
 from lensdist.sim.families import FAMILIES
+from lensdist.utils.settings import Strict
 
 FamilyName = Literal["model_i", "model_ii", "model_iii", "common", "sr"]
 Noise = Literal["none", "native", "euclid"]

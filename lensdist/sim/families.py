@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 
 THETA_E_1E12 = 1.2814905676
 """Einstein radius of 1e12 solar masses, arcsec, by DeepLenseSim's formula (lens z 0.5, source z 1,

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lensdist import rng
 from lensdist.sim.families import CIOTTI_BERTIN, FWHM_PER_SIGMA, Family
 from lensdist.sim.light import blur_matrix, exact_matmul
 from lensdist.sim.noise import COMMON_EXPOSURE, COMMON_SKY
 from lensdist.sim.priors import sample
+from lensdist.utils import rng
 
 # theta_E, gamma1, gamma2; of the source x, y, e1, e2, the logarithm of its radius in units of the
 # family's, and its Sersic index. Well beyond the priors.

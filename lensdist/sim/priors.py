@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from lensdist import rng
-from lensdist.errors import UserError
 from lensdist.sim.config import Vortex
 from lensdist.sim.families import FAMILIES, THETA_E_1E12, Family, family_of
+from lensdist.utils import rng
+from lensdist.utils.errors import UserError
 
 N_SUBHALOS = 25
 N_VORTEX = 100

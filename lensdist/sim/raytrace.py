@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lensdist.errors import UserError
 from lensdist.sim.config import LensLight
 from lensdist.sim.deflection import (
     Pair,
@@ -20,6 +19,7 @@ from lensdist.sim.deflection import (
 )
 from lensdist.sim.families import Family, family_of, linear_b_n
 from lensdist.sim.light import blur, exact_matmul, sersic, sersic_total
+from lensdist.utils.errors import UserError
 
 # Pixels drawn at once, and numbers in the temporary array of point masses: small enough for a
 # CPU's caches, large enough to fill a GPU (a few GB of its memory).

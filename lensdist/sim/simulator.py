@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import torch
 
-from lensdist import rng
 from lensdist.sim.config import SimConfig
 from lensdist.sim.families import FAMILIES, Family
 from lensdist.sim.noise import detect
 from lensdist.sim.priors import sample
 from lensdist.sim.raytrace import render
+from lensdist.utils import rng
 
 BLOCK = 128
 """Images that share a noise generator in a simulated set; a part of what its seed means."""

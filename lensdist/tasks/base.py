@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from lensdist.data.config import AugmentConfig, DataConfig, PreprocessConfig
-from lensdist.errors import UserError
 from lensdist.tasks.settings import Choice, TaskSettings
+from lensdist.utils.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lensdist.data.dataset import PackedSet
     from lensdist.data.sampler import Images
     from lensdist.data.transforms import Preprocess
-    from lensdist.engine.world import DistributedContext
+    from lensdist.distributed.context import DistributedContext
 
     Batch = dict[str, Tensor]
     Answer = Mapping[str, npt.NDArray[np.generic]]
@@ -239,8 +239,8 @@ class Task(Generic[S]):
 
     def augmented(self, batch: Batch, key: int) -> Batch:
         """Turn and mirror the images of a batch at random, with all that belongs to them."""
-        from lensdist import rng
         from lensdist.data.augment import augment
+        from lensdist.utils import rng
 
         return augment(self._augment, rng.key(key, "augment"), batch) if self._augment else batch
 
@@ -265,8 +265,8 @@ class Task(Generic[S]):
 
     def view(self, samples: Tensor, key: int) -> Tensor:
         """Return which of its augmentation's views of each sample `loss` trains on: (B,) int64."""
-        from lensdist import rng
         from lensdist.data.augment import draw_views
+        from lensdist.utils import rng
 
         assert self._augment is not None
         return draw_views(self._augment, rng.key(key, "augment"), samples)
@@ -360,7 +360,7 @@ class Task(Generic[S]):
 
     def example(self, n: int) -> tuple[Any, ...]:
         """Return arguments to call the network with for n images, on torch's default device."""
-        from lensdist.lazy import torch
+        from lensdist.utils.lazy import torch
 
         model: Any = self.cfg.model  # type: ignore[attr-defined]
         bands, size = self.preprocess.cfg.seen(model.in_channels, model.image_size)

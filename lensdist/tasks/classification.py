@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from pydantic import Field
 
 from lensdist.data.config import DataConfig
-from lensdist.errors import UserError
-from lensdist.lazy import F, torch
 from lensdist.tasks.base import Answer, Batch, Columns, Drawing, Task
 from lensdist.tasks.settings import Choice, TaskSettings
+from lensdist.utils.errors import UserError
+from lensdist.utils.lazy import F, torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -77,17 +77,17 @@ class ClassificationTask(Task[C]):
         return {**outputs, **{k: batch[k] for k in ("mass",) if k in batch}}
 
     def score(self, outputs: Batch) -> dict[str, Any]:
-        from lensdist.evaluate import metrics
+        from lensdist.metrics import scores as metrics
 
         return metrics.classification(outputs["logits"], outputs["label"], list(self.labels))
 
     def intervals(self, outputs: Batch) -> dict[str, Any]:
-        from lensdist.evaluate import metrics
+        from lensdist.metrics import scores as metrics
 
         return metrics.intervals(outputs["logits"], outputs["label"])
 
     def not_computed(self) -> list[str]:
-        from lensdist.evaluate.metrics import MANY_CLASSES
+        from lensdist.metrics.scores import MANY_CLASSES
 
         many = len(self.labels) > MANY_CLASSES
         return ["ROC curves", "intervals of AUCs"] if many else []
@@ -95,7 +95,7 @@ class ClassificationTask(Task[C]):
     def average(self, outputs: Batch, views: Sequence[Batch]) -> dict[str, Any]:
         """Score the mean probabilities, and `accuracy_gain` with its interval: accuracy with the
         averaging minus without, paired over the images."""
-        from lensdist.evaluate.bootstrap import paired_bootstrap
+        from lensdist.metrics.bootstrap import paired_bootstrap
 
         truth = outputs["label"]
         log_p = torch.stack([view["logits"].double().log_softmax(1) for view in views])
@@ -110,14 +110,15 @@ class ClassificationTask(Task[C]):
         }
 
     def compare(self, outputs: Batch, plain: Batch) -> dict[str, Any]:
-        from lensdist.evaluate.bootstrap import paired_bootstrap
+        from lensdist.metrics.bootstrap import paired_bootstrap
 
         right, before = (x["logits"].argmax(1) == x["label"] for x in (outputs, plain))
         change = paired_bootstrap(right, before)
         return {"accuracy_change": change["difference"], "accuracy_change_ci": change["ci"]}
 
     def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:
-        from lensdist.evaluate import figures, metrics
+        from lensdist.metrics import figures
+        from lensdist.metrics import scores as metrics
 
         logits, truth = what.outputs["logits"], what.outputs["label"]
         scores, folder = what.scores, what.folder

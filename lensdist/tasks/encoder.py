@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from pydantic import Field
 
 from lensdist.data.config import PreprocessConfig
-from lensdist.errors import UserError
 from lensdist.models.config import EncoderConfig
 from lensdist.tasks.base import Split, Stage, Start, Task, refuse_other_preprocess
 from lensdist.tasks.settings import Shape, TaskSettings
+from lensdist.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lensdist.data.dataset import PackedSet
-    from lensdist.engine.world import DistributedContext
+    from lensdist.distributed.context import DistributedContext
 
 
 class EncoderSettings(TaskSettings):
@@ -62,7 +62,7 @@ class EncoderSettings(TaskSettings):
 
     def _pretrained(self) -> dict[str, int] | None:
         """Return bands, pixels a side and of a patch of the pretrained encoder, if known."""
-        from lensdist.export import read_export
+        from lensdist.export.artifact import read_export
 
         if self.encoder is None:
             return None
@@ -97,9 +97,9 @@ class EncoderTask(Task[E]):
         fetch: bool = True,
     ) -> Start:
         """A pretrained network brings its own preprocessing: in other units it is worth nothing."""
-        from lensdist.export import WEIGHTS, encoder_of, find_export
-        from lensdist.files import sha256
+        from lensdist.export.artifact import WEIGHTS, encoder_of, find_export
         from lensdist.phases import check_finished
+        from lensdist.utils.files import sha256
 
         if cfg.encoder is None:
             return super().start(cfg, how, packed, labels, world, fetch=fetch)

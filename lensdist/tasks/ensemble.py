@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 from pydantic import Field, model_validator
 
 from lensdist.data.config import PreprocessConfig
-from lensdist.errors import UserError
-from lensdist.lazy import torch
 from lensdist.models.config import EnsembleConfig
 from lensdist.tasks.base import Split, Stage, Start, refuse_other_preprocess
 from lensdist.tasks.classification import ClassificationTask, ClassifierSettings
 from lensdist.tasks.settings import Shape
+from lensdist.utils.errors import UserError
+from lensdist.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lensdist.config.schema import BaseRun
     from lensdist.data.dataset import PackedSet
-    from lensdist.engine.world import DistributedContext
+    from lensdist.distributed.context import DistributedContext
     from lensdist.models.ensemble import Ensemble
 
 
@@ -143,7 +143,7 @@ class EnsembleTask(ClassificationTask[EnsembleSettings]):
 
     def skeleton(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         from lensdist.models.backbones import Backbone
-        from lensdist.tensors import misfit, under
+        from lensdist.utils.tensors import misfit, under
 
         cfg, classes = self.cfg.model, len(self.labels)
 
@@ -203,7 +203,7 @@ class EnsembleTask(ClassificationTask[EnsembleSettings]):
     def combine(
         cls, runs: Sequence[tuple[Path, tuple[dict[str, Any], dict[str, Tensor]]]], how: str
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        from lensdist.exporting.combine import combined
+        from lensdist.tasks.combine import combined
 
         return combined(runs, how)
 
@@ -262,13 +262,13 @@ def _imagenet(
 
 def _members(cfg: EnsembleSettings, how: PreprocessConfig, labels: tuple[str, ...]) -> Start:
     """Read the members of finished runs, which must agree in all but the networks themselves."""
-    from lensdist import rng
     from lensdist.data.transforms import Preprocess
-    from lensdist.described import PREPROCESS
-    from lensdist.export import read_export
-    from lensdist.exporting.combine import combined
+    from lensdist.export.artifact import read_export
+    from lensdist.export.description import PREPROCESS
     from lensdist.phases import check_finished
-    from lensdist.tensors import under
+    from lensdist.tasks.combine import combined
+    from lensdist.utils import rng
+    from lensdist.utils.tensors import under
 
     for run in cfg.members_from:
         check_finished(run, "members_from")

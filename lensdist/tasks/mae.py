@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from lensdist.lazy import torch
 from lensdist.models.config import MaeConfig, MaskConfig, masked_count
 from lensdist.tasks.base import Batch, Drawing, Task
 from lensdist.tasks.settings import Choice, TaskSettings
+from lensdist.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,8 +53,8 @@ class MaeTask(Task[MaeSettings]):
         return MaskedAutoencoder(self.cfg.model)
 
     def loss(self, model: nn.Module, batch: Batch, key: int) -> Tensor:
-        from lensdist import rng
         from lensdist.models.mae import pixel_mask
+        from lensdist.utils import rng
 
         batch = self.augmented(batch, key)
         image, mask, weight = self._masked(batch, rng.key(key, "mask"))
@@ -70,9 +70,9 @@ class MaeTask(Task[MaeSettings]):
     # ---- scores
 
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
-        from lensdist import rng
         from lensdist.data.masks import image_means
         from lensdist.models.mae import pixel_mask
+        from lensdist.utils import rng
 
         # Evaluation hides the same patches at every step, so that scores can be compared.
         image, mask, weight = self._masked(batch, rng.key(self.seed, "evaluation mask"))
@@ -86,7 +86,7 @@ class MaeTask(Task[MaeSettings]):
         }
 
     def score(self, outputs: Batch) -> dict[str, Any]:
-        from lensdist.evaluate import metrics
+        from lensdist.metrics import scores as metrics
 
         scores = metrics.reconstruction(outputs["mse"], outputs["range"])
         return {**scores, "mse_masked": float(outputs["mse_masked"].double().mean())}
@@ -94,7 +94,7 @@ class MaeTask(Task[MaeSettings]):
     def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:
         import numpy as np
 
-        from lensdist.evaluate import pictures
+        from lensdist.metrics import pictures
         from lensdist.models.mae import pixel_mask
 
         # As the network sees them: under `scale: residual` the arc is not the network's to draw.

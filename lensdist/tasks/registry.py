@@ -13,10 +13,10 @@ from importlib import import_module
 from typing import Any
 
 from lensdist import tasks
-from lensdist.errors import UserError
-from lensdist.plugins import load_object
 from lensdist.tasks.base import Task
 from lensdist.tasks.settings import TaskSettings
+from lensdist.utils.errors import UserError
+from lensdist.utils.plugins import load_object
 
 AnyTask = Task[Any]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lensdist.config.base import Strict
 from lensdist.data.config import PreprocessConfig
+from lensdist.utils.settings import Strict
 
 if TYPE_CHECKING:
     from lensdist.config.schema import BaseRun

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lensdist.config.base import Positive
 from lensdist.data.config import LIGHT_KEEPING, DataConfig, PreprocessConfig
-from lensdist.errors import UserError
-from lensdist.lazy import F, torch
 from lensdist.models.config import EncoderConfig, SuperResolverConfig
 from lensdist.tasks.base import Batch, Drawing
 from lensdist.tasks.encoder import EncoderSettings, EncoderTask
 from lensdist.tasks.settings import Choice, Shape
+from lensdist.utils.errors import UserError
+from lensdist.utils.lazy import F, torch
+from lensdist.utils.settings import Positive
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -155,7 +155,7 @@ class SuperResolutionTask(EncoderTask[SuperResolutionSettings]):
 
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
         from lensdist.data.masks import good_pixels, image_means
-        from lensdist.evaluate import super_resolution
+        from lensdist.metrics import super_resolution
 
         raw, good, bands = batch["image"], good_pixels(batch), batch["image"].shape[1]
         drawn, wanted, seen, weight = self._drawn(model, batch)
@@ -178,12 +178,12 @@ class SuperResolutionTask(EncoderTask[SuperResolutionSettings]):
         return scores
 
     def score(self, outputs: Batch) -> dict[str, Any]:
-        from lensdist.evaluate import super_resolution
+        from lensdist.metrics import super_resolution
 
         return super_resolution.summary(outputs)
 
     def intervals(self, outputs: Batch) -> dict[str, Any]:
-        from lensdist.evaluate import super_resolution
+        from lensdist.metrics import super_resolution
 
         return super_resolution.intervals(outputs)
 
@@ -191,7 +191,7 @@ class SuperResolutionTask(EncoderTask[SuperResolutionSettings]):
         import numpy as np
 
         from lensdist.data.masks import good_pixels
-        from lensdist.evaluate import pictures
+        from lensdist.metrics import pictures
         from lensdist.models.resample import bicubic, enlarge, with_means
 
         batch = what.images.gather(np.arange(min(_SHOWN, len(what.images))))

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lensdist.errors import UserError
-from lensdist.files import plain, sync, write_atomic
-from lensdist.sealed import parse_json, read_bytes
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import plain, sync, write_atomic
+from lensdist.utils.sealed import parse_json, read_bytes
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from lensdist.streams import Stream
+from lensdist.utils.streams import Stream
 
 
 class Display:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
-from lensdist.files import plain, to_json, write_atomic
-from lensdist.sealed import read_json
 from lensdist.tracking.metrics_log import Row
+from lensdist.utils.files import plain, to_json, write_atomic
+from lensdist.utils.sealed import read_json
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 
 Weights = dict[str, Tensor]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lensdist._torchvision import import_torchvision
-from lensdist.errors import UserError
-from lensdist.files import sha256
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import sha256
+from lensdist.utils.torchvision_compat import import_torchvision
 from lensdist.weights.architectures import modern_names
 from lensdist.weights.modules import check_module
 from lensdist.weights.pth import read_pth

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 from lensdist.weights.architectures import some
 from lensdist.weights.described import Global, Object
 

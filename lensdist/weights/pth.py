@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 from lensdist.weights.described import BadPickle, Object, Storage, Strided
 from lensdist.weights.flatten import flatten
 from lensdist.weights.pickles import parse

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lensdist.errors import UserError
 from lensdist.models.backbones import whole
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import (
@@ -28,6 +27,7 @@ from lensdist.models.config import (
 )
 from lensdist.models.ensemble import Ensemble
 from lensdist.models.mae import MaskedAutoencoder
+from lensdist.utils.errors import UserError
 from lensdist.weights.architectures import (
     MAX_LAYERS,
     Weights,

@@ -9,10 +9,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from lensdist.config.base import Strict
 from lensdist.config.schema import run_schema
 from lensdist.sim.config import LensLight, SimConfig
 from lensdist.tasks.registry import built_in
+from lensdist.utils.settings import Strict
 
 # `pretrain.optim.lr=1e-4` must mean the phase: no phase may be called like a part of a setting.
 TAKEN = {"runs", "cluster"}.union(*(run_schema(task).model_fields for task in built_in()))

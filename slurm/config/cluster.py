@@ -9,8 +9,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from lensdist.config.base import Strict
 from lensdist.estimate.hardware import Shape
+from lensdist.utils.settings import Strict
 
 # sbatch's flags that a setting of the cluster decides already.
 _OURS = {

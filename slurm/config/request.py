@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from lensdist.config import load
-from lensdist.config.reader import read_plain
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
+from lensdist.utils.yaml_reader import read_plain
 from slurm.config.chain import Chain
 from slurm.config.cluster import Cluster, breaks_lines
 

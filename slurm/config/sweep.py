@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 
 _MOST = 1000  # points; a typing mistake must not fill a cluster's queue
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.,+=-]")

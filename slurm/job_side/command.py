@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lensdist import outcome
-from lensdist.launched import DEVICE, MIN_TFLOPS, PREFLIGHT
+from lensdist.utils import outcome
+from lensdist.utils.launched import DEVICE, MIN_TFLOPS, PREFLIGHT
 from slurm.config.cluster import Cluster
 from slurm.job import Job
 from slurm.scheduler import hostnames
@@ -92,7 +92,9 @@ def variables(job: Job, count: int = 1) -> dict[str, str]:
         ours["ACCELERATE_USE_CPU"] = "true"
     if count * cluster.per_node > 1:
         ours |= {"PET_SIGNALS_TO_HANDLE": _SIGNALS, "PET_SHUTDOWN_TIMEOUT": str(_SAVE)}
-        if count == 1:  # process 0 listens on the loopback only: see lensdist.engine.rendezvous
+        if (
+            count == 1
+        ):  # process 0 listens on the loopback only: see lensdist.distributed.rendezvous
             ours |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PET_LOCAL_ADDR": "127.0.0.1"}
     if cluster.cpus_per_task:
         # Fixed, because a bit-exact resume needs the same number of threads.

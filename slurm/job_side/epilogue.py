@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lensdist import outcome
-from lensdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, RunError, UserError
-from lensdist.outcome import Outcome
+from lensdist.utils import outcome
+from lensdist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, RunError, UserError
+from lensdist.utils.outcome import Outcome
 from slurm import scheduler
 from slurm.attempts import Event, attempts
 from slurm.job import Job, load_job

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lensdist.files import sync
+from lensdist.utils.files import sync
 from slurm.config.cluster import Preflight
 from slurm.job import Job
 from slurm.job_side.command import USERS_GPUS

@@ -17,9 +17,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from lensdist.config.base import Strict
-from lensdist.files import write_atomic
-from lensdist.outcome import node_name
+from lensdist.utils.files import write_atomic
+from lensdist.utils.outcome import node_name
+from lensdist.utils.settings import Strict
 from slurm.job import Job
 from slurm.job_side import node_checks
 

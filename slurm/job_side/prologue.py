@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lensdist.errors import RunError, UserError
-from lensdist.launched import DEADLINE
+from lensdist.utils.errors import RunError, UserError
+from lensdist.utils.launched import DEADLINE
 from slurm import scheduler
 from slurm.attempts import attempts
 from slurm.job import Job, load_job

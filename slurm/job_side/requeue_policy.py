@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lensdist.outcome import Outcome
+from lensdist.utils.outcome import Outcome
 from slurm.attempts import Attempt, Verdict
 from slurm.config.cluster import Requeue
 
@@ -57,7 +57,7 @@ class Decision:
     Attributes:
         verdict: done; requeue; leave (SLURM or a user has decided already); stop.
         reason: why, in a sentence.
-        kind: kind of the end as in `lensdist.outcome`; silent without any exit report.
+        kind: kind of the end as in `lensdist.utils.outcome`; silent without any exit report.
         delay: seconds before the next attempt.
         exclude: nodes not to use again.
     """

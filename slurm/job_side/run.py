@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from lensdist import outcome
-from lensdist.errors import RunError, UserError
+from lensdist.utils import outcome
+from lensdist.utils.errors import RunError, UserError
 from slurm.job import Job, load_job
 from slurm.job_side.command import ATTEMPT, Place, command, environment, find_place
 from slurm.job_side.node_health import check_nodes

@@ -7,8 +7,8 @@ import time
 
 from lensdist.config import load
 from lensdist.config.schema import recorded_schema
-from lensdist.errors import UserError
-from lensdist.text import duration
+from lensdist.utils.errors import UserError
+from lensdist.utils.text import duration
 from slurm import COMMAND
 from slurm.job_side.requeue_policy import CANCELLED
 from slurm.monitor.evidence import Case, error_lines

@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from textwrap import wrap
 
-from lensdist.text import duration, some, table
+from lensdist.utils.text import duration, some, table
 from slurm import scheduler
 from slurm.attempts import Attempt
 from slurm.job import Target

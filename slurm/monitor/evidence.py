@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-from lensdist import outcome
-from lensdist.outcome import Outcome
+from lensdist.utils import outcome
+from lensdist.utils.outcome import Outcome
 from slurm.attempts import Attempt, attempts
 from slurm.job_side.epilogue import without_outcome
 from slurm.job_side.node_health import Report, bad_nodes

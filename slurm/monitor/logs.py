@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 from slurm import COMMAND
 from slurm.attempts import Event
 from slurm.job import Target

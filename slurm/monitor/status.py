@@ -13,9 +13,9 @@ from typing import Any
 
 from lensdist.config import load
 from lensdist.config.schema import recorded_schema
-from lensdist.errors import UserError
-from lensdist.text import duration
 from lensdist.tracking.metrics_log import read
+from lensdist.utils.errors import UserError
+from lensdist.utils.text import duration
 from slurm import scheduler
 from slurm.attempts import AttemptLog, Event
 from slurm.job import Job, Target, load_job

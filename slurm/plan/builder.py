@@ -10,8 +10,14 @@ from pathlib import Path
 
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
-from lensdist.engine.launcher import adopt, conflicts, from_environment, from_file, not_installed
-from lensdist.errors import UserError
+from lensdist.runs.accelerate_launch import (
+    adopt,
+    conflicts,
+    from_environment,
+    from_file,
+    not_installed,
+)
+from lensdist.utils.errors import UserError
 from slurm import ROOT
 from slurm.config.chain import filled
 from slurm.config.cluster import Cluster

@@ -15,17 +15,17 @@ from typing import Any
 
 from pydantic import Field
 
-from lensdist.config.base import Strict
 from lensdist.config.schema import BaseRun, schema_of
 from lensdist.data.manifest import MANIFEST
-from lensdist.engine.batches import check_shares
-from lensdist.errors import UserError
+from lensdist.distributed.micro_batches import check_shares
 from lensdist.estimate.duration import short
 from lensdist.estimate.network import network_of, train_flops
 from lensdist.estimate.scaling import scaling
 from lensdist.phases import COMPLETE
-from lensdist.sealed import read_json
 from lensdist.tracking.metrics_log import read
+from lensdist.utils.errors import UserError
+from lensdist.utils.sealed import read_json
+from lensdist.utils.settings import Strict
 from slurm.config.cluster import Cluster
 
 _LAST = 20  # rows that a rate is the median of

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lensdist import provenance
-from lensdist.config.reader import read_plain
+from lensdist.config.differences import differences, unmet
 from lensdist.config.schema import BaseRun
 from lensdist.data.manifest import Manifest
-from lensdist.engine.asked import other_inputs
-from lensdist.engine.differences import differences, unmet
-from lensdist.errors import UserError
 from lensdist.phases import completed, saved_steps
-from lensdist.sealed import read_json
-from lensdist.text import some
+from lensdist.runs.asked import other_inputs
+from lensdist.utils import provenance
+from lensdist.utils.errors import UserError
+from lensdist.utils.sealed import read_json
+from lensdist.utils.text import some
+from lensdist.utils.yaml_reader import read_plain
 from slurm.attempts import AttemptLog
 from slurm.job import Target, load_job
 

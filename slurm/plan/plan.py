@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lensdist.config.schema import BaseRun
-from lensdist.engine.batches import check_shares
-from lensdist.errors import UserError
+from lensdist.distributed.micro_batches import check_shares
+from lensdist.utils.errors import UserError
 from slurm.config.chain import Chain
 from slurm.config.cluster import Cluster
 from slurm.config.sweep import Point

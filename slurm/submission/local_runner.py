@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
-from lensdist.errors import RunError, UserError
-from lensdist.files import to_json, write_atomic
-from lensdist.outcome import node_name
-from lensdist.sealed import read_json
+from lensdist.utils.errors import RunError, UserError
+from lensdist.utils.files import to_json, write_atomic
+from lensdist.utils.outcome import node_name
+from lensdist.utils.sealed import read_json
 from slurm import Say
 from slurm.job import Job
 from slurm.job_side.command import USERS_GPUS

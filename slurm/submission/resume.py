@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from lensdist.config import load
 from lensdist.config.schema import schema_of
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 from slurm import Say, scheduler
 from slurm.attempts import AttemptLog
 from slurm.config.cluster import Cluster

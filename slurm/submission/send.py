@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lensdist.config import save
-from lensdist.errors import UserError
-from lensdist.files import write_atomic
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import write_atomic
 from slurm import ROOT, Say, scheduler
 from slurm.attempts import phases_sent
 from slurm.job import Job, Target

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from lensdist.errors import RunError
-from lensdist.files import to_json, write_atomic
+from lensdist.utils.errors import RunError
+from lensdist.utils.files import to_json, write_atomic
 from slurm import Say, scheduler
 from slurm.job import Job
 from slurm.job_side.run import run_phase

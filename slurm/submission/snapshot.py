@@ -13,9 +13,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from lensdist.errors import UserError
-from lensdist.files import to_json, write_atomic
-from lensdist.owners import temporary
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import to_json, write_atomic
+from lensdist.utils.owners import temporary
 
 _PACKAGES = ("lensdist", "slurm")
 _ACCELERATE = "accelerate_config.yaml"

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from lensdist.config import load
 from lensdist.config.schema import schema_of
-from lensdist.engine import phase
 from lensdist.models.config import EncoderConfig
 from lensdist.models.vit import Block
+from lensdist.runs import phase
 from lensdist.tasks.base import Stage
 from tests.conftest import settings
 from tests.distributed.worker import BatchNormTask

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lensdist.engine import checkpoint
 from lensdist.phases import completed
 from lensdist.tracking.metrics_log import read
+from lensdist.training import checkpoint
 from tests.conftest import forked, free_port
 from tests.distributed.engines_worker import ENGINES, GOES_ON, HALF, PRECISIONS, STEPS
 

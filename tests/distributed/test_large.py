@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lensdist.engine import checkpoint
 from lensdist.phases import completed
 from lensdist.tracking.metrics_log import read
+from lensdist.training import checkpoint
 from tests.conftest import forked, free_port
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]

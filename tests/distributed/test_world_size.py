@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lensdist.engine import checkpoint
 from lensdist.tracking.metrics_log import read
+from lensdist.training import checkpoint
 from tests.conftest import command, environment, forked, free_port, settings, start
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lensdist.config import load
 from lensdist.config.schema import schema_of
-from lensdist.engine import phase
+from lensdist.runs import phase
 from lensdist.tasks.base import Stage
 from tests.conftest import settings
 

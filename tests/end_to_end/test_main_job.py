@@ -92,7 +92,7 @@ def test_pretraining_saw_only_the_train_split_of_its_classes(job: Path) -> None:
 
 
 def test_a_stream_needs_no_files_and_resumes_in_the_same_bits(tmp_path: Path) -> None:
-    from lensdist.engine import checkpoint
+    from lensdist.training import checkpoint
 
     common: dict[str, Any] = {
         "data.path": "null", "data.source": "stream", "data.n_per_class": 12,

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lensdist.engine import checkpoint
 from lensdist.train import main
+from lensdist.training import checkpoint
 from tests.faults.killer import arm
 
 

@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lensdist.engine import checkpoint
-from lensdist.engine.batches import StepPlan
+from lensdist.distributed.micro_batches import StepPlan
 from lensdist.train import main
+from lensdist.training import checkpoint
 
 
 def die() -> None:

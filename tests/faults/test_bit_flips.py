@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from safetensors.torch import save
 
-from lensdist.assess import open_subject, score_split
-from lensdist.engine import checkpoint
-from lensdist.errors import UserError
-from lensdist.evaluate.report import collect, hard_rows
-from lensdist.export import read_export
-from lensdist.files import to_json
+from lensdist.evaluate.run import open_subject, score_split
+from lensdist.export.artifact import read_export
+from lensdist.metrics.report import collect, hard_rows
 from lensdist.phases import completed
 from lensdist.tracking.metrics_log import read
+from lensdist.training import checkpoint
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import to_json
 from tests.conftest import ROOT, forked, settings
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]

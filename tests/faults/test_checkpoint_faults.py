@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from lensdist.engine import checkpoint
-from lensdist.engine.saver import Saver
-from lensdist.files import to_json
 from lensdist.phases import completed
 from lensdist.tracking.metrics_log import read
+from lensdist.training import checkpoint
+from lensdist.training.async_saver import Saver
+from lensdist.utils.files import to_json
 from tests.conftest import forked, settings
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]

@@ -19,15 +19,17 @@ from typing import Any
 import pytest
 import torch
 
-from lensdist import outcome, train
-from lensdist.engine import checkpoint, loop, phase, stages, stopping
-from lensdist.engine.batches import StepPlan
-from lensdist.engine.stopping import Deadline
-from lensdist.launched import DEADLINE, PREFLIGHT
+from lensdist import train
+from lensdist.distributed.micro_batches import StepPlan
 from lensdist.phases import completed
+from lensdist.runs import phase
 from lensdist.tasks.base import Stage
 from lensdist.tasks.mae import MaeTask
 from lensdist.tracking.metrics_log import read
+from lensdist.training import checkpoint, loop, stages, stopping
+from lensdist.training.stopping import Deadline
+from lensdist.utils import outcome
+from lensdist.utils.launched import DEADLINE, PREFLIGHT
 from tests.conftest import ROOT, command, environment, forked, settings, start
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500), pytest.mark.usefixtures("handlers")]

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from lensdist import cli
-from lensdist.engine import checkpoint
-from lensdist.files import fsync, write_atomic
+from lensdist.training import checkpoint
+from lensdist.utils.files import fsync, write_atomic
 from slurm.plan.outdated import set_aside
 from tests.conftest import ROOT
 from tests.unit import data_files

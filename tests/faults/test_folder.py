@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from lensdist import train
-from lensdist.engine import phase
-from lensdist.engine.lock import held
-from lensdist.engine.world import DistributedContext
-from lensdist.owners import Owner, owner_of, tag
+from lensdist.distributed.context import DistributedContext
 from lensdist.phases import completed
+from lensdist.runs import phase
+from lensdist.runs.lock import held
 from lensdist.tracking.metrics_log import read
+from lensdist.utils.owners import Owner, owner_of, tag
 from tests.conftest import forked, settings
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900), pytest.mark.usefixtures("handlers")]

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from lensdist import train
-from lensdist.engine import checkpoint
-from lensdist.sealed import seal
-from lensdist.tensors import write_safetensors
+from lensdist.training import checkpoint
+from lensdist.utils.sealed import seal
+from lensdist.utils.tensors import write_safetensors
 from tests.conftest import settings
 from tests.faults.test_bit_flips import SET, TINY
 

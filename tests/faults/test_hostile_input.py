@@ -28,7 +28,7 @@ from lensdist.data.reading import raw
 from lensdist.data.reading.object_arrays import parse_axion, save_axion
 from lensdist.data.reading.raw import BadFile, read_bytes
 from lensdist.data.reading.readers import Reading, parse
-from lensdist.errors import RunError
+from lensdist.utils.errors import RunError
 from tests.faults.payload import Payload
 from tests.unit import data_files
 from tests.unit.data_files import image
@@ -312,7 +312,7 @@ def test_a_killed_pack_leaves_no_set_and_no_process(tmp_path: Path) -> None:
 _FULL = """
 import resource, sys
 from lensdist.data.packing.pack import pack
-from lensdist.errors import RunError
+from lensdist.utils.errors import RunError
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))  # a disk that is full after 8 kB
 try:
     pack(sys.argv[1], sys.argv[2])

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lensdist.cli import main
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 from lensdist.weights import pth
 from lensdist.weights.pth import read_pth
 from tests.faults.payload import Payload

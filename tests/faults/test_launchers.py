@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lensdist import outcome
 from lensdist.tracking.metrics_log import read
+from lensdist.utils import outcome
 from tests.conftest import ROOT, command, environment, settings
 from tests.sockets import children, listeners
 

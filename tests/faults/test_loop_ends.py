@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lensdist import train
-from lensdist.engine import checkpoint, loop
-from lensdist.engine.stopping import Stopper
 from lensdist.phases import completed
 from lensdist.tasks.mae import MaeTask
 from lensdist.tracking.metrics_log import read
+from lensdist.training import checkpoint, loop
+from lensdist.training.stopping import Stopper
 from tests.conftest import settings
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("handlers")]

@@ -10,13 +10,13 @@ import pytest
 
 import lensdist
 from lensdist import train
-from lensdist.assess import open_subject, score_split
-from lensdist.engine import checkpoint
-from lensdist.errors import UserError
-from lensdist.evaluate.report import collect
-from lensdist.export import read_export
+from lensdist.evaluate.run import open_subject, score_split
+from lensdist.export.artifact import read_export
+from lensdist.metrics.report import collect
 from lensdist.phases import completed
-from lensdist.sealed import read_json
+from lensdist.training import checkpoint
+from lensdist.utils.errors import UserError
+from lensdist.utils.sealed import read_json
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]

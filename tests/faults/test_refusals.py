@@ -10,7 +10,7 @@ import pytest
 
 from lensdist import train
 from lensdist.data.packing.simulated import write_packed
-from lensdist.engine.lock import held
+from lensdist.runs.lock import held
 from lensdist.sim.config import SimConfig
 from tests.conftest import settings
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from lensdist.engine import checkpoint
 from lensdist.phases import completed
 from lensdist.tracking.metrics_log import read
+from lensdist.training import checkpoint
 from tests.conftest import command, forked, settings, start
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lensdist.engine import fp8
+from lensdist.distributed import fp8
 from lensdist.models.config import EncoderConfig
 from lensdist.models.vit import Block
 from lensdist.phases import completed

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lensdist.engine import checkpoint
 from lensdist.phases import completed
 from lensdist.tracking.metrics_log import read
+from lensdist.training import checkpoint
 from tests.conftest import command, environment, settings, start
 
 pytestmark = [
@@ -76,8 +76,8 @@ def test_an_engine_gives_the_losses_of_ddp(
 
 
 def test_simulation_is_the_same_as_on_the_cpu() -> None:
-    from lensdist import rng
     from lensdist.sim import SimConfig, Simulator
+    from lensdist.utils import rng
 
     samples = torch.arange(60)
     images = [
@@ -90,10 +90,10 @@ def test_simulation_is_the_same_as_on_the_cpu() -> None:
 
 
 def test_lens_fits_are_the_same_as_on_the_cpu() -> None:
-    from lensdist import rng
     from lensdist.sim import SimConfig, Simulator
     from lensdist.sim.families import FAMILIES
     from lensdist.sim.fit import SmoothLensFit
+    from lensdist.utils import rng
 
     images = Simulator(SimConfig(family="common")).batch(rng.key(1, "gpu"), torch.arange(24))
     chi = [

@@ -84,7 +84,7 @@ def test_a_run_outlives_its_time_limit(
 ) -> None:
     # The signal must not come before the run can have begun, which takes as long as importing here.
     began = time.monotonic()
-    start([sys.executable, "-c", "import lensdist.engine.phase, lensdist.engine.preflight"])
+    start([sys.executable, "-c", "import lensdist.runs.phase, lensdist.distributed.device_check"])
     until = max(20, math.ceil(5 * (time.monotonic() - began)))
     walltime = until // 60 + 2
     sent = Sent(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.errors import RunError
+from lensdist.utils.errors import RunError
 from slurm import scheduler
 from tests.fakes.slurm import FakeSlurm
 from tests.slurm.minislurm import MiniSlurm

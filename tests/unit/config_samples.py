@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from lensdist.config import load
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 
 
 class Activation(enum.Enum):

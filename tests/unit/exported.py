@@ -8,7 +8,7 @@ import torch
 
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.transforms import Preprocess
-from lensdist.export import write_export
+from lensdist.export.artifact import write_export
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import ClassifierConfig, MaeConfig
 from lensdist.models.mae import MaskedAutoencoder

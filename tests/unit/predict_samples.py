@@ -13,7 +13,7 @@ from astropy.io import fits
 
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.transforms import Preprocess
-from lensdist.predicting.inputs import Input, find
+from lensdist.inference.inputs import Input, find
 from lensdist.tasks.registry import task_class
 
 Array = npt.NDArray[Any]

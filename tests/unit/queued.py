@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.files import sha256, to_json, write_atomic
+from lensdist.utils.files import sha256, to_json, write_atomic
 from slurm.plan.plan import Step
 from slurm.submission import send
 from tests.fakes.slurm import FakeSlurm

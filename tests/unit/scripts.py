@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lensdist.files import to_json, write_atomic
+from lensdist.utils.files import to_json, write_atomic
 from slurm.attempts import Event
 from slurm.config.cluster import Cluster
 from slurm.job import Job, Target

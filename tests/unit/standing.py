@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.files import sha256, to_json, write_atomic
-from lensdist.outcome import Outcome
+from lensdist.utils.files import sha256, to_json, write_atomic
+from lensdist.utils.outcome import Outcome
 from slurm.attempts import AttemptLog
 from slurm.config.cluster import Cluster
 from slurm.job import Job, Target

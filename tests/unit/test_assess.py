@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from lensdist.assess import TTA, open_subject, score_split
 from lensdist.cli import main
 from lensdist.data.packing.writer import PackedWriter, Sample
-from lensdist.errors import UserError
-from lensdist.evaluate import metrics
-from lensdist.files import to_json
+from lensdist.evaluate.run import TTA, open_subject, score_split
+from lensdist.metrics import scores as metrics
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import to_json
 from tests.unit.exported import LABELS, write_model
 
 pytestmark = pytest.mark.unit

@@ -17,7 +17,7 @@ from benchmarks.speed.settings import SpeedBench
 from experiments.settings import FewLabels
 from lensdist.cli import main
 from lensdist.commands import bench
-from lensdist.errors import RunError, UserError
+from lensdist.utils.errors import RunError, UserError
 
 pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")

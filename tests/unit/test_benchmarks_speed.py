@@ -19,8 +19,8 @@ from benchmarks.speed.settings import SpeedBench
 from lensdist.cli import main
 from lensdist.config import load
 from lensdist.config.schema import schema_of
-from lensdist.errors import RunError
 from lensdist.tasks.build import build_task
+from lensdist.utils.errors import RunError
 from tests.conftest import ROOT, settings
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("handlers")]

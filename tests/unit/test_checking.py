@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lensdist import cli, train
-from lensdist.sealed import sealed
+from lensdist.utils.sealed import sealed
 from tests.conftest import settings
 
 pytestmark = pytest.mark.faults

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.engine.compile_cache import close_to_others
-from lensdist.errors import UserError
+from lensdist.distributed.compile_cache import close_to_others
+from lensdist.utils.errors import UserError
 
 pytestmark = pytest.mark.unit
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from lensdist import train
 from lensdist.config import load
 from lensdist.config.schema import TASKS, schema_of
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 
 pytestmark = pytest.mark.unit
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from lensdist import files
 from lensdist.config import dump, json_schema, load, save
-from lensdist.errors import UserError
+from lensdist.utils import files
+from lensdist.utils.errors import UserError
 from tests.unit.config_samples import (
     Activation,
     Adam,

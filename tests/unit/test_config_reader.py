@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensdist.config import load
-from lensdist.config.reader import scalar
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
+from lensdist.utils.yaml_reader import scalar
 from tests.unit.config_samples import Activation, Adam, Config, Model, Sgd, errors, said, write
 
 pytestmark = pytest.mark.unit

@@ -15,7 +15,7 @@ import torch
 from lensdist.data.dataset import PackedSet
 from lensdist.data.manifest import Manifest
 from lensdist.data.packing.writer import PackedWriter, Sample
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 from tests.unit.data_files import add_all
 
 RNG = np.random.default_rng(0)

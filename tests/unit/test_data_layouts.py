@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lensdist.data.packing import layouts
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 from tests.unit import data_files
 
 

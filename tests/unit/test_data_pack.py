@@ -21,7 +21,7 @@ from lensdist.data.packing.pack import PackOptions, pack
 from lensdist.data.packing.report import Report
 from lensdist.data.packing.writer import Instrument
 from lensdist.data.reading.object_arrays import save_axion
-from lensdist.errors import RunError, UserError
+from lensdist.utils.errors import RunError, UserError
 from tests.unit import data_files
 from tests.unit.data_files import image
 

@@ -11,9 +11,9 @@ from lensdist.data.config import PreprocessConfig
 from lensdist.data.dataset import PackedSet
 from lensdist.data.smooth import Smooth, fit_smooth, principal
 from lensdist.data.transforms import Preprocess
-from lensdist.errors import UserError
 from lensdist.sim.config import SimConfig
 from lensdist.sim.simulator import Simulator
+from lensdist.utils.errors import UserError
 
 pytestmark = pytest.mark.unit
 

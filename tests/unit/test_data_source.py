@@ -15,8 +15,8 @@ from lensdist.data.packing.writer import PackedWriter
 from lensdist.data.sampler import PackedSource
 from lensdist.data.stream import StreamSource
 from lensdist.data.subset import View
-from lensdist.errors import UserError
 from lensdist.sim.config import SimConfig
+from lensdist.utils.errors import UserError
 from tests.unit.data_files import add_all
 
 pytestmark = pytest.mark.unit

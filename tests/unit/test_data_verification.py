@@ -16,7 +16,7 @@ from lensdist.data import verification
 from lensdist.data.dataset import PackedSet
 from lensdist.data.manifest import FileInfo, Manifest
 from lensdist.data.packing.writer import PackedWriter
-from lensdist.errors import RunError, UserError
+from lensdist.utils.errors import RunError, UserError
 from tests.conftest import settings
 from tests.unit.data_files import add_all
 

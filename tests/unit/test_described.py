@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 import lensdist
-from lensdist.errors import UserError
-from lensdist.export import encoder_of, read_export
+from lensdist.export.artifact import encoder_of, read_export
 from lensdist.models.config import EncoderConfig
-from lensdist.sealed import sealed, unsealed
+from lensdist.utils.errors import UserError
+from lensdist.utils.sealed import sealed, unsealed
 from tests.unit.exported import SHAPE, write_model
 
 pytestmark = pytest.mark.unit

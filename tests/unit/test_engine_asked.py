@@ -12,9 +12,9 @@ import pytest
 from lensdist import cli, train
 from lensdist.config.schema import CommonRun
 from lensdist.data.manifest import Manifest
-from lensdist.engine.asked import named_weights, other_inputs
-from lensdist.errors import UserError
 from lensdist.phases import completed
+from lensdist.runs.asked import named_weights, other_inputs
+from lensdist.utils.errors import UserError
 from tests.conftest import settings
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("handlers")]

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lensdist.config import load
+from lensdist.config.differences import differences
 from lensdist.config.schema import TASKS, schema_of
-from lensdist.engine.batches import check_shares, plan_steps
-from lensdist.engine.batchnorm import RunningStatistics
-from lensdist.engine.differences import differences
-from lensdist.engine.gradients import Averaged, FixedOrder
-from lensdist.errors import UserError
+from lensdist.distributed.batchnorm import RunningStatistics
+from lensdist.distributed.gradients import Averaged, FixedOrder
+from lensdist.distributed.micro_batches import check_shares, plan_steps
+from lensdist.utils.errors import UserError
 from tests.conftest import ROOT
 from tests.unit.worlds import FakeWorld, on_all, seeded
 

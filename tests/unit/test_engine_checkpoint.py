@@ -12,11 +12,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lensdist.engine import checkpoint
-from lensdist.errors import RunError
-from lensdist.files import sha256
-from lensdist.sealed import seal
-from lensdist.tensors import write_safetensors
+from lensdist.training import checkpoint
+from lensdist.utils.errors import RunError
+from lensdist.utils.files import sha256
+from lensdist.utils.sealed import seal
+from lensdist.utils.tensors import write_safetensors
 
 pytestmark = pytest.mark.unit
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from lensdist.config.differences import differences
 from lensdist.config.schema import CommonRun, MaeRun
-from lensdist.engine.differences import differences
 
 pytestmark = pytest.mark.unit
 

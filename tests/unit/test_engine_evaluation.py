@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from lensdist.config import load
+from lensdist.config.differences import differences
 from lensdist.config.schema import schema_of
-from lensdist.engine.batches import plan_steps
-from lensdist.engine.checkpoint import Checkpoint
-from lensdist.engine.differences import differences
-from lensdist.engine.evaluation import evaluate, outputs_of
-from lensdist.engine.finish import best_model
-from lensdist.engine.lock import held
-from lensdist.engine.loop import Outcome
-from lensdist.engine.parallel import ParallelStrategy, StrategySettings, build_strategy
-from lensdist.engine.state import TrainState, describe, machine_changes, restore
-from lensdist.engine.stopping import Stopper
-from lensdist.errors import RunError, UserError
+from lensdist.distributed.micro_batches import plan_steps
+from lensdist.distributed.strategies import ParallelStrategy, StrategySettings, build_strategy
+from lensdist.runs.finish import best_model
+from lensdist.runs.lock import held
+from lensdist.training.checkpoint import Checkpoint
+from lensdist.training.loop import Outcome
+from lensdist.training.state import TrainState, describe, machine_changes, restore
+from lensdist.training.stopping import Stopper
+from lensdist.training.validation import evaluate, outputs_of
+from lensdist.utils.errors import RunError, UserError
 from tests.unit.worlds import FakeWorld, on_all
 
 pytestmark = pytest.mark.unit

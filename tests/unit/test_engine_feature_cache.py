@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from lensdist import rng
 from lensdist.config.schema import CommonRun, FinetuneRun
 from lensdist.data.dataset import PackedSet
 from lensdist.data.sampler import PackedSource
 from lensdist.data.subset import View
 from lensdist.data.transforms import Preprocess
-from lensdist.engine.feature_cache import cached
 from lensdist.models.ensemble import Ensemble
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import AnyTask
+from lensdist.training.feature_cache import cached
+from lensdist.utils import rng
 from tests.unit.worlds import FakeWorld, on_all
 
 pytestmark = pytest.mark.unit

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from lensdist._torchvision import import_torchvision
 from lensdist.config.schema import CommonRun
 from lensdist.data.dataset import PackedSet
-from lensdist.errors import UserError
-from lensdist.loaded import load
+from lensdist.export.model import load
 from lensdist.models.ensemble import Ensemble
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import task_class
+from lensdist.utils.errors import UserError
+from lensdist.utils.torchvision_compat import import_torchvision
 from tests.conftest import forked, settings
 from tests.unit.worlds import FakeWorld
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from lensdist import owners
-from lensdist.engine import lock
-from lensdist.engine.lock import held
-from lensdist.errors import Busy, UserError
+from lensdist.runs import lock
+from lensdist.runs.lock import held
+from lensdist.utils import owners
+from lensdist.utils.errors import Busy, UserError
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
@@ -27,9 +27,9 @@ import errno, fcntl, sys, time
 from pathlib import Path
 def none(*_): raise OSError(errno.ENOSYS, "Function not implemented")
 fcntl.flock = none
-from lensdist import owners
-from lensdist.engine import lock
-from lensdist.errors import Busy
+from lensdist.utils import owners
+from lensdist.runs import lock
+from lensdist.utils.errors import Busy
 lock.BEAT = 0.2
 if len(sys.argv) > 3:
     owners._machine = lambda: sys.argv[3]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lensdist.engine.config import OptimConfig, ScheduleConfig
-from lensdist.engine.optim import (
+from lensdist.distributed.config import OptimConfig, ScheduleConfig
+from lensdist.distributed.optim import (
     WeightAverage,
     build_optimizer,
     learning_rate,

@@ -13,8 +13,8 @@ from lensdist.data.config import DataConfig, PreprocessConfig
 from lensdist.data.dataset import PackedSet
 from lensdist.data.subset import View
 from lensdist.data.transforms import Preprocess
-from lensdist.engine.prepared import PreparedView
-from lensdist.errors import UserError
+from lensdist.training.prepared import PreparedView
+from lensdist.utils.errors import UserError
 from tests.unit.worlds import FakeWorld, on_all
 
 pytestmark = pytest.mark.unit

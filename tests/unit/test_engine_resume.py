@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lensdist import train
-from lensdist.engine import checkpoint, loop
 from lensdist.phases import completed
+from lensdist.training import checkpoint, loop
 from tests.conftest import settings
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("handlers")]

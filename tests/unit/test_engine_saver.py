@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lensdist.engine import checkpoint
-from lensdist.engine.saver import Saver
+from lensdist.training import checkpoint
+from lensdist.training.async_saver import Saver
 
 pytestmark = pytest.mark.unit
 

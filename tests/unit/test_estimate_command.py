@@ -9,7 +9,7 @@ import pytest
 
 from lensdist.cli import main
 from lensdist.config import load
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 from slurm.config.cluster import Cluster
 from tests.conftest import ROOT
 

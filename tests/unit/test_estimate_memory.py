@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lensdist.engine.optim import WeightAverage, build_optimizer
+from lensdist.distributed.optim import WeightAverage, build_optimizer
 from lensdist.estimate.memory import Memory, alternatives, memory, model_state, remedy
 from lensdist.models.mae import MaskedAutoencoder
 from tests.unit.test_estimate_trace import _config

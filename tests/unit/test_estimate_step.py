@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from lensdist.config.schema import BaseRun
-from lensdist.errors import UserError
 from lensdist.estimate.hardware import Hardware, Links
 from lensdist.estimate.memory import FLOAT
 from lensdist.estimate.network import network_of, train_bytes, train_flops
 from lensdist.estimate.scaling import Row, scaling, usual_counts
 from lensdist.estimate.step import Compute, Step, Work, compute, simulate
+from lensdist.utils.errors import UserError
 from tests.unit.test_estimate_trace import _config
 
 pytestmark = pytest.mark.unit

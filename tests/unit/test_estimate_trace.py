@@ -17,14 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
 from lensdist.data.transforms import Preprocess
-from lensdist.engine import fp8
-from lensdist.errors import UserError
+from lensdist.distributed import fp8
 from lensdist.estimate import network as networks
 from lensdist.estimate import train_bytes, train_flops
 from lensdist.estimate.memory import activations, copies
 from lensdist.estimate.network import Network, network_of, prepare
 from lensdist.tasks.base import Task
 from lensdist.tasks.build import build_task
+from lensdist.utils.errors import UserError
 from tests.conftest import ROOT, environment
 
 pytestmark = pytest.mark.unit

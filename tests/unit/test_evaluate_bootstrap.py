@@ -8,8 +8,9 @@ import torch
 from sklearn import metrics as sk
 from torch import Tensor
 
-from lensdist.errors import RunError
-from lensdist.evaluate import bootstrap, metrics
+from lensdist.metrics import bootstrap
+from lensdist.metrics import scores as metrics
+from lensdist.utils.errors import RunError
 from tests.unit.test_evaluate_metrics import made
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from lensdist.evaluate import figures, metrics, pictures
-from lensdist.files import plain
+from lensdist.metrics import figures, pictures
+from lensdist.metrics import scores as metrics
+from lensdist.utils.files import plain
 
 NAMES = ["no_sub", "cdm", "axion"]
 G = torch.Generator().manual_seed(0)
@@ -109,7 +110,7 @@ def test_only_a_perfect_auc_reads_one(auc: float, text: str) -> None:
 
 def test_pyplot_stays_out() -> None:
     """It would choose a window system, and keep every figure alive."""
-    code = "import sys, lensdist.evaluate.figures; assert 'matplotlib.pyplot' not in sys.modules"
+    code = "import sys, lensdist.metrics.figures; assert 'matplotlib.pyplot' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], timeout=240).returncode == 0
 
 

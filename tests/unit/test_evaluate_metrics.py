@@ -11,9 +11,9 @@ import torch
 from sklearn import metrics as sk
 from torch import Tensor
 
-from lensdist.errors import RunError
-from lensdist.evaluate import metrics
-from lensdist.files import to_json
+from lensdist.metrics import scores as metrics
+from lensdist.utils.errors import RunError
+from lensdist.utils.files import to_json
 
 NAMES = ["no_sub", "cdm", "axion"]
 

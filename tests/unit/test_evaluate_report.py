@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lensdist.evaluate import report
-from lensdist.files import to_json
+from lensdist.metrics import report
+from lensdist.utils.files import to_json
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_yaml_tags_run_nothing(tmp_path: Path) -> None:
 
 
 def test_reports_need_no_torch() -> None:
-    code = "import sys, lensdist.evaluate.report; assert 'torch' not in sys.modules"
+    code = "import sys, lensdist.metrics.report; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], timeout=240).returncode == 0
 
 

@@ -10,11 +10,11 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from lensdist.errors import RunError
-from lensdist.evaluate import super_resolution as sr
+from lensdist.metrics import super_resolution as sr
 from lensdist.models.resample import bicubic, block_means, with_means
 from lensdist.sim.config import SimConfig
 from lensdist.sim.simulator import Simulator
+from lensdist.utils.errors import RunError
 
 pytestmark = pytest.mark.unit
 

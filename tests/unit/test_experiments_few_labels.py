@@ -17,8 +17,8 @@ from experiments.few_labels import METHODS, SCRATCH, Scored, write_table
 from experiments.residual import ResidualFeatures, logistic_regression
 from experiments.runs import Job, run_all
 from experiments.settings import FewLabels
-from lensdist.errors import RunError, UserError
 from lensdist.phases import COMPLETE
+from lensdist.utils.errors import RunError, UserError
 from tests.conftest import ROOT, command, environment, forked, start
 
 pytestmark = pytest.mark.unit

@@ -17,13 +17,13 @@ import lensdist
 from lensdist.config.schema import MaeRun
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.transforms import Preprocess
-from lensdist.errors import UserError
-from lensdist.export import encoder_of, write_export
+from lensdist.export.artifact import encoder_of, write_export
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import ClassifierConfig, EncoderConfig, MaeConfig
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
-from lensdist.sealed import sealed
 from lensdist.tasks.build import build_task
+from lensdist.utils.errors import UserError
+from lensdist.utils.sealed import sealed
 
 pytestmark = pytest.mark.unit
 

@@ -15,13 +15,13 @@ from lensdist import cli
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.smooth import principal
 from lensdist.data.transforms import Preprocess
-from lensdist.errors import UserError
-from lensdist.export import Described, encoder_of, read_export, write_export
-from lensdist.exporting.combine import combined
-from lensdist.files import sha256
+from lensdist.export.artifact import Described, encoder_of, read_export, write_export
 from lensdist.models.config import EncoderConfig, EnsembleConfig
 from lensdist.models.ensemble import Ensemble
-from lensdist.sealed import sealed, unsealed
+from lensdist.tasks.combine import combined
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import sha256
+from lensdist.utils.sealed import sealed, unsealed
 
 pytestmark = pytest.mark.unit
 

@@ -15,12 +15,11 @@ from torch import nn
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.smooth import principal
 from lensdist.data.transforms import Preprocess
-from lensdist.errors import UserError
-from lensdist.export import PREPROCESS
-from lensdist.exporting import portable
-from lensdist.exporting._onnxruntime import import_onnxruntime
-from lensdist.exporting.portable import Portable, largest_difference, samples, write
-from lensdist.loaded import LoadedModel
+from lensdist.export import portable
+from lensdist.export.artifact import PREPROCESS
+from lensdist.export.model import LoadedModel
+from lensdist.export.onnxruntime import import_onnxruntime
+from lensdist.export.portable import Portable, largest_difference, samples, write
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import (
     ClassifierConfig,
@@ -31,6 +30,7 @@ from lensdist.models.config import (
 from lensdist.models.ensemble import Ensemble
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
 from lensdist.models.super_resolution import SuperResolver
+from lensdist.utils.errors import UserError
 
 pytestmark = pytest.mark.unit
 

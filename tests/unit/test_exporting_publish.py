@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 import lensdist
 from lensdist import cli, train
 from lensdist.data.packing.simulated import write_packed
-from lensdist.engine import checkpoint
-from lensdist.exporting import publish
+from lensdist.export import publish
 from lensdist.sim.config import SimConfig
+from lensdist.training import checkpoint
 from tests.conftest import settings
 
 pytestmark = pytest.mark.unit
@@ -227,16 +227,16 @@ def test_what_computes_something_else_is_not_published(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    predict = lensdist.loaded.LoadedModel.predict
+    predict = lensdist.export.model.LoadedModel.predict
 
-    class Off(lensdist.loaded.LoadedModel):
+    class Off(lensdist.export.model.LoadedModel):
         def predict(self, x: Any, batch: int = 256) -> dict[str, Any]:
             found = predict(self, x, batch)
             scale = np.abs(found["logits"]).max()
             return {**found, "logits": found["logits"] + 3e-4 * scale}
 
-    def load(path: Path) -> lensdist.loaded.LoadedModel:
-        return Off(*lensdist.export.read_export(path), "cpu")
+    def load(path: Path) -> lensdist.export.model.LoadedModel:
+        return Off(*lensdist.export.artifact.read_export(path), "cpu")
 
     monkeypatch.setattr(publish, "load", load)
     sentence = refused(capsys, tmp_path / "x", classifier, "--step", "all", code=1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lensdist.errors import RunError
+from lensdist.utils.errors import RunError
 from slurm import scheduler
 from tests.fakes.slurm import FakeSlurm
 

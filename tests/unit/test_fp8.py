@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from lensdist.engine import fp8
+from lensdist.distributed import fp8
 from lensdist.models.config import EncoderConfig
 from lensdist.models.vit import Block
 

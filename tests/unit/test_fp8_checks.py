@@ -12,11 +12,11 @@ from torch import nn
 from lensdist.config.schema import TASKS, BaseRun
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.transforms import Preprocess
-from lensdist.engine import fp8
-from lensdist.errors import UserError
+from lensdist.distributed import fp8
 from lensdist.models.config import EncoderConfig
 from lensdist.models.vit import Block
 from lensdist.tasks.build import build_task
+from lensdist.utils.errors import UserError
 
 pytestmark = pytest.mark.unit
 

@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from lensdist import hard, rng
-from lensdist.assess import open_subject
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.dataset import PackedSet
 from lensdist.data.packing.simulated import write_packed
 from lensdist.data.packing.writer import PackedWriter
 from lensdist.data.transforms import Preprocess
-from lensdist.errors import UserError
-from lensdist.evaluate import metrics
-from lensdist.export import write_export
+from lensdist.evaluate import robustness as hard
+from lensdist.evaluate.run import open_subject
+from lensdist.export.artifact import write_export
+from lensdist.metrics import scores as metrics
 from lensdist.models.config import SuperResolverConfig
 from lensdist.models.super_resolution import SuperResolver
 from lensdist.sim.config import SimConfig
 from lensdist.sim.simulator import BLOCK
+from lensdist.utils import rng
+from lensdist.utils.errors import UserError
 from tests.unit.data_files import add_all
 from tests.unit.exported import LABELS, SHAPE, write_model
 

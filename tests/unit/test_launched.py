@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from torch.distributed import DistStoreError
 
-from lensdist import errors, launched, train
-from lensdist.engine import rendezvous
-from lensdist.errors import UserError
+from lensdist import train
+from lensdist.distributed import rendezvous
+from lensdist.utils import errors, launched
+from lensdist.utils.errors import UserError
 from tests.conftest import settings
 
 pytestmark = pytest.mark.unit

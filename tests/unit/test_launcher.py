@@ -10,8 +10,8 @@ import pytest
 from lensdist import train
 from lensdist.config import dump, load
 from lensdist.config.schema import BaseRun, schema_of
-from lensdist.engine import launcher
-from lensdist.engine.launcher import (
+from lensdist.runs import accelerate_launch as launcher
+from lensdist.runs.accelerate_launch import (
     Settings,
     adopt,
     agreed,
@@ -20,7 +20,7 @@ from lensdist.engine.launcher import (
     from_file,
     not_installed,
 )
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit

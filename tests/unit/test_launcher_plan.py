@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lensdist.engine import launcher
-from lensdist.errors import UserError
+from lensdist.runs import accelerate_launch as launcher
+from lensdist.utils.errors import UserError
 from slurm.plan import builder as planning
 from slurm.plan.builder import make_plan
 from slurm.plan.plan import Plan

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lensdist.engine.launcher import Settings, from_environment, from_file
-from lensdist.errors import UserError
+from lensdist.runs.accelerate_launch import Settings, from_environment, from_file
+from lensdist.utils.errors import UserError
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
@@ -293,7 +293,7 @@ def test_a_file_of_deepspeeds_that_cannot_be_read(text: str, tmp_path: Path) -> 
 
 
 def test_it_needs_neither_torch_nor_accelerate() -> None:
-    code = "import sys, lensdist.engine.launcher as it, lensdist.outcome, pathlib\n"
+    code = "import sys, lensdist.runs.accelerate_launch as it, lensdist.utils.outcome, pathlib\n"
     code += f"it.from_file(pathlib.Path({str(OURS)!r}))\n"
     code += "sys.exit(' '.join({'torch', 'accelerate', 'deepspeed'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

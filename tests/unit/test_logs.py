@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from lensdist import errors, outcome
-from lensdist.logs import ANY_RANK, LEVEL, to_stderr
+from lensdist.utils import errors, outcome
+from lensdist.utils.logs import ANY_RANK, LEVEL, to_stderr
 
 pytestmark = pytest.mark.unit
 
@@ -111,7 +111,7 @@ def test_a_closed_stream_changes_nothing(stream: Any, monkeypatch: pytest.Monkey
 
 def test_import_configures_nothing() -> None:
     code = (
-        "import logging, lensdist, lensdist.logs, lensdist.train\n"
+        "import logging, lensdist, lensdist.utils.logs, lensdist.train\n"
         "found = [logging.root, *map(logging.getLogger, logging.root.manager.loggerDict)]\n"
         "assert not any(one.handlers for one in found if one.name.startswith(('root', 'lensdist')))"
     )

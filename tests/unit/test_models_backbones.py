@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lensdist._torchvision import import_torchvision
-from lensdist.errors import UserError
 from lensdist.models.backbones import Backbone, fold
 from lensdist.models.config import EnsembleConfig
 from lensdist.models.ensemble import Ensemble
+from lensdist.utils.errors import UserError
+from lensdist.utils.torchvision_compat import import_torchvision
 
 pytestmark = pytest.mark.unit
 SIX = ["stem", "block1", "block2", "block3", "block4", "head"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lensdist.errors import UserError
 from lensdist.models.config import EnsembleConfig
 from lensdist.models.ensemble import Ensemble, sections_of
+from lensdist.utils.errors import UserError
 
 pytestmark = pytest.mark.unit
 SMALL = ("resnet18", "shufflenet_v2_x0_5")

@@ -8,9 +8,9 @@ import torch
 from skimage.measure import shannon_entropy
 from torch import Tensor
 
-from lensdist import rng
 from lensdist.models.config import MaskConfig, masked_count
 from lensdist.models.masking import grey_levels, make_mask, patch_entropy
+from lensdist.utils import rng
 
 pytestmark = pytest.mark.unit
 

@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from lensdist import cli, outcome, train
-from lensdist.errors import RunError, UserError, tell_error
-from lensdist.outcome import DeviceError, Outcome, conclude, leave, leave_for, read
+from lensdist import cli, train
+from lensdist.utils import outcome
+from lensdist.utils.errors import RunError, UserError, tell_error
+from lensdist.utils.outcome import DeviceError, Outcome, conclude, leave, leave_for, read
 
 pytestmark = pytest.mark.unit
 
@@ -221,7 +222,7 @@ def test_a_process_by_itself_does_not_wait_for_others_to_say_it(
     def wait(seconds: float) -> None:
         raise AssertionError(f"waits {seconds} s")
 
-    monkeypatch.setattr("lensdist.errors.time.sleep", wait)
+    monkeypatch.setattr("lensdist.utils.errors.time.sleep", wait)
     monkeypatch.setenv("LOCAL_RANK", "1")  # a shell inside a job has left it
     tell_error(UserError("no such file"))
     assert capsys.readouterr().err == "error: no such file\n"

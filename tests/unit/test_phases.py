@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.errors import UserError
-from lensdist.files import sha256, to_json, write_atomic
 from lensdist.phases import COMPLETE, check_finished, completed
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import sha256, to_json, write_atomic
 
 pytestmark = pytest.mark.unit
 

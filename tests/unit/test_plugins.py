@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import lensdist
-from lensdist import plugins
 from lensdist.config.schema import recorded_schema, schema_of
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.transforms import Preprocess
-from lensdist.errors import UserError
-from lensdist.export import write_export
+from lensdist.export.artifact import write_export
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import task_class
+from lensdist.utils import plugins
+from lensdist.utils.errors import UserError
 
 pytestmark = pytest.mark.unit
 NETS = """

@@ -13,7 +13,7 @@ from astropy.io import fits
 
 import lensdist
 from lensdist.cli import main
-from lensdist.predicting.run import predict_files
+from lensdist.inference.predict import predict_files
 from tests.unit.exported import write_model
 from tests.unit.predict_samples import (
     Classifier,

@@ -14,10 +14,10 @@ import pytest
 from astropy.io import fits
 
 from lensdist.data.reading.raw import BadFile
-from lensdist.predicting.frames import read_item
-from lensdist.predicting.images import write_image
-from lensdist.predicting.inputs import Input
-from lensdist.predicting.wcs import rescaled
+from lensdist.inference.frames import read_item
+from lensdist.inference.images import write_image
+from lensdist.inference.inputs import Input
+from lensdist.inference.wcs import rescaled
 from tests.unit.predict_samples import pixels, sky_hdu
 
 pytestmark = pytest.mark.unit

@@ -14,7 +14,7 @@ from astropy.wcs import WCS
 import lensdist
 from lensdist.cli import main
 from lensdist.data.reading.readers import read
-from lensdist.predicting.run import predict_files
+from lensdist.inference.predict import predict_files
 from tests.unit.exported import write_model
 from tests.unit.predict_samples import (
     BAD,

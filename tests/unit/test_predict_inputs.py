@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lensdist.data.reading.folders import Passed
-from lensdist.errors import UserError
-from lensdist.predicting.inputs import find
+from lensdist.inference.inputs import find
+from lensdist.utils.errors import UserError
 
 pytestmark = pytest.mark.unit
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lensdist.errors import RunError, UserError
-from lensdist.predicting import images
-from lensdist.predicting.run import predict_files
+from lensdist.inference import images
+from lensdist.inference.predict import predict_files
+from lensdist.utils.errors import RunError, UserError
 from tests.unit.predict_samples import (
     Array,
     Classifier,

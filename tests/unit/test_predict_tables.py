@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from lensdist.data.reading.readers import read
-from lensdist.errors import UserError
-from lensdist.predicting import run
-from lensdist.predicting.run import predict_files
+from lensdist.inference import predict as run
+from lensdist.inference.predict import predict_files
+from lensdist.utils.errors import UserError
 from tests.unit.predict_samples import (
     BAD,
     Array,

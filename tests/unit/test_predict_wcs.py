@@ -13,7 +13,7 @@ from astropy.wcs.utils import proj_plane_pixel_scales
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lensdist.predicting.wcs import rescaled
+from lensdist.inference.wcs import rescaled
 
 pytestmark = [
     pytest.mark.unit,

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from lensdist import outcome, train
-from lensdist.engine import preflight
-from lensdist.engine.preflight import build_context, check_devices
-from lensdist.errors import UserError
-from lensdist.launched import DEVICE, MIN_TFLOPS, PREFLIGHT
-from lensdist.outcome import DeviceError
+from lensdist import train
+from lensdist.distributed import device_check as preflight
+from lensdist.distributed.device_check import build_context, check_devices
+from lensdist.utils import outcome
+from lensdist.utils.errors import UserError
+from lensdist.utils.launched import DEVICE, MIN_TFLOPS, PREFLIGHT
+from lensdist.utils.outcome import DeviceError
 from tests.conftest import settings
 from tests.unit.worlds import FakeWorld
 

@@ -13,11 +13,12 @@ import torch
 from lensdist.commands import profile
 from lensdist.config import load
 from lensdist.config.schema import MaeRun, schema_of
-from lensdist.engine import loop, phase
-from lensdist.engine.batches import plan_steps
-from lensdist.errors import UserError
+from lensdist.distributed.micro_batches import plan_steps
 from lensdist.models.mae import MaskedAutoencoder
 from lensdist.models.vit import blocks_of
+from lensdist.runs import phase
+from lensdist.training import loop
+from lensdist.utils.errors import UserError
 from tests.conftest import ROOT, settings
 
 pytestmark = pytest.mark.unit

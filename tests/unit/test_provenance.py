@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lensdist import provenance
+from lensdist.utils import provenance
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lensdist import rng
+from lensdist.utils import rng
 
 pytestmark = pytest.mark.unit
 

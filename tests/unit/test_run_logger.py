@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from lensdist import train
-from lensdist.engine import checkpoint, loop
-from lensdist.engine.batches import StepPlan
-from lensdist.engine.config import TrackConfig
-from lensdist.engine.pace import peak_flops
-from lensdist.engine.run_logger import RunLogger
+from lensdist.distributed.config import TrackConfig
+from lensdist.distributed.micro_batches import StepPlan
+from lensdist.runs.pace import peak_flops
 from lensdist.tracking.metrics_log import Row, read
+from lensdist.training import checkpoint, loop
+from lensdist.training.run_logger import RunLogger
 from tests.conftest import settings
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("handlers")]

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.config.reader import read_plain
-from lensdist.engine.launcher_settings import from_file
-from lensdist.errors import UserError
-from lensdist.evaluate.report import collect
+from lensdist.metrics.report import collect
 from lensdist.phases import completed
-from lensdist.sealed import parse_json, read_json, sealed, unsealed
+from lensdist.runs.accelerate_settings import from_file
+from lensdist.utils.errors import UserError
+from lensdist.utils.sealed import parse_json, read_json, sealed, unsealed
+from lensdist.utils.yaml_reader import read_plain
 
 pytestmark = pytest.mark.unit
 

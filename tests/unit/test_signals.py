@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lensdist import signals
-from lensdist.engine.stopping import Stopper
+from lensdist.training.stopping import Stopper
+from lensdist.utils import signals
 from tests.conftest import ROOT, environment
 from tests.unit.worlds import FakeWorld
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lensdist import rng
 from lensdist.sim.config import SimConfig
 from lensdist.sim.families import FAMILIES
 from lensdist.sim.fit import SmoothLensFit, _ciotti_bertin
 from lensdist.sim.raytrace import render
 from lensdist.sim.simulator import Simulator
+from lensdist.utils import rng
 
 pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")

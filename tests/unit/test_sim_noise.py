@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lensdist import rng
 from lensdist.sim import FAMILIES, SimConfig, Simulator
 from lensdist.sim.noise import detect, minmax
+from lensdist.utils import rng
 
 N = 3000
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from lensdist.errors import UserError
 from lensdist.sim import FAMILIES, sample
+from lensdist.utils.errors import UserError
 
 KEY = 2**63 + 12345  # keys use all 64 bits
 

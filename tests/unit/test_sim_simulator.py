@@ -6,8 +6,8 @@ import torch
 from pydantic import ValidationError
 
 from benchmarks.simulator import with_caustics
-from lensdist.errors import UserError
 from lensdist.sim import FAMILIES, LensLight, SimConfig, Simulator, render, sample
+from lensdist.utils.errors import UserError
 
 KEY = 99
 

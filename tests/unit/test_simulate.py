@@ -11,8 +11,8 @@ import torch
 
 from lensdist.commands import simulate
 from lensdist.data.reading.object_arrays import parse_axion
-from lensdist.errors import RunError, UserError
 from lensdist.sim import render
+from lensdist.utils.errors import RunError, UserError
 
 
 def command(*words):

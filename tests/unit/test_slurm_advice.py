@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lensdist.files import write_atomic
+from lensdist.utils.files import write_atomic
 from slurm.job_side.node_health import Report
 from slurm.monitor import status
 from slurm.monitor.diagnose import first_failed, why

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.errors import RunError
+from lensdist.utils.errors import RunError
 from slurm.attempts import AttemptLog
 from slurm.job import load_job
 from slurm.plan.builder import make_plan

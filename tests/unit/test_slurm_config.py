@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lensdist.config import load
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 from slurm.config.chain import TAKEN, Chain
 from slurm.config.cluster import Cluster
 from slurm.config.request import read_request

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lensdist.files import write_atomic
+from lensdist.utils.files import write_atomic
 from slurm.job import Target
 from slurm.job_side.node_health import Report
 from slurm.monitor import diagnose
@@ -103,7 +103,7 @@ GiB. (process 2 on gpu08).
 Failed first: process 2 on gpu08, at 14 Nov 22:13:22
   OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.
     lensdist/train.py:78 in launch:  code = run(cfg, args.resume, world)
-    lensdist/engine/loop.py:107 in train:  loss = task.loss(model, batch)
+    lensdist/training/loop.py:107 in train:  loss = task.loss(model, batch)
     … 20 more
     lensdist/models/vit.py:88 in forward:  x = block(x)
     torch/nn/functional.py:59 in attention:  return fast(q, k, v)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from lensdist.files import write_atomic
-from lensdist.launched import DEADLINE
-from lensdist.outcome import leave_for
+from lensdist.utils.files import write_atomic
+from lensdist.utils.launched import DEADLINE
+from lensdist.utils.outcome import leave_for
 from slurm import scheduler
 from slurm.job_side import epilogue, prologue
 from slurm.job_side.command import ATTEMPT

@@ -13,13 +13,13 @@ from lensdist.config.schema import BaseRun, schema_of
 from lensdist.data.dataset import PackedSet
 from lensdist.data.epoch_size import images_per_epoch
 from lensdist.data.subset import View
-from lensdist.engine import checkpoint
-from lensdist.errors import UserError
 from lensdist.estimate import train_flops
 from lensdist.estimate.hardware import Hardware
 from lensdist.estimate.scaling import scaling
-from lensdist.files import to_json, write_atomic
 from lensdist.tracking.metrics_log import MetricsLog
+from lensdist.training import checkpoint
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import to_json, write_atomic
 from slurm.config.cluster import Cluster
 from slurm.plan.estimate import Estimate, estimate, line, total
 from tests.conftest import ROOT

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from lensdist import outcome
-from lensdist.errors import UserError
-from lensdist.files import sha256, to_json, write_atomic
+from lensdist.utils import outcome
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import sha256, to_json, write_atomic
 from slurm.attempts import attempts
 from slurm.config.cluster import Cluster
 from slurm.job import Job, Target, load_job

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.files import write_atomic
 from lensdist.phases import completed
 from lensdist.tracking.metrics_log import read
+from lensdist.utils.files import write_atomic
 from slurm.attempts import Event
 from slurm.config.cluster import Cluster
 from slurm.job import Job, Target
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.unit, pytest.mark.timeout(900)]
 _LAUNCHER = """
 import sys
 from pathlib import Path
-from lensdist.errors import RunError
+from lensdist.utils.errors import RunError
 from slurm.job import load_job
 from slurm.submission.local_runner import run_locally
 files = [Path(word) for word in sys.argv[1:]]
@@ -42,7 +42,7 @@ except (RunError, KeyboardInterrupt) as e:
 """
 _SAVES = """
 import os, pathlib, signal, sys, time
-from lensdist import outcome
+from lensdist.utils import outcome
 numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 def save(number, frame):
     for number in numbers:

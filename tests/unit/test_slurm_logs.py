@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 from slurm.monitor.logs import last_lines, print_logs
 from tests.unit.standing import Standing, standing
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.files import write_atomic
+from lensdist.utils.files import write_atomic
 from slurm.job import Job
 from slurm.job_side import node_health
 from slurm.job_side.node_health import Report, bad_nodes, check_nodes, examine, versions

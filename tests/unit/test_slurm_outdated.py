@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lensdist.data.manifest import Manifest
-from lensdist.errors import UserError
-from lensdist.files import sha256, to_json, write_atomic
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import sha256, to_json, write_atomic
 from slurm import ROOT
 from slurm.plan.builder import make_plan
 from slurm.plan.outdated import Existing, set_aside

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 from slurm.plan.builder import make_plan
 from slurm.plan.plan import Plan
 from slurm.plan.render import render_plan

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lensdist.outcome import Kind, Outcome
+from lensdist.utils.outcome import Kind, Outcome
 from slurm.attempts import Attempt, Event, Verdict
 from slurm.config.cluster import Requeue
 from slurm.job_side.requeue_policy import Decision, End, decide

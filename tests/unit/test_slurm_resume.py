@@ -12,7 +12,7 @@ import pytest
 
 from lensdist.config import load, save
 from lensdist.config.schema import schema_of
-from lensdist.errors import RunError, UserError
+from lensdist.utils.errors import RunError, UserError
 from slurm import scheduler
 from slurm.job import Job, load_job
 from slurm.monitor import status

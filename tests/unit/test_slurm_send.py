@@ -11,8 +11,8 @@ import pytest
 
 from lensdist.config import load
 from lensdist.config.schema import schema_of
-from lensdist.errors import RunError, UserError
-from lensdist.files import sha256, to_json, write_atomic
+from lensdist.utils.errors import RunError, UserError
+from lensdist.utils.files import sha256, to_json, write_atomic
 from slurm.attempts import AttemptLog
 from slurm.job import load_job
 from slurm.job_side.node_health import versions

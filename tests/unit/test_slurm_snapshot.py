@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 from slurm.submission.snapshot import code_hash, copy_code, verify
 
 pytestmark = pytest.mark.unit

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 from slurm.config.sweep import points
 from slurm.plan.builder import make_plan
 from slurm.plan.render import batch_scripts

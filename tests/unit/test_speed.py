@@ -12,9 +12,8 @@ from torch._dynamo.utils import counters
 
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
-from lensdist.engine.config import SpeedConfig, strategy_name
-from lensdist.engine.speed import apply, check, check_network, undo
-from lensdist.errors import UserError
+from lensdist.distributed.config import SpeedConfig, strategy_name
+from lensdist.distributed.speed import apply, check, check_network, undo
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import (
     ClassifierConfig,
@@ -27,6 +26,7 @@ from lensdist.models.ensemble import Ensemble
 from lensdist.models.mae import MaskedAutoencoder
 from lensdist.models.super_resolution import SuperResolver
 from lensdist.models.vit import blocks_of
+from lensdist.utils.errors import UserError
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit

@@ -18,9 +18,9 @@ from torch import Tensor
 import lensdist
 from lensdist import train
 from lensdist.data.dataset import PackedSet
-from lensdist.engine import checkpoint, loop
 from lensdist.phases import completed
 from lensdist.tracking.metrics_log import read
+from lensdist.training import checkpoint, loop
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("handlers")]
 

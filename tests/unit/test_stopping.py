@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from lensdist.engine import checkpoint
-from lensdist.engine.saver import Saver
-from lensdist.engine.stopping import RESERVE, Deadline, Stopper, job_ends
-from lensdist.errors import UserError
-from lensdist.launched import DEADLINE
+from lensdist.training import checkpoint
+from lensdist.training.async_saver import Saver
+from lensdist.training.stopping import RESERVE, Deadline, Stopper, job_ends
+from lensdist.utils.errors import UserError
+from lensdist.utils.launched import DEADLINE
 from tests.unit.worlds import FakeWorld, on_all
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("handlers")]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.errors import RunError
+from lensdist.utils.errors import RunError
 from slurm import commands
 from slurm.job import load_job
 from slurm.submit import main

@@ -16,9 +16,8 @@ from lensdist.data.dataset import PackedSet
 from lensdist.data.packing.pack import pack
 from lensdist.data.packing.writer import PackedWriter
 from lensdist.data.transforms import Preprocess
-from lensdist.errors import UserError
-from lensdist.export import write_export
-from lensdist.loaded import LoadedModel, load
+from lensdist.export.artifact import write_export
+from lensdist.export.model import LoadedModel, load
 from lensdist.models.config import SuperResolverConfig
 from lensdist.models.resample import bicubic, block_means, enlarge, with_means
 from lensdist.models.super_resolution import SuperResolver
@@ -27,6 +26,7 @@ from lensdist.sim.config import SimConfig
 from lensdist.sim.simulator import Simulator
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import AnyTask, task_class
+from lensdist.utils.errors import UserError
 from tests.unit.exported import write_model
 
 pytestmark = pytest.mark.unit

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from lensdist.config.schema import schema_of
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.transforms import Preprocess
-from lensdist.engine import checkpoint
-from lensdist.engine.finish import best_model
-from lensdist.engine.loop import Outcome
-from lensdist.engine.stages import stages_in_steps
-from lensdist.engine.state import TrainState
 from lensdist.models.config import MaskConfig
 from lensdist.models.masking import make_mask
+from lensdist.runs.finish import best_model
 from lensdist.tasks.base import Batch, Stage
 from lensdist.tasks.build import build_task
+from lensdist.training import checkpoint
+from lensdist.training.loop import Outcome
+from lensdist.training.stages import stages_in_steps
+from lensdist.training.state import TrainState
 
 pytestmark = pytest.mark.unit
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lensdist.evaluate.report import lines, table, write_results
-from lensdist.files import printable
-from lensdist.streams import tolerant
+from lensdist.metrics.report import lines, table, write_results
+from lensdist.utils.files import printable
+from lensdist.utils.streams import tolerant
 
 pytestmark = pytest.mark.unit
 
@@ -53,7 +53,7 @@ def test_labels_in_tables_are_text(tmp_path: Path) -> None:
 
 
 def test_a_dollar_in_a_label_is_not_a_formula(tmp_path: Path) -> None:
-    from lensdist.evaluate.figures import confusion
+    from lensdist.metrics.figures import confusion
 
     labels = (r"$\frac{$", "a$b$", "c")
     counts = [[3, 0, 1], [0, 4, 0], [1, 1, 2]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lensdist.text import counted, duration, some, table
+from lensdist.utils.text import counted, duration, some, table
 
 pytestmark = pytest.mark.unit
 

@@ -16,7 +16,7 @@ def test_what_needs_torchvision_imports_afterwards() -> None:
     run(
         "import torch\n"
         "original = torch.library.register_fake\n"
-        "from lensdist._torchvision import import_torchvision\n"
+        "from lensdist.utils.torchvision_compat import import_torchvision\n"
         "tv = import_torchvision()\n"
         "assert torch.library.register_fake is original\n"
         "assert import_torchvision() is tv\n"
@@ -34,7 +34,7 @@ def test_mends_an_import_that_has_failed() -> None:
         "import contextlib\n"
         "with contextlib.suppress(RuntimeError):\n"
         "    import torchvision\n"
-        "from lensdist._torchvision import import_torchvision\n"
+        "from lensdist.utils.torchvision_compat import import_torchvision\n"
         "import_torchvision()\n"
         "import torchmetrics, torchvision.models\n"
     )
@@ -43,7 +43,7 @@ def test_mends_an_import_that_has_failed() -> None:
 def test_threads_leave_no_patch_behind() -> None:
     run(
         "import threading, torch\n"
-        "from lensdist._torchvision import import_torchvision\n"
+        "from lensdist.utils.torchvision_compat import import_torchvision\n"
         "original = torch.library.register_fake\n"
         "threads = [threading.Thread(target=import_torchvision) for _ in range(4)]\n"
         "[t.start() for t in threads]; [t.join() for t in threads]\n"
@@ -69,7 +69,7 @@ def test_inert_where_the_operators_load() -> None:
         "        assert torch.library.register_fake('torchvision::there')(there) is there\n"
         "        torch.library.register_fake('torchvision::missing')(there)\n"
         "sys.meta_path.insert(0, Finder())\n"
-        "from lensdist._torchvision import import_torchvision\n"
+        "from lensdist.utils.torchvision_compat import import_torchvision\n"
         "assert import_torchvision() is fake\n"
         "x = torch.empty(3, device='meta')\n"
         "assert torch.ops.torchvision.there(x).shape == (7,)\n"
@@ -81,7 +81,7 @@ def test_an_import_error_restores_torch() -> None:
         "import sys, torch\n"
         "sys.modules['torchvision'] = None\n"
         "original = torch.library.register_fake\n"
-        "from lensdist._torchvision import import_torchvision\n"
+        "from lensdist.utils.torchvision_compat import import_torchvision\n"
         "try: import_torchvision()\n"
         "except ImportError: pass\n"
         "else: raise SystemExit('no error')\n"
@@ -89,6 +89,6 @@ def test_an_import_error_restores_torch() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["lensdist", "lensdist.files", "lensdist.tracking"])
+@pytest.mark.parametrize("name", ["lensdist", "lensdist.utils.files", "lensdist.tracking"])
 def test_light_modules_import_no_torch(name: str) -> None:
     run(f"import sys, {name}; assert 'torch' not in sys.modules")

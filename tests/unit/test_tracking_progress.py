@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from lensdist.logs import to_stderr
-from lensdist.streams import tolerant
 from lensdist.tracking.progress import Progress, _duration
+from lensdist.utils.logs import to_stderr
+from lensdist.utils.streams import tolerant
 
 pytestmark = pytest.mark.unit
 

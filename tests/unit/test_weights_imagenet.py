@@ -10,9 +10,9 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from lensdist._torchvision import import_torchvision
-from lensdist.errors import UserError
-from lensdist.files import sha256
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import sha256
+from lensdist.utils.torchvision_compat import import_torchvision
 from lensdist.weights import imagenet
 from lensdist.weights.imagenet import imagenet_state
 

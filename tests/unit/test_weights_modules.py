@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lensdist
-from lensdist._torchvision import import_torchvision
 from lensdist.cli import main
+from lensdist.utils.torchvision_compat import import_torchvision
 from tests.unit.test_weights_published import EnsembleModel as Published
 from tests.unit.test_weights_published import backbone, images
 from tests.unit.test_weights_recipe import CustomMAE, MAEClassifier

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lensdist.assess import open_subject
 from lensdist.cli import main
+from lensdist.evaluate.run import open_subject
 from tests.unit.test_weights_published import backbone, imported, refused
 from tests.unit.test_weights_recipe import CustomMAE
 

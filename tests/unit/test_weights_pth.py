@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 from lensdist.weights.pth import Pth, read_pth
 
 pytestmark = pytest.mark.unit

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lensdist
-from lensdist._torchvision import import_torchvision
 from lensdist.cli import main
-from lensdist.errors import UserError
-from lensdist.files import sha256
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import sha256
+from lensdist.utils.torchvision_compat import import_torchvision
 from lensdist.weights import architectures
 from lensdist.weights.choices import Choices
 from lensdist.weights.published import recognise

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lensdist.errors import UserError
-from lensdist.export import encoder_of, read_export
+from lensdist.export.artifact import encoder_of, read_export
 from lensdist.models.config import EncoderConfig
 from lensdist.models.vit import Encoder
+from lensdist.utils.errors import UserError
 from lensdist.weights.published import recognise
 from tests.unit.test_weights_published import images, imported, randomise, refused, without
 

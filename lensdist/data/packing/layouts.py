@@ -23,8 +23,8 @@ from lensdist.data.manifest import Kind
 from lensdist.data.reading.folders import Passed, walk
 from lensdist.data.reading.readers import ENDINGS
 from lensdist.data.splits import SPLITS
-from lensdist.errors import UserError
-from lensdist.files import printable
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import printable
 
 Layout = Literal["auto", "classes", "pairs", "images"]
 _KINDS: dict[str, Kind] = {"classes": "classify", "pairs": "pairs", "images": "images"}

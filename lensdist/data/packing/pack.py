@@ -26,9 +26,9 @@ from lensdist.data.packing.survey import Survey, agreed, choose, read_all, refus
 from lensdist.data.packing.writer import Instrument, PackedWriter, Sample
 from lensdist.data.reading.raw import BadFile
 from lensdist.data.reading.readers import Reading, check_choice
-from lensdist.errors import RunError, UserError
-from lensdist.files import printable
-from lensdist.staging import check_free
+from lensdist.utils.errors import RunError, UserError
+from lensdist.utils.files import printable
+from lensdist.utils.staging import check_free
 
 _CHUNK = 32  # files per task: enough to hide a queue's latency
 _CHUNK_BYTES = 32 << 20  # of pixels that a task may send back: few files, where images are large

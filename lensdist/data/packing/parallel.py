@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
-from lensdist.errors import RunError
+from lensdist.utils.errors import RunError
 
 S = TypeVar("S")
 T = TypeVar("T")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lensdist.data.reading.folders import Passed
-from lensdist.errors import UserError
-from lensdist.files import printable, to_json, write_atomic
-from lensdist.sealed import read_json
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import printable, to_json, write_atomic
+from lensdist.utils.sealed import read_json
 
 _MAX_BYTES = 1 << 30  # of an earlier report
 

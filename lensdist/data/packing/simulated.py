@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lensdist import rng
 from lensdist.data.manifest import Manifest
 from lensdist.data.packing.writer import Instrument, PackedWriter, Sample
 from lensdist.data.reading.object_arrays import save_axion
-from lensdist.errors import UserError
 from lensdist.sim.config import SimConfig
 from lensdist.sim.simulator import Simulator
-from lensdist.staging import Staging, check_free
+from lensdist.utils import rng
+from lensdist.utils.errors import UserError
+from lensdist.utils.staging import Staging, check_free
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""

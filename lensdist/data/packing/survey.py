@@ -14,7 +14,7 @@ from lensdist.data.packing.writer import check_scaled
 from lensdist.data.reading.raw import BadFile, read_bytes
 from lensdist.data.reading.readers import Reading, form, parse
 from lensdist.data.splits import content_digest
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 
 Shapes = tuple[tuple[int, ...], ...]
 """(C, H, W) of an image and, in a pair, of its target."""

@@ -39,8 +39,8 @@ from lensdist.data.splits import (
     content_digest,
     count_classes,
 )
-from lensdist.errors import UserError
-from lensdist.staging import Staging
+from lensdist.utils.errors import UserError
+from lensdist.utils.staging import Staging
 
 Array = npt.NDArray[Any]
 

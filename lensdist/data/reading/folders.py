@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from lensdist.data.manifest import MANIFEST
 from lensdist.data.reading.readers import form
-from lensdist.errors import UserError
-from lensdist.files import printable
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import printable
 
 _EXAMPLES = 3  # names that are kept of each kind
 _KINDS = 20  # kinds of other files that are told apart: a folder may hold as many as files

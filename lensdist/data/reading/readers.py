@@ -17,7 +17,7 @@ import numpy.typing as npt
 from lensdist.data.reading.fits import parse_fits
 from lensdist.data.reading.numpy_files import parse_npy, parse_npz
 from lensdist.data.reading.raw import Array, BadFile, Raw, read_bytes, unpacked
-from lensdist.errors import UserError
+from lensdist.utils.errors import UserError
 
 ENDINGS = ".npy, .npz, .fits, .fit, .fts, each also .gz or .bz2, and .fits.fz"
 """The endings of image files, in upper or lower case."""

@@ -1,0 +1,1 @@
+"""The processes of a run: accelerate's context, gradients, parallel strategies, precision."""

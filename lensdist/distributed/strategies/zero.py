@@ -1,0 +1,235 @@
+"""DeepSpeed's ZeRO, stages 1 to 3 (Rajbhandari et al. 2020, arXiv:1910.02054), called directly.
+
+accelerate's own wrapper imports transformers and does not run on a CPU. DeepSpeed's half precisions
+are not used either: products run under accelerate's autocast as under DDP, weights stay float32,
+and losses are the same. DeepSpeed's own checkpoints are pickles, so the state is read from its flat
+buffers by name, and written back.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from lensdist.distributed.context import DistributedContext
+from lensdist.distributed.micro_batches import StepPlan
+from lensdist.distributed.optim import build_optimizer, state_by_parameter
+from lensdist.distributed.strategies.base import Build, ParallelStrategy, StrategySettings
+
+
+class DeepSpeedStrategy(ParallelStrategy):
+    """Stage 1 shards the optimizer's state, 2 gradients too, and 3 parameters too."""
+
+    replicated: ClassVar[bool] = False
+
+    def __init__(
+        self, settings: StrategySettings, world: DistributedContext, plan: StepPlan, build: Build
+    ) -> None:
+        super().__init__(settings, world, plan, build)
+        self._deepspeed = _deepspeed(world)
+        self._stage = settings.shard.stage
+        self._engine: Any = None
+
+    def freeze(self, trains: Callable[[str], bool], tensors: Mapping[str, Tensor]) -> None:
+        if self._engine is not None:
+            # DeepSpeed cannot undo what it did to the parameters: begin with new ones.
+            self._engine.destroy()
+            self._engine, self._shards, self.average = None, {}, None
+            self.unwrapped = self.wrapped = self._called = self.build()
+            gc.collect()  # its hooks and the network hold each other
+            self.load(tensors)
+        super().freeze(trains, tensors)
+
+    def _wrap(self, called: nn.Module, optimizer: Mapping[str, Tensor]) -> None:
+        self.world.wrap(called, ddp=False)
+        saved = state_by_parameter(called, optimizer)
+        adam = build_optimizer(called, self.settings.optim)
+        adam.param_groups = _of_equal_steps(adam.param_groups, saved)
+        settings = self._settings()
+        if self._stage == 3:
+            # Parameter by parameter from the CPU: a device may not have room for all of them.
+            for buffer in called.buffers():
+                buffer.data = buffer.to(self.world.device)
+            self._deepspeed.zero.Init(module=called, config_dict_or_path=settings)
+        self._engine, *_ = self._deepspeed.initialize(model=called, optimizer=adam, config=settings)
+        self.wrapped, self.optimizer = self._engine, adam
+        self._load(saved)
+
+    def _settings(self) -> dict[str, Any]:
+        cfg = self.settings
+        elements = cfg.speed.bucket_mb * 1_000_000 // 4
+        zero: dict[str, Any] = {
+            "stage": self._stage,
+            "reduce_bucket_size": elements,
+            "allgather_bucket_size": elements,
+            "overlap_comm": self.world.device.type == "cuda",
+            # Parameters that stay full would not change with their shards (`WeightAverage.swap`).
+            "stage3_param_persistence_threshold": 0,
+            "stage3_prefetch_bucket_size": elements,
+            "memory_efficient_linear": False,  # another order of rounding in half precision
+        }
+        if cfg.shard.offload:
+            pinned = {"device": "cpu", "pin_memory": self.world.device.type == "cuda"}
+            zero["offload_optimizer"] = pinned
+            if self._stage == 3:
+                zero["offload_param"] = pinned
+        return {
+            "train_micro_batch_size_per_gpu": self.plan.micro_batch,
+            "gradient_accumulation_steps": len(self.plan.mine),
+            "gradient_clipping": cfg.optim.clip_norm or 0.0,
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # the same Adam as everywhere
+            "steps_per_print": 2**62,
+        }
+
+    def micro_batch(self, index: int) -> AbstractContextManager[None]:
+        return self._micro_batch(index == len(self.plan.mine) - 1)
+
+    @contextmanager
+    def _micro_batch(self, last: bool) -> Iterator[None]:
+        self._engine.set_gradient_accumulation_boundary(last)
+        yield
+        if not last:
+            self._engine.step()  # only counts
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss)  # divides by accumulation steps and processes
+
+    def _step(self, clip_norm: float | None, measure: bool) -> Tensor | float | None:
+        self._engine.step()
+        return cast("Tensor | float | None", self._engine.get_global_grad_norm())
+
+    # ---- the state
+
+    def local_shards(self) -> dict[str, Tensor]:
+        named = self.unwrapped.named_parameters()
+        if self._stage == 3:
+            return {name: p.ds_tensor.data for name, p in named}  # type: ignore[attr-defined]
+        return {name: p.detach() for name, p in named}
+
+    def full_tensor(self, name: str, shard: Tensor) -> Tensor:
+        if self._stage < 3:
+            return shard
+        p: Any = self.unwrapped.get_parameter(name)
+        shard = shard.to(self.world.device)
+        flat = shard.new_empty(self.world.size * shard.numel())
+        torch.distributed.all_gather_into_tensor(flat, shard.contiguous())
+        return flat[: p.ds_numel].view(p.ds_shape)
+
+    def shard_like(self, name: str, tensor: Tensor) -> Tensor:
+        p: Any = self.unwrapped.get_parameter(name)
+        if self._stage < 3:
+            return torch.empty_like(p, requires_grad=False).copy_(tensor)
+        share, n = torch.zeros_like(p.ds_tensor.data), p.ds_tensor.numel()
+        mine = tensor.flatten()[self.world.rank * n : (self.world.rank + 1) * n]
+        share[: mine.numel()] = mine  # the last shards are padded
+        return share
+
+    def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
+        names = {p: name for name, p in self.unwrapped.named_parameters()}
+        self._link()
+        for flat, group in self._flats():
+            # Sorted, because after loading the order differs between processes.
+            state = sorted(self.optimizer.state.get(flat, {}).items())
+            for p in group:
+                for slot, value in state:
+                    if value.shape != flat.shape:  # the step count
+                        yield f"{names[p]}/{slot}", value
+                        continue
+                    yield f"{names[p]}/{slot}", self._slot(names[p], p, slot)
+
+    def _slot(self, name: str, p: nn.Parameter, slot: str) -> Tensor:
+        from deepspeed.utils import safe_get_full_optimizer_state, safe_get_local_optimizer_state
+
+        if self._stage == 3:
+            return self.full_tensor(name, safe_get_local_optimizer_state(p, slot))
+        return cast(Tensor, safe_get_full_optimizer_state(p, slot))
+
+    @torch.no_grad()
+    def _load(self, saved: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        names = {p: name for name, p in self.unwrapped.named_parameters()}
+        known = [(flat, group) for flat, group in self._flats() if group[0] in saved]
+        for flat, group in known:
+            state = self.optimizer.state[flat]
+            for slot, value in saved[group[0]].items():
+                of_step = value.shape != _shape(group[0])
+                state[slot] = (
+                    value.to(flat.device, copy=True) if of_step else torch.zeros_like(flat)
+                )
+        self._link()
+        for _, group in known:
+            for p in group:
+                for slot, value in saved[p].items():
+                    if value.shape != _shape(p):
+                        continue
+                    if self._stage == 3:
+                        # DeepSpeed's own function forgets the padding of the last shards.
+                        safe_set_local_optimizer_state(p, self.shard_like(names[p], value), slot)
+                    else:
+                        safe_set_full_optimizer_state(p, value.to(self.world.device), slot)
+
+    def _flats(self) -> list[tuple[Tensor, list[nn.Parameter]]]:
+        """Return the buffers that Adam updates, each with the parameters whose shards are in it."""
+        zero = self._engine.optimizer
+        if self._stage == 3:
+            return list(zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True))
+        return list(zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True))
+
+    def _link(self) -> None:
+        """Let stages 1 and 2 know which part of Adam's state belongs to which parameter.
+
+        DeepSpeed does so after the first step of the first group of parameters: too early for the
+        other groups, and too late for a state that has just been loaded.
+        """
+        if self._stage < 3:
+            from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+            for flat, group in self._flats():
+                lazy_init_hp_params_optimizer_state(group, flat, self.optimizer.state)
+
+    def reshard(self) -> None:
+        if self._stage == 3 and self._engine is not None:
+            self._engine.optimizer.parameter_offload.partition_all_parameters()
+
+
+def _deepspeed(world: DistributedContext) -> Any:
+    """Import DeepSpeed, and set its device: by itself it guesses what is installed, and prints."""
+    if world.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")  # a run without a launcher
+    if world.device.type == "cpu":
+        # DeepSpeed would compile its own collective, for minutes, in place of gloo's.
+        vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
+    return importlib.import_module("deepspeed")
+
+
+def _of_equal_steps(
+    groups: list[dict[str, Any]], saved: Mapping[nn.Parameter, Mapping[str, Tensor]]
+) -> list[dict[str, Any]]:
+    """Split groups of parameters by how many steps they have been trained for.
+
+    DeepSpeed keeps one step count for all parameters of a group. Layers that have just been
+    unfrozen would get the count of the others, and with it Adam's bias correction.
+    """
+    found = []
+    for group in groups:
+        by_steps: dict[float, list[nn.Parameter]] = {}
+        for p in group["params"]:
+            steps = float(saved[p]["step"]) if p in saved else 0.0
+            by_steps.setdefault(steps, []).append(p)
+        found += [{**group, "params": members} for members in by_steps.values()]
+    return found
+
+
+def _shape(p: nn.Parameter) -> torch.Size:
+    return getattr(p, "ds_shape", p.shape)

@@ -1,1 +1,0 @@
-"""How a run runs: the loop, exact resume, checkpoints, collectives, stopping."""

@@ -1,0 +1,1 @@
+"""A trained model as files: written, described, loaded, and in other formats."""

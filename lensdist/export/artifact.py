@@ -1,0 +1,165 @@
+"""The exported model: weights, and all that is needed to use them, in one folder.
+
+export/model.safetensors   the network's weights
+       config.json         task, preset, model, labels, preprocessing, metrics, and a seal
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lensdist.data.transforms import Preprocess
+from lensdist.export.description import PREPROCESS, build
+from lensdist.models.config import EncoderConfig
+from lensdist.phases import COMPLETE, completed
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import sha256, to_json, write_atomic
+from lensdist.utils.owners import temporary
+from lensdist.utils.sealed import read_json, sealed, unsealed
+from lensdist.utils.tensors import (
+    nonfinite,
+    read_safetensors,
+    read_shapes,
+    under,
+    write_safetensors,
+)
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+Described = tuple[dict[str, Any], dict[str, Tensor]]
+"""What an export holds: its `config.json`, and its tensors by name."""
+
+_LIMIT = 2**22  # bytes of `config.json`: 33,000 labels take one million
+
+
+def write_export(
+    folder: Path,
+    model: nn.Module,
+    description: dict[str, Any],
+    preprocess: Mapping[str, Tensor] | None = None,
+) -> dict[str, str]:
+    """Write an export; `config.json`, which names the weights' hash, comes last.
+
+    `preprocess` holds the preprocessing's own tensors, which are kept beside the weights.
+
+    Returns:
+        The SHA-256 of each file, by name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+    weights |= {PREPROCESS + k: v.cpu() for k, v in (preprocess or {}).items()}
+    beside = temporary(folder / WEIGHTS)
+    try:
+        _, digest = write_safetensors(beside, weights)
+        beside.replace(folder / WEIGHTS)
+    finally:
+        beside.unlink(missing_ok=True)
+    facts = {"format": FORMAT, **description, "sha256": {WEIGHTS: digest}}
+    write_atomic(folder / CONFIG, to_json(sealed(facts)))
+    return {WEIGHTS: digest, CONFIG: sha256(folder / CONFIG)}
+
+
+def find_export(path: Path) -> Path:
+    """The export folder that `path`, a run or an export, means.
+
+    Raises:
+        UserError: it is neither.
+    """
+    for folder in (path, path / "export"):
+        if (folder / CONFIG).exists() and (folder / WEIGHTS).exists():
+            return folder
+    raise UserError(f"{path} holds no exported model; give a finished run or its export/ folder")
+
+
+def read_export(path: Path) -> Described:
+    """Description and weights of an export, verified; a finished run's by its `COMPLETE.json` too.
+
+    The weights are read only once their file's header is that of the described network.
+
+    Raises:
+        UserError: it is damaged, of another version, of another run, or no export.
+    """
+    folder = find_export(path)
+    known = _check_run(folder)
+    try:
+        written = read_json(folder / CONFIG, _LIMIT)
+        description = unsealed(written)
+        hashes = description.get("sha256")
+        if not isinstance(hashes, dict) or WEIGHTS not in hashes:
+            raise ValueError(f"it does not name the hash of {WEIGHTS}")
+    except (OSError, ValueError) as e:
+        raise UserError(f"{folder} is not a whole export: {CONFIG}: {e}") from e
+    if description.get("format") != FORMAT:
+        shown = str(description.get("format"))[:20]
+        raise UserError(f"{folder} is of format {shown}; this version reads {FORMAT}")
+    if not known and written.keys() == description.keys():
+        log.warning(
+            f"{folder / CONFIG} is from before exports were sealed, so damage to it "
+            "cannot be noticed; `lensdist export` writes a sealed one"
+        )
+    try:
+        size, shapes = read_shapes(folder / WEIGHTS)
+        build(description, shapes)
+        weights = read_safetensors(folder / WEIGHTS, size, hashes[WEIGHTS])
+        if name := nonfinite(weights):
+            raise ValueError(f"{name} holds NaN or infinity")
+        return description, weights
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"{folder} was damaged or changed after it was exported, or is of no use: {e}"
+        ) from e
+
+
+def _check_run(folder: Path) -> bool:
+    """Whether an export's run vouches for it.
+
+    Raises:
+        UserError: its run does not know it.
+    """
+    place = Path(os.path.abspath(folder))  # of `.`, too
+    run = place.parent
+    record = completed(run, "export/") if place.name == "export" else None
+    if record is None:
+        return False
+    if not {f"export/{name}" for name in (CONFIG, WEIGHTS)} <= record["files"].keys():
+        raise UserError(f"{run / COMPLETE} does not name the files of {folder}")
+    return True
+
+
+def encoder_of(
+    path: Path, wanted: EncoderConfig, key: str = "model"
+) -> tuple[Preprocess, dict[str, Tensor]]:
+    """Preprocessing and encoder weights of a pretrained model, for a network of its shape.
+
+    `key` is where a configuration says `wanted`.
+
+    Raises:
+        UserError: there is none, it is damaged, or its encoder is of another shape.
+    """
+    description, weights = read_export(path)
+    model = description["model"]
+    if "patch_size" not in model:
+        raise UserError(
+            f"{path} is of task {description['task']}; give a run of task mae as encoder"
+        )
+    # An export from before a field existed is of its default.
+    fields = EncoderConfig.model_fields.items()
+    theirs = {field: model.get(field, known.get_default()) for field, known in fields}
+    odd = [f for f in theirs if f != "dropout" and theirs[f] != getattr(wanted, f)]
+    if odd:
+        first = odd[0]
+        raise UserError(
+            f"the encoder in {path} has {first} {theirs[first]} but {key}.{first} is "
+            f"{getattr(wanted, first)}; set {' '.join(f'{key}.{f}={theirs[f]}' for f in odd)}"
+        )
+    preprocess = Preprocess.from_state(description["preprocessing"], under(PREPROCESS, weights))
+    return preprocess, under("encoder.", weights)

@@ -1,0 +1,126 @@
+"""The weights of any step that a run has kept, described as its export describes them.
+
+A run that is not finished has no export yet: its description is then made anew from its
+`config.yaml` and its data, as training makes it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lensdist.config import load
+from lensdist.config.differences import differences
+from lensdist.config.schema import recorded_schema
+from lensdist.data.dataset import PackedSet
+from lensdist.distributed.context import DistributedContext
+from lensdist.export.artifact import Described, read_export
+from lensdist.export.description import PREPROCESS
+from lensdist.phases import completed
+from lensdist.runs.finish import describe
+from lensdist.tasks.build import build_task
+from lensdist.tasks.registry import task_class
+from lensdist.training import checkpoint, state
+from lensdist.training.checkpoint import Checkpoint, Damaged
+from lensdist.utils.errors import UserError
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run, be it finished or not, and not an export by itself."""
+    return (path / "config.yaml").is_file() or (path / "checkpoints").is_dir()
+
+
+def exported(path: Path) -> Described:
+    """What a finished run, or an export, exports: the model that validation chose.
+
+    Raises:
+        UserError: the run is not finished, or there is nothing, or it is damaged.
+    """
+    if is_run(path) and completed(path) is None:
+        raise UserError(
+            f"{path} is not finished, so no model has been chosen; give --step N or --step all "
+            f"({_kept(path)})"
+        )
+    return read_export(path)
+
+
+def steps_of(run: Path, step: int | None) -> list[int]:
+    """The steps that are meant: `step`, if its checkpoint is kept, or (None) all that are.
+
+    Raises:
+        UserError: there are none, or not this one.
+    """
+    if not is_run(run):
+        raise UserError(f"{run} is not a run, so it has no checkpoints; leave out --step")
+    found = [number for number, _ in checkpoint.steps(run / "checkpoints")]
+    if not found or (step is not None and step not in found):
+        wanted = "" if step is None else f" of step {step}"
+        raise UserError(f"{run} holds no checkpoint{wanted}; {_kept(run)}")
+    return found if step is None else [step]
+
+
+def at_step(run: Path, step: int) -> Described:
+    """The weights of a checkpoint, of their average where the run has one, and their description.
+
+    Raises:
+        UserError: the checkpoint is damaged, or the run can no longer be described: its data or
+            its encoder is gone or is another by now.
+    """
+    path = run / "checkpoints" / f"step-{step:08d}"
+    try:
+        saved = checkpoint.read(path, state.check)
+    except Damaged as e:
+        raise UserError(
+            f"a damaged checkpoint cannot be exported: {e}; give --step another one ({_kept(run)})"
+        ) from e
+    description, preprocess = _description(run, saved)
+    then = saved.meta["state"]
+    best = then["best"] if then["best_step"] == step else None
+    description["metrics"] = {"selected_by": f"--step {step}", "val": best, "step": step}
+    averaged = any(name.startswith("average/") for name in saved.tensors)
+    prefix = "average/" if averaged else "model/"
+    weights = {k.removeprefix(prefix): v for k, v in saved.tensors.items() if k.startswith(prefix)}
+    return description, weights | preprocess
+
+
+def _kept(run: Path) -> str:
+    found = [str(number) for number, _ in checkpoint.steps(run / "checkpoints")]
+    return f"kept are the steps {', '.join(found)}" if found else "it has kept none"
+
+
+def _description(run: Path, saved: Checkpoint) -> Described:
+    """The description, and the preprocessing's own tensors."""
+    if completed(run) is not None:
+        description, weights = read_export(run)
+        kept = {k: v for k, v in description.items() if k not in ("format", "sha256")}
+        return kept, {k: v for k, v in weights.items() if k.startswith(PREPROCESS)}
+    cfg = load(run / "config.yaml", schema=recorded_schema)
+    # Its own set moved with the run, wherever that was when it was trained.
+    packed = PackedSet(cfg.data.path or run / "data")
+    labels = cfg.data.classes or tuple(packed.manifest.labels)
+    # Public weights that training started from need not be fetched: they have been trained since.
+    start = task_class(cfg.task).start(
+        cfg, cfg.preprocess, packed, labels, DistributedContext(), fetch=False
+    )
+    fingerprint = packed.manifest.fingerprint
+    _refuse_changes(saved, cfg.model_dump(mode="json"), fingerprint, start.digest)
+    task = build_task(cfg, labels, start.preprocess, start.weights)
+    tensors = {PREPROCESS + k: v for k, v in start.preprocess.tensors().items()}
+    return describe(cfg.preset, task, packed, {}), tensors
+
+
+def _refuse_changes(
+    saved: Checkpoint, config: dict[str, Any], data: str, encoder: str | None
+) -> None:
+    """Other data has other statistics: the preprocessing would not be what was trained with."""
+    changed = differences(saved.meta["config"], config)
+    if changed:
+        raise UserError(
+            f"{saved.path} was saved with other settings than config.yaml's: {'; '.join(changed)}; "
+            "put them back"
+        )
+    for what, name, now in (("data", "data.path", data), ("encoder", "encoder", encoder)):
+        if saved.meta[what] != now:
+            raise UserError(
+                f"{saved.path} was trained with another {name} than is there now; put it back"
+            )

@@ -1,1 +1,0 @@
-"""Trained models in other formats and places. Importing this package imports no torch."""

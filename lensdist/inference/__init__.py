@@ -1,0 +1,1 @@
+"""`lensdist predict`: a model applied to image files."""

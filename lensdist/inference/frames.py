@@ -1,0 +1,89 @@
+"""What a predicted image inherits from its file: shape and FITS headers (torch-free)."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lensdist.data.reading.fits import open_fits, science_hdu
+from lensdist.data.reading.numpy_files import image_member, open_npz, read_header
+from lensdist.data.reading.raw import BadFile, read_bytes, unpacked
+from lensdist.data.reading.readers import ENDINGS, Reading, form, parse
+from lensdist.inference.inputs import Input
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How a file held its image."""
+
+    leading: tuple[int, ...]
+    """Sizes before (H, W): (), (C,), or FITS's (1, 1)."""
+    science: Any = None
+    """Header of the HDU with the image; None: not FITS."""
+    primary: Any = None
+    """Header of the primary HDU where that is another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A file that was read."""
+
+    source: Input
+    reading: Reading
+    frame: Frame
+
+    @property
+    def bad(self) -> npt.NDArray[np.bool_] | None:
+        """(C, H, W), true where a pixel is bad; None: all are good."""
+        bad = self.reading.badpix
+        return bad if bad is not None and bad.any() else None
+
+
+def read_item(source: Input, framed: bool, hdu: str | None = None) -> Item:
+    """A file's image and, if `framed`, how the file held it, from one reading of its bytes.
+
+    Raises:
+        BadFile: it is of another kind, or see `readers.parse`.
+    """
+    named = form(source.path.name)
+    if named is None:
+        raise BadFile(f"it is not an image file: names end in {ENDINGS}")
+    data, suffix = read_bytes(source.path), named[1]
+    try:
+        data = unpacked(data)
+        reading = parse(data, suffix, hdu)
+        if not framed:
+            return Item(source, reading, Frame(()))
+        if suffix == ".npy":
+            # An axion file's own shape is (2,), which leaves () for its image of (H, W).
+            return Item(source, reading, Frame(read_header(io.BytesIO(data))[0][:-2]))
+        if suffix == ".npz":
+            return Item(source, reading, Frame(_shape_in_archive(data, hdu)[:-2]))
+        return Item(source, reading, _fits_frame(data, hdu))
+    except BadFile:
+        raise
+    except Exception as error:  # bytes that made pixels may still spell anything else
+        raise BadFile(f"it is damaged ({type(error).__name__})") from error
+
+
+def _shape_in_archive(data: bytes, hdu: str | None) -> tuple[int, ...]:
+    with open_npz(data) as archive:
+        key = image_member(archive, hdu)
+        name = key if key in archive.namelist() else f"{key}.npy"
+        with archive.open(name) as stream:
+            return read_header(stream)[0]
+
+
+def _fits_frame(data: bytes, hdu: str | None) -> Frame:
+    with open_fits(data) as hdus:
+        science = science_hdu(hdus, hdu)
+        axes = range(science.header["NAXIS"], 2, -1)
+        return Frame(
+            tuple(int(science.header[f"NAXIS{i}"]) for i in axes),
+            science.header,
+            None if science is hdus[0] else hdus[0].header,
+        )

@@ -1,0 +1,135 @@
+"""Finds the image files that a command line means: files, folders and patterns (torch-free)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+
+from lensdist.data.packing.layouts import natural
+from lensdist.data.reading.folders import Identity, Passed, entries, identity, walk
+from lensdist.data.reading.readers import ENDINGS, form
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import printable
+
+_MAGIC = frozenset("*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A file to predict for."""
+
+    path: Path
+    name: Path
+    """Relative to the INPUT folder that it was found in, or to a pattern's part before the first
+    wildcard; never with `..`."""
+
+
+def find(words: Sequence[str], dest: Path, passed: Passed | None = None) -> list[Input]:
+    """The files that are meant, each once, in the order of `words` and then of their names.
+
+    What a pattern matches is all there, also where it is not an image, for it was asked for.
+
+    Args:
+        words: files, folders (searched with all below them; hidden names, `__MACOSX` and files of
+            other kinds are passed over) and patterns with `*`, `?`, `[...]` and `**`.
+        dest: where results go. As a folder below another that is searched it is passed over: what
+            it holds are earlier results.
+        passed: counts what is passed over in folders.
+
+    Raises:
+        UserError: a word means no image file, a named file is of no known type, or a folder cannot
+            be listed or is a packed set.
+    """
+    found: dict[str, Input] = {}
+    passed = Passed() if passed is None else passed
+    apart = identity(dest)
+    for word in words:
+        inputs = list(_meant(word, apart, passed))
+        if not any(form(one.path.name) for one in inputs):
+            also = "; ".join(("", *passed.lines()))
+            raise UserError(f"{printable(word)} holds no image files: they end in {ENDINGS}{also}")
+        for one in sorted(inputs, key=lambda one: natural(one.name.as_posix())):
+            found.setdefault(place(one.path), one)
+    return list(found.values())
+
+
+def place(path: Path) -> str:
+    """The same for all ways to a name in a folder. Links to files are files of their own."""
+    return f"{_real(os.path.join(os.getcwd(), path.parent))}/{path.name}"
+
+
+def _meant(word: str, apart: Identity, passed: Passed) -> Iterator[Input]:
+    path = Path(word)
+    if word and os.path.lexists(path):  # also a file that is really called `a[1].npy`
+        if os.path.isdir(path):
+            yield from _below(path, path, apart, passed)
+        elif form(path.name):
+            yield Input(path, Path(path.name))
+        else:
+            raise UserError(
+                f"{printable(word)} is no image file: give files that end in {ENDINGS}, or their "
+                "folder, where others are passed over"
+            )
+        return
+    wild = [bool(_MAGIC & set(part)) for part in path.parts]
+    if not any(wild):
+        raise UserError(f"{printable(word) or repr(word)} does not exist")
+    fixed = wild.index(True)
+    base = Path(*path.parts[:fixed])
+    matches = list(_matches(base, path.parts[fixed:], apart, passed))
+    if not matches:
+        raise UserError(f"{printable(word)} matches nothing")
+    for match in matches:
+        if os.path.isdir(match):
+            yield from _below(match, base, apart, passed)
+        else:
+            yield Input(match, _name(match, base))
+
+
+def _below(folder: Path, base: Path, apart: Identity, passed: Passed) -> Iterator[Input]:
+    """The image files of a folder and all below it."""
+    for _, files in walk(folder, passed, apart):
+        yield from (Input(folder / file, _name(folder / file, base)) for file in files)
+
+
+def _matches(folder: Path, parts: Sequence[str], apart: Identity, passed: Passed) -> Iterator[Path]:
+    """What a pattern's parts lead to, as `glob` has it, but each folder of a `**` once only.
+
+    `glob` follows links: two that lead back to their own folder keep it busy for ever.
+    """
+    if not parts:
+        yield folder
+        return
+    first, rest = parts[0], parts[1:]
+    if first == "**":
+        # Where more parts follow, those decide which files are meant.
+        for below, files in walk(folder, Passed() if rest else passed, apart):
+            if rest:
+                yield from _matches(folder / below, rest, apart, passed)
+            else:
+                yield from (folder / file for file in files)
+    elif _MAGIC & set(first):
+        for name, is_folder in entries(folder) if os.path.isdir(folder) else ():
+            hidden = name.startswith(".") and not first.startswith(".")
+            if hidden or name == "__MACOSX" or not fnmatchcase(name, first):
+                continue
+            if is_folder and identity(folder / name) == apart:
+                passed.add("earlier results", name)
+            else:
+                yield from _matches(folder / name, rest, apart, passed)
+    elif os.path.lexists(folder / first):
+        yield from _matches(folder / first, rest, apart, passed)
+
+
+def _name(path: Path, base: Path) -> Path:
+    name = path.relative_to(base)
+    return Path(path.name) if ".." in name.parts else name
+
+
+@lru_cache(maxsize=1024)
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)

@@ -1,0 +1,1 @@
+"""Scores, their intervals, figures and tables of results."""

@@ -1,0 +1,53 @@
+"""What all figures share: colours, axes and how a figure becomes a file.
+
+Figures are made without pyplot, so they need no display, keep no global state and can be drawn from
+any thread. Colours are Okabe & Ito's, which people with any colour vision can tell apart, and lines
+differ in their dashes as well.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from lensdist.utils.files import write_atomic
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
+GREY = "#767676"
+
+
+def panels(n: int, width: float, height: float, title: str) -> tuple[Figure, list[Any]]:
+    """A figure of n panels beside each other, each of that size in inches, and their axes."""
+    fig = Figure(figsize=(width * n, height), layout="constrained")
+    fig.suptitle(title, fontsize=10)
+    axes = list(fig.subplots(1, n, squeeze=False)[0])
+    tidy(*axes)
+    return fig, axes
+
+
+def tidy(*axes: Any) -> None:
+    """Take off what frames no data."""
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+
+
+def style(i: int) -> dict[str, Any]:
+    """Of the i-th line."""
+    return {"color": COLOURS[i % 7], "ls": DASHES[i % 7], "lw": 1.5}
+
+
+def save(fig: Figure, path: Path) -> Path:
+    """Write a figure as PNG: the same figure, the same bytes."""
+    for text in fig.findobj(Text):
+        text.set_parse_math(False)  # a `$` in a label's or a folder's name is a dollar sign
+    data = io.BytesIO()
+    FigureCanvasAgg(fig).print_figure(data, format="png", dpi=150, metadata={"Software": None})
+    return write_atomic(path, data.getvalue())

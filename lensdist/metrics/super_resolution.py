@@ -1,0 +1,185 @@
+"""Metrics of super-resolved images: of each image, then over a split, with paired intervals.
+
+Peak signal-to-noise ratio and SSIM (Wang et al. 2004, doi:10.1109/TIP.2003.819861: a Gaussian
+window of 11 pixels, sigma 1.5; the mean over all pixels, images mirrored at borders) are those
+of the images in the units found on disk, SSIM counted from where HR is darkest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lensdist.metrics.bootstrap import Z95, paired_bootstrap, paired_ratio
+from lensdist.models.resample import bicubic, with_means
+from lensdist.utils.errors import RunError
+from lensdist.utils.torchvision_compat import import_torchvision
+
+Z68 = 0.994457883209753  # the normal distribution's 84 % point, as Z95 its 97.5 %
+
+Scores = Mapping[str, Tensor]
+
+
+def of_images(
+    image: Tensor,
+    lr: Tensor,
+    hr: Tensor,
+    *,
+    truth: Tensor | None = None,
+    weight: Tensor | None = None,
+    data_range: float = 1.0,
+    ssim: bool = True,
+) -> dict[str, Tensor]:
+    """Score each image, and bicubic interpolation beside it.
+
+    Args:
+        image: (B, C, f H, f W) what was made of `lr`, in the units found on disk.
+        lr: (B, C, H, W); bad pixels as the model saw them, for bicubic sees them too.
+        hr: (B, C, f H, f W) what it should be.
+        truth: `hr` without its noise, where it is known.
+        weight: (B, C, f H, f W) how much each pixel counts; 0: not at all. Without, all alike.
+        data_range: largest minus smallest possible value.
+        ssim: whether to score it.
+
+    Returns:
+        (B,) each: `mse`, `psnr` and `ssim` of the image, and with the suffix `_bicubic`. With a
+        truth also `mse_oracle`, of the best that LR's means allow: the truth, moved to them; and
+        `mse_truth`, `mse_truth_bicubic`, which measure against the truth.
+    """
+    factor = hr.shape[-1] // lr.shape[-1]
+    made = {"": image, "_bicubic": bicubic(lr, factor)}
+    scores: dict[str, Tensor] = {}
+    for suffix, each in made.items():
+        scores[f"mse{suffix}"] = mse = _mean_square(each - hr, weight)
+        scores[f"psnr{suffix}"] = 10 * torch.log10(data_range**2 / mse)
+        if ssim:
+            scores[f"ssim{suffix}"] = _ssim(each, hr, weight, data_range)
+        if truth is not None:
+            scores[f"mse_truth{suffix}"] = _mean_square(each - truth, weight)
+    if truth is not None:
+        scores["mse_oracle"] = _mean_square(oracle(truth, lr) - hr, weight)
+    return scores
+
+
+def oracle(truth: Tensor, lr: Tensor) -> Tensor:
+    """The truth (B, C, f H, f W), each block moved to the mean that LR (B, C, H, W) says.
+
+    Who knew the lens without noise could do no better than this, but for what a block's brighter
+    pixels have more of its excess.
+    """
+    return with_means(truth, lr)
+
+
+def coverage(pull: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
+    """The share of each image's pixels within the central 68 and 95 % of what sigma says.
+
+    Args:
+        pull: (B, C, H, W) distance from what was drawn, in units of its sigma.
+        weight: (B, C, H, W); pixels of weight 0 do not count.
+    """
+    counts = torch.ones_like(pull) if weight is None else (weight > 0).to(pull)
+    n = counts.sum((1, 2, 3)).clamp_min(1)
+    return {
+        f"coverage_{share}": ((pull <= z) * counts).sum((1, 2, 3)) / n
+        for share, z in ((68, Z68), (95, Z95))
+    }
+
+
+def summary(scores: Scores) -> dict[str, Any]:
+    """Means over the images of a split, from `of_images` and `coverage`.
+
+    Returns:
+        `n`, the mean of every score, `psnr_gain` (over bicubic) and, with a truth, `gap`:
+        (MSE - oracle's) / (bicubic's - oracle's), 1 for bicubic and 0 for the oracle. An image
+        drawn without any error has no finite PSNR: `no_psnr` counts them, and `psnr` and
+        `psnr_gain` leave them out.
+
+    Raises:
+        RunError: no image, or an output that is not finite.
+    """
+    each = {name: value.detach().cpu().double() for name, value in scores.items()}
+    n = len(next(iter(each.values())))
+    for name, value in each.items():
+        good = (
+            value.isfinite() | (value == math.inf) if name.startswith("psnr") else value.isfinite()
+        )
+        if not n or not good.all():
+            raise RunError(f"{name} of {n} images must be there, and finite")
+    finite = each["psnr"].isfinite() & each["psnr_bicubic"].isfinite()
+    found: dict[str, Any] = {"n": n}
+    for name, value in each.items():
+        kept = value[finite] if name.startswith("psnr") else value
+        found[name] = kept.mean().item() if len(kept) else math.nan
+    found["psnr_gain"] = found["psnr"] - found["psnr_bicubic"]
+    found["no_psnr"] = n - int(finite.sum())
+    if "mse_oracle" in each:
+        below = found["mse_bicubic"] - found["mse_oracle"]
+        found["gap"] = (found["mse"] - found["mse_oracle"]) / below if below > 0 else math.nan
+    return found
+
+
+def intervals(scores: Scores) -> dict[str, list[float]]:
+    """95 % intervals over the images, [low, high], of what `summary` gives, by name + `_ci`.
+
+    `psnr_gain` and `gap` are paired image by image with bicubic and the oracle.
+    """
+    found: dict[str, list[float]] = {}
+    each = {name: value.detach().cpu().double() for name, value in scores.items()}
+    finite = each["psnr"].isfinite() & each["psnr_bicubic"].isfinite()
+    if not finite.any():
+        return found
+    for name, value in each.items():
+        kept = value[finite] if name.startswith("psnr") else value
+        found[f"{name}_ci"] = paired_bootstrap(kept, torch.zeros_like(kept))["ci"]
+    gain = paired_bootstrap(each["psnr"][finite], each["psnr_bicubic"][finite])
+    found["psnr_gain_ci"] = gain["ci"]
+    if "mse_oracle" in each:
+        found["gap_ci"] = gap(each["mse"], each["mse_bicubic"], each["mse_oracle"])["ci"]
+    return found
+
+
+def gap(mse: Tensor, of_bicubic: Tensor, of_oracle: Tensor) -> dict[str, Any]:
+    """(MSE - oracle's) / (bicubic's - oracle's) with its interval, paired over the images.
+
+    Args:
+        mse: (N,) or (S, N) of each image, of S seeds.
+        of_bicubic, of_oracle: (N,) of the same images.
+
+    Returns:
+        `gap` (NaN where bicubic is no worse than the oracle) and `ci` [low, high].
+    """
+    of_bicubic, of_oracle = (x.expand_as(mse) for x in (of_bicubic, of_oracle))
+    found = paired_ratio(mse - of_oracle, of_bicubic - of_oracle)
+    return {"gap": found["ratio"], "ci": found["ci"]}
+
+
+def _ssim(a: Tensor, b: Tensor, weight: Tensor | None, data_range: float) -> Tensor:
+    """(B,) of images (B, C, H, W): the mean over bands and pixels.
+
+    Both are taken to begin at 0, where `b` is darkest: a sky of thousands would leave nothing of
+    float32, which squares of brightness are taken from each other in.
+    """
+    import_torchvision()  # torchmetrics imports it, and fails where its operators do not load
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    good = b if weight is None else torch.where(weight > 0, b, math.inf)
+    dark = good.amin((1, 2, 3), keepdim=True)
+    if weight is not None:  # bad pixels are alike in both
+        a, b = (torch.where(weight > 0, x, dark) for x in (a, b))
+    found: Tensor = structural_similarity_index_measure(
+        (a - dark).float(), (b - dark).float(), reduction="none", data_range=data_range
+    )
+    return found.reshape(len(a))
+
+
+def _mean_square(error: Tensor, weight: Tensor | None) -> Tensor:
+    """(B, C, H, W) -> (B,), in double: gains are parts in ten thousand of the error."""
+    square = error.double().square()
+    if weight is None:
+        return square.mean((1, 2, 3))
+    square = torch.where(weight > 0, square, 0.0) * weight
+    return square.sum((1, 2, 3)) / weight.double().sum((1, 2, 3)).clamp_min(1e-12)

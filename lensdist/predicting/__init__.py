@@ -1,1 +1,0 @@
-"""`lensdist predict`: a trained model applied to people's own files."""

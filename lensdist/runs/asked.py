@@ -1,0 +1,142 @@
+"""Whether a finished run is what is asked for now, and what to type where it is not (torch-free).
+
+Not the same as whether a run may go on: one that did 6 steps may do 12, but is not one of 12.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lensdist.utils import rng
+from lensdist.config.schema import BaseRun
+from lensdist.data.manifest import MANIFEST, Manifest
+from lensdist.config.differences import (
+    LENGTH,
+    changes,
+    differences,
+    drawn_over_its_length,
+    unmet,
+)
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import plain, sha256
+from lensdist.utils.sealed import read_json
+
+
+def is_as_asked(cfg: BaseRun, record: dict[str, Any]) -> str:
+    """The sentence that a finished run is what `cfg` asks for.
+
+    Args:
+        cfg: what is asked for.
+        record: what the `COMPLETE.json` of `cfg.run.dir` says.
+
+    Raises:
+        UserError: it is not, or an input that `cfg` names is not there.
+    """
+    now = cfg.model_dump(mode="json")
+    inputs = other_inputs(record, cfg)
+    found = [*unmet(record["config"], now), *inputs]
+    if not found:
+        rest = changes(record["config"], now)
+        alike = f" ({'; '.join(rest)} would change last bits at most)" if rest else ""
+        return f"{cfg.run.dir} is complete ({record['steps']} steps); nothing to do{alike}"
+    raise UserError(
+        f"{cfg.run.dir} was completed with other settings ({'; '.join(found)}); give another "
+        f"run.dir{'' if inputs else _going_on(cfg, record, now)}"
+    )
+
+
+def other_inputs(saved: Mapping[str, Any], cfg: BaseRun) -> list[str]:
+    """Inputs that are not what a run was trained with, compared by what they hold.
+
+    Args:
+        saved: what the run's record, or a checkpoint, says of `config`, `data`, `encoder` and
+            `weights`; what it does not say is not compared.
+        cfg: what is asked for now.
+
+    Raises:
+        UserError: an input is not there, or is damaged.
+    """
+    config, found = saved["config"], []
+    path = config.get("data", {}).get("path")
+    if _other_data(saved, cfg, path):
+        found.append(_line("data.path", path, cfg.data.path, "images"))
+    key, encoder = _encoder(cfg)
+    if saved.get("encoder", encoder) != encoder:
+        found.append(_line(key, config.get(key), getattr(cfg, key, None), "weights"))
+    weights = named_weights(cfg)
+    if saved.get("weights", weights) != weights:
+        found.append(_line("weights", config.get("weights"), getattr(cfg, "weights", None), "ones"))
+    return found
+
+
+def named_weights(cfg: BaseRun) -> dict[str, str]:
+    """SHA-256 of torchvision's files that the configuration names, by the networks' names.
+
+    Raises:
+        UserError: one is not there.
+    """
+    files = cfg.named_weights().items()
+    return {key.removeprefix("weights."): _hash(key, file) for key, file in files}
+
+
+def _encoder(cfg: BaseRun) -> tuple[str, str | None]:
+    """The setting that names trained weights to start from, and a hash of those that are there."""
+    for key, runs in cfg.starts_from().items():
+        if isinstance(runs, tuple):
+            return key, f"{rng.key(*(_digest(key, run) for run in runs)):016x}"
+        return key, _digest(key, runs)
+    return "encoder", None
+
+
+def _other_data(saved: Mapping[str, Any], cfg: BaseRun, before: str | None) -> bool:
+    path = cfg.data.path
+    if path is None:
+        path = cfg.run.dir / "data"
+        if not (path / MANIFEST).exists():  # the settings, which are compared, make it anew
+            return before is not None
+    return saved.get("data") not in (None, Manifest.load(path).fingerprint)
+
+
+def _digest(key: str, path: Path) -> str:
+    """Of the weights of a run or of an export."""
+    own = path / "model.safetensors"
+    return _hash(key, own if own.is_file() else path / "export" / "model.safetensors")
+
+
+def _hash(key: str, file: Path) -> str:
+    try:
+        return sha256(file)
+    except OSError as e:
+        raise UserError(f"{key}: {file}: {e.strerror}") from e
+
+
+def _line(key: str, before: Any, now: Any, what: str) -> str:
+    before, now = plain(before), plain(now)
+    return f"{key}: other {what} in {now}" if before == now else f"{key}: {before} -> {now}"
+
+
+def _going_on(cfg: BaseRun, record: dict[str, Any], now: dict[str, Any]) -> str:
+    """What can be made of the run's last state, where only its length differs."""
+    if {line.partition(":")[0] for line in unmet(record["config"], now)} - LENGTH:
+        return ""
+    if differences(record["config"], now):
+        whole = drawn_over_its_length(now)
+        return f"; its last state is of no use for it, for {whole} spans the whole length"
+    states = sorted((cfg.run.dir / "checkpoints").glob("step-*/checkpoint.json"))
+    try:
+        bad = read_json(states[-1])["meta"]["state"]["bad_evals"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+    train, before = cfg.train, record["config"]["train"]
+    if train.early_stop is not None and bad >= train.early_stop:
+        return ""  # it would stop at once
+    stopped = before["early_stop"] is not None and bad >= before["early_stop"]
+    if train.max_steps is not None:
+        longer = train.max_steps > record["steps"]
+    else:
+        longer = stopped or before["max_steps"] is not None or train.epochs > before["epochs"]
+    state = shlex.quote(str(states[-1].parent))
+    return f"; to go on from its last state: run.dir=NEW --resume {state}" if longer else ""

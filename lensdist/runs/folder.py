@@ -1,0 +1,95 @@
+"""Check that a folder is a run's own: a run changes only what a run has made (torch-free)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from lensdist.config import dump, load, raw, save
+from lensdist.utils.settings import Strict
+from lensdist.data.manifest import MANIFEST
+from lensdist.utils.errors import UserError
+from lensdist.utils.owners import sweep
+from lensdist.phases import COMPLETE
+
+CONFIG = "config.yaml"
+_MARK = ".lock"
+"""The first file that a run writes, empty. It stays, and says that the folder is a run's."""
+_LOGS = (".log", ".out", ".err")
+_MADE = (MANIFEST, "export", "model.safetensors")  # signs of a packed set, a run, an export
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a run has written here: two of its three signs, or its `COMPLETE.json`."""
+    signs = (
+        (folder / _MARK).is_file(),
+        raw(folder / CONFIG)[0].keys() >= {"task", "run"},
+        any((folder / "checkpoints").glob("step-*/checkpoint.json")),
+    )
+    return sum(signs) >= 2 or (folder / COMPLETE).is_file()
+
+
+def check_folder(folder: Path, inputs: Mapping[str, Path | None]) -> None:
+    """Refuse a folder for a run that holds anything but a run.
+
+    Logs (`.log`, `.out`, `.err`), hidden files and a packed set named `data` may lie there: a run
+    writes to no such file.
+
+    Args:
+        folder: the run's.
+        inputs: what the run reads, by the name of the setting.
+
+    Raises:
+        UserError: it holds other files, or lies in an input.
+    """
+    if is_run(folder):
+        return
+    for what, path in inputs.items():
+        made = path is not None and any((path / name).exists() for name in _MADE)
+        if path is not None and made and _is_within(folder, path):
+            raise UserError(f"run.dir {folder} lies in {what} {path}; give another run.dir")
+    for path in sorted(folder.iterdir()):
+        harmless = path.name.startswith(".") or path.suffix in _LOGS or path.name == "STOP"
+        if not harmless and not (path.name == "data" and (path / MANIFEST).is_file()):
+            raise UserError(
+                f"{path} was not made by a run: a run writes only to a folder of its own; give "
+                "another run.dir"
+            )
+
+
+def _is_within(folder: Path, path: Path) -> bool:
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(path))
+
+
+def claim_folder(folder: Path, cfg: Strict) -> None:
+    """Mark the folder as a run's, remove what killed processes left, and write `config.yaml`.
+
+    A `config.yaml` with the same settings is left as it is, with its comments.
+
+    Args:
+        folder: the run's.
+        cfg: all settings of the run.
+
+    Raises:
+        UserError: somebody has edited the file, and its settings are others.
+    """
+    path = folder / CONFIG
+    same = _says(path, cfg)
+    if os.path.lexists(path) and not same and not raw(path)[1]:
+        raise UserError(
+            f"{path} was edited or damaged, and does not say what this command does; give "
+            f"--config {path}, or move it away"
+        )
+    (folder / _MARK).touch()
+    for place in (folder, folder / "checkpoints", folder / "export"):
+        sweep(place, locked=True)
+    if not same:
+        save(cfg, path)
+
+
+def _says(path: Path, cfg: Strict) -> bool:
+    try:
+        return dump(load(path, schema=lambda raw: type(cfg))) == dump(cfg)
+    except UserError:
+        return False

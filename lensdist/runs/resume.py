@@ -1,0 +1,187 @@
+"""Where a run goes on from: its own newest checkpoint, or one of another run, brought along."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from lensdist.training import checkpoint
+from lensdist.training import state
+from lensdist.runs.asked import other_inputs
+from lensdist.training.checkpoint import Checkpoint, Damaged
+from lensdist.config.differences import changes, differences
+from lensdist.training.stages import Phase, stages_in_steps
+from lensdist.utils.errors import RunError, UserError
+from lensdist.utils.files import fsync
+from lensdist.utils.owners import remove
+from lensdist.utils.owners import temporary as beside
+from lensdist.phases import checkpoint_name
+
+log = logging.getLogger(__name__)
+
+
+def find_checkpoint(phase: Phase, resume: str) -> Checkpoint | None:
+    """The checkpoint to go on from, if any, checked against what is asked for now.
+
+    A run's own checkpoints come first, so that the command of a run that was stopped is the
+    command that lets it go on, whatever it started from.
+
+    Args:
+        phase: what is asked for.
+        resume: auto, never, or a checkpoint of another run (that run: its newest one).
+
+    Raises:
+        UserError: there is none where one must be, or the other way round; or it is of a run
+            with other settings, data or weights, or of more steps than are asked for.
+        RunError: none of the run's own is whole.
+    """
+    root = phase.cfg.run.dir / "checkpoints"
+    if resume == "never" and checkpoint.steps(root):
+        raise UserError(
+            f"--resume never: {root} already holds checkpoints; give another run.dir or "
+            "--resume auto"
+        )
+    usable = _usable(phase)
+    found, damaged = checkpoint.newest(root, usable)
+    for sentence in damaged:
+        log.warning("passed over a damaged checkpoint: %s", sentence)
+    if resume not in ("auto", "never"):
+        found = _given(Path(resume), usable) if found is None else _own_first(found, Path(resume))
+    if found is not None:
+        _check(found, phase)
+    return found
+
+
+def bring(found: Checkpoint, root: Path) -> None:
+    """Put a checkpoint of another run, and that run's best, among this run's own.
+
+    The best model so far is of that run: without it, the last weights would be exported in its
+    place. It comes first: a run that is killed in between goes on from it, to the same bits.
+
+    Raises:
+        RunError: this run's folder cannot be written.
+    """
+    if found.path.parent.resolve() == root.resolve():
+        return
+    best, theirs = found.meta["state"]["best_step"], found.path.parent
+    if best is not None and best != found.step:
+        try:
+            _copy(theirs / checkpoint_name(best), root, best)
+        except Damaged as e:
+            log.warning(
+                f"the best checkpoint so far, of step {best}, is lost ({e}); unless a "
+                "later one is better, the last weights are exported"
+            )
+    try:
+        _copy(found.path, root, found.step)
+    except Damaged as e:
+        raise RunError(f"--resume: {e}") from e
+
+
+def _copy(source: Path, root: Path, step: int) -> None:
+    """A checkpoint under another root, all of it or nothing; without using space where it can.
+
+    Raises:
+        Damaged: it is not there, or not whole.
+        RunError: `root` cannot be written.
+    """
+    temporary = beside(root / checkpoint_name(step))
+    try:
+        temporary.mkdir(parents=True)
+        for file in source.glob("*"):
+            if file.is_file():
+                _link(file, temporary / file.name)
+        if checkpoint.read(temporary).step != step:
+            raise Damaged(f"{source}: holds another step")
+        fsync(temporary)
+        temporary.rename(root / checkpoint_name(step))
+        fsync(root)
+    except Damaged as e:
+        raise Damaged(str(e).replace(str(temporary), str(source))) from e
+    except OSError as e:
+        raise RunError(f"{source} cannot be brought to {root}: {e}") from e
+    finally:
+        remove(temporary)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+        fsync(target)
+
+
+def _given(path: Path, usable: Callable[[Checkpoint], None]) -> Checkpoint:
+    """The checkpoint at `path`, or the newest of the run, or of its `checkpoints`, there."""
+    for root in (path / "checkpoints", path):
+        if checkpoint.steps(root):
+            try:
+                found, damaged = checkpoint.newest(root, usable)
+            except RunError as e:
+                raise UserError(f"--resume {path}: no checkpoint there is whole: {e}") from e
+            for sentence in damaged:
+                log.warning("passed over a damaged checkpoint: %s", sentence)
+            assert found is not None  # there are some, and one is whole
+            return found
+    try:
+        return checkpoint.read(path, usable)
+    except Damaged as e:
+        raise UserError(f"--resume: {e}; give RUN/checkpoints/step-…") from e
+
+
+def _usable(phase: Phase) -> Callable[[Checkpoint], None]:
+    """Refuse a state that the run cannot go on from, though it may have been written whole."""
+
+    def check(saved: Checkpoint) -> None:
+        state.check(saved)
+        alike = all(saved.meta[name] == phase.facts[name] for name in ("data", "encoder"))
+        if alike and not differences(saved.meta["config"], phase.facts["config"]):
+            state.check_tensors(saved, phase.meta_network)  # else `_check` says what was changed
+
+    return check
+
+
+def _own_first(own: Checkpoint, given: Path) -> Checkpoint:
+    """What a run that has checkpoints does with `--resume PATH`.
+
+    Raises:
+        UserError: it is an earlier one of the same run.
+    """
+    root = own.path.parent.resolve()
+    if given.resolve().parent == root and given.resolve() != own.path.resolve():
+        raise UserError(
+            f"--resume {given} is of this run, which goes on from {own.path.name}; give another "
+            "run.dir to start from there"
+        )
+    log.info("this run has checkpoints: it goes on from %s, not from %s", own.path, given)
+    return own
+
+
+def _check(found: Checkpoint, phase: Phase) -> None:
+    """Compare a checkpoint with what is asked for; say which free settings have changed."""
+    cfg = phase.cfg
+    saved, now = found.meta["config"], phase.facts["config"]
+    wrong = differences(saved, now)
+    if wrong:
+        raise UserError(
+            f"{found.path} was saved with other settings: {'; '.join(wrong)}; put them back, "
+            "or give another run.dir"
+        )
+    inputs = other_inputs(found.meta, cfg)
+    if inputs:
+        raise UserError(
+            f"{found.path} was trained with other inputs: {'; '.join(inputs)}; put them back, or "
+            "give another run.dir"
+        )
+    total = stages_in_steps(phase.task, cfg.train, phase.plan.steps_per_epoch)[-1].end
+    if found.step > total:
+        raise UserError(
+            f"{found.path} is past the {total} steps that train.epochs and train.max_steps ask "
+            "for; raise them, or give another run.dir"
+        )
+    for line in changes(saved, now):
+        log.info("goes on with another setting than before: %s", line)

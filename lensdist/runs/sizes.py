@@ -1,0 +1,44 @@
+"""The check that a network takes the images of a set, and the settings that make it so."""
+
+from __future__ import annotations
+
+from lensdist.config.schema import BaseRun
+from lensdist.data.dataset import PackedSet
+from lensdist.utils.errors import UserError
+from lensdist.sim.simulator import Simulator
+
+
+def check_images(cfg: BaseRun, packed: PackedSet) -> None:
+    """Check that the network takes the images of a set.
+
+    Raises:
+        UserError: it does not, or the preprocessing cannot; settings that it names make it so, or
+            it says that none do.
+    """
+    shape = packed.manifest.image_shape
+    remedy = cfg.remedy(shape)
+    if remedy is not None:
+        if cfg.preprocess.scale == "lens_fit" and remedy.startswith("set "):
+            remedy += " preprocess.scale=minmax"
+        raise UserError(
+            f"{packed.path} holds images of {_times(shape)} but the model takes "
+            f"{_times(cfg.image_shape)}; {remedy}"
+        )
+    if cfg.data.source == "stream":
+        assert cfg.data.sim is not None  # the configuration has checked
+        simulated = Simulator(cfg.data.sim).image_shape
+        if simulated != shape:
+            raise UserError(
+                f"data.sim: family {cfg.data.sim.family} makes images of {_times(simulated)} but "
+                f"{packed.path} holds {_times(shape)}; use another family, or data.source=packed"
+            )
+    masked = packed.manifest.pixel_weights
+    if cfg.preprocess.scale == "lens_fit" and masked:
+        raise UserError(
+            f"preprocess.scale: lens_fit cannot pass over pixels, and {packed.path} holds "
+            f"{masked[0]}; use another scale"
+        )
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,48 @@
+"""Whether a run's result depends on the number of processes, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from lensdist.config.schema import BaseRun
+from lensdist.distributed.strategies.base import train_only
+from lensdist.training.stages import Phase
+
+
+def of_processes(phase: Phase, network: nn.Module) -> str:
+    """A sentence for the start of a run; empty where `train.micro_batch` is a number.
+
+    Args:
+        phase: what is trained.
+        network: not yet wrapped; which of its parameters train is for the next stage to say.
+    """
+    train = phase.cfg.train
+    if train.micro_batch != "auto":
+        return ""
+    causes = set[str]()
+    for stage in phase.task.stages(train.epochs):
+        train_only(network, stage.trains)
+        causes |= set(_causes(network, phase.cfg))
+    if phase.weighted and phase.task.pools_pixels:
+        causes.add("weights of pixels")
+    if not causes:
+        return "micro_batch auto: the result does not depend on the number of processes"
+    return (
+        "micro_batch auto: the result depends on the number of processes "
+        f"({', '.join(sorted(causes))}), unless train.micro_batch is a number"
+    )
+
+
+def _causes(network: nn.Module, cfg: BaseRun) -> Iterator[str]:
+    """What works on a micro-batch as a whole, of the parts in use as in training."""
+    for module in network.modules():
+        if not module.training:
+            continue
+        if isinstance(module, _DropoutNd) and module.p > 0:
+            yield "dropout"
+        if isinstance(module, _BatchNorm) and not cfg.train.sync_batchnorm:
+            yield "BatchNorm"

@@ -1,0 +1,47 @@
+"""Preprocessing that takes long is done once, before training, and not at every step."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lensdist.data.dataset import Batch
+from lensdist.data.sampler import Images
+from lensdist.data.transforms import Preprocess
+from lensdist.distributed.context import DistributedContext
+from lensdist.training.map_dataset import for_every_image
+
+
+class PreparedView:
+    """A view whose batches hold `seen`, what the network sees, in place of `image`.
+
+    Args:
+        view: the images as they are.
+        preprocess: what is done to them.
+        batch: images at a time.
+        world: the processes, which share the work.
+    """
+
+    def __init__(
+        self, view: Images, preprocess: Preprocess, batch: int, world: DistributedContext
+    ) -> None:
+        self._view = view
+        self._whole = for_every_image(view, batch, world, lambda images: _seen(images, preprocess))
+
+    def __len__(self) -> int:
+        return len(self._whole["sample"])
+
+    def name_of(self, sample: int) -> str:
+        """See `View.name_of`."""
+        return self._view.name_of(sample)
+
+    def gather(self, places: npt.NDArray[np.int64]) -> Batch:
+        """The images at these places of the split."""
+        where = torch.from_numpy(places).to(self._whole["seen"].device)
+        return {name: value[where] for name, value in self._whole.items()}
+
+
+def _seen(images: Batch, preprocess: Preprocess) -> Batch:
+    batch = {name: value for name, value in images.items() if value.dim() == 1}
+    return {**batch, "seen": preprocess(images["image"])}

@@ -1,0 +1,134 @@
+"""Stages of a run: what trains when, and what that changes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lensdist.config.schema import BaseRun
+from lensdist.data.sampler import Images, Source
+from lensdist.distributed.batchnorm import RunningStatistics, synchronise
+from lensdist.distributed.config import TrainConfig
+from lensdist.distributed.context import DistributedContext
+from lensdist.distributed.micro_batches import StepPlan
+from lensdist.distributed.strategies.base import ParallelStrategy
+from lensdist.tasks.base import Stage
+from lensdist.tasks.registry import AnyTask
+from lensdist.training.feature_cache import cached
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is trained, on what, and how."""
+
+    cfg: BaseRun
+    task: AnyTask
+    source: Source
+    validation: Images
+    plan: StepPlan
+    facts: dict[str, Any]
+    """Written into every checkpoint: the configuration, and what names the data."""
+    weighted: bool = False
+    """Whether some pixels of the data count less than others."""
+
+    @cached_property
+    def meta_network(self) -> nn.Module:
+        """The network on the meta device: shapes without values, in little time and memory."""
+        # torch warns of each weight of a checkpoint that a meta parameter does not take.
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            return self.task.build()
+
+
+@dataclass(frozen=True)
+class StageSteps:
+    """A stage in optimizer steps, `start` to before `end`."""
+
+    stage: Stage
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Entered:
+    """What depends on which parameters train, besides the strategy."""
+
+    stage: StageSteps
+    source: Source
+    """Images, or what the frozen part of the network makes of them."""
+    kept: str
+    """Whether that is so, in words."""
+    statistics: RunningStatistics
+
+
+def stages_in_steps(task: AnyTask, train: TrainConfig, steps_per_epoch: int) -> list[StageSteps]:
+    """Return a run's stages in optimizer steps, to `max_steps` where that is set."""
+    limit = train.max_steps
+    stages: list[StageSteps] = []
+    start = 0
+    for stage in task.stages(train.epochs):
+        end = start + stage.epochs * steps_per_epoch
+        if limit is not None:
+            end = min(end, limit)
+        if end > start:
+            stages.append(StageSteps(stage, start, end))
+        start = end
+    if limit is not None and start < limit:  # more steps than epochs: the last stage goes on
+        stages[-1] = StageSteps(stages[-1].stage, stages[-1].start, limit)
+    return stages
+
+
+def enter(
+    stage: StageSteps,
+    strategy: ParallelStrategy,
+    phase: Phase,
+    world: DistributedContext,
+    tensors: Mapping[str, Tensor],
+) -> Entered:
+    """Freeze, wrap, and build what depends on which parameters train.
+
+    Args:
+        stage: which.
+        strategy: holds the network.
+        phase: what is trained.
+        world: the processes.
+        tensors: the state to go on from, by the names of a checkpoint; empty at the start.
+    """
+    strategy.freeze(stage.stage.trains, tensors)
+    called, source, kept = strategy.unwrapped, phase.source, ""
+    if strategy.replicated:  # a share of a network cannot be called in part
+        called, source, kept = _without_frozen(stage, strategy.unwrapped, phase, world)
+    count = phase.plan.count
+    if phase.cfg.train.sync_batchnorm:
+        synchronise(strategy.unwrapped, world.size)
+        count = 1  # as if the step were one micro-batch
+    strategy.wrap(called, tensors)
+    statistics = RunningStatistics(strategy.unwrapped, world, count)
+    return Entered(stage, source, kept, statistics)
+
+
+def _without_frozen(
+    stage: StageSteps, bare: nn.Module, phase: Phase, world: DistributedContext
+) -> tuple[nn.Module, Source, str]:
+    """Return the network to call at each step, its source, and what was decided on the cache."""
+    split = phase.task.split(bare, stage.stage.trains)
+    if split is None:
+        return bare, phase.source, ""
+    cfg = phase.cfg
+    source, kept = cached(
+        phase.task,
+        split.trunk,
+        phase.source,
+        stage.stage.epochs,
+        world,
+        augment=cfg.augment,
+        seed=cfg.seed,
+        batch=cfg.train.eval_batch,
+        max_gb=cfg.cache.max_gb,
+    )
+    return (bare if source is phase.source else split.rest), source, kept

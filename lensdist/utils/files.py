@@ -1,0 +1,139 @@
+"""Files that are never half-written, and JSON that every parser accepts (torch-free)."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lensdist.utils.owners import temporary
+
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+
+
+def write_atomic(path: Path, data: str | bytes) -> Path:
+    """Write `path` so that a reader, or a crash at any moment, meets the old file or the new one.
+
+    Raises:
+        OSError: the disk is full or read-only; the old file is untouched then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = temporary(path)
+    try:
+        with open(beside, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            sync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        # A full disk names no file, and people do not know the hidden one.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        beside.unlink(missing_ok=True)
+    fsync(path.parent)
+    return path
+
+
+def sync(handle: int) -> None:
+    """Wait until the disk has an open file, where the file system knows how to wait.
+
+    Raises:
+        OSError: the disk is full, or fails.
+    """
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    A rename in a folder that was not synced may be lost with the power. Some file systems cannot
+    sync a folder, and some folders may be written to but not opened: nothing is waited for then.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        unable = error.errno in {*_NO_SYNC, errno.EACCES, errno.EPERM, errno.EISDIR}
+        if unable and path.is_dir():
+            return
+        raise
+    try:
+        sync(handle)
+    finally:
+        os.close(handle)
+
+
+def is_private(folder: Path) -> bool:
+    """Whether a folder is this user's own, and nobody else can write to it.
+
+    Raises:
+        OSError: it is not there.
+    """
+    found = folder.lstat()
+    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    return mine and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def cache_folder() -> Path | None:
+    """Make the user's cache folder of this toolkit, if need be; None where it is not private."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "lensdist"
+    try:
+        if not folder.is_absolute():
+            return None
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder if is_private(folder) else None
+    except OSError:
+        return None
+
+
+def sha256(path: Path) -> str:
+    """Of a regular file's bytes, in hexadecimal; read in pieces."""
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for ever
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def printable(text: object) -> str:
+    r"""A stranger's text, such as a file's name, in one line and harmless to a terminal.
+
+    Control and bidirectional characters, and bytes that are not UTF-8, are escaped: \x1b, \u202e.
+    """
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return "".join(escaped)
+
+
+def plain(value: Any) -> Any:
+    """Turn tensors, arrays, paths and NumPy scalars into what JSON knows; NaN and ±inf to None.
+
+    Raises:
+        TypeError: a value that has no meaning in JSON.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # tensors, arrays and NumPy scalars, without importing either
+        return plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """JSON text of `plain(value)`. NaN is not JSON: Python writes it, most parsers refuse it."""
+    return json.dumps(plain(value), indent=indent, allow_nan=False)

@@ -1,0 +1,72 @@
+"""What a launcher tells a run, by environment variables: never set by users (torch-free).
+
+Where it listens for the answer is `lensdist.utils.outcome`'s.
+"""
+
+from collections.abc import MutableMapping
+
+from lensdist.utils.errors import UserError
+
+DEADLINE = "LENSDIST_DEADLINE"
+"""Seconds since 1970 at which this job will be killed."""
+PREFLIGHT = "LENSDIST_PREFLIGHT"
+"""1 asks for the check of every process's device, and of the way between them."""
+DEVICE = "LENSDIST_DEVICE"
+"""`cuda` means that the launcher has asked for a GPU for each process."""
+MIN_TFLOPS = "LENSDIST_MIN_TFLOPS"
+"""Slower GPUs are bad; 1e12 operations a second in bfloat16."""
+
+_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_ALL = (*_RANKS, "MASTER_ADDR", "MASTER_PORT")
+_OF_MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def rank_of(environment: MutableMapping[str, str]) -> int:
+    """Which of a run's processes this is, from what a launcher sets for each of them.
+
+    What a shell inside a job has left of it, and means one process, is taken away.
+
+    Raises:
+        UserError: the variables contradict each other, or some are missing.
+    """
+    numbers = {name: environment[name] for name in _RANKS if environment.get(name)}
+    wrong = [f"{name}={text}" for name, text in numbers.items() if not _is_number(text)]
+    if wrong:
+        raise _left_over(environment, f"{wrong[0]} is not a number")
+    rank, size, local = (int(numbers.get(n, d)) for n, d in zip(_RANKS, "010", strict=True))
+    missing = [name for name in _ALL if not environment.get(name)]
+    if not numbers:
+        alike = [name for name in _OF_MPI if environment.get(name, "1") not in ("", "1")]
+        if alike and "MASTER_ADDR" in missing:
+            raise UserError(
+                f"MPI started {environment[alike[0]]} processes ({alike[0]}), and each would be a "
+                f"run of its own; start them with torchrun or accelerate launch, or `unset "
+                f"{' '.join(alike)}` to train in one process"
+            )
+        return 0
+    if missing:
+        if (rank, size, local) != (0, 1, 0):
+            raise _left_over(environment, f"{' and '.join(missing)} missing")
+        for name in numbers:
+            del environment[name]
+        return 0
+    if not (rank < size and local <= rank):
+        raise _left_over(environment, "they contradict each other")
+    port = environment["MASTER_PORT"]
+    if not (_is_number(port) and 0 < int(port) < 2**16):
+        raise _left_over(environment, f"MASTER_PORT={port} is not a port")
+    return rank
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
+
+
+def _left_over(environment: MutableMapping[str, str], why: str) -> UserError:
+    names = [name for name in _ALL if environment.get(name)]
+    told = " ".join(f"{name}={environment[name]}" for name in names)
+    return UserError(
+        f"the environment says that a launcher started this process, but not how ({told}: {why}); "
+        f"to train in one process, `unset {' '.join(names)}`; to train in several, use torchrun or "
+        "accelerate launch, which set all of them"
+    )

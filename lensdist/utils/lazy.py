@@ -1,0 +1,27 @@
+"""torch under its usual names, imported when it is first used.
+
+The launcher and `--help` read the settings of tasks, which stand beside what a task computes, and
+must not wait for torch (nor need it). A task's module says `from lensdist.utils.lazy import F, torch`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch as torch
+    import torch.nn.functional as F
+else:
+
+    class _Lazy:
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def __getattr__(self, attribute: str) -> Any:
+            return getattr(import_module(self._name), attribute)
+
+    torch = _Lazy("torch")
+    F = _Lazy("torch.nn.functional")
+
+__all__ = ["F", "torch"]

@@ -1,0 +1,78 @@
+"""Python's `logging` for the messages of commands: levels, lines and processes (torch-free).
+
+Modules write `log = logging.getLogger(__name__)`. Nothing is configured at import: an entry point
+opens `to_stderr`, and a program that has configured logging itself keeps its own handlers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+
+from lensdist.utils.errors import UserError, process
+
+LEVEL = "LENSDIST_LOG"
+"""Environment variable: the lowest level that is shown."""
+LEVELS = ("debug", "info", "warning", "error")
+ANY_RANK = {"any_rank": True}
+"""`extra` of a message about one process, which that process writes whatever its rank."""
+
+
+@contextlib.contextmanager
+def to_stderr() -> Iterator[None]:
+    """Write the package's messages to standard error meanwhile, unless logging is configured.
+
+    The main process writes all of them. Other processes write errors and what has `ANY_RANK`: they
+    find the same as the main one.
+
+    Raises:
+        UserError: `LENSDIST_LOG` is not a level.
+    """
+    package = logging.getLogger("lensdist")
+    if package.hasHandlers():
+        yield
+        return
+    level = os.environ.get(LEVEL) or "info"
+    if level not in LEVELS:
+        raise UserError(f"{LEVEL}={level} is not a level; give {', '.join(LEVELS)}")
+    handler = _Stderr()
+    handler.setFormatter(_Line())
+    before = package.level, package.propagate
+    package.addHandler(handler)
+    package.setLevel(level.upper())
+    package.propagate = False  # a library may give the root logger a handler later
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(before[0])
+        package.propagate = before[1]
+
+
+class _Stderr(logging.Handler):
+    """Write to what `sys.stderr` is now; a stream that is closed changes nothing."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        main = process()[0] == 0
+        if not (main or record.levelno >= logging.ERROR or hasattr(record, "any_rank")):
+            return
+        # One write, so that the lines of several threads and processes do not mix.
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or None
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+
+
+class _Line(logging.Formatter):
+    """`2026-11-30 16:13:38 WARNING rank 3: message`; one process has no rank."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        rank, size = process()
+        who = f" rank {rank}:" if size > 1 else ""
+        time = self.formatTime(record, "%Y-%m-%d %H:%M:%S")
+        line = f"{time} {record.levelname}{who} {record.getMessage()}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line

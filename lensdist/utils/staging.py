@@ -1,0 +1,119 @@
+"""Write folders whole or not at all, and never replace a user's files (torch-free)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import fsync
+from lensdist.utils.owners import leftovers, owner_of, remove, sweep, temporary
+from lensdist.utils.sealed import read_json
+
+log = logging.getLogger(__name__)
+
+
+class Staging:
+    """A hidden folder beside `dest` to write into; `publish` renames it to `dest`.
+
+    Raises:
+        UserError: `dest` holds something already, or its parent cannot be written.
+    """
+
+    def __init__(self, dest: str | os.PathLike[str]) -> None:
+        self.dest = Path(os.path.realpath(dest))  # a link to an empty folder is filled
+        check_free(self.dest)
+        sweep(self.dest.parent)
+        self.folder = temporary(self.dest)
+        for left in leftovers(self.dest):
+            who = owner_of(left.name) or "a killed process"
+            log.warning("%s: left by %s; remove it, unless that is still at work", left, who)
+        try:
+            self.folder.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"cannot write beside {self.dest}: {error.strerror}") from error
+
+    def publish(self) -> None:
+        """Sync every file to the disk, then rename: a crash before that leaves no `dest`.
+
+        Raises:
+            UserError: `dest` was made meanwhile.
+            OSError: the disk is full.
+        """
+        for path in self.folder.iterdir():
+            fsync(path)
+        fsync(self.folder)
+        check_free(self.dest)
+        self.folder.rename(self.dest)
+        fsync(self.dest.parent)
+
+    def discard(self) -> None:
+        """Remove the folder unless it was published."""
+        remove(self.folder)
+
+
+def check_free(dest: Path) -> None:
+    """Check that a destination holds nothing: files of a user are never touched.
+
+    Raises:
+        UserError: `dest` is a file, or a folder with something in it.
+    """
+    try:
+        free = not _stands(dest) or (dest.is_dir() and not any(dest.iterdir()))
+    except OSError as error:
+        raise UserError(f"cannot look into {dest}: {error.strerror}") from error
+    if not free:
+        raise UserError(f"{dest} exists already: choose another destination, or remove it first")
+
+
+def check_ours(path: Path, *keys: str, flag: str = "--out", beside: tuple[Path, ...] = ()) -> None:
+    """Check that results may be written: no file of a user is replaced, and the folder is writable.
+
+    Args:
+        path: a JSON file of results; it need not exist.
+        keys: keys that it holds if this command wrote it.
+        flag: the option that chooses another place.
+        beside: files that are written with it; where it is not ours, neither are they.
+
+    Raises:
+        UserError: a file was not written by this command, or no file can be written there.
+    """
+    check_writable(path.parent)
+    standing = [one for one in (path, *beside) if os.path.lexists(one)]
+    try:
+        found = read_json(path) if standing else {}
+    except (OSError, ValueError):
+        found = {}
+    if standing and not found.keys() >= {*keys}:
+        raise UserError(
+            f"{standing[0]} was not written by this command and would be replaced; give another "
+            f"{flag}, or move it away"
+        )
+
+
+def check_writable(folder: Path) -> None:
+    """Check that a folder can be written to, before any work is done for it.
+
+    Raises:
+        UserError: it, or the nearest existing parent, is not a folder or not writable.
+    """
+    try:
+        place = next(p for p in (folder, *folder.absolute().parents) if _stands(p))
+        if not place.is_dir():
+            raise UserError(f"cannot write to {folder}: {place} is not a folder")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(
+                f"cannot write to {folder}: no permission in {place}; give another place"
+            )
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def _stands(path: Path) -> bool:
+    """Tell whether a file or folder of this name exists; raise OSError where none can."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
