@@ -40,7 +40,7 @@ from lensdist.distributed.config import CacheConfig
 from lensdist.distributed.determinism import set_determinism
 from lensdist.distributed.strategies import StrategySettings, build_strategy
 from lensdist.distributed.strategies.base import ParallelStrategy
-from lensdist.tasks.base import Stage
+from lensdist.tasks.types import Stage
 from lensdist.training.feature_cache import CachedSource, cached
 from lensdist.training.stages import Entered, Phase, StageSteps, enter
 from lensdist.utils import rng

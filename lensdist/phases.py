@@ -16,6 +16,7 @@ from lensdist.utils.files import sha256
 from lensdist.utils.sealed import fits, read_json, unsealed
 
 COMPLETE = "COMPLETE.json"
+WEIGHTS = "model.safetensors"  # of an export
 CHECKPOINTS = "checkpoints"
 
 

@@ -38,6 +38,7 @@ from lensdist.distributed import speed
 from lensdist.distributed.config import strategy_name
 from lensdist.distributed.determinism import set_determinism
 from lensdist.distributed.micro_batches import plan_steps
+from lensdist.export.artifact import read_export
 from lensdist.runs.phase import context_of
 from lensdist.runs.sizes import check_images
 from lensdist.tasks.build import build_task
@@ -97,7 +98,7 @@ class Ours:
         check_images(cfg, packed)
         validation = View(packed, "val", cfg.data, cfg.seed, self.world.device)
         labels = tuple(validation.labels)
-        start = kind.start(cfg, cfg.preprocess, packed, labels, self.world)
+        start = kind.start(cfg, cfg.preprocess, packed, labels, self.world, read_export)
         self.task = build_task(cfg, labels, start.preprocess, start.weights)
         self.source, self.rows = self._source(labels)
         self.validation: Images = self._prepared(validation)

@@ -1,7 +1,7 @@
 """Test each process's device, and its connection to the others, before a run reads any data.
 
 Done only where a launcher asks for it with `LENSDIST_PREFLIGHT=1`. The launcher reads the reports
-(`lensdist.utils.outcome`): a node whose process reports "device" is bad; where all devices work but the
+(`utils/outcome.py`): a node whose process reports "device" is bad; where all devices work but the
 processes do not get ready, the network is.
 """
 

@@ -19,14 +19,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import MethodType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lensdist.tasks.base import Stage
 from lensdist.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from lensdist.tasks.types import Stage
 
 # Per token, bf16 spends 6 * in * out FLOP on a layer's three products, float8 about 5/8 of that
 # time; to quantise, 6 bytes more are moved for each of in + out numbers. At the 700 (790) TFLOP/s

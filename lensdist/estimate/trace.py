@@ -31,9 +31,9 @@ from lensdist.data.transforms import Preprocess
 from lensdist.distributed import fp8
 from lensdist.estimate.kernels import Kernels
 from lensdist.models.vit import blocks_of
-from lensdist.tasks.base import Stage
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import AnyTask
+from lensdist.tasks.types import Stage
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import sha256, to_json
 from lensdist.utils.provenance import PACKAGE

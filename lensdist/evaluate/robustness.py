@@ -23,7 +23,7 @@ from lensdist.evaluate.run import Subject
 from lensdist.metrics import figures
 from lensdist.sim.config import FamilyName, SimConfig
 from lensdist.sim.simulator import BLOCK, Simulator
-from lensdist.tasks.base import Batch
+from lensdist.tasks.types import Batch
 from lensdist.utils import rng
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import to_json, write_atomic

@@ -19,8 +19,8 @@ from lensdist.export.artifact import find_export, read_export
 from lensdist.export.model import LoadedModel
 from lensdist.metrics import figures
 from lensdist.phases import COMPLETE, check_finished
-from lensdist.tasks.base import Batch, Drawing
 from lensdist.tasks.registry import AnyTask
+from lensdist.tasks.types import Batch, Drawing
 from lensdist.tracking.metrics_log import read
 from lensdist.training.validation import outputs_of
 from lensdist.utils import provenance

@@ -14,10 +14,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lensdist.data.transforms import Preprocess
-from lensdist.export.description import PREPROCESS, build
-from lensdist.models.config import EncoderConfig
-from lensdist.phases import COMPLETE, completed
+from lensdist.data.dataset import PackedSet
+from lensdist.data.transforms import PREPROCESS
+from lensdist.export.description import build
+from lensdist.phases import COMPLETE, WEIGHTS, completed
+from lensdist.tasks.registry import AnyTask
+from lensdist.tasks.types import Described
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import sha256, to_json, write_atomic
 from lensdist.utils.owners import temporary
@@ -26,17 +28,13 @@ from lensdist.utils.tensors import (
     nonfinite,
     read_safetensors,
     read_shapes,
-    under,
     write_safetensors,
 )
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-Described = tuple[dict[str, Any], dict[str, Tensor]]
-"""What an export holds: its `config.json`, and its tensors by name."""
 
 _LIMIT = 2**22  # bytes of `config.json`: 33,000 labels take one million
 
@@ -66,6 +64,24 @@ def write_export(
     facts = {"format": FORMAT, **description, "sha256": {WEIGHTS: digest}}
     write_atomic(folder / CONFIG, to_json(sealed(facts)))
     return {WEIGHTS: digest, CONFIG: sha256(folder / CONFIG)}
+
+
+def describe(
+    preset: str, task: AnyTask, packed: PackedSet, metrics: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the content of an export's `config.json`, except the weights' hash."""
+    return {
+        "task": task.name,
+        "preset": preset,
+        "labels": list(task.labels),
+        "preprocessing": task.preprocess.state(),
+        "metrics": metrics,
+        "data": {
+            "fingerprint": packed.manifest.fingerprint,
+            "pixel_scale_arcsec": packed.manifest.pixel_scale_arcsec,
+        },
+        **task.describe(),
+    }
 
 
 def find_export(path: Path) -> Path:
@@ -133,33 +149,3 @@ def _check_run(folder: Path) -> bool:
     if not {f"export/{name}" for name in (CONFIG, WEIGHTS)} <= record["files"].keys():
         raise UserError(f"{run / COMPLETE} does not name the files of {folder}")
     return True
-
-
-def encoder_of(
-    path: Path, wanted: EncoderConfig, key: str = "model"
-) -> tuple[Preprocess, dict[str, Tensor]]:
-    """Preprocessing and encoder weights of a pretrained model, for a network of its shape.
-
-    `key` is where a configuration says `wanted`.
-
-    Raises:
-        UserError: there is none, it is damaged, or its encoder is of another shape.
-    """
-    description, weights = read_export(path)
-    model = description["model"]
-    if "patch_size" not in model:
-        raise UserError(
-            f"{path} is of task {description['task']}; give a run of task mae as encoder"
-        )
-    # An export from before a field existed is of its default.
-    fields = EncoderConfig.model_fields.items()
-    theirs = {field: model.get(field, known.get_default()) for field, known in fields}
-    odd = [f for f in theirs if f != "dropout" and theirs[f] != getattr(wanted, f)]
-    if odd:
-        first = odd[0]
-        raise UserError(
-            f"the encoder in {path} has {first} {theirs[first]} but {key}.{first} is "
-            f"{getattr(wanted, first)}; set {' '.join(f'{key}.{f}={theirs[f]}' for f in odd)}"
-        )
-    preprocess = Preprocess.from_state(description["preprocessing"], under(PREPROCESS, weights))
-    return preprocess, under("encoder.", weights)

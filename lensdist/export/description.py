@@ -9,14 +9,12 @@ import torch
 from pydantic import BaseModel, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
-from lensdist.data.transforms import Preprocess
+from lensdist.data.transforms import PREPROCESS, Preprocess
 from lensdist.tasks.registry import AnyTask, task_class
 from lensdist.utils.errors import UserError
 from lensdist.utils.plugins import Untrusted
 from lensdist.utils.sealed import first_of, fits
 from lensdist.utils.tensors import misfit, under
-
-PREPROCESS = "preprocess."  # prefix, among the weights, of the preprocessing's own tensors
 
 _Text = Annotated[str, Field(max_length=1000)]
 

@@ -13,13 +13,13 @@ from lensdist.config import load
 from lensdist.config.differences import differences
 from lensdist.config.schema import recorded_schema
 from lensdist.data.dataset import PackedSet
+from lensdist.data.transforms import PREPROCESS
 from lensdist.distributed.context import DistributedContext
-from lensdist.export.artifact import Described, read_export
-from lensdist.export.description import PREPROCESS
+from lensdist.export.artifact import describe, read_export
 from lensdist.phases import completed
-from lensdist.runs.finish import describe
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import task_class
+from lensdist.tasks.types import Described
 from lensdist.training import checkpoint, state
 from lensdist.training.checkpoint import Checkpoint, Damaged
 from lensdist.utils.errors import UserError
@@ -100,7 +100,7 @@ def _description(run: Path, saved: Checkpoint) -> Described:
     labels = cfg.data.classes or tuple(packed.manifest.labels)
     # Public weights that training started from need not be fetched: they have been trained since.
     start = task_class(cfg.task).start(
-        cfg, cfg.preprocess, packed, labels, DistributedContext(), fetch=False
+        cfg, cfg.preprocess, packed, labels, DistributedContext(), read_export, fetch=False
     )
     fingerprint = packed.manifest.fingerprint
     _refuse_changes(saved, cfg.model_dump(mode="json"), fingerprint, start.digest)

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lensdist.data.transforms import PREPROCESS
 from lensdist.export.artifact import read_export
-from lensdist.export.description import PREPROCESS, build
+from lensdist.export.description import build
 from lensdist.utils.errors import UserError
 from lensdist.utils.plugins import trust as trust_modules
 

@@ -17,18 +17,14 @@ from typing import Any
 
 from torch import Tensor
 
-from lensdist.export.artifact import (
-    CONFIG,
-    FORMAT,
-    WEIGHTS,
-    Described,
-    write_export,
-)
-from lensdist.export.description import PREPROCESS
+from lensdist.data.transforms import PREPROCESS
+from lensdist.export.artifact import CONFIG, FORMAT, write_export
 from lensdist.export.from_checkpoint import at_step, exported, steps_of
 from lensdist.export.model import LoadedModel, load
 from lensdist.export.portable import Runner, largest_difference, require, write
+from lensdist.phases import WEIGHTS
 from lensdist.tasks.registry import task_class
+from lensdist.tasks.types import Described
 from lensdist.utils.errors import RunError
 from lensdist.utils.files import fsync, sha256, to_json, write_atomic
 from lensdist.utils.sealed import read_json, sealed, unsealed

@@ -13,7 +13,7 @@ from lensdist.data.dataset import PackedSet
 from lensdist.training import checkpoint
 from lensdist.training.loop import Outcome
 from lensdist.training.state import check_tensors
-from lensdist.export.artifact import write_export
+from lensdist.export.artifact import describe, write_export
 from lensdist.utils.files import sha256, to_json, write_atomic
 from lensdist.phases import COMPLETE, checkpoint_name
 from lensdist.utils.sealed import sealed
@@ -72,24 +72,6 @@ def finish(
         "files": files,
     }
     write_atomic(folder / COMPLETE, to_json(sealed(record)))
-
-
-def describe(
-    preset: str, task: AnyTask, packed: PackedSet, metrics: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the content of an export's `config.json`, except the weights' hash."""
-    return {
-        "task": task.name,
-        "preset": preset,
-        "labels": list(task.labels),
-        "preprocessing": task.preprocess.state(),
-        "metrics": metrics,
-        "data": {
-            "fingerprint": packed.manifest.fingerprint,
-            "pixel_scale_arcsec": packed.manifest.pixel_scale_arcsec,
-        },
-        **task.describe(),
-    }
 
 
 def best_model(root: Path, outcome: Outcome, averaged: bool) -> tuple[nn.Module, int]:

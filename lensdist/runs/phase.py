@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from lensdist.export.artifact import read_export
 from lensdist.config.schema import BaseRun
 from lensdist.data.dataset import PackedSet
 from lensdist.data.manifest import Manifest
@@ -129,7 +131,7 @@ def _run(cfg: BaseRun, resume: str, world: DistributedContext, ends: float | Non
     check_images(cfg, packed)
     validation = View(packed, "val", cfg.data, cfg.seed, world.device)
     labels = tuple(validation.labels)
-    start = kind.start(cfg, cfg.preprocess, packed, labels, world)
+    start = kind.start(cfg, cfg.preprocess, packed, labels, world, read_export)
     facts = {
         "config": cfg.model_dump(mode="json"),
         "data": packed.manifest.fingerprint,
@@ -148,6 +150,7 @@ def _run(cfg: BaseRun, resume: str, world: DistributedContext, ends: float | Non
             cfg.train.global_batch, cfg.train.micro_batch, source.size, world.rank, world.size
         ),
         facts,
+        partial(pace.peak_images_per_s, cfg, world),
         weighted=bool(packed.manifest.pixel_weights),
     )
     if cfg.speed.recompute or cfg.speed.compile == "blocks":

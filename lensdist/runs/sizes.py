@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lensdist.config.schema import BaseRun
 from lensdist.data.dataset import PackedSet
+from lensdist.export.artifact import read_export
 from lensdist.utils.errors import UserError
 from lensdist.sim.simulator import Simulator
 
@@ -16,7 +17,7 @@ def check_images(cfg: BaseRun, packed: PackedSet) -> None:
             it says that none do.
     """
     shape = packed.manifest.image_shape
-    remedy = cfg.remedy(shape)
+    remedy = cfg.remedy(shape, read_export)
     if remedy is not None:
         if cfg.preprocess.scale == "lens_fit" and remedy.startswith("set "):
             remedy += " preprocess.scale=minmax"

@@ -7,83 +7,33 @@ A task is one class, found by its name (`registry`). The training loop, evaluati
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from lensdist.data.config import AugmentConfig, DataConfig, PreprocessConfig
 from lensdist.tasks.settings import Choice, TaskSettings
+from lensdist.tasks.types import (
+    Answer,
+    Batch,
+    Columns,
+    Described,
+    Drawing,
+    ReadExport,
+    Split,
+    Stage,
+    Start,
+)
 from lensdist.utils.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from torch import Tensor, nn
 
     from lensdist.data.dataset import PackedSet
-    from lensdist.data.sampler import Images
     from lensdist.data.transforms import Preprocess
     from lensdist.distributed.context import DistributedContext
 
-    Batch = dict[str, Tensor]
-    Answer = Mapping[str, npt.NDArray[np.generic]]
-else:
-    Batch = dict
-    Answer = Mapping
 
 S = TypeVar("S", bound=TaskSettings)
-Columns = dict[str, type[str] | type[float]]
-"""The columns of a table, by name."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stretch of training in which the same parameters train."""
-
-    epochs: int
-    trainable: tuple[str, ...]
-    """Prefixes of parameter names; `("",)` is all of them."""
-
-    def trains(self, parameter: str) -> bool:
-        """Whether the parameter of that name trains."""
-        return parameter.startswith(self.trainable)
-
-
-@dataclass(frozen=True)
-class Split:
-    """A network cut in two where its frozen part ends: `rest(*trunk(x))` is `model(x)`."""
-
-    trunk: nn.Module
-    """Images as the network sees them (B, C, H, W) -> a tuple of tensors (B, …)."""
-    rest: nn.Module
-    """Those tensors -> what the network returns."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """What training starts from."""
-
-    preprocess: Preprocess
-    weights: dict[str, Tensor] | None = None
-    """By the network's parameter names; None: random ones."""
-    digest: str | None = None
-    """A hash of the finished runs that they come from."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """What a task draws its figures from."""
-
-    outputs: Batch
-    """The task's outputs for all images of the split."""
-    scores: dict[str, Any]
-    network: nn.Module
-    images: Images
-    """The split."""
-    pixel_scale: float | None
-    """Arcseconds a pixel."""
-    folder: Path
-    title: str
 
 
 class Task(Generic[S]):
@@ -182,6 +132,7 @@ class Task(Generic[S]):
         packed: PackedSet,
         labels: tuple[str, ...],
         world: DistributedContext,
+        read: ReadExport,
         *,
         fetch: bool = True,
     ) -> Start:
@@ -193,6 +144,7 @@ class Task(Generic[S]):
             packed: the data.
             labels: the classes.
             world: the processes of the run, all of which call this.
+            read: reads the exports of finished runs that the settings name.
             fetch: whether public weights may be fetched from the network.
 
         Raises:
@@ -380,9 +332,7 @@ class Task(Generic[S]):
         return {}
 
     @classmethod
-    def combine(
-        cls, runs: Sequence[tuple[Path, tuple[dict[str, Any], dict[str, Tensor]]]], how: str
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def combine(cls, runs: Sequence[tuple[Path, Described]], how: str) -> Described:
         """Put the networks of finished runs into one export.
 
         Raises:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from pydantic import Field
 
 from lensdist.data.config import DataConfig
-from lensdist.tasks.base import Answer, Batch, Columns, Drawing, Task
+from lensdist.tasks.base import Task
 from lensdist.tasks.settings import Choice, TaskSettings
+from lensdist.tasks.types import Answer, Batch, Columns, Drawing
 from lensdist.utils.errors import UserError
 from lensdist.utils.lazy import F, torch
 

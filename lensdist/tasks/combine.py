@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lensdist.export.artifact import WEIGHTS, Described
-from lensdist.export.description import PREPROCESS
+from lensdist.data.transforms import PREPROCESS
 from lensdist.models.config import EnsembleConfig
+from lensdist.phases import WEIGHTS
+from lensdist.tasks.types import Described
 from lensdist.utils.errors import UserError
 
 _OWN = ("members", "combine", "head_dropout")

@@ -10,14 +10,16 @@ from pydantic import Field
 
 from lensdist.data.config import PreprocessConfig
 from lensdist.models.config import EncoderConfig
-from lensdist.tasks.base import Split, Stage, Start, Task, refuse_other_preprocess
+from lensdist.tasks.base import Task, refuse_other_preprocess
 from lensdist.tasks.settings import Shape, TaskSettings
+from lensdist.tasks.types import Described, ReadExport, Split, Stage, Start
 from lensdist.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from lensdist.data.dataset import PackedSet
+    from lensdist.data.transforms import Preprocess
     from lensdist.distributed.context import DistributedContext
 
 
@@ -44,10 +46,10 @@ class EncoderSettings(TaskSettings):
     def starts_from(self) -> dict[str, Path | tuple[Path, ...]]:
         return {} if self.encoder is None else {"encoder": self.encoder}
 
-    def remedy(self, shape: Shape) -> str | None:
-        theirs = self._pretrained()
+    def remedy(self, shape: Shape, read: ReadExport) -> str | None:
+        theirs = self._pretrained(read)
         if theirs is None:
-            return super().remedy(shape)
+            return super().remedy(shape, read)
         same = self.encoder_settings[1] != "model"  # a nested encoder's input is resized
         size, bands = theirs["image_size"], theirs["in_channels"]
         if bands != shape[0] or not (same or size == shape[1]):
@@ -60,14 +62,12 @@ class EncoderSettings(TaskSettings):
             return None
         return self.fitting(shape, *() if same else (f"model.patch_size={theirs['patch_size']}",))
 
-    def _pretrained(self) -> dict[str, int] | None:
+    def _pretrained(self, read: ReadExport) -> dict[str, int] | None:
         """Return bands, pixels a side and of a patch of the pretrained encoder, if known."""
-        from lensdist.export.artifact import read_export
-
         if self.encoder is None:
             return None
         try:
-            model = read_export(self.encoder)[0].get("model")
+            model = read(self.encoder)[0].get("model")
         except UserError:  # `start` gives the reason: it may not be finished
             return None
         fields = ("in_channels", "image_size", "patch_size")
@@ -93,18 +93,18 @@ class EncoderTask(Task[E]):
         packed: PackedSet,
         labels: tuple[str, ...],
         world: DistributedContext,
+        read: ReadExport,
         *,
         fetch: bool = True,
     ) -> Start:
         """A pretrained network brings its own preprocessing: in other units it is worth nothing."""
-        from lensdist.export.artifact import WEIGHTS, encoder_of, find_export
-        from lensdist.phases import check_finished
-        from lensdist.utils.files import sha256
+        from lensdist.phases import WEIGHTS, check_finished
 
         if cfg.encoder is None:
-            return super().start(cfg, how, packed, labels, world, fetch=fetch)
+            return super().start(cfg, how, packed, labels, world, read, fetch=fetch)
         check_finished(cfg.encoder, "encoder")
-        theirs, weights = encoder_of(cfg.encoder, *cfg.encoder_settings)
+        described = read(cfg.encoder)
+        theirs, weights = encoder_of(cfg.encoder, described, *cfg.encoder_settings)
         try:
             cfg.check_preprocess(theirs.cfg)
         except ValueError as e:
@@ -113,7 +113,7 @@ class EncoderTask(Task[E]):
                 f"takes ({e}); pretrain one with task mae and such a scale"
             ) from e
         refuse_other_preprocess(how, theirs, cfg.encoder)
-        return Start(theirs, weights, sha256(find_export(cfg.encoder) / WEIGHTS))
+        return Start(theirs, weights, described[0]["sha256"][WEIGHTS])
 
     def build(self) -> nn.Module:
         model: Any = self.network()
@@ -140,3 +140,34 @@ def split_encoder(model: nn.Module, trains: Callable[[str], bool]) -> Split | No
     if any(trains(f"encoder.{name}") for name, _ in whole.encoder.named_parameters()):
         return None
     return Split(Part(whole, lambda x: (whole.pooled(x),)), Part(whole, whole.head))
+
+
+def encoder_of(
+    path: Path, described: Described, wanted: EncoderConfig, key: str = "model"
+) -> tuple[Preprocess, dict[str, Tensor]]:
+    """Return preprocessing and encoder weights of a pretrained model, for a network of its shape.
+
+    Raises:
+        UserError: it has no encoder, or one of another shape than the configuration has at `key`.
+    """
+    from lensdist.data.transforms import PREPROCESS, Preprocess
+    from lensdist.utils.tensors import under
+
+    description, weights = described
+    model = description["model"]
+    if "patch_size" not in model:
+        raise UserError(
+            f"{path} is of task {description['task']}; give a run of task mae as encoder"
+        )
+    # An export from before a field existed is of its default.
+    fields = EncoderConfig.model_fields.items()
+    theirs = {field: model.get(field, known.get_default()) for field, known in fields}
+    odd = [f for f in theirs if f != "dropout" and theirs[f] != getattr(wanted, f)]
+    if odd:
+        first = odd[0]
+        raise UserError(
+            f"the encoder in {path} has {first} {theirs[first]} but {key}.{first} is "
+            f"{getattr(wanted, first)}; set {' '.join(f'{key}.{f}={theirs[f]}' for f in odd)}"
+        )
+    preprocess = Preprocess.from_state(description["preprocessing"], under(PREPROCESS, weights))
+    return preprocess, under("encoder.", weights)

@@ -10,9 +10,10 @@ from pydantic import Field, model_validator
 
 from lensdist.data.config import PreprocessConfig
 from lensdist.models.config import EnsembleConfig
-from lensdist.tasks.base import Split, Stage, Start, refuse_other_preprocess
+from lensdist.tasks.base import refuse_other_preprocess
 from lensdist.tasks.classification import ClassificationTask, ClassifierSettings
 from lensdist.tasks.settings import Shape
+from lensdist.tasks.types import Described, ReadExport, Split, Stage, Start
 from lensdist.utils.errors import UserError
 from lensdist.utils.lazy import torch
 
@@ -62,10 +63,10 @@ class EnsembleSettings(ClassifierSettings):
     def named_weights(self) -> dict[str, Path]:
         return {f"weights.{name}": file for name, file in self.weights.items()}
 
-    def remedy(self, shape: Shape) -> str | None:
+    def remedy(self, shape: Shape, read: ReadExport) -> str | None:
         if self.members_from and shape != self.image_shape:
             return "no setting changes that, for members_from names networks that take no others"
-        return super().remedy(shape)
+        return super().remedy(shape, read)
 
     def fitting(self, shape: Shape, *more: str) -> str:
         folds = self.model.grey == "repeat" and shape[0] not in (1, 3)
@@ -128,12 +129,13 @@ class EnsembleTask(ClassificationTask[EnsembleSettings]):
         packed: PackedSet,
         labels: tuple[str, ...],
         world: DistributedContext,
+        read: ReadExport,
         *,
         fetch: bool = True,
     ) -> Start:
         if cfg.members_from:
-            return _members(cfg, how, labels)
-        start = super().start(cfg, how, packed, labels, world)
+            return _members(cfg, how, labels, read)
+        start = super().start(cfg, how, packed, labels, world, read)
         if cfg.init == "imagenet" and fetch:
             return Start(start.preprocess, _imagenet(cfg, how, len(labels), world))
         return start
@@ -200,9 +202,7 @@ class EnsembleTask(ClassificationTask[EnsembleSettings]):
         return "runs" if self.cfg.members_from else self.cfg.init
 
     @classmethod
-    def combine(
-        cls, runs: Sequence[tuple[Path, tuple[dict[str, Any], dict[str, Tensor]]]], how: str
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def combine(cls, runs: Sequence[tuple[Path, Described]], how: str) -> Described:
         from lensdist.tasks.combine import combined
 
         return combined(runs, how)
@@ -260,11 +260,11 @@ def _imagenet(
     return initial
 
 
-def _members(cfg: EnsembleSettings, how: PreprocessConfig, labels: tuple[str, ...]) -> Start:
+def _members(
+    cfg: EnsembleSettings, how: PreprocessConfig, labels: tuple[str, ...], read: ReadExport
+) -> Start:
     """Read the members of finished runs, which must agree in all but the networks themselves."""
-    from lensdist.data.transforms import Preprocess
-    from lensdist.export.artifact import read_export
-    from lensdist.export.description import PREPROCESS
+    from lensdist.data.transforms import PREPROCESS, Preprocess
     from lensdist.phases import check_finished
     from lensdist.tasks.combine import combined
     from lensdist.utils import rng
@@ -272,7 +272,7 @@ def _members(cfg: EnsembleSettings, how: PreprocessConfig, labels: tuple[str, ..
 
     for run in cfg.members_from:
         check_finished(run, "members_from")
-    runs = [(run, read_export(run)) for run in cfg.members_from]
+    runs = [(run, read(run)) for run in cfg.members_from]
     description, weights = combined(runs, "logits")
     named = ", ".join(map(str, cfg.members_from))
     if tuple(description["model"]["members"]) != cfg.model.members:

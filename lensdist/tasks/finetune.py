@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from lensdist.models.config import ClassifierConfig
-from lensdist.tasks.base import Split, Stage
 from lensdist.tasks.classification import ClassificationTask, ClassifierSettings
 from lensdist.tasks.encoder import EncoderSettings, EncoderTask, split_encoder
+from lensdist.tasks.types import Split, Stage
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from pydantic import Field
 
 from lensdist.models.config import MaeConfig, MaskConfig, masked_count
-from lensdist.tasks.base import Batch, Drawing, Task
+from lensdist.tasks.base import Task
 from lensdist.tasks.settings import Choice, TaskSettings
+from lensdist.tasks.types import Batch, Drawing
 from lensdist.utils.lazy import torch
 
 if TYPE_CHECKING:

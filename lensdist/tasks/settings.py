@@ -10,6 +10,7 @@ from lensdist.utils.settings import Strict
 
 if TYPE_CHECKING:
     from lensdist.config.schema import BaseRun
+    from lensdist.tasks.types import ReadExport
 
 Shape = tuple[int, int, int]
 """Bands, height and width of an image."""
@@ -67,8 +68,11 @@ class TaskSettings(Strict):
             ValueError: they do.
         """
 
-    def remedy(self, shape: Shape) -> str | None:
-        """The settings to change so that the network takes images of `shape`; None: it does."""
+    def remedy(self, shape: Shape, read: ReadExport) -> str | None:
+        """Return what to change so that the network takes images of `shape`; None: it does.
+
+        `read` reads the exports of finished runs that the settings name.
+        """
         return None if shape == self.image_shape else self.fitting(shape)
 
     def fitting(self, shape: Shape, *more: str) -> str:

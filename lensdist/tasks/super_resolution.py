@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 
 from lensdist.data.config import LIGHT_KEEPING, DataConfig, PreprocessConfig
 from lensdist.models.config import EncoderConfig, SuperResolverConfig
-from lensdist.tasks.base import Batch, Drawing
 from lensdist.tasks.encoder import EncoderSettings, EncoderTask
 from lensdist.tasks.settings import Choice, Shape
+from lensdist.tasks.types import Batch, Drawing
 from lensdist.utils.errors import UserError
 from lensdist.utils.lazy import F, torch
 from lensdist.utils.settings import Positive

@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from lensdist.config.schema import BaseRun
 from lensdist.distributed.strategies.base import train_only
 from lensdist.training.stages import Phase
 
@@ -26,7 +25,7 @@ def of_processes(phase: Phase, network: nn.Module) -> str:
     causes = set[str]()
     for stage in phase.task.stages(train.epochs):
         train_only(network, stage.trains)
-        causes |= set(_causes(network, phase.cfg))
+        causes |= set(_causes(network, synchronised=train.sync_batchnorm))
     if phase.weighted and phase.task.pools_pixels:
         causes.add("weights of pixels")
     if not causes:
@@ -37,12 +36,12 @@ def of_processes(phase: Phase, network: nn.Module) -> str:
     )
 
 
-def _causes(network: nn.Module, cfg: BaseRun) -> Iterator[str]:
+def _causes(network: nn.Module, *, synchronised: bool) -> Iterator[str]:
     """What works on a micro-batch as a whole, of the parts in use as in training."""
     for module in network.modules():
         if not module.training:
             continue
         if isinstance(module, _DropoutNd) and module.p > 0:
             yield "dropout"
-        if isinstance(module, _BatchNorm) and not cfg.train.sync_batchnorm:
+        if isinstance(module, _BatchNorm) and not synchronised:
             yield "BatchNorm"

@@ -15,7 +15,6 @@ from lensdist.distributed.config import strategy_name
 from lensdist.distributed.context import DistributedContext
 from lensdist.distributed.optim import learning_rate
 from lensdist.distributed.strategies import StrategySettings, build_strategy
-from lensdist.runs.pace import peak_images_per_s
 from lensdist.tasks.registry import AnyTask
 from lensdist.training.async_saver import Saver
 from lensdist.training.checkpoint import Checkpoint
@@ -105,7 +104,7 @@ def train(
             entered = state.step
             stopper.begin_stage()
             tensors.clear()  # a whole state, also of the checkpoint that was read
-            logger.peak_images_per_s = peak_images_per_s(cfg, world, strategy.unwrapped)
+            logger.peak_images_per_s = phase.peak_images_per_s(strategy.unwrapped)
 
         first, last = 0, total
         if cfg.optim.schedule.per_stage:

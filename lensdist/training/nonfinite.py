@@ -10,7 +10,7 @@ from torch import Tensor
 from lensdist.data.masks import good_pixels
 from lensdist.data.sampler import Images, Source
 from lensdist.data.transforms import Preprocess
-from lensdist.tasks.base import Batch
+from lensdist.tasks.types import Batch
 from lensdist.utils.errors import RunError
 
 _LOOKED_AT = ("target", "truth", "weight", "seen")

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lensdist.config.schema import BaseRun
 from lensdist.data.sampler import Images, Source
 from lensdist.distributed.batchnorm import RunningStatistics, synchronise
 from lensdist.distributed.config import TrainConfig
 from lensdist.distributed.context import DistributedContext
 from lensdist.distributed.micro_batches import StepPlan
 from lensdist.distributed.strategies.base import ParallelStrategy
-from lensdist.tasks.base import Stage
 from lensdist.tasks.registry import AnyTask
+from lensdist.tasks.types import Stage
 from lensdist.training.feature_cache import cached
+
+if TYPE_CHECKING:
+    from lensdist.config.schema import BaseRun
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Phase:
     plan: StepPlan
     facts: dict[str, Any]
     """Written into every checkpoint: the configuration, and what names the data."""
+    peak_images_per_s: Callable[[nn.Module], float | None] = lambda network: None
+    """Says how fast a run would be whose devices compute at their peak, if that is known."""
     weighted: bool = False
     """Whether some pixels of the data count less than others."""
 

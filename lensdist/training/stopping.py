@@ -1,7 +1,7 @@
 """Asking a run to save and leave: a signal, a file named STOP in its folder, the job's time limit.
 
 A handler only sets a flag; at the end of a step all processes agree, save at that one step and
-leave with exit code 75. Which signals those are, `lensdist.utils.signals` says. A second Ctrl-C ends the
+leave with exit code 75. `utils/signals.py` lists the signals. A second Ctrl-C ends the
 process at once.
 """
 

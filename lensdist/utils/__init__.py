@@ -1,1 +1,1 @@
-"""Small parts that every other part uses: errors, files, logging, random numbers (torch-free but for tensors)."""
+"""Small parts that all others use: errors, files, logging, random numbers."""

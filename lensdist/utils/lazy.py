@@ -1,7 +1,7 @@
 """torch under its usual names, imported when it is first used.
 
 The launcher and `--help` read the settings of tasks, which stand beside what a task computes, and
-must not wait for torch (nor need it). A task's module says `from lensdist.utils.lazy import F, torch`.
+must not wait for torch. Such a module says `from lensdist.utils.lazy import F, torch`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lensdist.utils.files import sha256
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def code() -> dict[str, str]:

@@ -23,7 +23,7 @@ from lensdist.config.schema import schema_of
 from lensdist.models.config import EncoderConfig
 from lensdist.models.vit import Block
 from lensdist.runs import phase
-from lensdist.tasks.base import Stage
+from lensdist.tasks.types import Stage
 from tests.conftest import settings
 from tests.distributed.worker import BatchNormTask
 

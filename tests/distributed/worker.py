@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.runs import phase
-from lensdist.tasks.base import Stage
+from lensdist.tasks.types import Stage
 from tests.conftest import settings
 
 _DROPOUT = {

@@ -23,8 +23,8 @@ from lensdist import train
 from lensdist.distributed.micro_batches import StepPlan
 from lensdist.phases import completed
 from lensdist.runs import phase
-from lensdist.tasks.base import Stage
 from lensdist.tasks.mae import MaeTask
+from lensdist.tasks.types import Stage
 from lensdist.tracking.metrics_log import read
 from lensdist.training import checkpoint, loop, stages, stopping
 from lensdist.training.stopping import Deadline

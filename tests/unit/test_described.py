@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import lensdist
-from lensdist.export.artifact import encoder_of, read_export
+from lensdist.export.artifact import read_export
 from lensdist.models.config import EncoderConfig
+from lensdist.tasks.encoder import encoder_of
 from lensdist.utils.errors import UserError
 from lensdist.utils.sealed import sealed, unsealed
 from tests.unit.exported import SHAPE, write_model
@@ -96,7 +97,7 @@ def refused(folder: Path) -> str:
     assert "\n" not in sentence
     assert len(sentence) < 1000
     with pytest.raises(UserError):
-        encoder_of(folder, EncoderConfig(**SHAPE))
+        encoder_of(folder, read_export(folder), EncoderConfig(**SHAPE))
     return sentence
 
 

@@ -10,6 +10,7 @@ import torch
 
 from lensdist.config.schema import CommonRun
 from lensdist.data.dataset import PackedSet
+from lensdist.export.artifact import read_export
 from lensdist.export.model import load
 from lensdist.models.ensemble import Ensemble
 from lensdist.tasks.build import build_task
@@ -33,7 +34,7 @@ def _run(**more: Any) -> CommonRun:
 
 def _start(cfg: CommonRun, data: Path) -> Any:
     kind = task_class(cfg.task)
-    start = kind.start(cfg, cfg.preprocess, PackedSet(data), LABELS, FakeWorld())
+    start = kind.start(cfg, cfg.preprocess, PackedSet(data), LABELS, FakeWorld(), read_export)
     return start.preprocess, start.weights, start.digest
 
 

@@ -17,11 +17,12 @@ import lensdist
 from lensdist.config.schema import MaeRun
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.transforms import Preprocess
-from lensdist.export.artifact import encoder_of, write_export
+from lensdist.export.artifact import read_export, write_export
 from lensdist.models.classifier import Classifier
 from lensdist.models.config import ClassifierConfig, EncoderConfig, MaeConfig
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
 from lensdist.tasks.build import build_task
+from lensdist.tasks.encoder import encoder_of
 from lensdist.utils.errors import UserError
 from lensdist.utils.sealed import sealed
 
@@ -223,7 +224,7 @@ def test_no_export_is_told(tmp_path: Path) -> None:
 
 def test_an_encoder_is_handed_on(tmp_path: Path) -> None:
     model = export(tmp_path, "mae")
-    _, weights = encoder_of(tmp_path, EncoderConfig(**SIZE))
+    _, weights = encoder_of(tmp_path, read_export(tmp_path), EncoderConfig(**SIZE))
     classifier = Classifier(ClassifierConfig(**SIZE), 3)
     classifier.encoder.load_state_dict(weights)
     mine = model.state_dict()
@@ -235,7 +236,7 @@ def test_an_encoder_of_another_shape_is_refused_by_name(tmp_path: Path, field: s
     export(tmp_path, "mae")
     wanted = EncoderConfig(**{**SIZE, field: 2 * SIZE[field] if field != "patch_size" else 8})
     with pytest.raises(UserError, match=rf"set model\.{field}={SIZE[field]}"):
-        encoder_of(tmp_path, wanted)
+        encoder_of(tmp_path, read_export(tmp_path), wanted)
 
 
 @pytest.mark.parametrize(("loss", "kept"), [("masked", True), ("image", False)])
@@ -273,6 +274,6 @@ def test_an_export_from_before_a_field_existed_is_of_its_default(tmp_path: Path)
     assert len(old) == len(description["model"]) - 1
     rewrite(tmp_path, model=old)
     assert lensdist.load(tmp_path).predict(images(2))["recon"].shape == (2, 1, 16, 16)
-    encoder_of(tmp_path, EncoderConfig(**SIZE))
+    encoder_of(tmp_path, read_export(tmp_path), EncoderConfig(**SIZE))
     with pytest.raises(UserError, match=r"set model\.block=prenorm"):
-        encoder_of(tmp_path, EncoderConfig(**SIZE, block="postnorm"))
+        encoder_of(tmp_path, read_export(tmp_path), EncoderConfig(**SIZE, block="postnorm"))

@@ -15,10 +15,12 @@ from lensdist import cli
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.smooth import principal
 from lensdist.data.transforms import Preprocess
-from lensdist.export.artifact import Described, encoder_of, read_export, write_export
+from lensdist.export.artifact import read_export, write_export
 from lensdist.models.config import EncoderConfig, EnsembleConfig
 from lensdist.models.ensemble import Ensemble
 from lensdist.tasks.combine import combined
+from lensdist.tasks.encoder import encoder_of
+from lensdist.tasks.types import Described
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import sha256
 from lensdist.utils.sealed import sealed, unsealed
@@ -153,4 +155,4 @@ def test_a_description_that_is_none(tmp_path: Path) -> None:
 
 def test_an_ensemble_is_not_an_encoder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is of task common; give a run of task mae"):
-        encoder_of(export(tmp_path / "one"), EncoderConfig())
+        encoder_of(export(tmp_path / "one"), read_export(export(tmp_path / "one")), EncoderConfig())

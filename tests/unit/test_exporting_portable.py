@@ -14,9 +14,8 @@ from torch import nn
 
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.smooth import principal
-from lensdist.data.transforms import Preprocess
+from lensdist.data.transforms import PREPROCESS, Preprocess
 from lensdist.export import portable
-from lensdist.export.artifact import PREPROCESS
 from lensdist.export.model import LoadedModel
 from lensdist.export.onnxruntime import import_onnxruntime
 from lensdist.export.portable import Portable, largest_difference, samples, write

@@ -19,8 +19,8 @@ from lensdist.data.transforms import Preprocess
 from lensdist.models.config import MaskConfig
 from lensdist.models.masking import make_mask
 from lensdist.runs.finish import best_model
-from lensdist.tasks.base import Batch, Stage
 from lensdist.tasks.build import build_task
+from lensdist.tasks.types import Batch, Stage
 from lensdist.training import checkpoint
 from lensdist.training.loop import Outcome
 from lensdist.training.stages import stages_in_steps

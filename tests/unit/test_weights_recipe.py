@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lensdist.export.artifact import encoder_of, read_export
+from lensdist.export.artifact import read_export
 from lensdist.models.config import EncoderConfig
 from lensdist.models.vit import Encoder
+from lensdist.tasks.encoder import encoder_of
 from lensdist.utils.errors import UserError
 from lensdist.weights.published import recognise
 from tests.unit.test_weights_published import images, imported, randomise, refused, without
@@ -103,10 +104,10 @@ def test_the_published_autoencoder(tmp_path: Path, capsys: pytest.CaptureFixture
     torch.testing.assert_close(loaded.network(x, nothing), fixed(x), rtol=1e-5, atol=5e-6)
     assert loaded.predict(images(3, 64).numpy())["recon"].shape == (3, 1, 64, 64)
     wanted = EncoderConfig(block="postnorm", dropout=0.3)
-    _, weights = encoder_of(tmp_path / "export", wanted)
+    _, weights = encoder_of(tmp_path / "export", read_export(tmp_path / "export"), wanted)
     Encoder(wanted).load_state_dict(weights)
     with pytest.raises(UserError, match=r"set model\.block=postnorm"):
-        encoder_of(tmp_path / "export", EncoderConfig())
+        encoder_of(tmp_path / "export", read_export(tmp_path / "export"), EncoderConfig())
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Processes in one: what `lensdist.distributed.context.DistributedContext` promises, played by threads."""
+"""Processes in one: what `DistributedContext` promises, played by threads."""
 
 from __future__ import annotations
 

@@ -1,0 +1,79 @@
+"""The types that tasks and their callers exchange (torch-free)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor, nn
+
+    from lensdist.data.sampler import Images
+    from lensdist.data.transforms import Preprocess
+
+    Batch = dict[str, Tensor]
+    Answer = Mapping[str, npt.NDArray[np.generic]]
+else:
+    Batch = dict
+    Answer = Mapping
+
+Described = tuple[dict[str, Any], dict[str, "Tensor"]]
+"""An export as it is read: its `config.json`, and its tensors by name."""
+ReadExport = Callable[[Path], Described]
+"""Reads the export of a finished run, or one by itself; raises UserError."""
+Columns = dict[str, type[str] | type[float]]
+"""The columns of a table, by name."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training in which the same parameters train."""
+
+    epochs: int
+    trainable: tuple[str, ...]
+    """Prefixes of parameter names; `("",)` is all of them."""
+
+    def trains(self, parameter: str) -> bool:
+        """Whether the parameter of that name trains."""
+        return parameter.startswith(self.trainable)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A network cut in two where its frozen part ends: `rest(*trunk(x))` is `model(x)`."""
+
+    trunk: nn.Module
+    """Images as the network sees them (B, C, H, W) -> a tuple of tensors (B, …)."""
+    rest: nn.Module
+    """Those tensors -> what the network returns."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What training starts from."""
+
+    preprocess: Preprocess
+    weights: dict[str, Tensor] | None = None
+    """By the network's parameter names; None: random ones."""
+    digest: str | None = None
+    """A hash of the finished runs that they come from."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a task draws its figures from."""
+
+    outputs: Batch
+    """The task's outputs for all images of the split."""
+    scores: dict[str, Any]
+    network: nn.Module
+    images: Images
+    """The split."""
+    pixel_scale: float | None
+    """Arcseconds a pixel."""
+    folder: Path
+    title: str
