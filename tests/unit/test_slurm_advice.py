@@ -41,7 +41,7 @@ def test_what_all_nodes_share_is_nothing_for_the_centre(
     _unfit(standing, shared=shared)
     page = _page(standing)
     assert KINDS[kind] in page
-    assert ("tell the centre" in page) != shared
+    assert ("computing centre" in page) != shared
 
 
 def test_nodes_that_the_launcher_left_out_itself_are_named(standing: Standing) -> None:

@@ -25,8 +25,8 @@ pytestmark = pytest.mark.unit
         ({"setup": ["module load x"]}, "executor local"),
         ({"executor": "slurm", "nodes": "4-2"}, "not a number of nodes"),
         ({"executor": "slurm", "sbatch": {"nodes": "2"}}, "cluster's nodes"),
-        ({"executor": "slurm", "sbatch": {"gres": "gpu:2"}}, "gpus_per_node; set that"),
-        ({"executor": "slurm", "sbatch": {"array": "0-2"}}, "launcher's own"),
+        ({"executor": "slurm", "sbatch": {"gres": "gpu:2"}}, "gpus_per_node"),
+        ({"executor": "slurm", "sbatch": {"array": "0-2"}}, "sbatch: array"),
         ({"gpus_per_node": 4, "processes_per_node": 2}, "is not gpus_per_node"),
         ({"walltime": 2, "save_before_end": 120}, "walltime"),
         ({"env": {"A": 1}}, "env.A"),
@@ -52,18 +52,24 @@ def test_a_cluster_that_contradicts_itself(
 @pytest.mark.parametrize(
     ("phases", "sentence"),
     [
-        ({"a": {"train": "x.yaml", "after": ["b"]}, "b": {"train": "x.yaml"}}, "phase before it"),
+        (
+            {"a": {"train": "x.yaml", "after": ["b"]}, "b": {"train": "x.yaml"}},
+            "phase a: needs 'b'",
+        ),
         ({"a": {"train": "x.yaml"}, "b": {"train": "x.yaml", "set": ["encoder={a}"]}}, "after"),
         ({"a": {"train": "x.yaml", "evaluate": "b"}}, "exactly one of"),
         ({"a": {}}, "exactly one of"),
         ({"a": {"simulate": {"n_per_class": 9}, "set": ["seed=1"]}}, "settings of its own"),
-        ({"a": {"pack": {"src": "x"}}, "b": {"report": ["a"]}}, "trains nothing"),
+        ({"a": {"pack": {"src": "x"}}, "b": {"report": ["a"]}}, "phase b: a must be"),
         (
             {"a": {"simulate": {"n_per_class": 9, "lens_light": {"magnitude": 18, "n": 1}}}},
             "magnitude",
         ),
         ({"optim": {"train": "x.yaml"}}, "rename it"),
-        ({"a": {"train": "x.yaml"}, "b": {"evaluate": "a"}, "c": {"evaluate": "b"}}, "nothing"),
+        (
+            {"a": {"train": "x.yaml"}, "b": {"evaluate": "a"}, "c": {"evaluate": "b"}},
+            "phase c: b must be",
+        ),
     ],
 )
 def test_a_chain_that_cannot_be(tmp_path: Path, phases: dict[str, Any], sentence: str) -> None:

@@ -92,7 +92,7 @@ def test_other_data_run_a_phase_again(tmp_path: Path, tiny_set: Path) -> None:
     assert found == Existing("again", (f"data.path: other images in {tiny_set}",))
     kept = _plan(tmp_path, data=tiny_set, triggers=("config", "code")).steps[0].existing
     assert kept.state == "done"
-    assert "though data.path: other images" in kept.sentence
+    assert "though data.path: other images" in kept.text
 
 
 def test_another_encoder_runs_the_fine_tuning_again(tmp_path: Path, tiny_set: Path) -> None:
@@ -106,7 +106,7 @@ def test_changed_code_is_named(tmp_path: Path, tiny_set: Path) -> None:
     _complete(plan, 0, code={"rng.py": "older", "gone.py": "x"})
     found = _plan(tmp_path, data=tiny_set).steps[0].existing
     assert found.state == "again"
-    assert "changed code (rng.py, gone.py)" in found.sentence
+    assert "changed code (rng.py, gone.py)" in found.text
     assert _states(_plan(tmp_path, data=tiny_set, triggers=("config", "data")))[0] == "done"
 
 
