@@ -147,17 +147,3 @@ def recorded_schema(raw: dict[str, Any]) -> type[BaseRun]:
         known = ", ".join(built_in())
         raise UserError(f"task: {task!r} is not a task; use one of {known}")
     return run_schema(task)
-
-
-def __getattr__(name: str) -> Any:  # TEMPORARY: names before tasks had modules of their own
-    old = {
-        "MaeRun": "mae",
-        "FinetuneRun": "finetune",
-        "CommonRun": "common",
-        "SuperResolutionRun": "sr",
-    }
-    if name in old:
-        return run_schema(old[name])
-    if name == "TASKS":
-        return {task: run_schema(task) for task in built_in()}
-    raise AttributeError(name)

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 
 from lensdist import train
 from lensdist.config import load
-from lensdist.config.schema import TASKS, schema_of
+from lensdist.config.schema import schema_of
 from lensdist.utils.errors import UserError
+from tests.runs import TASKS
 
 pytestmark = pytest.mark.unit
 

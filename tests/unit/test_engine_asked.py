@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from lensdist import cli, train
-from lensdist.config.schema import CommonRun
 from lensdist.data.manifest import Manifest
 from lensdist.phases import completed
 from lensdist.runs.asked import named_weights, other_inputs
 from lensdist.utils.errors import UserError
 from tests.conftest import settings
+from tests.runs import CommonRun
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("handlers")]
 

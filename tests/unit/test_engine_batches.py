@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from lensdist.config import load
 from lensdist.config.differences import differences
-from lensdist.config.schema import TASKS, schema_of
+from lensdist.config.schema import schema_of
 from lensdist.distributed.batchnorm import RunningStatistics
 from lensdist.distributed.gradients import Averaged, FixedOrder
 from lensdist.distributed.micro_batches import check_shares, plan_steps
 from lensdist.utils.errors import UserError
 from tests.conftest import ROOT
+from tests.runs import TASKS
 from tests.unit.worlds import FakeWorld, on_all, seeded
 
 pytestmark = pytest.mark.unit

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lensdist.config.differences import differences
-from lensdist.config.schema import CommonRun, MaeRun
+from tests.runs import CommonRun, MaeRun
 
 pytestmark = pytest.mark.unit
 

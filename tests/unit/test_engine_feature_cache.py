@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from lensdist.config.schema import CommonRun, FinetuneRun
 from lensdist.data.dataset import PackedSet
 from lensdist.data.sampler import PackedSource
 from lensdist.data.subset import View
@@ -18,6 +17,7 @@ from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import AnyTask
 from lensdist.training.feature_cache import cached
 from lensdist.utils import rng
+from tests.runs import CommonRun, FinetuneRun
 from tests.unit.worlds import FakeWorld, on_all
 
 pytestmark = pytest.mark.unit

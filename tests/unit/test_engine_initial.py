@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from lensdist.config.schema import CommonRun
 from lensdist.data.dataset import PackedSet
 from lensdist.export.artifact import read_export
 from lensdist.export.model import load
@@ -18,6 +17,7 @@ from lensdist.tasks.registry import task_class
 from lensdist.utils.errors import UserError
 from lensdist.utils.torchvision_compat import import_torchvision
 from tests.conftest import forked, settings
+from tests.runs import CommonRun
 from tests.unit.worlds import FakeWorld
 
 pytestmark = pytest.mark.unit

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import save
 
 import lensdist
-from lensdist.config.schema import MaeRun
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.transforms import Preprocess
 from lensdist.export.artifact import read_export, write_export
@@ -25,6 +24,7 @@ from lensdist.tasks.build import build_task
 from lensdist.tasks.encoder import encoder_of
 from lensdist.utils.errors import UserError
 from lensdist.utils.sealed import sealed
+from tests.runs import MaeRun
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lensdist.config.schema import TASKS, BaseRun
+from lensdist.config.schema import BaseRun
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.transforms import Preprocess
 from lensdist.distributed import fp8
@@ -17,6 +17,7 @@ from lensdist.models.config import EncoderConfig
 from lensdist.models.vit import Block
 from lensdist.tasks.build import build_task
 from lensdist.utils.errors import UserError
+from tests.runs import TASKS
 
 pytestmark = pytest.mark.unit
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from lensdist.config.schema import MaeRun
 from lensdist.data.transforms import Preprocess
 from lensdist.models.config import MaeConfig, MaskConfig, masked_count
 from lensdist.models.mae import MaskedAutoencoder, pixel_mask
 from lensdist.models.masking import make_mask
 from lensdist.tasks.build import build_task
+from tests.runs import MaeRun
 
 pytestmark = pytest.mark.unit
 

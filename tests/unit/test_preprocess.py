@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lensdist.config.schema import FinetuneRun, MaeRun
 from lensdist.data.augment import augment
 from lensdist.data.config import AugmentConfig, PreprocessConfig
 from lensdist.data.transforms import Preprocess
 from lensdist.tasks.build import build_task
 from lensdist.utils import rng
+from tests.runs import FinetuneRun, MaeRun
 
 pytestmark = pytest.mark.unit
 

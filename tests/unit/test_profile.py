@@ -12,7 +12,7 @@ import torch
 
 from lensdist.commands import profile
 from lensdist.config import load
-from lensdist.config.schema import MaeRun, schema_of
+from lensdist.config.schema import schema_of
 from lensdist.distributed.micro_batches import plan_steps
 from lensdist.models.mae import MaskedAutoencoder
 from lensdist.models.vit import blocks_of
@@ -20,6 +20,7 @@ from lensdist.runs import phase
 from lensdist.training import loop
 from lensdist.utils.errors import UserError
 from tests.conftest import ROOT, settings
+from tests.runs import MaeRun
 
 pytestmark = pytest.mark.unit
 

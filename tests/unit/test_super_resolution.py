@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from lensdist.config.schema import SuperResolutionRun
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.dataset import PackedSet
 from lensdist.data.packing.pack import pack
@@ -27,6 +26,7 @@ from lensdist.sim.simulator import Simulator
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import AnyTask, task_class
 from lensdist.utils.errors import UserError
+from tests.runs import SuperResolutionRun
 from tests.unit.exported import write_model
 
 pytestmark = pytest.mark.unit

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lensdist.config.schema import CommonRun
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.transforms import Preprocess
 from lensdist.tasks.build import build_task
 from lensdist.tasks.ensemble import share_out
 from lensdist.tasks.registry import AnyTask
 from lensdist.utils.errors import UserError
+from tests.runs import CommonRun
 
 pytestmark = pytest.mark.unit
 LABELS = ("no", "sphere", "vort")
