@@ -196,6 +196,13 @@ class Task(Generic[S]):
 
         return augment(self._augment, rng.key(key, "augment"), batch) if self._augment else batch
 
+    def forward(self, model: nn.Module, batch: Batch, key: int) -> Tensor:
+        """Apply the network to a training batch: its augmented images, or their kept features."""
+        if "features.0" in batch:  # what `split`'s trunk returns of the images, already augmented
+            features = sorted(name for name in batch if name.startswith("features."))
+            return model(*(batch[name] for name in features))  # type: ignore[no-any-return]
+        return model(self.image(self.augmented(batch, key)))  # type: ignore[no-any-return]
+
     def image(self, batch: Batch) -> Tensor:
         """Return what the network sees of a batch: (B, C, H, W)."""
         from lensdist.data.masks import good_pixels
@@ -210,8 +217,8 @@ class Task(Generic[S]):
         """Cut the network where its frozen part ends; None: nothing is frozen.
 
         A task that cuts has a `loss` that also takes `Split.rest` for the model, and a batch with
-        `features.0` and so on in place of images. `trains` says of a parameter's name whether it
-        trains.
+        `features.0` and so on in place of images, as `forward` does. `trains` says of a
+        parameter's name whether it trains.
         """
         return None
 

@@ -64,11 +64,7 @@ class ClassificationTask(Task[C]):
             )
 
     def loss(self, model: nn.Module, batch: Batch, key: int) -> Tensor:
-        if "features.0" in batch:  # the frozen part's outputs for the image, already turned
-            features = sorted(name for name in batch if name.startswith("features."))
-            logits = model(*(batch[name] for name in features))
-        else:
-            logits = model(self.image(self.augmented(batch, key)))
+        logits = self.forward(model, batch, key)
         return F.cross_entropy(logits, batch["label"], label_smoothing=self.cfg.label_smoothing)
 
     # ---- scores
