@@ -114,6 +114,9 @@ class PackedSet(Arrays):
         self.labels: npt.NDArray[np.int64] = np.asarray(arrays["labels.npy"], np.int64)
         """(N,) indices into `manifest.labels`; -1 is unlabelled."""
         arrays["labels.npy"] = self.labels
+        mass = arrays.get("mass.npy")
+        self.mass: npt.NDArray[np.float64] | None = None if mass is None else np.asarray(mass)
+        """(N,) axion masses in eV, NaN where an image has none; None: the set has no masses."""
         self.nbytes = sum(array.nbytes for array in arrays.values())
         """Bytes that `resident` would occupy."""
         with warnings.catch_warnings():
