@@ -18,7 +18,13 @@ SHARDED["zero3"] = ["engine=deepspeed", "shard.stage=3"]
 
 @pytest.mark.parametrize(
     ("task", "engine"),
-    [("common", "fsdp"), ("common", "zero3"), ("finetune", "fsdp"), ("sr", "zero2")],
+    [
+        ("common", "fsdp"),
+        ("common", "zero3"),
+        ("finetune", "fsdp"),
+        ("mass", "zero3"),
+        ("sr", "zero2"),
+    ],
 )
 def test_a_task_trains_as_on_one_process(
     tiny_set: Path, pairs_set: Path, tmp_path: Path, task: str, engine: str

@@ -40,7 +40,7 @@ def _end(run: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("variant", ["", "-auto"])
 @pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("task", ["mae", "finetune", "batchnorm", "common", "sr"])
+@pytest.mark.parametrize("task", ["mae", "finetune", "mass", "batchnorm", "common", "sr"])
 def test_losses_agree_over_20_steps(
     worlds: dict[int, Path], task: str, processes: int, variant: str
 ) -> None:
@@ -57,7 +57,7 @@ def test_losses_agree_over_20_steps(
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("task", ["mae", "finetune", "batchnorm", "common", "sr"])
+@pytest.mark.parametrize("task", ["mae", "finetune", "mass", "batchnorm", "common", "sr"])
 def test_reproducible_gives_the_same_bits(
     worlds: dict[int, Path], task: str, processes: int
 ) -> None:

@@ -23,7 +23,7 @@ from lensdist.tasks.types import Stage
 from tests.conftest import settings
 
 _DROPOUT = {
-    **dict.fromkeys(("mae", "finetune"), "model.dropout"),
+    **dict.fromkeys(("mae", "finetune", "mass"), "model.dropout"),
     "common": "model.head_dropout",
     "sr": "model.encoder.dropout",
 }
@@ -91,7 +91,7 @@ def main(out: Path, data: Path, pairs: Path) -> None:
     world = None
     original = phase.build_task
     weights = _remember_weights()
-    for name in ("mae", "finetune", "batchnorm", "common", "sr"):
+    for name in ("mae", "finetune", "mass", "batchnorm", "common", "sr"):
         for variant in ("", "-reproducible", "-auto"):
             task = "finetune" if name == "batchnorm" else name
             changes: dict[str, Any] = {
@@ -99,13 +99,13 @@ def main(out: Path, data: Path, pairs: Path) -> None:
                 "train.reproducible": str(variant == "-reproducible").lower(),
                 "optim.clip_norm": 1.0, "augment.rot180": "true",
             }  # fmt: skip
-            if task in ("finetune", "sr"):
+            if task in ("finetune", "mass", "sr"):
                 changes |= {"frozen_epochs": 1, "train.epochs": 6}
             if task == "sr":  # the same number of micro-batches a step, of few large images
                 changes |= {"train.global_batch": 8, "train.micro_batch": 2}
             if name == "common":  # the heads on kept features, then one section more
                 changes |= {"train.epochs": 9, "unfreeze_epochs": "[3,2,1,1,1,1]"}
-            elif name in ("finetune", "sr"):
+            elif name in ("finetune", "mass", "sr"):
                 changes["encoder"] = out / "mae-reproducible"
             else:
                 changes["train.epochs"] = 20

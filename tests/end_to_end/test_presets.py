@@ -94,7 +94,7 @@ def test_a_preset_of_super_resolution(
     _check(run, preset)
 
 
-@pytest.mark.parametrize("task", ["mae", "finetune", "common", "sr"])
+@pytest.mark.parametrize("task", ["mae", "finetune", "mass", "common", "sr"])
 def test_debug_needs_nothing(task: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = forked("lensdist.train", f"--config=configs/{task}/debug.yaml", f"run.dir={run}")
@@ -105,5 +105,5 @@ def test_debug_needs_nothing(task: str, tmp_path: Path) -> None:
 def test_every_preset_says_its_own_name() -> None:
     for path in sorted((ROOT / "configs").glob("*/*.yaml")):
         preset = yaml.safe_load(path.read_text()).get("preset")
-        if path.parent.name in ("mae", "finetune", "common", "sr"):
+        if path.parent.name in ("mae", "finetune", "mass", "common", "sr"):
             assert preset == path.stem, path

@@ -19,8 +19,8 @@ from tests.conftest import command, forked, settings, start
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 
 STEPS = 30
-TASKS = ("mae", "finetune", "common", "sr")
-FROM_MAE = ("finetune", "sr")
+TASKS = ("mae", "finetune", "mass", "common", "sr")
+FROM_MAE = ("finetune", "mass", "sr")
 TIMES = ("images_per_s", "seconds", "data_wait", "mfu", "memory_gb")
 
 

@@ -42,12 +42,12 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = Path(__file__).with_name("losses")
 PRESETS = sorted(
     f"{file.parent.name}/{file.stem}"
-    for task in ("mae", "finetune", "common", "sr")
+    for task in ("mae", "finetune", "mass", "common", "sr")
     for file in (ROOT / "configs" / task).glob("*.yaml")
 )
 STEPS = 20
 # Of three images, they jump with the last bit of one; or they are times.
-_UNSTEADY = {"time", "seconds", "accuracy", "auc_macro", "ece"}
+_UNSTEADY = {"time", "seconds", "accuracy", "auc_macro", "ece", "coverage_68", "coverage_95"}
 _ENCODER = {"dim": 32, "depth": 1, "heads": 2, "mlp_dim": 32}
 
 
@@ -92,14 +92,14 @@ def words_of(preset: str, run: Path, encoder: Path | None) -> list[str]:
         "checkpoint.every_steps": 9,
         "checkpoint.every_epochs": 2,
     }
-    if task in ("mae", "finetune"):
+    if task in ("mae", "finetune", "mass"):
         changed |= {f"model.{key}": value for key, value in _ENCODER.items()}
     if task == "mae":
         changed |= {"model.decoder_dim": 32, "model.decoder_depth": 1}
     if task == "sr":
         changed |= {f"model.encoder.{key}": value for key, value in _ENCODER.items()}
         changed |= {"model.width": 8, "model.depth": 1}
-    if task in ("finetune", "sr"):
+    if task in ("finetune", "mass", "sr"):
         changed |= {"encoder": encoder or "null", "frozen_epochs": min(2, cfg.frozen_epochs)}
     if task == "common":
         changed |= {"init": "random", "unfreeze_epochs": "null", "cache.max_gb": 0}
