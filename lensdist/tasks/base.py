@@ -76,6 +76,8 @@ class Task(Generic[S]):
     """File names of the figures that `draw` writes."""
     harder: ClassVar[tuple[str, ...]] = ()
     """The variants of `lensdist evaluate --hard` that make sense, `plain` first."""
+    incomplete: ClassVar[tuple[str, ...]] = ()
+    """Outputs that are NaN where the set does not know them."""
     averages_views: ClassVar[bool] = False
     """Whether the answers to turned images can be averaged (`--tta`)."""
 
