@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from lensdist.data.config import PreprocessConfig
 from lensdist.models.config import EnsembleConfig
-from lensdist.tasks.base import refuse_other_preprocess
 from lensdist.tasks.classification import ClassificationTask, ClassifierSettings
+from lensdist.tasks.encoder import refuse_other_preprocess
 from lensdist.tasks.settings import Shape
 from lensdist.tasks.types import Described, ReadExport, Split, Stage, Start
 from lensdist.utils.errors import UserError
