@@ -150,7 +150,8 @@ def encoder_of(
     Raises:
         UserError: it has no encoder, or one of another shape than the configuration has at `key`.
     """
-    from lensdist.data.transforms import PREPROCESS, Preprocess
+    from lensdist.data.config import PREPROCESS
+    from lensdist.data.transforms import Preprocess
     from lensdist.utils.tensors import under
 
     description, weights = described

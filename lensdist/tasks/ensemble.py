@@ -264,7 +264,8 @@ def _members(
     cfg: EnsembleSettings, how: PreprocessConfig, labels: tuple[str, ...], read: ReadExport
 ) -> Start:
     """Read the members of finished runs, which must agree in all but the networks themselves."""
-    from lensdist.data.transforms import PREPROCESS, Preprocess
+    from lensdist.data.config import PREPROCESS
+    from lensdist.data.transforms import Preprocess
     from lensdist.phases import check_finished
     from lensdist.tasks.combine import combined
     from lensdist.utils import rng
