@@ -9,6 +9,7 @@ from importlib import import_module
 
 from lensdist import __version__
 from lensdist.utils import signals
+from lensdist.utils.arguments import parse
 from lensdist.utils.plugins import trust
 
 COMMANDS = {
@@ -63,7 +64,7 @@ def _run(argv: Sequence[str] | None) -> int:
                 help="run this Python module, such as mylab.masses, where the model's task or "
                 "network is one of it (default: only lensdist's own)",
             )
-    args = parser.parse_args(argv)
+    args = parse(parser, argv)
     trust(*getattr(args, "trust", ()))
     return int(args.run(args))
 

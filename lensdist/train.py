@@ -31,6 +31,7 @@ from lensdist.phases import completed
 from lensdist.runs.accelerate_launch import agreed, from_environment
 from lensdist.runs.asked import is_as_asked
 from lensdist.utils import signals
+from lensdist.utils.arguments import parse
 from lensdist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError, set_rank
 from lensdist.utils.launched import rank_of
 from lensdist.utils.outcome import conclude
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python -m lensdist.train`; returns its exit code."""
     parser = argparse.ArgumentParser(prog="lensdist train")
     add_arguments(parser)
-    return conclude(lambda: launch(parser.parse_args(argv)))
+    return conclude(lambda: launch(parse(parser, argv)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

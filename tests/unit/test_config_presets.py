@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from lensdist.config.presets import FOLDER, chosen, preset_file, presets
 from lensdist.config.schema import run_schema
 from lensdist.config.settings import settings
 from lensdist.tasks.registry import built_in
+from lensdist.train import add_arguments
+from lensdist.utils.arguments import parse
 from lensdist.utils.errors import UserError
 from tests.conftest import ROOT
 
@@ -41,6 +44,20 @@ def test_a_slip_of_the_hand_is_answered_with_what_to_type(
     with pytest.raises(UserError) as error:
         chosen(config, [*words, "seed=1"])
     assert told in str(error.value)
+
+
+def test_settings_stand_before_and_after_flags() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for line in (
+        "mae/debug seed=1 --resume never optim.lr=2",
+        "--resume never mae/debug seed=1 optim.lr=2",
+        "mae/debug --resume never seed=1 optim.lr=2",
+    ):
+        args = parse(parser, line.split())
+        assert (args.words, args.resume) == (["mae/debug", "seed=1", "optim.lr=2"], "never")
+    with pytest.raises(SystemExit):
+        parse(parser, ["mae/debug", "--resum3"])
 
 
 def test_a_preset_and_its_file_are_the_same_run() -> None:
