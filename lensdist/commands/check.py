@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read everything, and print a line for each thing; nothing is written."""
-    from lensdist.commands.checks import find
+    from lensdist.runs.checks import find
 
     count = damaged = 0
     for check in [check for path in args.paths for check in find(path)]:
