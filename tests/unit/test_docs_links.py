@@ -1,0 +1,55 @@
+"""Links and paths in the documents: whatever they name exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.unit
+
+HISTORY = {"log.md", "faults.md"}  # they name files of earlier trees, or follow their own test
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name not in HISTORY),
+]
+FOLDERS = "lensdist|slurm|experiments|benchmarks|tests|configs|docs"
+PATH = re.compile(rf"(?<![\w/.-])(?:{FOLDERS})/[\w*{{}},./-]*\w(?:/|\.\w+)?")
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+MODULE = re.compile(r"python -m ((?:lensdist|slurm|experiments|benchmarks|tests)[\w.]*)")
+
+
+def _exists(path: str) -> bool:
+    """Return whether a path of the repository exists; `{a,b}` and `*` are the shell's."""
+    if found := re.fullmatch(r"(.*)\{(.*)\}(.*)", path):
+        before, names, after = found.groups()
+        return all(_exists(f"{before}{name}{after}") for name in names.split(","))
+    return any(ROOT.glob(path.rstrip("/")))
+
+
+def test_what_looks_for_paths_finds_them() -> None:
+    text = "`tests/gone.py`, docs/slurm.md, mae/best and configs/{mae,sr}/small.yaml; runs/docs/x."
+    assert PATH.findall(text) == ["tests/gone.py", "docs/slurm.md", "configs/{mae,sr}/small.yaml"]
+    assert not _exists("tests/gone.py")
+    assert _exists("configs/{mae,sr}/small.yaml")
+    assert not _exists("configs/{mae,gone}/small.yaml")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_and_path_exists(document: Path) -> None:
+    text = document.read_text()
+    missing = [path for path in PATH.findall(text) if not _exists(path)]
+    missing += [
+        link
+        for link in LINK.findall(text)
+        if "://" not in link and not (document.parent / link).exists()
+    ]
+    for module in MODULE.findall(text):
+        path = ROOT / module.replace(".", "/")
+        if not (path.with_suffix(".py").exists() or path.is_dir()):
+            missing.append(module)
+    assert not missing
