@@ -165,7 +165,7 @@ def _refuse_other_settings(job: Job) -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     args = parser.parse_args(job.argv)
-    wanted = load(args.config, args.overrides, schema=schema_of).model_dump(mode="json")
+    wanted = load(args.config, args.words, schema=schema_of).model_dump(mode="json")
     changed = unmet(record["config"], wanted)
     if changed:
         raise UserError(

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from lensdist.sim.config import SimConfig
 from lensdist.utils.settings import Count, Positive, Strict
 
+PREPROCESS = "preprocess."
+"""Prefix of the preprocessing's own tensors among the weights of an export."""
 LIGHT_KEEPING = ("minmax", "standard", "none")
 """Values of `preprocess.scale` that shift and stretch all pixels of an image alike."""
 

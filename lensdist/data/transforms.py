@@ -19,8 +19,6 @@ from lensdist.sim.families import FAMILIES
 from lensdist.sim.fit import SmoothLensFit
 from lensdist.utils.errors import UserError
 
-PREPROCESS = "preprocess."  # prefix, among the weights of an export, of its own tensors
-
 
 class Preprocess:
     """Scale images (B, C, H, W), each independently of the others in its batch.

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lensdist.data.config import PREPROCESS
 from lensdist.data.dataset import PackedSet
-from lensdist.data.transforms import PREPROCESS
 from lensdist.export.description import build
 from lensdist.phases import COMPLETE, WEIGHTS, completed
 from lensdist.tasks.registry import AnyTask

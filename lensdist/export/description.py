@@ -9,7 +9,8 @@ import torch
 from pydantic import BaseModel, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
-from lensdist.data.transforms import PREPROCESS, Preprocess
+from lensdist.data.config import PREPROCESS
+from lensdist.data.transforms import Preprocess
 from lensdist.tasks.registry import AnyTask, task_class
 from lensdist.utils.errors import UserError
 from lensdist.utils.plugins import Untrusted

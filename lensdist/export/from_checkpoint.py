@@ -12,8 +12,8 @@ from typing import Any
 from lensdist.config import load
 from lensdist.config.differences import differences
 from lensdist.config.schema import recorded_schema
+from lensdist.data.config import PREPROCESS
 from lensdist.data.dataset import PackedSet
-from lensdist.data.transforms import PREPROCESS
 from lensdist.distributed.context import DistributedContext
 from lensdist.export.artifact import describe, read_export
 from lensdist.phases import completed

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lensdist.data.transforms import PREPROCESS
+from lensdist.data.config import PREPROCESS
 from lensdist.export.artifact import read_export
 from lensdist.export.description import build
 from lensdist.utils.errors import UserError

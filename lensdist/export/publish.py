@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lensdist.data.transforms import PREPROCESS
+from lensdist.data.config import PREPROCESS
 from lensdist.export.artifact import CONFIG, FORMAT, write_export
 from lensdist.export.from_checkpoint import at_step, exported, steps_of
 from lensdist.export.model import LoadedModel, load

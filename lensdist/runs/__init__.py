@@ -1,1 +1,1 @@
-"""A run from its configuration to its `COMPLETE.json`: its folder, its checks, resuming, finishing."""
+"""A run, from its configuration to its `COMPLETE.json`: folder, checks, resuming, finishing."""

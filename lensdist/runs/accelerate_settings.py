@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from lensdist.utils.yaml_reader import read_plain
 from lensdist.utils.errors import UserError
 from lensdist.utils.sealed import read_json
+from lensdist.utils.yaml_reader import read_plain
 
 _TRUE = ("true", "yes", "y", "t", "on", "1")
 _ELSEWHERE = {

@@ -10,9 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lensdist.utils import rng
-from lensdist.config.schema import BaseRun
-from lensdist.data.manifest import MANIFEST, Manifest
 from lensdist.config.differences import (
     LENGTH,
     changes,
@@ -20,6 +17,9 @@ from lensdist.config.differences import (
     drawn_over_its_length,
     unmet,
 )
+from lensdist.config.schema import BaseRun
+from lensdist.data.manifest import MANIFEST, Manifest
+from lensdist.utils import rng
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import plain, sha256
 from lensdist.utils.sealed import read_json

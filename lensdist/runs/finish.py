@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from lensdist.utils import provenance
 from lensdist.data.dataset import PackedSet
+from lensdist.export.artifact import describe, write_export
+from lensdist.phases import COMPLETE, checkpoint_name
+from lensdist.tasks.registry import AnyTask
 from lensdist.training import checkpoint
 from lensdist.training.loop import Outcome
 from lensdist.training.state import check_tensors
-from lensdist.export.artifact import describe, write_export
+from lensdist.utils import provenance
 from lensdist.utils.files import sha256, to_json, write_atomic
-from lensdist.phases import COMPLETE, checkpoint_name
 from lensdist.utils.sealed import sealed
-from lensdist.tasks.registry import AnyTask
 from lensdist.utils.tensors import under
 
 log = logging.getLogger(__name__)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lensdist.config import dump, load, raw, save
-from lensdist.utils.settings import Strict
 from lensdist.data.manifest import MANIFEST
+from lensdist.phases import COMPLETE
 from lensdist.utils.errors import UserError
 from lensdist.utils.owners import sweep
-from lensdist.phases import COMPLETE
+from lensdist.utils.settings import Strict
 
 CONFIG = "config.yaml"
 _MARK = ".lock"

@@ -13,12 +13,12 @@ from torch import nn
 
 from lensdist.config.presets import FOLDER
 from lensdist.config.schema import BaseRun
-from lensdist.training import checkpoint
 from lensdist.distributed.context import DistributedContext
-from lensdist.utils.errors import UserError
 from lensdist.estimate.duration import LONG, operations, warning
 from lensdist.estimate.hardware import GPUS
 from lensdist.estimate.network import network_of
+from lensdist.training import checkpoint
+from lensdist.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

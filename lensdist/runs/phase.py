@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from lensdist.export.artifact import read_export
 from lensdist.config.schema import BaseRun
 from lensdist.data.dataset import PackedSet
 from lensdist.data.manifest import Manifest
@@ -23,30 +22,30 @@ from lensdist.data.packing.simulated import write_packed
 from lensdist.data.sampler import Images, PackedSource, Source
 from lensdist.data.stream import StreamSource
 from lensdist.data.subset import View
-from lensdist.distributed import fp8
-from lensdist.runs import pace
-from lensdist.distributed import speed
-from lensdist.runs.asked import named_weights
-from lensdist.distributed.micro_batches import plan_steps
-from lensdist.training.checkpoint import Checkpoint
+from lensdist.distributed import fp8, speed
 from lensdist.distributed.config import strategy_name
+from lensdist.distributed.context import DistributedContext
+from lensdist.distributed.determinism import set_determinism
+from lensdist.distributed.device_check import build_context, check_devices
+from lensdist.distributed.micro_batches import plan_steps
+from lensdist.export.artifact import read_export
+from lensdist.runs import pace
+from lensdist.runs.asked import named_weights
 from lensdist.runs.finish import finish
 from lensdist.runs.folder import check_folder, claim_folder
 from lensdist.runs.lock import held
-from lensdist.training.loop import train
-from lensdist.distributed.device_check import build_context, check_devices
-from lensdist.training.prepared import PreparedView
 from lensdist.runs.resume import bring, find_checkpoint
-from lensdist.training.run_logger import RunLogger
-from lensdist.training.async_saver import Saver
 from lensdist.runs.sizes import check_images
-from lensdist.training.stages import Phase
-from lensdist.training.stopping import STOP, Deadline, Stopper, job_ends
-from lensdist.distributed.determinism import set_determinism
-from lensdist.distributed.context import DistributedContext
-from lensdist.utils.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, begun
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import AnyTask, task_class
+from lensdist.training.async_saver import Saver
+from lensdist.training.checkpoint import Checkpoint
+from lensdist.training.loop import train
+from lensdist.training.prepared import PreparedView
+from lensdist.training.run_logger import RunLogger
+from lensdist.training.stages import Phase
+from lensdist.training.stopping import STOP, Deadline, Stopper, job_ends
+from lensdist.utils.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, begun
 
 log = logging.getLogger(__name__)
 

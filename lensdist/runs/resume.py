@@ -8,17 +8,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from lensdist.training import checkpoint
-from lensdist.training import state
-from lensdist.runs.asked import other_inputs
-from lensdist.training.checkpoint import Checkpoint, Damaged
 from lensdist.config.differences import changes, differences
+from lensdist.phases import checkpoint_name
+from lensdist.runs.asked import other_inputs
+from lensdist.training import checkpoint, state
+from lensdist.training.checkpoint import Checkpoint, Damaged
 from lensdist.training.stages import Phase, stages_in_steps
 from lensdist.utils.errors import RunError, UserError
 from lensdist.utils.files import fsync
 from lensdist.utils.owners import remove
 from lensdist.utils.owners import temporary as beside
-from lensdist.phases import checkpoint_name
 
 log = logging.getLogger(__name__)
 

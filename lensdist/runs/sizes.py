@@ -5,8 +5,8 @@ from __future__ import annotations
 from lensdist.config.schema import BaseRun
 from lensdist.data.dataset import PackedSet
 from lensdist.export.artifact import read_export
-from lensdist.utils.errors import UserError
 from lensdist.sim.simulator import Simulator
+from lensdist.utils.errors import UserError
 
 
 def check_images(cfg: BaseRun, packed: PackedSet) -> None:

@@ -1,7 +1,7 @@
-"""The interface of a task: everything that is particular to one thing that can be trained.
+"""The interface of a task: all that is particular to one thing that can be trained.
 
-A task is one class, found by its name (`registry`). The training loop, evaluation, `predict`,
-`export` and the launcher ask it; it knows no process, no file of a run and no tracker.
+The training loop, evaluation, `predict`, `export` and the launcher call it. A task uses no process
+group, no file of a run and no tracker.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from lensdist.data.dataset import PackedSet
     from lensdist.data.transforms import Preprocess
     from lensdist.distributed.context import DistributedContext
-
 
 S = TypeVar("S", bound=TaskSettings)
 
@@ -73,9 +72,11 @@ class Task(Generic[S]):
     pools_pixels: ClassVar[bool] = False
     """Whether the loss is a mean over the pixels of a micro-batch, not over its images."""
     figures: ClassVar[tuple[str, ...]] = ()
-    """File names of the figures that `draw` writes."""
+    """File names that `draw` writes."""
     harder: ClassVar[tuple[str, ...]] = ()
     """The variants of `lensdist evaluate --hard` that make sense, `plain` first."""
+    incomplete: ClassVar[tuple[str, ...]] = ()
+    """Outputs that are NaN where the set does not know them."""
     averages_views: ClassVar[bool] = False
     """Whether the answers to turned images can be averaged (`--tta`)."""
 
@@ -269,8 +270,6 @@ class Task(Generic[S]):
     def skeleton(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """Make the network that tensors of a file are to be loaded into, on torch's default device.
 
-        A network of many parts may compare each with the tensors before it makes the next.
-
         Raises:
             ValueError: the tensors are not those of the network.
         """
@@ -347,16 +346,4 @@ class Task(Generic[S]):
         """
         raise UserError(
             f"{runs[0][0]} is of task {cls.name}; only runs of task common can be combined"
-        )
-
-
-def refuse_other_preprocess(how: PreprocessConfig, theirs: Preprocess, where: Path) -> None:
-    """Check that a run preprocesses images as the pretrained network in `where` expects.
-
-    Raises:
-        UserError: it does not.
-    """
-    if theirs.cfg != how:
-        raise UserError(
-            f"preprocess: {how} is not what {where} was trained with, {theirs.cfg}; use that"
         )

@@ -54,6 +54,7 @@ class ClassificationTask(Task[C]):
     figures: ClassVar[tuple[str, ...]] = ("roc.png", "confusion.png", "reliability.png")
     harder = ("plain", "mass_third", "mass_tenth", "psf_wide", "psf_narrow")
     averages_views = True
+    incomplete = ("mass",)
 
     @classmethod
     def check_data(cls, cfg: C, packed: PackedSet, data: DataConfig) -> None:

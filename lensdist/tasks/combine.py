@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from lensdist.data.transforms import PREPROCESS
+from lensdist.data.config import PREPROCESS
 from lensdist.models.config import EnsembleConfig
 from lensdist.phases import WEIGHTS
 from lensdist.tasks.types import Described
 from lensdist.utils.errors import UserError
+from lensdist.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _OWN = ("members", "combine", "head_dropout")
 """Settings of a model in which runs that are combined may differ; no other has a place for two."""

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from lensdist.data.config import PreprocessConfig
 from lensdist.models.config import EncoderConfig
-from lensdist.tasks.base import Task, refuse_other_preprocess
+from lensdist.tasks.base import Task
 from lensdist.tasks.settings import Shape, TaskSettings
 from lensdist.tasks.types import Described, ReadExport, Split, Stage, Start
 from lensdist.utils.errors import UserError
@@ -150,7 +150,8 @@ def encoder_of(
     Raises:
         UserError: it has no encoder, or one of another shape than the configuration has at `key`.
     """
-    from lensdist.data.transforms import PREPROCESS, Preprocess
+    from lensdist.data.config import PREPROCESS
+    from lensdist.data.transforms import Preprocess
     from lensdist.utils.tensors import under
 
     description, weights = described
@@ -171,3 +172,15 @@ def encoder_of(
         )
     preprocess = Preprocess.from_state(description["preprocessing"], under(PREPROCESS, weights))
     return preprocess, under("encoder.", weights)
+
+
+def refuse_other_preprocess(how: PreprocessConfig, theirs: Preprocess, where: Path) -> None:
+    """Check that a run preprocesses images as the pretrained network in `where` expects.
+
+    Raises:
+        UserError: it does not.
+    """
+    if theirs.cfg != how:
+        raise UserError(
+            f"preprocess: {how} is not what {where} was trained with, {theirs.cfg}; use that"
+        )

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from lensdist.data.config import PreprocessConfig
 from lensdist.models.config import EnsembleConfig
-from lensdist.tasks.base import refuse_other_preprocess
 from lensdist.tasks.classification import ClassificationTask, ClassifierSettings
+from lensdist.tasks.encoder import refuse_other_preprocess
 from lensdist.tasks.settings import Shape
 from lensdist.tasks.types import Described, ReadExport, Split, Stage, Start
 from lensdist.utils.errors import UserError
@@ -264,7 +264,8 @@ def _members(
     cfg: EnsembleSettings, how: PreprocessConfig, labels: tuple[str, ...], read: ReadExport
 ) -> Start:
     """Read the members of finished runs, which must agree in all but the networks themselves."""
-    from lensdist.data.transforms import PREPROCESS, Preprocess
+    from lensdist.data.config import PREPROCESS
+    from lensdist.data.transforms import Preprocess
     from lensdist.phases import check_finished
     from lensdist.tasks.combine import combined
     from lensdist.utils import rng

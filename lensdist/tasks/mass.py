@@ -78,6 +78,7 @@ class MassTask(EncoderTask[MassSettings]):
     head = "head."
     answer = "estimate"
     figures = ("mass.png",)
+    incomplete = ("mass",)
 
     @classmethod
     def check_data(cls, cfg: MassSettings, packed: PackedSet, data: DataConfig) -> None:

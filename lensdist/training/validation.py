@@ -62,7 +62,7 @@ def outputs_of(
         result[name] = world.gather(full)[keep][order].cpu()
     odd = torch.zeros(len(view), dtype=torch.bool)
     for name, value in result.items():
-        if value.is_floating_point() and name != "mass":  # which is unknown of some classes
+        if value.is_floating_point() and name not in task.incomplete:
             odd |= ~value.flatten(1).isfinite().all(1) if value.dim() > 1 else ~value.isfinite()
     if odd.any():
         some = view.gather(np.flatnonzero(odd.numpy())[:batch])
