@@ -24,11 +24,11 @@ MODULE = re.compile(r"python -m ((?:lensdist|slurm|experiments|benchmarks|tests)
 
 
 def _exists(path: str) -> bool:
-    """Return whether a path of the repository exists; `{a,b}` and `*` are the shell's."""
+    """Return whether a path exists; `{a,b}` and `*` are the shell's, and NAME is any name."""
     if found := re.fullmatch(r"(.*)\{(.*)\}(.*)", path):
         before, names, after = found.groups()
         return all(_exists(f"{before}{name}{after}") for name in names.split(","))
-    return any(ROOT.glob(path.rstrip("/")))
+    return any(ROOT.glob(re.sub(r"\b[A-Z]{3,}\b", "*", path).rstrip("/")))
 
 
 def test_what_looks_for_paths_finds_them() -> None:
@@ -37,6 +37,7 @@ def test_what_looks_for_paths_finds_them() -> None:
     assert not _exists("tests/gone.py")
     assert _exists("configs/{mae,sr}/small.yaml")
     assert not _exists("configs/{mae,gone}/small.yaml")
+    assert _exists("benchmarks/NAME.py")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -49,7 +50,7 @@ def test_every_link_and_path_exists(document: Path) -> None:
         if "://" not in link and not (document.parent / link).exists()
     ]
     for module in MODULE.findall(text):
-        path = ROOT / module.replace(".", "/")
-        if not (path.with_suffix(".py").exists() or path.is_dir()):
+        path = module.replace(".", "/")
+        if not (_exists(f"{path}.py") or _exists(path)):
             missing.append(module)
     assert not missing
