@@ -11,11 +11,12 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
 
-HISTORY = {"log.md", "faults.md"}  # they name files of earlier trees, or follow their own test
+FAULTS = ROOT / "docs" / "faults.md"
+HISTORY = ROOT / "docs" / "log.md"  # names files of earlier trees
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name not in HISTORY),
+    *sorted({*(ROOT / "docs").glob("*.md")} - {HISTORY}),
 ]
 FOLDERS = "lensdist|slurm|experiments|benchmarks|tests|configs|docs"
 PATH = re.compile(rf"(?<![\w/.-])(?:{FOLDERS})/[\w*{{}},./-]*\w(?:/|\.\w+)?")
@@ -54,3 +55,17 @@ def test_every_link_and_path_exists(document: Path) -> None:
         if not (_exists(f"{path}.py") or _exists(path)):
             missing.append(module)
     assert not missing
+
+
+def test_every_test_of_a_fault_exists() -> None:
+    missing, found = [], 0
+    for row in FAULTS.read_text().splitlines():
+        file = ""
+        for path, name in re.findall(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", row):
+            file = path or file  # `::name` is in the file before
+            if name:
+                found += 1
+                if f"def {name}(" not in (ROOT / file).read_text():
+                    missing.append(f"{file}::{name}")
+    assert not missing
+    assert found > 50
