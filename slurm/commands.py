@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from lensdist.config.presets import FOLDER
 from lensdist.utils.errors import UserError
 from lensdist.utils.text import table
-from slurm import ROOT, scheduler
+from slurm import scheduler
 from slurm.attempts import phases_sent
 from slurm.config.request import Request, phase_names, read_request
 from slurm.job import Target, load_job
@@ -20,8 +21,8 @@ from slurm.monitor.status import query_log
 from slurm.plan.outdated import TRIGGERS
 from slurm.plan.plan import Plan
 
-CHAIN = ROOT / "configs" / "chains" / "vi_a.yaml"
-CLUSTER = ROOT / "configs" / "clusters" / "local.yaml"
+CHAIN = (FOLDER / "chains" / "vi_a.yaml").resolve()
+CLUSTER = (FOLDER / "clusters" / "local.yaml").resolve()
 
 SUMMARIES = {
     "plan": "show what would run where, and for how long; sends nothing",
@@ -57,11 +58,6 @@ def _planned(args: argparse.Namespace) -> Plan:
         if one not in TRIGGERS:
             choices = ", ".join((*TRIGGERS, "none"))
             raise UserError(f"--rerun-on {args.rerun_on}: {one!r} is not one of {choices}")
-    for flag, file in (("chain", args.chain), ("cluster", args.cluster)):
-        if file in (CHAIN, CLUSTER) and not file.exists():
-            raise UserError(
-                f"--{flag}: give a file; examples are in configs/{flag}s of lensdist's repository"
-            )
     triggers = tuple(trigger for trigger in TRIGGERS if trigger in given)
     return make_plan(args.chain, args.cluster, args.arguments, args.sweep, triggers)
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from lensdist.data.config import PreprocessConfig
+from lensdist.data.config import PREPROCESS, PreprocessConfig
 from lensdist.data.smooth import principal
-from lensdist.data.transforms import PREPROCESS, Preprocess
+from lensdist.data.transforms import Preprocess
 from lensdist.export import portable
 from lensdist.export.model import LoadedModel
 from lensdist.export.onnxruntime import import_onnxruntime
