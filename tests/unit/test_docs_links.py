@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lensdist.config.presets import presets
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
@@ -22,6 +23,7 @@ FOLDERS = "lensdist|slurm|experiments|benchmarks|tests|configs|docs"
 PATH = re.compile(rf"(?<![\w/.-])(?:{FOLDERS})/[\w*{{}},./-]*\w(?:/|\.\w+)?")
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 MODULE = re.compile(r"python -m ((?:lensdist|slurm|experiments|benchmarks|tests)[\w.]*)")
+PRESET = re.compile(r"lensdist[. ](?:train|cli profile|profile|estimate) (\w+/[\w-]+)")
 
 
 def _exists(path: str) -> bool:
@@ -55,6 +57,7 @@ def test_every_link_and_path_exists(document: Path) -> None:
         if not (_exists(f"{path}.py") or _exists(path)):
             missing.append(module)
     assert not missing
+    assert set(PRESET.findall(text)) <= set(presets())
 
 
 def test_every_test_of_a_fault_exists() -> None:
