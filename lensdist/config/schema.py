@@ -30,7 +30,9 @@ from lensdist.utils.plugins import trust
 class BaseRun(TaskSettings):
     """The settings of every run, whatever its task."""
 
-    task: str
+    task: str = Field(
+        description="the task that is trained: its name, or the import path of your own"
+    )
     preset: str = Field("custom", description="name of the preset, written into every result")
     seed: int = Field(0, ge=0, lt=2**63, description="every random number comes from it")
     engine: Literal["ddp", "fsdp", "deepspeed"] = Field(
@@ -118,7 +120,8 @@ def run_schema(task: str) -> type[BaseRun]:
     """
     settings = task_class(task).settings
     name = settings.__name__.removesuffix("Settings") + "Run"
-    fields: dict[str, Any] = {"task": Literal[task]}
+    about = BaseRun.model_fields["task"].description
+    fields: dict[str, Any] = {"task": (Literal[task], Field(description=about))}
     bases = cast(tuple[type[BaseRun], ...], (settings, BaseRun))
     return create_model(name, __base__=bases, __doc__=settings.__doc__, **fields)
 
