@@ -16,7 +16,7 @@ from lensdist.data.config import PREPROCESS
 from lensdist.data.dataset import PackedSet
 from lensdist.distributed.context import DistributedContext
 from lensdist.export.artifact import describe, read_export
-from lensdist.phases import completed
+from lensdist.phases import CHECKPOINTS, checkpoint_name, completed
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import task_class
 from lensdist.tasks.types import Described
@@ -66,7 +66,7 @@ def at_step(run: Path, step: int) -> Described:
         UserError: the checkpoint is damaged, or the run can no longer be described: its data or
             its encoder is gone or is another by now.
     """
-    path = run / "checkpoints" / f"step-{step:08d}"
+    path = run / CHECKPOINTS / checkpoint_name(step)
     try:
         saved = checkpoint.read(path, state.check)
     except Damaged as e:

@@ -22,7 +22,7 @@ from lensdist.export.artifact import CONFIG, FORMAT, write_export
 from lensdist.export.from_checkpoint import at_step, exported, steps_of
 from lensdist.export.model import LoadedModel, load
 from lensdist.export.portable import Runner, largest_difference, require, write
-from lensdist.phases import WEIGHTS
+from lensdist.phases import WEIGHTS, checkpoint_name
 from lensdist.tasks.registry import task_class
 from lensdist.tasks.types import Described
 from lensdist.utils.errors import RunError
@@ -72,7 +72,7 @@ def export_run(run: Path, dest: Path, kind: str, step: int | str | None) -> list
         wanted = {"": partial(exported, run)}
     elif step == "all":
         steps = steps_of(run, None)
-        wanted = {f"step-{number:08d}": partial(at_step, run, number) for number in steps}
+        wanted = {checkpoint_name(number): partial(at_step, run, number) for number in steps}
     else:
         (number,) = steps_of(run, int(step))
         wanted = {"": partial(at_step, run, number)}

@@ -19,6 +19,7 @@ from lensdist.models.config import EnsembleConfig
 from lensdist.models.lensnet import LENSNET, WIDTH, lensnet
 from lensdist.utils.errors import UserError
 from lensdist.utils.plugins import load_object
+from lensdist.utils.text import some
 from lensdist.utils.torchvision_compat import import_torchvision
 
 TIMM = "timm/"
@@ -114,7 +115,11 @@ class Backbone(nn.Module):
         if missing or unknown:
             raise UserError(
                 f"the weights are not those of {self.architecture}: "
-                f"{_some('missing', missing)}{_some('unknown', unknown)}".rstrip("; ")
+                + "; ".join(
+                    f"{what} {some(names)}"
+                    for what, names in (("missing", missing), ("unknown", unknown))
+                    if names
+                )
             )
         adopted = {}
         for name, value in given.items():
@@ -289,10 +294,3 @@ def _cut(net: nn.Module) -> dict[str, nn.Module]:
 
 def _pool() -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-
-
-def _some(what: str, names: list[str]) -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{what} {', '.join(names[:3])}{more}; "

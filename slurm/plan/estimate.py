@@ -21,7 +21,7 @@ from lensdist.distributed.micro_batches import check_shares
 from lensdist.estimate.duration import short
 from lensdist.estimate.network import network_of, train_flops
 from lensdist.estimate.scaling import scaling
-from lensdist.phases import COMPLETE
+from lensdist.phases import COMPLETE, saved_steps
 from lensdist.tracking.metrics_log import read
 from lensdist.utils.errors import UserError
 from lensdist.utils.sealed import read_json
@@ -212,12 +212,11 @@ def _last_stage_from(config: BaseRun) -> float:
 
 def _checkpoints(run: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Step and machine (empty where it cannot be read) of each, newest first."""
-    folders = {p.name[5:]: p for p in (run / "checkpoints").glob("step-*")}
-    for name in sorted((n for n in folders if n.isdigit()), key=int, reverse=True):
+    for step, folder in reversed(saved_steps(run).items()):
         machine: dict[str, Any] = {}
         with suppress(OSError, ValueError, KeyError, TypeError):
-            machine = dict(read_json(folders[name] / "checkpoint.json")["meta"]["machine"])
-        yield int(name), machine
+            machine = dict(read_json(folder / "checkpoint.json")["meta"]["machine"])
+        yield step, machine
 
 
 def _finished(run: Path) -> BaseRun | None:
