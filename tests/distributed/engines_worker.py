@@ -54,7 +54,7 @@ class Network(nn.Module):
         return self.head(tokens.mean(1))
 
 
-class Task(BatchNormTask):
+class ThreeStages(BatchNormTask):
     """Three stages, a boundary before and one after the state that others go on from."""
 
     def build(self) -> nn.Module:

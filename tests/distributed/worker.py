@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.runs import phase
-from lensdist.tasks.types import Stage
+from lensdist.tasks import Stage, Task
 from tests.conftest import settings
 
 _DROPOUT = {
@@ -29,7 +29,7 @@ _DROPOUT = {
 }
 
 
-class BatchNormTask:
+class BatchNormTask(Task[Any]):
     """A small convolutional net with BatchNorm and dropout, whose first half starts frozen.
 
     No biases before BatchNorm: their gradient is 0 but for rounding, which Adam would blow up.

@@ -46,8 +46,9 @@ class Numbers:
 
 
 class Doubling:
-    incomplete = ()
     """A task whose outputs are of several types; its score counts every sample once."""
+
+    incomplete = ()
 
     def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         assert not model.training
