@@ -87,7 +87,7 @@ def configuration(
 
 def main(out: Path, data: Path) -> None:
     torch.set_num_threads(1)
-    phase.build_task = Task  # type: ignore[assignment]
+    phase.build_task = ThreeStages  # type: ignore[assignment]
     for engine in ENGINES:
         for precision in PRECISIONS:
             world = phase.context_of(configuration(engine, precision, data, out))
