@@ -17,10 +17,10 @@ def images_per_epoch(data: DataConfig, run_dir: Path) -> int | None:
 
     Args:
         data: the settings of the data.
-        run_dir: the folder of the run, where a set of its own lies.
+        run_dir: the folder of the run, which may hold a set of its own.
 
     Returns:
-        None where the packed set does not exist, or lacks a class.
+        None if the packed set does not exist, or lacks a class.
 
     Raises:
         UserError: the folder does not hold a packed set.

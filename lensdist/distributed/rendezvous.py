@@ -34,8 +34,8 @@ PATIENCE = 300.0
 _LOOPBACK = "127.0.0.1"
 _SOON = 20.0  # s after which waiting processes name the missing ones
 _HINT = (
-    "; if it was never started, `unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT` to train "
-    "in one process; if it was, check that its node reaches others"
+    "; if none was started, `unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT` to train "
+    "in one process; if one was, check that its node reaches the others"
 )
 
 

@@ -50,7 +50,7 @@ class Case:
 
     @cached_property
     def before(self) -> PhaseStatus | None:
-        """The phase that this one waits for, or because of which it cannot start."""
+        """The phase that this one waits for, or that prevents its start."""
         return _before(self.status, self._chain)
 
     @cached_property

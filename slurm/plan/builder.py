@@ -1,4 +1,4 @@
-"""Builds the plan: what each phase of a chain comes to, at each point of a sweep."""
+"""Build the plan: the steps of a chain's phases, at each point of a sweep."""
 
 from __future__ import annotations
 
