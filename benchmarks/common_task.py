@@ -11,13 +11,13 @@ first step or after its last. A step includes fetching its batch. `lensdist benc
 does the same for any run; this one uses the sizes of the results, and the notebook's own
 resolution.
 
-- lensdist: its own loop on a packed set, with all that a run does at a step. - the notebook: one
-`.npy` file per item, three equal bands, enlarged 1.5 times, mirrored at random, float32,
-contiguous, a DataLoader without workers, `.item()` and accuracy at each step. It runs again at
-lensdist's resolution, to separate its method from its image size. - timm: its own networks, which
-take torchvision's weights as they are, in the loop of its train.py: autocast, `loss.item()` at each
-step; with and without its flag `--channels-last`. - Lightning: torchvision's networks in its
-Trainer; checkpoints, progress bar and logger are off.
+- lensdist: its own loop on a packed set, with all that a run does at a step.
+- the notebook: one `.npy` file per item, three equal bands, enlarged 1.5 times, mirrored at random,
+  float32, contiguous, a DataLoader without workers, `.item()` and accuracy at each step. It runs
+  again at lensdist's resolution, to separate its method from its image size.
+- timm: its own networks, which take torchvision's weights as they are, in the loop of its train.py:
+  autocast, `loss.item()` at each step; with and without its flag `--channels-last`.
+- Lightning: torchvision's networks in its Trainer; checkpoints, progress bar and logger are off.
 
 timm and Lightning read the packed array an item at a time through an ordinary DataLoader, resized
 and mirrored by torchvision. On a GPU its workers' queues are full when a turn's time begins, which

@@ -10,13 +10,13 @@ count, nor does the work before its first step or after its last. A step include
 batch.
 
 - lensdist: its own loop on a packed set, from random weights; it clips gradients and averages
-weights if the preset sets it, with all that a run does at a step. - plain loop, files: the same
-network and loss; a DataLoader without workers reads one `.npy` file of LR and one of HR per item,
-as the reference notebook does. - plain loop, memory: the same network and loss; all pairs are
-tensors on the device. - Lightning: the same files in its Trainer; checkpoints, progress bar and
-logger are off. - EDSR, memory: the network, loss and Adam of Lim et al. 2017 (arXiv:1707.02921);
-`small` with about as many parameters as lensdist's, `full` as its baseline of 64 channels and 16
-blocks.
+  weights if the preset sets it, with all that a run does at a step.
+- plain loop, files: the same network and loss; a DataLoader without workers reads one `.npy` file
+  of LR and one of HR per item, as the reference notebook does.
+- plain loop, memory: the same network and loss; all pairs are tensors on the device.
+- Lightning: the same files in its Trainer; checkpoints, progress bar and logger are off.
+- EDSR, memory: the network, loss and Adam of Lim et al. 2017 (arXiv:1707.02921); `small` with about
+  as many parameters as lensdist's, `full` as its baseline of 64 channels and 16 blocks.
 """
 
 from __future__ import annotations

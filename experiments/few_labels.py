@@ -207,7 +207,7 @@ def _notes(cfg: FewLabels, n: int) -> list[str]:
         "and initial head. Intervals are 95 %, over seeds and test images (AUC: over test images); "
         "`over scratch` is paired. They do not cover the luck of pretraining.",
         "All networks see what 120 principal components of `no_sub` training images leave of an "
-        "image (`preprocess.scale: residual`), training from scratch too. The components use"
+        "image (`preprocess.scale: residual`), training from scratch too. The components use "
         "the label `no_sub`: simulations of smooth lenses would replace it.",
         "`MAE, no_sub` and `PCA residual` learn from `no_sub` images, `MAE, all classes` from all "
         "training images without their labels, `MAE, stream` from fresh simulations.",

@@ -132,7 +132,7 @@ class SuperResolutionTable(Table):
     steps: int | None = Field(
         None,
         ge=1,
-        description="steps of runs with the most pairs; half as many for a tenth of them, and so on"
+        description="steps of runs with the most pairs; half as many for a tenth of them "
         "(default: small 2,000, full 40,000)",
     )
 
@@ -159,8 +159,7 @@ class SuperResolutionTable(Table):
         return self.n_per_class or PAIR_IMAGES
 
     def steps_of(self, n: int) -> int:
-        """Return the steps of runs with n pairs: half as many for a tenth of the most pairs, and so
-        on."""
+        """Return the steps of runs with n pairs: half as many for a tenth of the most pairs."""
         most = self.steps or PAIR_STEPS[self.size]
         halvings = math.log10(self.trained_on[-1] / n)
         return max(1, round(most / math.pow(2, halvings)))

@@ -13,7 +13,7 @@ from lensdist.metrics.report import number, table
 Facts = Mapping[str, Any]
 
 _LADDER = (
-    "`gain`: speed relative to the row that it is compared with, within a round. Medians over"
+    "`gain`: speed relative to the row that it is compared with, within a round. Medians over "
     "rounds, and in brackets the smallest and the largest. `on a core`: by the process's own time "
     "there, without other processes. `loss difference`: of the first steps, relative."
 )

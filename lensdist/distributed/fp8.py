@@ -119,7 +119,7 @@ def check_network(network: nn.Module, stages: Sequence[Stage]) -> None:
     else:
         why = "there is none here"
     raise UserError(
-        f"precision: fp8 only speeds up linear layers whose widths' harmonic mean is"
+        f"precision: fp8 only speeds up linear layers whose widths' harmonic mean is "
         f"{WIDE} or more, such as 1024 -> 3072, and {why}; use bf16"
     )
 

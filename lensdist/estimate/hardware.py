@@ -205,12 +205,14 @@ class Shape(Strict):
         1, description="nodes of a training job; 2-8: as many as SLURM has free at each start"
     )
     gpus_per_node: int | None = Field(
-        None, ge=1, description="GPUs of a node; null: request none (a local process uses any)"
+        None,
+        ge=1,
+        description="GPUs of a node; null: request none (a local process uses one if it finds one)",
     )
     processes_per_node: int | None = Field(None, ge=1, description="null: one per GPU, or one")
     hardware: Hardware | None = Field(
         None,
-        description="speed of its GPUs and links, for `lensdist estimate`; plan also uses"
+        description="speed of its GPUs and links, for `lensdist estimate`; plan also uses "
         "it in place of tflops",
     )
 
@@ -222,7 +224,9 @@ class Shape(Strict):
             return int(text)
         found = _RANGE.fullmatch(text)
         if found is None or not 1 <= int(found[1]) <= int(found[2]):
-            raise ValueError(f"{value!r} is not a number of nodes; give one, or a range as 2-8")
+            raise ValueError(
+                f"{value!r} is not a number of nodes; give one, or a range such as 2-8"
+            )
         return int(found[1]) if found[1] == found[2] else text
 
     @property

@@ -100,7 +100,7 @@ def _labels(found: Published, given: tuple[str, ...] | None) -> tuple[str, ...]:
     if len(names) != found.classes:
         where = "the recipe's labels are" if given is None else "--labels names"
         raise UserError(
-            f"its last layer has {found.classes} classes, but {where} {len(names)}"
+            f"its last layer has {found.classes} classes, but {where} {len(names)} "
             f"({', '.join(names)}); give --labels with {found.classes} names in its order"
         )
     return names

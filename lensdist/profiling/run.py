@@ -32,8 +32,7 @@ def profile_run(
         steps: number of steps to time, and to trace.
         world: the processes; the main one traces and writes.
         keep: use the configuration's own `run.dir`, and its simulated set; otherwise use a
-            temporary
-            folder in `out`, with as few images as possible.
+            temporary folder in `out`, with as few images as possible.
 
     Returns:
         The results, as lines to print; empty on all but the main process.

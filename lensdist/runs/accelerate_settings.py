@@ -194,7 +194,7 @@ def _settings(whose: str, variables: Mapping[str, str], refused: list[str]) -> S
             whose = f"{whose} (with {file})"
             own, unread = _read_json(Path(file), refused)
             refused += [
-                f"sets {name} {said[name]}but {own[name]} in {file}; leave one out"
+                f"sets {name} {said[name]}, but {own[name]} in {file}; leave one out"
                 for name in sorted(said.keys() & own.keys())
                 if said[name] not in ("auto", own[name])
             ]

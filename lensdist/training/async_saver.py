@@ -55,8 +55,7 @@ class Saver:
         return self.slowest_s * (2 if under_way else 1)
 
     def prepare(self, tensors: Mapping[str, Tensor]) -> None:
-        """Allocate buffers for states like this one in a thread, so that the first save is fast
-        too.
+        """Allocate buffers for states like this one in a thread, so the first save is fast too.
 
         Allocation takes longer than the copy. The values copied now are never written.
         """
