@@ -46,7 +46,7 @@ def main() -> None:
         slowed = report.facts["slowed"] = slow_down(state, place)
         report.say(
             f"Written, in the background, in {slowed['written_s']:.2f} s; a loop of matrix "
-            f"products runs {slowed['ratio']:.2f} times slower meanwhile: a save costs it another "
+            f"products runs {slowed['ratio']:.2f} times slower during the write: a save costs it "
             f"{slowed['cost_s']:.3f} s."
         )
 

@@ -44,12 +44,12 @@ class JobState(Strict):
 
     @property
     def active(self) -> bool:
-        """True if it is in the queue or runs."""
+        """Whether it is in the queue or runs."""
         return self.state in WAITING or self.state in RUNNING
 
     @property
     def stuck(self) -> bool:
-        """True if it waits for something that never happens without help."""
+        """Whether it waits for something that never happens without help."""
         return self.state in WAITING and (
             self.reason in ("DependencyNeverSatisfied", "BadConstraints")
             or "held" in self.reason.lower()

@@ -65,7 +65,7 @@ class Point:
 
 
 class _Reached(Exception):
-    """Raised to end a run that has reached its score."""
+    """The end of a run that has reached its score."""
 
 
 class Ours:
@@ -113,7 +113,7 @@ class Ours:
         """Return the images to train on, and their rows in the packed set."""
         cfg, device = self.cfg, self.world.device
         if cfg.data.source == "stream":
-            assert cfg.data.sim is not None  # the configuration has checked
+            assert cfg.data.sim is not None  # checked by the configuration
             size = cfg.data.stream_epoch
             stream = TimedStream(cfg.data.sim, size, labels, cfg.seed, device)
             return stream, np.empty(0, np.int64)

@@ -98,7 +98,7 @@ def options(doc: str | None, *, rounds: int, sizes: Sequence[str] = ()) -> argpa
     parser.add_argument(
         "--threads", type=int, default=1, help="torch threads (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, help="JSON file to write; a page is written beside it")
+    parser.add_argument("--out", type=Path, help="JSON file to write, with a Markdown page")
     if sizes:
         default = sizes[-1] if torch.cuda.is_available() else sizes[0]
         parser.add_argument("--size", choices=sizes, default=default, help=f"(here: {default})")

@@ -55,7 +55,7 @@ class Way:
         return watch.step_losses()[:steps]
 
     def timed(self, skip: int, steps: int, device: torch.device) -> Timed:
-        """Train anew, and time a window of steps."""
+        """Train from the beginning, and time a window of steps."""
         cuda = device.type == "cuda"
         forget_peak(device)
         before = torch.cuda.memory_allocated(device) if cuda else 0

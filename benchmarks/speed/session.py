@@ -132,7 +132,7 @@ class Session:
         cfg = self.cfg.data
         if cfg.path is not None:
             return PackedSet(cfg.path), 1.0
-        assert cfg.sim is not None  # the configuration has checked
+        assert cfg.sim is not None  # checked by the configuration
         wanted = max(_LEAST, _STEPS_OF_DATA * self.cfg.train.global_batch)
         # A tenth each is for validation and test, and a run may use only one class.
         n = min(cfg.n_per_class, -(-wanted * 10 // 8))

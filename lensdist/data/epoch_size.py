@@ -47,7 +47,7 @@ def _chosen(counts: Mapping[str, int], labels: Sequence[str], data: DataConfig) 
 
 def _own(data: DataConfig) -> int | None:
     """Count the train split of a set that is to be simulated."""
-    assert data.sim is not None  # the configuration has checked
+    assert data.sim is not None  # checked by the configuration
     n, labels = data.n_per_class, data.sim.labels
     if data.sim.family == "sr":  # pairs have no classes: the splits are drawn from all of them
         n, labels = n * len(labels), ()

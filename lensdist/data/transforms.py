@@ -23,7 +23,7 @@ PREPROCESS = "preprocess."  # prefix, among the weights of an export, of its own
 
 
 class Preprocess:
-    """Scale images (B, C, H, W), each independently of the others in its batch.
+    """The scaling of images (B, C, H, W), each independent of the others in its batch.
 
     Args:
         cfg: the settings.
@@ -100,7 +100,7 @@ class Preprocess:
 
     @property
     def slow(self) -> bool:
-        """True where the results should be computed once and kept."""
+        """Whether the results should be computed once and kept."""
         return self.cfg.scale == "lens_fit"
 
     def alike(self, x: Tensor, raw: Tensor, good: Tensor | None = None) -> Tensor:

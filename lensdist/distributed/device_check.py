@@ -61,7 +61,7 @@ def check_devices(world: DistributedContext) -> None:
         if world.device.type == "cuda":
             name += f" {torch.cuda.get_device_name(world.device)}"
         elif os.environ.get(DEVICE) == "cuda":
-            raise DeviceError(f"the run is on {name} but the launcher has asked for a GPU")
+            raise DeviceError(f"the run is on {name} but the launcher requested a GPU")
         _try_product(world.device)
         tflops = _speed(world.device) if world.device.type == "cuda" else None
     except RuntimeError as e:

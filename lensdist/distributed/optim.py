@@ -84,7 +84,7 @@ def learning_rate(cfg: ScheduleConfig, step: int, steps: int, steps_per_epoch: i
 
 
 class WeightAverage:
-    """Exponential moving average of a network's weights (Polyak & Juditsky 1992).
+    """The exponential moving average of a network's weights (Polyak & Juditsky 1992).
 
     The decay rises to its value as (1 + n) / (10 + n) over the first updates, so that the first
     weights soon have no effect.

@@ -66,7 +66,7 @@ class Op:
 
     @property
     def backward(self) -> int:
-        """How many times the forward cost the backward pass takes: for inputs, and for weights."""
+        """The cost of the backward pass in forward passes, for inputs and for weights."""
         return self.learns * (1 if self.weights and not self.trains else 2)
 
     def is_free(self, cfg: BaseRun) -> bool:

@@ -75,7 +75,7 @@ def build(
     _check_statistics(cfg.image_shape, preprocess)
     layers = _layers(cfg)
     if 2 * layers > len(tensors):  # every layer has a matrix and an offset
-        raise ValueError(f"it asks for {layers:,} layers, but there are {len(tensors):,} tensors")
+        raise ValueError(f"it describes {layers:,} layers, but there are {len(tensors):,} tensors")
     own = {name: value for name, value in tensors.items() if not name.startswith(PREPROCESS)}
     task = kind(cfg, tuple(description["labels"]), preprocess, thorough=thorough)
     try:

@@ -1,4 +1,4 @@
-"""Draw figures of images: a network's outputs beside its inputs."""
+"""Draw figures of images: a network's outputs next to its inputs."""
 
 from __future__ import annotations
 

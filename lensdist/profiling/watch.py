@@ -25,7 +25,7 @@ PARTS = ("data", "forward", "backward", "optimizer")
 
 
 class Done(Exception):
-    """Enough steps were watched; raised in the loop, which ends without a checkpoint."""
+    """The end of the last watched step; raised in the loop, which stops without a checkpoint."""
 
 
 class Watch:

@@ -132,7 +132,7 @@ def _going_on(cfg: BaseRun, record: dict[str, Any], now: dict[str, Any]) -> str:
         return ""
     train, before = cfg.train, record["config"]["train"]
     if train.early_stop is not None and bad >= train.early_stop:
-        return ""  # it would stop at once
+        return ""  # it would stop immediately
     stopped = before["early_stop"] is not None and bad >= before["early_stop"]
     if train.max_steps is not None:
         longer = train.max_steps > record["steps"]

@@ -236,7 +236,7 @@ def _data(cfg: BaseRun, world: DistributedContext) -> Path:
     """Return the packed set: the user's, or one that the run simulates for itself."""
     if cfg.data.path is not None:
         return cfg.data.path
-    assert cfg.data.sim is not None  # the configuration has checked
+    assert cfg.data.sim is not None  # checked by the configuration
     own = cfg.run.dir / "data"
     _by_main(world, lambda: None if own.exists() else _simulate(cfg, own))
     made, now = Manifest.load(own).source, cfg.data.sim.model_dump(mode="json")
@@ -249,7 +249,7 @@ def _data(cfg: BaseRun, world: DistributedContext) -> Path:
 
 
 def _simulate(cfg: BaseRun, own: Path) -> None:
-    assert cfg.data.sim is not None  # the configuration has checked
+    assert cfg.data.sim is not None  # checked by the configuration
     log.info("simulating %d images per class into %s", cfg.data.n_per_class, own)
     truth = task_class(cfg.task).wants_truth and cfg.data.sim.family == "sr"
     with begun(own):
@@ -258,7 +258,7 @@ def _simulate(cfg: BaseRun, own: Path) -> None:
 
 def _source(cfg: BaseRun, task: AnyTask, packed: PackedSet, world: DistributedContext) -> Source:
     if cfg.data.source == "stream":
-        assert cfg.data.sim is not None  # the configuration has checked
+        assert cfg.data.sim is not None  # checked by the configuration
         return StreamSource(
             cfg.data.sim, cfg.data.stream_epoch, task.labels, cfg.seed, world.device
         )

@@ -26,7 +26,7 @@ def check_images(cfg: BaseRun, packed: PackedSet) -> None:
             f"{_times(cfg.image_shape)}; {remedy}"
         )
     if cfg.data.source == "stream":
-        assert cfg.data.sim is not None  # the configuration has checked
+        assert cfg.data.sim is not None  # checked by the configuration
         simulated = Simulator(cfg.data.sim).image_shape
         if simulated != shape:
             raise UserError(

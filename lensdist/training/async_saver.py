@@ -121,7 +121,7 @@ class Saver:
             self._reported = True
             self._report(
                 self._step,
-                f"{self._root}: {self._failure.strerror or self._failure}; training goes on, "
+                f"{self._root}: {self._failure.strerror or self._failure}; training continues, "
                 "older checkpoints are kept, and the next save tries again",
             )
         return self._failure is None

@@ -37,7 +37,7 @@ _LIMIT = 2**26  # bytes of a manifest: it holds the losses since the last row of
 
 
 class Damaged(Exception):
-    """A checkpoint is not what was written; the message says why."""
+    """The error of a damaged checkpoint; the message gives the reason."""
 
 
 @dataclass(frozen=True)

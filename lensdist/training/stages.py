@@ -82,7 +82,7 @@ def stages_in_steps(task: AnyTask, train: TrainConfig, steps_per_epoch: int) -> 
         if end > start:
             stages.append(StageSteps(stage, start, end))
         start = end
-    if limit is not None and start < limit:  # more steps than epochs: the last stage goes on
+    if limit is not None and start < limit:  # more steps than epochs: the last stage continues
         stages[-1] = StageSteps(stages[-1].stage, stages[-1].start, limit)
     return stages
 

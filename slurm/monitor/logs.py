@@ -188,7 +188,7 @@ class _Reader:
 
 
 class _Tail:
-    """Reads a text file from some place on, in whole lines; an unreadable file has none."""
+    """A reader of a text file from some place on, in whole lines; an unreadable file has none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

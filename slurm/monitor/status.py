@@ -101,14 +101,14 @@ class PhaseStatus:
 
     @property
     def running(self) -> bool:
-        """True if it runs now."""
+        """Whether it runs now."""
         if self.slurm is not None:
             return self.slurm.state in scheduler.RUNNING
         return bool(self.live) and self.last is not None and self.last.what in ("sent", "started")
 
     @property
     def failed(self) -> bool:
-        """True if it stands still until a user does something."""
+        """Whether it stands still until a user does something."""
         if self.complete or self.sent is None:
             return False
         stuck = self.slurm is not None and self.slurm.stuck

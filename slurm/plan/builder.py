@@ -77,7 +77,7 @@ def make_plan(
 
 
 class _Builder:
-    """Builds steps, phase after phase in the chain's order."""
+    """The builder of steps, phase after phase in the chain's order."""
 
     def __init__(
         self,

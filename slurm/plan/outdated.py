@@ -1,4 +1,4 @@
-"""Finds out what exists of a phase already, and whether it is outdated."""
+"""Find what exists of a phase already, and whether it is outdated."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Step:
 
     @property
     def done(self) -> bool:
-        """True if there is nothing to do."""
+        """Whether there is nothing to do."""
         return self.existing.state == "done"
 
 

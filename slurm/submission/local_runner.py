@@ -1,4 +1,4 @@
-"""Runs a chain on this machine: the attempts of phase after phase, as a batch script makes them."""
+"""Run a chain on this machine: the attempts of phase after phase, as a batch script makes them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run_locally(jobs: Mapping[str, Job], ids: Path, say: Say) -> None:
 
 
 class _Stop:
-    """Counts stop requests: Ctrl-C, SIGTERM and SIGHUP. The loops above and below act on them.
+    """The count of stop requests: Ctrl-C, SIGTERM and SIGHUP. The loops act on them.
 
     Attributes:
         requests: their number.

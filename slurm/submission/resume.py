@@ -1,4 +1,4 @@
-"""Sends phases again that have stopped, as they were sent before, and cancels phases."""
+"""Send phases again that have stopped, as they were sent before, and cancel phases."""
 
 from __future__ import annotations
 

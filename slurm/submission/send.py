@@ -1,4 +1,4 @@
-"""Sends a plan: job files in a submission's folder, then SLURM, or this machine."""
+"""Send a plan: job files in a submission's folder, then SLURM, or this machine."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class _Facts:
 
 
 class PackedWriter:
-    """Stream samples into a packed set. Leaving its `with` block before `finish` leaves nothing.
+    """The writer of a packed set. Leaving its `with` block before `finish` leaves nothing.
 
     Args:
         dest: the folder to make; it must not exist, or be empty.

@@ -20,7 +20,7 @@ Identity = tuple[int, int] | None
 
 
 class Passed(Counter[str]):
-    """Count the files that were passed over, by reason; keep the first names of each."""
+    """The counts of skipped files, by reason, with the first names of each."""
 
     def __init__(self) -> None:
         super().__init__()
