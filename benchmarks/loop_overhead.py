@@ -116,8 +116,7 @@ def batches(ours: Ours, steps: int) -> list[Batch]:
 
 
 def measure(ways: dict[str, Way], steps: int, rounds: int) -> list[dict[str, Any]]:
-    """Return rows of milliseconds per step; the difference to the bare loop is taken within a
-    round."""
+    """Return rows of milliseconds per step; differences to the bare loop are within a round."""
     skip = steps // 10  # warm-up
     turns = {name: partial(milliseconds, way, skip, steps - skip) for name, way in ways.items()}
     each = take_turns(turns, rounds)

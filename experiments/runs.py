@@ -65,8 +65,7 @@ class Job:
 
     @property
     def logits(self) -> Tensor:
-        """Logits (N, classes) of the test images; an error is raised if the run's files were
-        altered."""
+        """Logits (N, classes) of the test images; altered files of the run raise an error."""
         assert self.record
         return torch.from_numpy(np.load(self.run / LOGITS, allow_pickle=False))
 

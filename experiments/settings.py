@@ -165,6 +165,5 @@ class SuperResolutionTable(Table):
         return max(1, round(most / math.pow(2, halvings)))
 
     def seeds_of(self, n: int) -> int:
-        """Return the number of runs with n pairs: with few pairs, results vary most with their
-        choice."""
+        """Return the number of runs with n pairs: results with few pairs vary most."""
         return self.seeds if n < self.trained_on[-1] else max(1, self.seeds // 2)

@@ -98,8 +98,7 @@ class TimmEncoder(nn.Module):
 
 
 class PlainAutoencoder(nn.Module):
-    """The autoencoder: images (B, C, H, W), mask (B, N) true = hidden -> reconstruction (B, C, H,
-    W)."""
+    """The autoencoder: (B, C, H, W), mask (B, N) true = hidden -> reconstruction (B, C, H, W)."""
 
     def __init__(self, ours: MaskedAutoencoder, encoder: nn.Module) -> None:
         super().__init__()
@@ -116,8 +115,7 @@ class PlainAutoencoder(nn.Module):
 
 
 class PlainClassifier(nn.Module):
-    """The classifier (B, C, H, W) -> logits (B, classes): the mean of the tokens, and our head's
-    layers."""
+    """The classifier (B, C, H, W) -> logits (B, classes): mean of the tokens, our head's layers."""
 
     def __init__(self, ours: Classifier, encoder: nn.Module) -> None:
         super().__init__()

@@ -1,5 +1,4 @@
-"""Run `lensdist bench speed`: all requested measurements, one after the other (torch-free at
-import)."""
+"""Run `lensdist bench speed`: all requested measurements in turn (torch-free at import)."""
 
 from __future__ import annotations
 

@@ -36,8 +36,7 @@ _NOT_FOR_ACCELERATE = (
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
     "ACCELERATE_DYNAMO_BACKEND",
 )
-"""Settings that the run has adopted (`runs/accelerate_launch.py`); accelerate would use its own
-FSDP, DeepSpeed and compiler."""
+"""Settings that the run has adopted; accelerate would use its own FSDP, DeepSpeed and compiler."""
 
 
 class DistributedContext:

@@ -14,11 +14,9 @@ from lensdist.utils.settings import Strict
 
 
 class Gpu(NamedTuple):
-    """A data sheet.
+    """A data sheet: GB, dense TFLOP/s, and GB/s of the memory and of one-way links in a node.
 
-    Memory is in GB; dense products in TFLOP/s (data sheets like to print sparse ones, which are
-    twice as many); bandwidth of the memory, and of the links to the node's other GPUs, one way, in
-    GB/s.
+    Data sheets like to print sparse TFLOP/s, which are twice as many.
     """
 
     memory_gb: float

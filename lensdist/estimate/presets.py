@@ -62,8 +62,7 @@ def _load(name: str) -> BaseRun:
 
 
 def _time(cfg: BaseRun, samples: int) -> tuple[str, str]:
-    """Return the smallest device that trains the preset within an hour, or else a GPU, and the
-    time."""
+    """Return the smallest device that trains the preset within an hour, or a GPU; and the time."""
     on_cpu = seconds(cfg, CPU_RATE)
     if on_cpu is None and cfg.preset == "debug":
         return "CPU", "a minute"

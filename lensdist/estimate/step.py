@@ -128,8 +128,7 @@ def _roofline(op: Op, cfg: BaseRun, hardware: Hardware, batch: int) -> tuple[flo
 
 
 def _kernels(op: Op) -> tuple[int, int]:
-    """Count the kernels: forward, with the copy of weights; and backward, for input, weights and
-    bias."""
+    """Count the kernels: forward, with a copy of weights; backward, for input, weights and bias."""
     copied = op.weights > 0 and op.width < FLOAT
     return 1 + copied, 3 if op.flops else 1
 
@@ -195,8 +194,7 @@ def _replicated(
 ) -> None:
     """Send buckets of gradients during the backward pass (Li et al. 2020, arXiv:2006.15704).
 
-    DeepSpeed, too, sums each on every process, and discards most of it: its
-    `use_multi_rank_bucket_allreduce`.
+    DeepSpeed, too, sums each on every process, by its `use_multi_rank_bucket_allreduce`.
     """
     if cfg.train.reproducible:
         _in_order(line, work, links)

@@ -97,8 +97,8 @@ def find_export(path: Path) -> Path:
 
 
 def read_export(path: Path) -> Described:
-    """Return an export's description and weights, verified, also by a finished run's
-    `COMPLETE.json`.
+    """Return an export's description and weights, verified, also by `COMPLETE.json` if there is
+    one.
 
     The weights are read only after their file's header matches the described network.
 

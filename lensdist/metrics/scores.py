@@ -307,8 +307,7 @@ def _auc(rank: Tensor, truth: Tensor) -> float:
 
 @cache
 def _torchmetrics() -> Any:
-    """Import torchmetrics when it is first needed: it takes two seconds, and not every run needs
-    it."""
+    """Import torchmetrics when it is first needed: it takes two seconds."""
     import_torchvision()  # torchmetrics imports it, and fails if its operators do not load
     from torchmetrics.functional import classification
 

@@ -1,5 +1,4 @@
-"""Adopt the settings of accelerate's launcher, and refuse those that contradict the run
-(torch-free).
+"""Adopt accelerate's settings, and refuse those that contradict the run (torch-free).
 
 The launcher decides what the run's own files and command line leave out (`adopt`). Settings that
 both have must be equal (`conflicts`): a difference would silently change the result of a step or

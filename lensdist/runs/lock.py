@@ -158,11 +158,10 @@ def _beat(mine: Path, done: threading.Event) -> None:
 
 
 def _missing(mine: Path) -> None:
-    """End the process if another took our claim for dead and now holds the folder; else claim
-    again.
+    """End the process if another now holds the folder, having taken our claim for dead.
 
     This happens after a process was suspended for a minute. It must not save: the folder belongs to
-    the other process.
+    the other process. If no other holds it, claim it again.
     """
     with contextlib.suppress(OSError):
         others = [p for p in mine.parent.iterdir() if _CLAIM.fullmatch(p.name)]

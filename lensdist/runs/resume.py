@@ -116,9 +116,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _given(path: Path, usable: Callable[[Checkpoint], None]) -> Checkpoint:
-    """Return the checkpoint at `path`, or the newest of the run or of the `checkpoints` folder
-    there.
-    """
+    """Return the checkpoint at `path`, or the newest of the run or `checkpoints` folder there."""
     for root in (path / "checkpoints", path):
         if checkpoint.steps(root):
             try:

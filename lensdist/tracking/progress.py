@@ -79,8 +79,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds left at the window's speed, with evaluations and saves; None before the first
-        update."""
+        """Seconds left at the window's speed, with evaluations; None before the first update."""
         first, last = self._marks[0], self._marks[-1]
         if last.step <= first.step:
             return None

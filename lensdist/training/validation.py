@@ -73,7 +73,5 @@ def outputs_of(
 def evaluate(
     task: AnyTask, model: nn.Module, view: Images, batch: int, world: DistributedContext
 ) -> dict[str, Any]:
-    """Return the task's scores on a split, the same on every process; last bits may vary between
-    runs.
-    """
+    """Return the main process's scores on a split; the last bits of others may differ."""
     return world.from_main(task.score(outputs_of(task, model, view, batch, world)))

@@ -94,8 +94,7 @@ def cancel(targets: Sequence[Target], state: Path, say: Say) -> None:
 
 
 def _cancel_local(one: PhaseStatus, state: Path) -> str:
-    """Stop a run on this machine, and return the consequence; the launcher continues with the
-    others."""
+    """Stop a run on this machine, and return the result; the launcher starts the other phases."""
     now = status.query_log(one.target, state)
     mine = now.since_sent
     sent = [e for e in now.events if e.what == "sent" and e.submission == mine[-1].submission]

@@ -88,8 +88,7 @@ class ReportBeside:
         self.path = dest.with_name(f"{dest.name}.report.json")
 
     def write(self, report: Report) -> str:
-        """Write the report, and return the end of a sentence that names its place, or why there is
-        none."""
+        """Write the report, and return the end of a sentence: its place, or why there is none."""
         if os.path.lexists(self.path) and not self._is_ours():
             return f" (no report: {printable(self.path)} is another file)"
         try:

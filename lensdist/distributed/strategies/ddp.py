@@ -25,8 +25,7 @@ from lensdist.distributed.strategies.base import Build, ParallelStrategy, Strate
 
 
 class DDPStrategy(ParallelStrategy):
-    """The strategy DDP through accelerate, or gradients added in a fixed order
-    (`train.reproducible`)."""
+    """DDP through accelerate, or gradients added in a fixed order (`train.reproducible`)."""
 
     replicated: ClassVar[bool] = True
 

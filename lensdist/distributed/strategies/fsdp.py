@@ -25,7 +25,7 @@ from lensdist.models.vit import blocks_of
 
 
 class FSDPStrategy(ParallelStrategy):
-    """The strategy FSDP2: every parameter, its gradient and its optimizer state are sharded."""
+    """The strategy that shards every parameter, its gradient and its optimizer state."""
 
     replicated: ClassVar[bool] = False
 

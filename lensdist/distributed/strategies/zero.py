@@ -25,8 +25,7 @@ from lensdist.distributed.strategies.base import Build, ParallelStrategy, Strate
 
 
 class DeepSpeedStrategy(ParallelStrategy):
-    """The strategy DeepSpeed. Stage 1 shards the optimizer's state, 2 also gradients, 3 also
-    parameters."""
+    """ZeRO: stage 1 shards the optimizer's state, 2 also gradients, 3 also parameters."""
 
     replicated: ClassVar[bool] = False
 
