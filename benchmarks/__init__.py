@@ -1,1 +1,1 @@
-"""Speeds: ratios against what a user would pick instead, timed in turns within one run."""
+"""Benchmarks of speed: ratios to a user's alternatives, timed in turns within one run."""

@@ -1,15 +1,14 @@
-"""The time that training waits for a checkpoint: ours, `torch.save`, and safetensors' own.
+"""Time how long training waits for a checkpoint: ours, `torch.save`, and safetensors' own.
 
     OMP_NUM_THREADS=1 python -m benchmarks.checkpoint_stall --out checkpoint_stall.json
 
 The state is a 40-million-parameter model's: weights and Adam's two moments, 488 MB of float32.
-`Saver` copies it aside, into memory made ready after a run's first step, and lets a thread write,
-hash and fsync. The rivals write in the foreground; they do not hash, but here they fsync too,
-because a crash may lose a file that was not. The first save is listed by itself: it may touch fresh
-memory.
+`Saver` copies it into memory allocated after a run's first step, and a thread writes, hashes and
+fsyncs it. The rivals write in the foreground; they do not hash, but here they fsync too, because a
+crash may lose a file that was not. The first save is listed separately: it may touch new memory.
 
-While the thread writes, training goes on, slower: the same loop of matrix products is timed with
-and without a writer behind it.
+While the thread writes, training continues more slowly: the same loop of matrix products is timed
+with and without a writer in the background.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def main() -> None:
         slowed = report.facts["slowed"] = slow_down(state, place)
         report.say(
             f"Written, in the background, in {slowed['written_s']:.2f} s; a loop of matrix "
-            f"products runs {slowed['ratio']:.2f} times slower meanwhile: a save costs it another "
+            f"products runs {slowed['ratio']:.2f} times slower during the write: a save costs it "
             f"{slowed['cost_s']:.3f} s."
         )
 
@@ -65,7 +64,7 @@ def state_of(megabytes: int) -> State:
 
 
 def measure(state: State, scratch: Path, rounds: int) -> list[dict[str, Any]]:
-    """Return a row for each way of saving: seconds that training waits."""
+    """Return a row for each way of saving: the seconds that training waits."""
     saver = Saver(scratch / "ours", 1, True, complain)
     bare = Saver(scratch / "unprepared", 1, True, complain)
     saver.prepare(state)
@@ -73,7 +72,7 @@ def measure(state: State, scratch: Path, rounds: int) -> list[dict[str, Any]]:
     steps = itertools.count()
     ways: dict[str, Callable[[], float]] = {
         "lensdist, in the background": lambda: ours(saver, state, next(steps)),
-        "the same, nothing made ready": lambda: ours(bare, state, next(steps)),
+        "the same, nothing prepared": lambda: ours(bare, state, next(steps)),
         "torch.save, in the foreground": lambda: foreground(torch.save, state, scratch / "a.pt"),
         "safetensors, in the foreground": lambda: foreground(
             save_file, state, scratch / "b.safetensors"
@@ -88,7 +87,7 @@ def measure(state: State, scratch: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def ours(saver: Saver, state: State, step: int) -> float:
-    """Return the seconds that the training thread waits; then leave the disk to the next way."""
+    """Return the seconds that the training thread waits; leave the disk idle for the next way."""
     saver.save(step, state, {"step": step}, set())
     stalled = saver.stalled_s
     saver.wait()
@@ -96,7 +95,7 @@ def ours(saver: Saver, state: State, step: int) -> float:
 
 
 def foreground(write: Callable[[State, Path], object], state: State, path: Path) -> float:
-    """Write to a temporary name, fsync, rename."""
+    """Write to a temporary name, fsync and rename; return the seconds."""
     start = time.perf_counter()
     temporary = path.with_suffix(".tmp")
     write(state, temporary)
@@ -108,7 +107,7 @@ def foreground(write: Callable[[State, Path], object], state: State, path: Path)
 
 
 def slow_down(state: State, scratch: Path) -> dict[str, float]:
-    """Time the same work with and without a writer behind it, in turns."""
+    """Time the same work with and without a writer in the background, in turns."""
     a, b = torch.rand(64, 512), torch.rand(512, 512)
 
     def steps(while_true: Callable[[float], bool]) -> tuple[int, float]:

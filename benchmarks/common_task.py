@@ -1,26 +1,27 @@
-"""Images a second that the common task's ensemble trains on: lensdist and its rivals.
+"""Time the common task's ensemble in training, images per second: lensdist and its rivals.
 
     OMP_NUM_THREADS=1 python -m benchmarks.common_task --out common_task.json
-    python -m benchmarks.common_task --size full           # the default where there is a GPU
+    python -m benchmarks.common_task --size full           # the default on a GPU
 
-All train the same two networks with the recipe's heads, from the same weights, with Adam. First a
-gate, in float32, without mirroring and dropout: on the same batches every way must give lensdist's
-losses, or it does not do the same work. Then they take turns, so that a busy machine slows all of
-them. A turn begins anew; its first steps do not count, nor what is built before them or saved after
-the last. A step includes fetching its batch. `lensdist bench speed --beside` does the same for any
-run; here are the sizes of the results, and the notebook at its own resolution.
+All train the same two networks with the recipe's heads, from the same weights, with Adam. A gate
+comes first, in float32, without mirroring and dropout: on the same batches every way must give
+lensdist's losses, or it does not do the same work. Then they take turns, so that a busy machine
+slows all of them. A turn starts again; its first steps do not count, nor does the work before its
+first step or after its last. A step includes fetching its batch. `lensdist bench speed --beside`
+does the same for any run; this one uses the sizes of the results, and the notebook's own
+resolution.
 
-- lensdist: its own loop on a packed set; nothing that a run does at a step is switched off.
-- the notebook: a `.npy` file an item, grey three times, enlarged 1.5 times, mirrored at random,
-  float32, contiguous, a DataLoader without workers, `.item()` and accuracy at each step. Once more
-  at lensdist's resolution, to tell its way from its pixels.
+- lensdist: its own loop on a packed set, with all that a run does at a step.
+- the notebook: one `.npy` file per item, three equal bands, enlarged 1.5 times, mirrored at random,
+  float32, contiguous, a DataLoader without workers, `.item()` and accuracy at each step. It runs
+  again at lensdist's resolution, to separate its method from its image size.
 - timm: its own networks, which take torchvision's weights as they are, in the loop of its train.py:
   autocast, `loss.item()` at each step; with and without its flag `--channels-last`.
 - Lightning: torchvision's networks in its Trainer; checkpoints, progress bar and logger are off.
 
 timm and Lightning read the packed array an item at a time through an ordinary DataLoader, resized
-and mirrored by torchvision. Its workers, on a GPU, are full when a turn's time begins, which
-flatters them.
+and mirrored by torchvision. On a GPU its workers' queues are full when a turn's time begins, which
+is to their advantage.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ class Size:
     members: tuple[str, ...]
     pixels: int
     enlarged: int
-    """Pixels a side of the notebook's images."""
+    """Height and width of the notebook's images, in pixels."""
     precision: str
     batch: int
     notebook_batch: int
     per_class: int
     steps: int
-    """Steps of a turn that count."""
+    """Timed steps of a turn."""
 
 
 SIZES = {
@@ -62,7 +63,7 @@ SIZES = {
 
 def main() -> None:
     parser = options(__doc__, rounds=5, sizes=tuple(SIZES))
-    parser.add_argument("--steps", type=int, help="that count, of a turn")
+    parser.add_argument("--steps", type=int, help="timed steps of a turn")
     args = parser.parse_args()
     size = SIZES[args.size]
     title = f"Training {' + '.join(size.members)}, precision {size.precision}"
@@ -76,7 +77,7 @@ def main() -> None:
                 window_steps=args.steps or size.steps,
             )
         )  # fmt: skip
-        # The notebook's networks take three bands, and are held against lensdist's with three.
+        # The notebook's networks take three bands, so they are compared with lensdist's with three.
         small = "train.global_batch=16"
         worst, left_out = session.gate("augment.flip=false", small, ONE)
         worst |= {"notebook": session.gate("augment.flip=false", small, THREE)[0]["notebook"]}
@@ -96,7 +97,7 @@ def main() -> None:
 
 
 def ways(session: Session, size: Size) -> dict[str, tuple[Way, int]]:
-    """Return what takes turns, by name, with the pixels a side."""
+    """Return the ways by name, each with its image size in pixels."""
     ours = session.ours(ONE, "train.deterministic=false")
     found = {"lensdist": (ours.way, size.pixels)}
     for name, pixels in (("notebook", size.enlarged), ("notebook, our pixels", size.pixels)):

@@ -1,16 +1,16 @@
-"""Images per second that a training step can be fed, from the reference notebook's way to ours.
+"""Time how many images per second reach a training step, from the reference notebook's way to ours.
 
     OMP_NUM_THREADS=1 python -m benchmarks.data_path --out data_path.json
     python -m benchmarks.data_path --device cuda          # resident on a GPU as well
 
-All paths read the same 150x150 images, written first as the common task's files (float64, as
-people have them) and packed from those. Everything is in the page cache: this measures the path,
-not the disk.
+All paths read the same 150x150 images, written first as the common task's files (float64, as users
+have them) and packed from those. Everything is in the page cache: this measures the path, not the
+disk.
 
 The notebook's path is the reference recipe's: `np.load`, float32, three channels, resize to 224,
-random flip, one file at a time in a DataLoader. Where our models want any of that, it is done on
-the device to a whole batch, so it is not the loader's work; `npy per item` is the notebook's path
-without it, for whoever wants the gain of packing alone.
+random flip, one file at a time in a DataLoader. If our models need any of that, it is done on the
+device to a whole batch, so it is not the loader's work; `npy per item` is the notebook's path
+without it, and shows the gain of packing alone.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ NOTEBOOK, NPY = "notebook, DataLoader, 0 workers", "npy per item, DataLoader, 0 
 
 def main() -> None:
     parser = options(__doc__, rounds=7)
-    parser.add_argument("--files", type=int, default=3000, help="in the set (default: 3000)")
-    parser.add_argument("--size", type=int, default=150, help="pixels a side (default: 150)")
+    parser.add_argument("--files", type=int, default=3000, help="files in the set (default: 3000)")
+    parser.add_argument("--size", type=int, default=150, help="pixels per side (default: 150)")
     parser.add_argument("--device", help="also keep the set resident there, e.g. cuda")
     args = parser.parse_args()
     title = f"Data path: {args.files:,} images of {args.size}x{args.size}, {args.threads} thread(s)"
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def rate(turn: Callable[[], int]) -> float:
-    """Return the images a second that a turn delivers."""
+    """Return the images per second that a turn delivers."""
     start = time.perf_counter()
     return turn() / (time.perf_counter() - start)
 
@@ -114,7 +114,7 @@ def gathered(gather: Callable[..., Batch], n: int, **options: Any) -> Callable[[
 
 
 def paths(folder: Path, device: str | None) -> dict[str, Callable[[], int]]:
-    """Return the turns by path; each returns how many images it delivered."""
+    """Return the turns by path; each returns the number of images that it delivered."""
     single, half = PackedSet(folder / "float32"), PackedSet(folder / "float16")
     n, items = len(single), folder / "items"
     notebook = ensembles.item(224, mirror=True, grey3=True)

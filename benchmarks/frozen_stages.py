@@ -1,20 +1,21 @@
-"""The gain of keeping a frozen trunk's outputs, stage by stage of progressive unfreezing.
+"""Time the gain of caching a frozen trunk's outputs, stage by stage of progressive unfreezing.
 
     OMP_NUM_THREADS=1 python -m benchmarks.frozen_stages --out frozen_stages.json
-    python -m benchmarks.frozen_stages --size full         # the default where there is a GPU
+    python -m benchmarks.frozen_stages --size full         # the default on a GPU
 
-A stage sets one section more free, from the heads back to the stems. What is still frozen makes the
-same of an image in every epoch, so lensdist computes it once a stage, for every view that
-augmentation shows (`lensdist.training.feature_cache`). Here each stage is entered twice, with the
-same weights, kept and not kept. First a gate: the first steps' losses must be the same. Then whole
-epochs of both, and filling the table, take turns, so that a busy machine slows all of them. An
-epoch is the loop's own steps (batch, seeds, forward, backward, optimizer) without its log.
+Each stage unfreezes one more section, from the heads back to the stems. The part that is still
+frozen gives the same output for an image in every epoch, so lensdist computes it once per stage,
+for every view of the augmentation (`lensdist.training.feature_cache`). Here each stage is entered
+twice, with the same weights, with and without the cache. A gate comes first: the losses of the
+first steps must be the same. Then whole epochs of both, and filling the cache, take turns, so that
+a busy machine slows all of them. An epoch is the loop's own steps (batch, seeds, forward, backward,
+optimizer) without its log.
 
-`stage` and the last line are for epochs as the recipe shares them out, in proportion to each
-section's parameters, filling included. Where a stage's epochs are no more than an image's views,
-filling costs more than it saves and lensdist computes as ever: that stage's gain is 1, and counts
-as 1 in the last line. `GB of all` is the memory for the training images of the public set;
-`cache.max_gb` bounds it in a run (default 4: `fits`), which the last line does not count.
+`stage` and the last line are for the recipe's epochs, which are in proportion to each section's
+parameters; filling is included. If a stage's epochs do not exceed an image's views, filling costs
+more than it saves and lensdist does not cache: that stage's gain is 1, and counts as 1 in the last
+line. `GB of all` is the memory for the training images of the public set; `cache.max_gb` bounds it
+in a run (default 4: `fits`), which the last line ignores.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Size:
     batch: int
     per_class: int
     tolerance: float
-    """Of the losses: a trunk's last bits depend on how many images it is given at once."""
+    """Relative tolerance of the losses: a trunk's last bits depend on the images per call."""
 
 
 SIZES = {
@@ -83,7 +84,7 @@ class Bench:
         self.cfg, self.world, self.plan = self.ours.cfg, self.ours.world, self.ours.plan
         self.task, self.views = self.ours.task, len(views(self.cfg.augment))
         assert isinstance(self.ours.source, PackedSource)
-        self.source = PackedSource(self.ours.source.view, self.cfg.seed)  # which no watch follows
+        self.source = PackedSource(self.ours.source.view, self.cfg.seed)  # one without a watch
         self.stages = self.task.stages(self.cfg.train.epochs)
         set_determinism(
             self.world.device,
@@ -129,7 +130,7 @@ class Bench:
         return losses
 
     def filling(self, stage: Stage) -> Callable[[], object]:
-        """Return what computes the table of outputs, once more at each call."""
+        """Return a function that fills the cache again at each call."""
         torch.manual_seed(0)
         bare = self.task.build().to(self.world.device).eval()
         task = self.task
@@ -169,7 +170,7 @@ class Bench:
 
 
 def gains(each: dict[str, list[float]], epochs: int, views: int) -> dict[str, Any]:
-    """Return seconds and gains of an epoch and of the stage; ratios within a round."""
+    """Return seconds and gains of an epoch and of the stage; ratios are taken within a round."""
     plain = each["plain"]
     row: dict[str, Any] = {}
     for name, found in each.items():
@@ -186,13 +187,13 @@ def gains(each: dict[str, list[float]], epochs: int, views: int) -> dict[str, An
 
 
 def name_of(stage: Stage, number: int) -> str:
-    """Return what the stage sets free."""
+    """Return the name of the section that the stage unfreezes."""
     section = stage.trainable[-1].rstrip(".").rpartition(".")[2]
     return section if number == 0 else f"+{section}"
 
 
 def bytes_of(source: Source) -> int:
-    """Return the bytes that are kept of one view of one image."""
+    """Return the bytes that are cached for one view of one image."""
     one = source.take(0, 0, 1)
     return sum(value.nbytes for name, value in one.items() if name.startswith("features."))
 

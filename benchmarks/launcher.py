@@ -1,23 +1,23 @@
-"""The launcher's cost: plan, submit, from a job's start to its first step, and after a requeue.
+"""Time the launcher: plan, submit, from a job's start to its first step, and after a requeue.
 
     python -m benchmarks.launcher --out launcher.json
 
-The rivals are what one types without it: `sbatch` lines, and a batch script with an `srun` in it.
-All run on a real SLURM of two nodes that is started in a folder (Debian's packages and root: `make
-slurm-deps`); where there is none, only `plan` is measured, and the rest is said to be left out. The
-nodes are this machine, so its cores are shared by SLURM, by all processes of a job and by whatever
-else runs: the ways take turns, and what counts is what lies between them.
+The rivals are what a user types without it: `sbatch` lines, and a batch script with an `srun` in
+it. All run on a real SLURM of two nodes that is started in a folder (Debian's packages and root:
+`make slurm-deps`); without one, only `plan` is measured, and the report names what is left out. The
+nodes are this machine, so SLURM, all processes of a job and other programs share its cores: the
+ways take turns, and only their differences count.
 
-`plan` is asked for all phases of `configs/chains/full.yaml` and their batch scripts. `submit` sends
-six phases into a new folder of runs, so that it copies the code too; nothing starts meanwhile, for
-the nodes are drained. A job's way is timed from the first line of its batch script to the first
-step in `metrics.jsonl`, which is looked at every 20 ms; all run the same configuration, and a gate
-asks for the same loss. The way back is timed from the launcher's word that a run, told to save and
-leave, is queued again, to the first step after that; beside it a script that queues itself again
-after a step of `srun`, from then until it runs: SLURM's own delay (some seconds here, two minutes
-by its defaults).
+`plan` is run for all phases of `configs/chains/full.yaml` and their batch scripts. `submit` sends
+six phases into a new folder of runs, so that it copies the code too; no job starts meanwhile,
+because the nodes are drained. A job is timed from the first line of its batch script to the first
+step in `metrics.jsonl`, which is checked every 20 ms; all run the same configuration, and a gate
+requires the same loss. A requeue is timed from the launcher's record that a run, told to save and
+exit, is queued again, to the first step after that. It is compared with a script that requeues
+itself after a step of `srun`, timed until it runs: SLURM's own delay (some seconds here, two
+minutes by its defaults).
 
-The first round is listed by itself: its job compiles the copied code. `later` is the median of the
+The first round is listed separately: its job compiles the copied code. `later` is the median of the
 other rounds; differences are taken within a round.
 """
 
@@ -46,12 +46,12 @@ from slurm.config.chain import Chain
 from tests.chains import SUBMIT, jobs_of, submit, write_chain, write_cluster
 from tests.slurm.minislurm import MiniSlurm, missing
 
-Ways = dict[str, Callable[[], float]]  # seconds; the launcher's in front, then its rival
+Ways = dict[str, Callable[[], float]]  # seconds; first the launcher, then its rival
 
 
 def main() -> None:
     args = options(__doc__, rounds=5).parse_args()
-    # What `make bench` sets for other files is not for jobs, which take over what is set here.
+    # Jobs inherit the environment, but not the path that `make bench` sets.
     os.environ.pop("PYTHONPATH", None)
     lacking = f"no {', '.join(missing())} here" if missing() else ""
     lacking = lacking or ("only root can start a SLURM" if os.geteuid() else "")
@@ -67,7 +67,7 @@ def main() -> None:
 
 def on_slurm(report: Report, folder: Path, rounds: int) -> None:
     """Measure all that needs a SLURM."""
-    base = Path(tempfile.mkdtemp(prefix="minislurm-"))  # munged wants one that others can enter
+    base = Path(tempfile.mkdtemp(prefix="minislurm-"))  # munged needs one that others can enter
     data = folder / "packed"
     write_packed(data, SimConfig(family="model_ii"), 40, 0)
     try:
@@ -104,10 +104,10 @@ def show(
     Args:
         report: to add to.
         title: of the part.
-        ways: what takes turns.
+        ways: the ways by name.
         rounds: after the first.
         target: seconds.
-        what: it is for: the first way, or the difference of the first two.
+        what: the target's subject: the first way, or the difference of the first two.
     """
     each = take_turns(ways, rounds + 1)
     ours, rival, *_ = each.values()
@@ -130,7 +130,7 @@ def python(code: str) -> list[str]:
 
 
 def timed(words: list[str]) -> float:
-    """Seconds that a command takes.
+    """Return the seconds that a command takes.
 
     Raises:
         SystemExit: it failed: nothing was measured.
@@ -143,7 +143,7 @@ def timed(words: list[str]) -> float:
 
 
 def plans(folder: Path) -> Ways:
-    """Return a plan with batch scripts, beside what no launcher can do without."""
+    """Return a plan with batch scripts, and the parts of it that any launcher needs."""
     chain, cluster = CONFIGS / "chains" / "full.yaml", CONFIGS / "clusters" / "slurm-gpu.yaml"
     words = ["plan", "--chain", str(chain), "--cluster", str(cluster), f"runs={folder / 'none'}"]
     return {
@@ -154,7 +154,7 @@ def plans(folder: Path) -> Ways:
 
 
 def submits(cluster: MiniSlurm, folder: Path) -> Ways:
-    """Return a submission of six phases, beside six sbatch lines with the same dependencies."""
+    """Return a submission of six phases, and six sbatch lines with the same dependencies."""
     debug = {task: str(CONFIGS / task / "debug.yaml") for task in ("mae", "finetune")}
     fine = tiny("finetune", "{images}")
     phases: dict[str, Any] = {

@@ -1,18 +1,18 @@
-"""Host time that a training loop adds to each step: lensdist's, Lightning's and a bare one.
+"""Time what a training loop adds to each step on the host: lensdist's, Lightning's and a bare one.
 
     OMP_NUM_THREADS=1 python -m benchmarks.loop_overhead --out loop_overhead.json
 
-All three train the same tiny classifier on the same batches with the same fused AdamW and log
-every 50 steps; the model is small enough that what a loop does around it shows. First a gate: all
-three must give the same losses, or they do not do the same work. A step is timed from one call of
-the loss to the next, so that what a loop builds before its first step and does after its last does
-not count. The bare loop is what one writes by hand: forward, backward, step, zero, and the mean
-loss at log intervals; `overhead` is time a step above it.
+All three train the same tiny classifier on the same batches with the same fused AdamW and log every
+50 steps; the model is so small that the loop around it is visible. A gate comes first: all three
+must give the same losses, or they do not do the same work. A step is timed from one call of the
+loss to the next, so that a loop's work before its first step and after its last does not count. The
+bare loop is the one that a user writes: forward, backward, step, zero, and the mean loss at log
+intervals; `overhead` is the time per step above it.
 
-The batches come from one packed set in memory. lensdist fetches them as it always does, by
-position through its `PackedSource`; the others are handed the same batches ready made, which
-flatters them. lensdist also does here all that a run of it does: seeds each micro-batch for exact
-resume, checks for signals and the STOP file, keeps the losses, writes metrics.jsonl.
+The batches come from one packed set in memory. lensdist fetches them as in any run, by position
+through its `PackedSource`; the others get the same batches ready-made, which is to their advantage.
+lensdist also does all that any of its runs does: it seeds each micro-batch for exact resume, checks
+for signals and the STOP file, keeps the losses and writes metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CONFIG = Path(__file__).parents[1] / "configs/finetune/debug.yaml"
 
 def main() -> None:
     parser = options(__doc__, rounds=9)
-    parser.add_argument("--steps", type=int, default=400, help="of a turn (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=400, help="per turn (default: %(default)s)")
     args = parser.parse_args()
     with reporting(args, "Overhead of a training loop", CPU, steps=args.steps) as (report, scratch):
         ours = lensdist(scratch)
@@ -77,14 +77,14 @@ def network() -> nn.Module:
 
 
 def adam(model: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer that lensdist's configuration below asks for."""
+    """Return the optimizer of lensdist's configuration below."""
     return torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
 
 
 def bare(
     net: nn.Module, watch: Watch, loader: Iterable[Batch], loss: Loss, optimizer: Optimizer
 ) -> None:
-    """Train with the loop that one writes by hand."""
+    """Train with a hand-written loop."""
     steps = optimizer(net)
     for number, batch in enumerate(watch.over(loader), start=1):
         value, _ = loss(net, batch)
@@ -108,7 +108,7 @@ def lensdist(scratch: Path) -> Ours:
 
 
 def batches(ours: Ours, steps: int) -> list[Batch]:
-    """Return what lensdist trains on, in order."""
+    """Return lensdist's training batches, in order."""
     ours.source.watch = Watch(0, 1, CPU)
     places = (ours.plan.place(step, 0) for step in range(steps))
     taken = (ours.source.take(epoch, offset, BATCH) for epoch, offset in places)
@@ -116,8 +116,8 @@ def batches(ours: Ours, steps: int) -> list[Batch]:
 
 
 def measure(ways: dict[str, Way], steps: int, rounds: int) -> list[dict[str, Any]]:
-    """Return rows of milliseconds a step; what is above the bare loop is taken within a round."""
-    skip = steps // 10  # warming up
+    """Return rows of milliseconds per step; differences to the bare loop are within a round."""
+    skip = steps // 10  # warm-up
     turns = {name: partial(milliseconds, way, skip, steps - skip) for name, way in ways.items()}
     each = take_turns(turns, rounds)
     base = next(iter(each.values()))

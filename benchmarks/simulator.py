@@ -1,12 +1,12 @@
-"""Images per second of the simulator, on one core or one device.
+"""Time the simulator, in images per second, on one core or one device.
 
     OMP_NUM_THREADS=1 python -m benchmarks.simulator --out simulator.json
     python -m benchmarks.simulator --device cuda
 
-Two rivals. DeepLenseSim publishes 5 to 57 ms an image and core: ratios are given against both
-ends, for whole images with their family's own noise. caustics (the fastest public PyTorch
-lensing code) draws the same lenses in the same process, turn by turn, so that a busy machine slows
-both; it gets our blur and no noise, since it has neither. On a CPU, time is the process's own.
+There are two rivals. DeepLenseSim publishes 5 to 57 ms per image and core: ratios are given to both
+ends, for whole images with their family's own noise. caustics (the fastest public PyTorch lensing
+code) draws the same lenses in the same process, turn by turn, so that a busy machine slows both; it
+gets our blur and no noise, since it has neither. On a CPU, time is the process's own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     parser = options(__doc__, rounds=7)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument(
-        "--images", type=int, help="a batch (default: 48 on a CPU, 12,288 on a GPU)"
+        "--images", type=int, help="images of a batch (default: 48 on a CPU, 12,288 on a GPU)"
     )
     args = parser.parse_args()
     n = args.images or (48 if args.device.type == "cpu" else 12_288)
@@ -56,7 +56,7 @@ def main() -> None:
 def measure(
     family: str, classes: tuple[str, ...], n: int, device: torch.device, rounds: int
 ) -> dict[str, Any]:
-    """Return a row: whole images, then the noiseless part beside caustics."""
+    """Return a row: whole images, then the noiseless part and caustics."""
     sim = Simulator(SimConfig(family=family, classes=classes), device.type)
     samples = torch.arange(n, device=device)
     params = sim.params(1, samples)
@@ -84,7 +84,7 @@ def measure(
 
 
 def per_image(work: Callable[[], object], images: int, device: torch.device) -> float:
-    """Return the seconds an image takes; on a CPU those of the process alone."""
+    """Return the seconds per image; on a CPU those of the process alone."""
     if device.type != "cpu":
         return seconds(work, device) / images
     start = time.process_time()
@@ -125,7 +125,7 @@ def with_caustics(family: Family, params: dict[str, torch.Tensor]) -> torch.Tens
 
 
 def shape_of(e1: torch.Tensor, e2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Axis ratio and position angle."""
+    """Return axis ratio and position angle."""
     e = torch.hypot(e1, e2)
     return (1 - e) / (1 + e), 0.5 * torch.atan2(e2, e1)
 

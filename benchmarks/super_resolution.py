@@ -1,17 +1,18 @@
-"""Pairs a second that super-resolution trains on: lensdist, and plain PyTorch beside it.
+"""Time super-resolution in training, pairs per second: lensdist, and plain PyTorch.
 
     OMP_NUM_THREADS=1 python -m benchmarks.super_resolution --out super_resolution.json
-    python -m benchmarks.super_resolution --size full      # the default where there is a GPU
+    python -m benchmarks.super_resolution --size full      # the default on a GPU
 
-All enlarge the same simulated pairs, 75 -> 150 px. First a gate, in float32, without augmentation
-and dropout: on the same batches both plain loops with lensdist's network must give lensdist's
-losses, or they do not do the same work. A turn begins anew; its first steps do not count, nor what
-is built before them or saved after the last. A step includes fetching its batch.
+All enlarge the same simulated pairs, 75 -> 150 px. A gate comes first, in float32, without
+augmentation and dropout: on the same batches both plain loops with lensdist's network must give
+lensdist's losses, or they do not do the same work. A turn starts again; its first steps do not
+count, nor does the work before its first step or after its last. A step includes fetching its
+batch.
 
 - lensdist: its own loop on a packed set, from random weights; it clips gradients and averages
-  weights where the preset says so, and nothing that a run does at a step is switched off.
-- plain loop, files: the same network and loss; a DataLoader without workers reads a `.npy` file of
-  LR and one of HR an item, as the reference notebook does.
+  weights if the preset sets it, with all that a run does at a step.
+- plain loop, files: the same network and loss; a DataLoader without workers reads one `.npy` file
+  of LR and one of HR per item, as the reference notebook does.
 - plain loop, memory: the same network and loss; all pairs are tensors on the device.
 - Lightning: the same files in its Trainer; checkpoints, progress bar and logger are off.
 - EDSR, memory: the network, loss and Adam of Lim et al. 2017 (arXiv:1707.02921); `small` with about
@@ -47,7 +48,7 @@ class Size:
     """Its channels and residual blocks."""
     per_class: int
     steps: int
-    """Steps of a turn that count."""
+    """Timed steps of a turn."""
 
 
 SIZES = {
@@ -58,7 +59,7 @@ SIZES = {
 
 def main() -> None:
     parser = options(__doc__, rounds=5, sizes=tuple(SIZES))
-    parser.add_argument("--steps", type=int, help="that count, of a turn")
+    parser.add_argument("--steps", type=int, help="timed steps of a turn")
     args = parser.parse_args()
     size = SIZES[args.size]
     with reporting(args, "Training super-resolution", size=asdict(size)) as (report, scratch):
@@ -80,7 +81,7 @@ def main() -> None:
 
 
 def ways(session: Session, size: Size, report: Report) -> dict[str, Way]:
-    """Return what takes turns, lensdist first."""
+    """Return the ways, lensdist first."""
     ours = session.ours("train.deterministic=false")
     found = {"lensdist": ours.way}
     rivals = session.rivals(ours, shuffle=True)

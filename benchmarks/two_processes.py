@@ -1,16 +1,16 @@
-"""The loss of speed of two processes that share a run, against two that work alone.
+"""Time two processes that share a run, relative to two that work alone.
 
     OMP_NUM_THREADS=1 python -m benchmarks.two_processes --out two_processes.json
-    python -m benchmarks.two_processes speed.bucket_mb=25   # with some setting changed
+    python -m benchmarks.two_processes speed.bucket_mb=25   # with a changed setting
 
-The MAE of `reference` in micro-batches of 32, by lensdist's own loop, one thread and one core a
-process. As a pair under DDP (gloo) they compute one step of 64 images together; alone, each
-computes steps of 32. So all compute the same in a step, and what is missing from the pair's images
-a second is what communication, and waiting for the slower one, cost. Both alone run at the same
-time, for two cores share caches and memory. Pair and alone take turns.
+The MAE of `reference` trains in micro-batches of 32, by lensdist's own loop, one thread and one
+core per process. As a pair under DDP (gloo) they compute one step of 64 images together; alone,
+each computes steps of 32. So all compute the same in a step, and the pair's loss in images per
+second is the cost of communication, and of waiting for the slower one. Both single processes run at
+the same time, because two cores share caches and memory. Pair and single processes take turns.
 
-First a gate: the pair's losses of every micro-batch must be those of one process that computes
-both.
+A gate comes first: the pair's losses of every micro-batch must be those of one process that
+computes both.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ Result = tuple[float, float, list[float]]
 
 def main() -> None:
     parser = options(__doc__, rounds=5)
-    parser.add_argument("--steps", type=int, default=3, help="of a turn (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=3, help="steps per turn (default: %(default)s)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all")
     args = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))[:2]
@@ -57,7 +59,7 @@ def main() -> None:
         what = (scratch, cores, args.steps, args.overrides)
         turns = {str(kind): partial(turn, kind, *what) for kind in kinds}
         found = take_turns(turns, args.rounds)
-        # Each computes a micro-batch a step, in the pair too.
+        # Each process computes one micro-batch per step, in the pair too.
         images = args.steps * MICRO
         rates = {k: [sum(images / s for s, _, _ in one) for one in v] for k, v in found.items()}
         on_core = {k: [sum(images / s for _, s, _ in one) for one in v] for k, v in found.items()}
@@ -69,14 +71,14 @@ def main() -> None:
                 for kind in found
             ]
         )
-        report.say("`on a core`: by the time on a core, waiting left out.")
+        report.say("`on a core`: by the time on a core, without waiting.")
 
 
 def gate(scratch: Path, cores: list[int], overrides: list[str]) -> float:
     """Return the largest difference of the pair's losses from those of one process.
 
     Raises:
-        RunError: it is more than rounding: they do not compute the same step.
+        RunError: it is larger than rounding: they do not compute the same step.
     """
     still = [*overrides, "model.dropout=0"]
     pair = turn("pair", scratch, cores, GATE_STEPS, still)
@@ -97,7 +99,7 @@ def turn(
         kind: pair, under DDP; alone, each by itself; both, one process with the pair's step.
         scratch: holds the images.
         cores: one for each process.
-        steps: that count.
+        steps: timed steps.
         overrides: settings of the run.
     """
     context = multiprocessing.get_context("spawn")
@@ -109,7 +111,7 @@ def turn(
         work = (kind, rank, core, port, scratch, steps, overrides, together, there)
         processes.append(context.Process(target=worker, args=work, daemon=True))
         processes[-1].start()
-        there.close()  # or the other end would never hear that the process has ended
+        there.close()  # otherwise the other end would not notice that the process has ended
     try:
         return [pipe.recv() for pipe in pipes]
     except EOFError as e:

@@ -1,1 +1,1 @@
-"""Benchmarks that are results rather than speeds. Importing this package imports no torch."""
+"""Benchmarks of results rather than speeds. Importing this package does not import torch."""

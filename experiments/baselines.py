@@ -1,6 +1,6 @@
-"""Ways to enlarge lensing images that need no MAE: interpolation, the best linear filter, EDSR.
+"""Enlarge lensing images without an MAE: interpolation, the best linear filter, EDSR.
 
-Each takes LR (N, C, H, W) and gives (N, C, f H, f W) in the same units.
+Each method maps LR (N, C, H, W) to (N, C, f H, f W) in the same units.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from lensdist.models.resample import bicubic, enlarge
 
-_RIDGE = 1e-12  # as a share of the normal equations' mean eigenvalue: rounding, and no more
+_RIDGE = 1e-12  # share of the normal equations' mean eigenvalue, for rounding only
 
 
 def nearest(x: Tensor, factor: int) -> Tensor:
-    """Each pixel as factor x factor alike: (N, C, H, W) -> (N, C, f H, f W)."""
+    """Repeat each pixel factor x factor times: (N, C, H, W) -> (N, C, f H, f W)."""
     return enlarge(x, factor)
 
 
 def bilinear(x: Tensor, factor: int) -> Tensor:
-    """(N, C, H, W) -> (N, C, f H, f W), pixels' centres where they are in the sky."""
+    """Interpolate (N, C, H, W) -> (N, C, f H, f W), keeping the position of pixel centres."""
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
@@ -31,9 +31,9 @@ INTERPOLATIONS = {"nearest": nearest, "bilinear": bilinear, "bicubic": bicubic}
 
 
 class LinearFilter:
-    """The linear filter with the least squared error: of each sub-pixel a kernel on LR, no bias.
+    """The linear filter with the least squared error: one kernel on LR per sub-pixel, no bias.
 
-    What it gains over bicubic is what any interpolation could gain; bands are treated alike.
+    Its gain over bicubic is the most that any interpolation can gain; bands are treated alike.
 
     Args:
         kernels: (f f, 1, k, k), k odd; sub-pixels in the order of `torch.pixel_shuffle`.
@@ -45,18 +45,17 @@ class LinearFilter:
 
     @classmethod
     def fit(cls, lr: Tensor, hr: Tensor, factor: int, kernel: int = 7, batch: int = 16) -> Self:
-        """Least squares over all pixels of all pairs, those at the border included.
+        """Fit the kernels by least squares over all pixels of all pairs, including the border.
 
         Args:
             lr: (N, C, H, W).
             hr: (N, C, f H, f W).
             factor: f.
-            kernel: pixels a side of LR that a sub-pixel is made of; odd.
+            kernel: pixels per side of LR that a sub-pixel uses; odd.
             batch: images at a time: each needs 8 k k C H W bytes.
 
         Raises:
-            RuntimeError: torch's, where the shapes do not suit each other, or no pixel of LR is
-                anything but 0.
+            RuntimeError: torch's, if the shapes do not match, or all pixels of LR are 0.
         """
         taps, subpixels = kernel**2, factor**2
         gram = torch.zeros(taps, taps, dtype=torch.float64, device=lr.device)
@@ -71,7 +70,7 @@ class LinearFilter:
         return cls(kernels.reshape(subpixels, 1, kernel, kernel))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, f H, f W)."""
+        """Enlarge (N, C, H, W) -> (N, C, f H, f W)."""
         kernels = self.kernels.to(x)
         drawn = F.conv2d(_padded(x, kernels.shape[-1]), kernels)
         drawn = F.pixel_shuffle(drawn, self.factor)
@@ -79,5 +78,5 @@ class LinearFilter:
 
 
 def _padded(x: Tensor, kernel: int) -> Tensor:
-    """(N, C, H, W) -> (N C, 1, H + k - 1, W + k - 1): each band by itself, its borders repeated."""
+    """Pad (N, C, H, W) -> (N C, 1, H + k - 1, W + k - 1): each band alone, its borders repeated."""
     return F.pad(x.flatten(0, 1)[:, None], [kernel // 2] * 4, mode="replicate")

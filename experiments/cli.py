@@ -10,7 +10,7 @@ from benchmarks.harness.flags import parse
 from experiments.settings import CommonTable, FewLabels, SuperResolutionTable, Table
 from lensdist.utils.errors import EXIT_DONE, EXIT_REQUEUE, begun
 
-_GOES_ON = "\nAn interrupted benchmark goes on where it was: give the same command again.\n"
+_GOES_ON = "\nTo continue an interrupted benchmark, give the same command again.\n"
 FEW_LABELS = f"""Simulate, pretrain, fine-tune with few labels, and compare: from scratch, three
 kinds of pretraining, and the residual from principal components.
 
@@ -40,11 +40,11 @@ TABLES: dict[str, tuple[str, type[Table], str]] = {
     "common": ("experiments.common_task", CommonTable, COMMON),
     "super-resolution": ("experiments.super_resolution", SuperResolutionTable, SUPER_RESOLUTION),
 }
-"""Command -> the module whose `make` makes the table, its settings, its help."""
+"""Command -> the module whose `make` writes the table, its settings, its help."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Make the table that `argv[0]` names, and print it.
+    """Write the table that `argv[0]` names, and print it.
 
     Raises:
         UserError: the settings are wrong, or the folder holds other results.

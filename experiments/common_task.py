@@ -1,8 +1,8 @@
-"""The common task: the share of `reference`'s errors that `best` avoids.
+"""Compare the common task's presets: the share of `reference`'s errors that `best` avoids.
 
-DIR/data                simulated packed set
-DIR/runs/<name>         ordinary runs of `lensdist train`; DIR/logs, what they said
-DIR/results.{md,json}   accuracy by training images, each preset against `reference`
+DIR/data                simulated packed set DIR/runs/<name>         ordinary runs of `lensdist
+train`; DIR/logs, their messages DIR/results.{md,json}   accuracy by training images, each preset
+against `reference`
 
 Both presets of a row have the same training, validation and test images.
 """
@@ -25,9 +25,9 @@ from lensdist.sim.config import SimConfig
 from lensdist.utils.sealed import read_json
 
 REFERENCE = "reference"
-# Each row of the table: a preset, and settings on top of it. Without its fit `best` sees the images
-# as large as it would see what the fit leaves.
-_DATA_SEED = 1  # not the set on which `best` was settled
+# Each row of the table: a preset, and settings on top of it. Without its fit `best` gets images of
+# the size of the fit's residuals.
+_DATA_SEED = 1  # another set than the one used to choose `best`
 _NO_FIT = ("preprocess.scale=minmax", "model.resize=75")
 METHODS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     size: {
@@ -43,12 +43,12 @@ METHODS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
 
 
 def make(cfg: CommonTable) -> Path:
-    """Run what is not finished yet; returns the path of `results.md`.
+    """Run what is not finished yet, and return the path of `results.md`.
 
     Raises:
-        UserError: the presets are not there, or `cfg.out` holds a benchmark of other settings.
+        UserError: the presets do not exist, or `cfg.out` holds a benchmark of other settings.
         RunError: a run failed.
-        StoppedError: a run was asked to stop and has saved.
+        StoppedError: a run was told to stop and has saved.
     """
     methods = METHODS[cfg.size]
     check_presets(cfg, [preset for preset, _ in methods.values()])
@@ -92,7 +92,7 @@ def _notes(cfg: CommonTable, n: int) -> list[str]:
     presets = ", ".join(f"configs/{name}" for name in names)
     return [
         f"Simulated common task, 150x150, {cfg.per_class:,} images per class (each run draws its "
-        f"own from those for training); test n = {n:,} images, looked at once.",
+        f"own from those for training); test n = {n:,} images, used once.",
         f"Presets: {presets}; the validation split chose the weights.",
         "`best without the fit`: its network and schedule on the images as they are.",
         f"{cfg.seeds} seed(s): training images, order, initial weights. Intervals are 95 %, over "

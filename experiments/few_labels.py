@@ -1,8 +1,8 @@
-"""The gain of pretraining when labels are few: one command from nothing to a table.
+"""Measure the gain of pretraining with few labels: simulate, train and compare in one command.
 
-DIR/data/<noise>           simulated packed sets
-DIR/runs/<noise>/<name>    ordinary runs of `lensdist train`; DIR/logs, what they said
-DIR/results.{md,json}      accuracy by labels per class, each method against training from scratch
+DIR/data/<noise>           simulated packed sets DIR/runs/<noise>/<name>    ordinary runs of
+`lensdist train`; DIR/logs, their messages DIR/results.{md,json}      accuracy by labels per class,
+each method against training from scratch
 
 Every classifier of a row has the same labelled images, steps and test images.
 """
@@ -36,7 +36,7 @@ from lensdist.sim.config import SimConfig
 SMOOTH = "no_sub"
 SCRATCH = "from scratch"
 RESIDUAL = "PCA residual"
-PRETRAINED = {  # what each is pretrained on, as settings of `configs/mae`
+PRETRAINED = {  # the data of each pretraining, as settings of `configs/mae`
     "MAE, no_sub": (f"data.classes=[{SMOOTH}]",),
     "MAE, all classes": ("data.classes=null",),
     "MAE, stream": ("data.classes=null", "data.source=stream"),
@@ -44,14 +44,14 @@ PRETRAINED = {  # what each is pretrained on, as settings of `configs/mae`
 _DATA_SEED = 0
 _DETECTORS = {"none": "noiseless", "euclid": "Euclid noise"}
 METHODS = (SCRATCH, *PRETRAINED, RESIDUAL)
-# Random weights want another learning rate than pretrained ones, whose is in the preset. Small:
-# both chosen among 3e-4, 1e-3 and 2e-3 on another set (docs/log.md); full: a guess, not tuned yet.
+# Random weights need another learning rate than pretrained ones, whose rate is in the preset.
+# Small: both chosen among 3e-4, 1e-3 and 2e-3 on another set (docs/log.md); full: not tuned yet.
 SCRATCH_LR = {"small": 1e-3, "full": 3e-4}
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One method with one number of labels."""
+    """The outputs of one method with one number of labels."""
 
     noise: str
     labels_per_class: int
@@ -63,17 +63,17 @@ class Scored:
 
     @property
     def correct(self) -> Tensor:
-        """(seeds, test images) 0 or 1."""
+        """The correct answers: (seeds, test images) 0 or 1."""
         return correct(self.logits, self.truth)
 
 
 def make(cfg: FewLabels) -> Path:
-    """Run what is not finished yet; returns the path of `results.md`.
+    """Run what is not finished yet, and return the path of `results.md`.
 
     Raises:
-        UserError: the presets are not there, or `cfg.out` holds a benchmark of other settings.
+        UserError: the presets do not exist, or `cfg.out` holds a benchmark of other settings.
         RunError: a run failed.
-        StoppedError: a run was asked to stop and has saved.
+        StoppedError: a run was told to stop and has saved.
     """
     check_presets(cfg, [f"{task}/{PRESETS[cfg.size]}" for task in ("mae", "finetune")])
     sims = {noise: SimConfig(family="model_ii", noise=noise) for noise in cfg.noise}
@@ -87,7 +87,7 @@ def make(cfg: FewLabels) -> Path:
     finetuning = {noise: dict(_finetuning(cfg, noise)) for noise in cfg.noise}
     run_all([one for runs in finetuning.values() for one in runs.values()], cfg.jobs, "fine-tuning")
     for run in pretraining:
-        completed(run.run)  # raises where its files were altered since
+        completed(run.run)  # raises an error if its files were altered
     scored: list[Scored] = []
     for noise, packed in sets.items():
         scored += _scored(cfg, noise, packed, finetuning[noise])
@@ -111,7 +111,9 @@ def _finetuning(cfg: FewLabels, noise: str) -> Iterator[tuple[tuple[str, int, in
     fixed = (
         f"train.max_steps={cfg.finetuning}",
         # The last weights count. To choose among steps by validation would take more labelled
-        # images (a tenth of the set) than there are to train on, and few-label claims with them.
+        # Use the last weights. Choosing among steps by validation would take more labelled images
+        # (a tenth of the set) than there are to train on, which would not be a test with few
+        # labels.
         "train.eval_every_epochs=1000000000",
         "frozen_epochs=0",
         f"checkpoint.every_steps={cfg.finetuning}",
@@ -144,7 +146,7 @@ def _scored(
         for seed in range(cfg.seeds):
             for method in (SCRATCH, *PRETRAINED):
                 logits[method].append(runs[method, n, seed].logits)
-            # The very images that fine-tuning with this seed had.
+            # The same images as for fine-tuning with this seed.
             few = DataConfig(path=packed.path, labels_per_class=n)
             train = _everything(View(packed, "train", few, seed, cpu))
             found = logistic_regression(
@@ -163,7 +165,7 @@ def _everything(view: View) -> dict[str, Any]:
 
 
 def write_table(cfg: FewLabels, scored: list[Scored], baseline: str) -> Path:
-    """Write `results.{md,json}` and a figure for each kind of noise; returns `results.md`."""
+    """Write `results.{md,json}` and a figure for each kind of noise; return `results.md`."""
     scratch = {(s.noise, s.labels_per_class): s for s in scored if s.method == baseline}
     rows = [_row(s, scratch[s.noise, s.labels_per_class]) for s in scored]
     n = len(scored[0].truth)
@@ -186,7 +188,7 @@ def _row(mine: Scored, scratch: Scored) -> dict[str, Any]:
         "method": mine.method,
         **over_seeds(mine.logits, mine.truth),
     }
-    del row["ece"]  # of networks stopped after so few steps, of no interest
+    del row["ece"]  # not informative for networks stopped after so few steps
     if mine is not scratch:
         gain = paired_bootstrap(mine.correct, scratch.correct)
         row |= {"over_scratch": gain["difference"], "over_scratch_ci": gain["ci"]}
@@ -205,8 +207,8 @@ def _notes(cfg: FewLabels, n: int) -> list[str]:
         "and initial head. Intervals are 95 %, over seeds and test images (AUC: over test images); "
         "`over scratch` is paired. They do not cover the luck of pretraining.",
         "All networks see what 120 principal components of `no_sub` training images leave of an "
-        "image (`preprocess.scale: residual`), training from scratch too. The components know "
-        "which images are `no_sub`: simulations of smooth lenses would give them without labels.",
+        "image (`preprocess.scale: residual`), training from scratch too. The components use "
+        "the label `no_sub`: simulations of smooth lenses would replace it.",
         "`MAE, no_sub` and `PCA residual` learn from `no_sub` images, `MAE, all classes` from all "
         "training images without their labels, `MAE, stream` from fresh simulations.",
     ]

@@ -1,8 +1,8 @@
-"""The classical rival of pretraining: logistic regression on the residual from smooth lenses.
+"""Classify without pretraining: logistic regression on the residual from smooth lenses.
 
-A principal-component basis of images without substructure spans what smooth lenses look like.
-What it leaves of an image is substructure, noise, and the basis's own error; a few statistics of
-that residual go into a logistic regression on the labelled images.
+A principal-component basis of images without substructure describes smooth lenses. The residual of
+an image is substructure, noise, and the basis's own error; a few statistics of that residual go
+into a logistic regression on the labelled images.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lensdist.data.smooth import IMAGES, principal
 
-COMPONENTS = 120  # as measured in the field's notes; 99.99 % of a smooth lens's variance
+COMPONENTS = 120  # from the field's notes; 99.99 % of a smooth lens's variance
 _RINGS = 8
 _QUANTILES = (0.5, 0.9, 0.99)
 
@@ -30,8 +30,10 @@ class ResidualFeatures:
         self._rings = _rings(*smooth.shape[-2:])
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, F): logarithms of the residual's power in rings about the centre,
-        of quantiles of its squares, and of its peakedness.
+        """Map (N, C, H, W) to features (N, F): logarithms of statistics of the squared residual.
+
+        They are its mean in all, in rings about the centre, its quantiles, its maximum and
+        kurtosis.
         """
         square = (images - self._smooth.of(images)).flatten(1).double().square()
         power = square.mean(1, keepdim=True)
@@ -46,16 +48,16 @@ class ResidualFeatures:
 def logistic_regression(
     features: Tensor, labels: Tensor, test: Tensor, classes: int, c: float = 1.0
 ) -> Tensor:
-    """Logits (T, classes) of the test features.
+    """Return logits (T, classes) of the test features.
 
-    Features are standardised by the labelled images alone. The penalty is
-    ||weights||² / (2 c n), scikit-learn's default.
+    Features are standardised by the labelled images alone. The penalty is ||weights||² / (2 c n),
+    scikit-learn's default.
 
     Args:
         features: (n, F) of the labelled images.
         labels: (n,) in [0, classes).
         test: (T, F).
-        classes: how many.
+        classes: their number.
         c: inverse strength of the penalty.
     """
     mean, std = features.mean(0), features.std(0).clamp_min(1e-12)
@@ -78,7 +80,7 @@ def logistic_regression(
 
 
 def _rings(height: int, width: int) -> Tensor:
-    """(rings, H * W) float64 averaging weights of equally wide rings; corners join the last."""
+    """Return (rings, H * W) float64 weights of equally wide rings; corners join the last."""
     y = torch.arange(height, dtype=torch.float64) - (height - 1) / 2
     x = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
     radius = torch.hypot(y[:, None], x[None, :]).flatten() / (min(height, width) / 2)

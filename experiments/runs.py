@@ -1,4 +1,4 @@
-"""Training runs of a table, a few at a time, each started as a person would."""
+"""Train the runs of a table, a few at a time, each started as a user would."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from lensdist.utils.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError
 LOGITS = Path("eval", "test-logits.npy")
 IMAGE_SCORES = Path("eval", "test-images.safetensors")
 
-_leaving = False  # in a worker process: it has been asked to stop
+_leaving = False  # in a worker process: whether it was told to stop
 
 
 class StoppedError(Exception):
-    """A run was asked to stop and has saved: the same command goes on where it was."""
+    """A run was told to stop and has saved; the same command continues."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +47,31 @@ class Job:
 
     run: Path
     argv: tuple[str, ...]
-    """Of `lensdist train`."""
+    """Arguments of `lensdist train`."""
     log: Path
-    """Where its messages go."""
+    """File for its messages."""
     test: Path | None = None
-    """A packed set whose test split it classifies afterwards, into `run / LOGITS`, or of pairs
-    enlarges, with the scores of each image in `run / IMAGE_SCORES`."""
+    """A packed set whose test split the run is tested on afterwards, or None.
+
+    Classes are written to `run / LOGITS`; for pairs, scores of each image to `run / IMAGE_SCORES`.
+    """
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `COMPLETE.json` holds; raises where the run's files were altered since."""
+        """The content of `COMPLETE.json`; an error is raised if the run's files were altered."""
         found = completed(self.run)
         assert found is not None
         return found
 
     @property
     def logits(self) -> Tensor:
-        """Of the test images, (N, classes); raises where the run's files were altered since."""
+        """Logits (N, classes) of the test images; altered files of the run raise an error."""
         assert self.record
         return torch.from_numpy(np.load(self.run / LOGITS, allow_pickle=False))
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to do; checked again, by hash, where the run is used."""
+        """Whether nothing is left to do; checked again, by hash, when the run is used."""
         tested = (self.run / LOGITS).exists() or (self.run / IMAGE_SCORES).exists()
         return (self.run / COMPLETE).exists() and (self.test is None or tested)
 
@@ -87,7 +89,7 @@ def job(
         name: of the run; also that of its folder and log, without commas and spaces.
         settings: on top of the preset and of `cfg.overrides`.
         data: the packed set; None: the run simulates its own.
-        test: whether the run is used on the set's test split.
+        test: whether the run is tested on the set's test split.
     """
     run = cfg.out / "runs" / folder / name.lower().replace(",", "").replace(" ", "-")
     words = (*cfg.overrides, *settings, *((f"data.path={data}",) if data else ()))
@@ -96,30 +98,30 @@ def job(
 
 
 def check_presets(cfg: Table, presets: Iterable[str]) -> None:
-    """Check that presets are there.
+    """Check that presets exist.
 
     Raises:
-        UserError: one is not.
+        UserError: one does not.
     """
     for preset in presets:
         if not (cfg.configs / preset).is_file():
-            raise UserError(f"{cfg.configs / preset} is not there; give --configs of a checkout")
+            raise UserError(f"{cfg.configs / preset} does not exist; give --configs of a checkout")
 
 
 def notes(cfg: Table) -> list[str]:
-    """Return what a reader must know of every table."""
+    """Return notes that apply to every table."""
     return [
-        f"Seconds are a run's last life, of {cfg.jobs} at a time on this machine.",
+        f"Seconds are since a run's last start, with {cfg.jobs} at a time on this machine.",
         *([f"Settings of all runs: {' '.join(cfg.overrides)}."] if cfg.overrides else []),
     ]
 
 
 def run_all(jobs: Sequence[Job], workers: int, what: str) -> None:
-    """Do what is not done yet, `workers` jobs at a time.
+    """Do the jobs that are not done yet, `workers` at a time.
 
     Raises:
-        UserError: a finished run has other settings than its job asks for.
-        StoppedError: a run was asked to stop and has saved.
+        UserError: a finished run has other settings than its job.
+        StoppedError: a run was told to stop and has saved.
         RunError: a run failed; the others that had begun were finished.
     """
     for job in jobs:
@@ -128,7 +130,7 @@ def run_all(jobs: Sequence[Job], workers: int, what: str) -> None:
     if not todo:
         return
     start = time.monotonic()
-    # Read by the workers' torch when it starts: more threads than cores are slower than one each.
+    # The workers' torch reads it when it starts: more threads than cores are slower than one each.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     with (
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
@@ -142,7 +144,7 @@ def run_all(jobs: Sequence[Job], workers: int, what: str) -> None:
             except CancelledError:
                 raise StoppedError from None
             except BrokenProcessPool as e:  # stopped before it had begun, or killed
-                raise RunError(f"{job.run} was killed; the same command goes on") from e
+                raise RunError(f"{job.run} was killed; give the same command to continue") from e
             if code != EXIT_DONE:
                 pool.shutdown(cancel_futures=True)
                 if code == EXIT_REQUEUE:
@@ -175,18 +177,18 @@ def _refuse_other_settings(job: Job) -> None:
 
 @contextlib.contextmanager
 def _passing_on_signals(pool: ProcessPoolExecutor) -> Iterator[None]:
-    """Pass a request to stop on to the runs, which save; without it they would train on."""
+    """Pass a stop request on to the runs, which save; otherwise they would continue."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in active_children():
             child.terminate()  # SIGTERM: the run saves its state and exits
 
-    if threading.current_thread() is not threading.main_thread():  # only that may have handlers
+    if threading.current_thread() is not threading.main_thread():  # only it may have handlers
         yield
         return
     asked = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
-    numbers = [n for n in asked if signal.getsignal(n) is not signal.SIG_IGN]  # as under nohup
+    numbers = [n for n in asked if signal.getsignal(n) is not signal.SIG_IGN]  # not under nohup
     before = [signal.signal(number, stop) for number in numbers]
     try:
         yield
@@ -196,7 +198,7 @@ def _passing_on_signals(pool: ProcessPoolExecutor) -> Iterator[None]:
 
 
 def _do(job: Job) -> int:
-    """In a worker process: train, then use the network on the test split."""
+    """Train in a worker process, then test the network on the test split."""
     global _leaving
     parent = parent_process()
     if _leaving or (parent is not None and not parent.is_alive()):
@@ -235,4 +237,4 @@ def _test(run: Path, data: Path) -> None:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text().strip().splitlines() if log.exists() else []
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "its log is empty"

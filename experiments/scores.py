@@ -1,4 +1,4 @@
-"""Scores of single images in files, and scores over several seeds."""
+"""Store scores of single images, and compute scores over several seeds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lensdist.utils.tensors import write_safetensors
 
 
 def keep(path: Path, scores: Mapping[str, Tensor]) -> None:
-    """Write scores of single images, (N,) each by name; they appear whole or not at all."""
+    """Write scores of single images, (N,) each by name, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = temporary(path)
     try:
@@ -28,18 +28,20 @@ def keep(path: Path, scores: Mapping[str, Tensor]) -> None:
 
 
 def kept(path: Path) -> dict[str, Tensor]:
-    """Read what `keep` has written."""
+    """Read the file of `keep`."""
     return dict(load_file(path))
 
 
 def correct(logits: Tensor, truth: Tensor) -> Tensor:
-    """(seeds, test images) 0 or 1, from logits (seeds, test images, classes)."""
+    """Return (seeds, test images) 0 or 1, from logits (seeds, test images, classes)."""
     return (logits.argmax(2) == truth).double()
 
 
 def over_seeds(logits: Tensor, truth: Tensor) -> dict[str, Any]:
-    """Accuracy and macro AUC of logits (seeds, test images, classes), with intervals; the
-    accuracy's covers the luck of the seeds too, the AUC's that of the test images."""
+    """Return accuracy and macro AUC of logits (seeds, test images, classes), with intervals.
+
+    The accuracy's interval covers seeds and test images, the AUC's only test images.
+    """
     names = [str(k) for k in range(logits.shape[2])]
     each = [metrics.classification(one, truth, names) for one in logits]
     right = correct(logits, truth)

@@ -29,15 +29,17 @@ COMMON_IMAGES = {"small": 2_000, "full": 12_500}
 
 
 class Table(Strict):
-    """The settings that all tables have."""
+    """The settings of all tables."""
 
-    out: Path = Field(description="folder for everything")
-    seeds: int = Field(3, ge=1, le=100, description="runs that differ in all that is drawn")
-    size: Size = Field("small", description="presets: small, for CPUs; full, one GPU")
+    out: Path = Field(description="folder for all results, runs and simulated images")
+    seeds: int = Field(3, ge=1, le=100, description="number of runs with different random draws")
+    size: Size = Field(
+        "small", description="size of the presets: small, for CPUs; full, for one GPU"
+    )
     n_per_class: int | None = Field(
         None, ge=20, description="simulated images per class (default: by size)"
     )
-    jobs: int = Field(1, ge=1, le=256, description="runs at a time")
+    jobs: int = Field(1, ge=1, le=256, description="number of runs at a time")
     configs: Path = Field(CONFIGS, description="folder of presets")
     overrides: tuple[str, ...] = Field((), description="settings of all runs")
 
@@ -50,10 +52,10 @@ class FewLabels(Table):
     )
     noise: tuple[Noise, ...] = Field(("none", "euclid"), description="detectors to simulate")
     steps: int | None = Field(
-        None, ge=1, description="of each fine-tuning (default: small 200, full 2,000)"
+        None, ge=1, description="steps of each fine-tuning (default: small 200, full 2,000)"
     )
     pretrain_steps: int | None = Field(
-        None, ge=1, description="of each pretraining (default: small 2,500, full 30,000)"
+        None, ge=1, description="steps of each pretraining (default: small 2,500, full 30,000)"
     )
 
     @model_validator(mode="after")
@@ -70,7 +72,7 @@ class FewLabels(Table):
 
     @property
     def images(self) -> int:
-        """Simulated per class."""
+        """Simulated images per class."""
         return self.n_per_class or IMAGES[self.size]
 
     @property
@@ -109,7 +111,7 @@ class CommonTable(Table):
 
     @property
     def trained_on(self) -> tuple[int, ...]:
-        """Images of all classes, a column of the table each."""
+        """Numbers of training images of all classes; one group of rows of the table each."""
         return TRAINED_ON[self.size] if self.images is None else self.images
 
     @property
@@ -121,14 +123,16 @@ class CommonTable(Table):
 class SuperResolutionTable(Table):
     """Settings of `lensdist bench super-resolution`."""
 
-    seeds: int = Field(5, ge=1, le=100, description="runs; half as many with the most pairs")
+    seeds: int = Field(
+        5, ge=1, le=100, description="number of runs; half as many with the most pairs"
+    )
     pairs: tuple[Images, ...] | None = Field(
         None, description="training pairs (default: 100,1000,10000)"
     )
     steps: int | None = Field(
         None,
         ge=1,
-        description="of runs with the most pairs; with a tenth of them half as many, and so on "
+        description="steps of runs with the most pairs; half as many for a tenth of them "
         "(default: small 2,000, full 40,000)",
     )
 
@@ -146,7 +150,7 @@ class SuperResolutionTable(Table):
 
     @property
     def trained_on(self) -> tuple[int, ...]:
-        """Pairs to train on, ascending."""
+        """Numbers of training pairs, ascending."""
         return tuple(sorted(PAIRS if self.pairs is None else self.pairs))
 
     @property
@@ -155,11 +159,11 @@ class SuperResolutionTable(Table):
         return self.n_per_class or PAIR_IMAGES
 
     def steps_of(self, n: int) -> int:
-        """Steps of runs with n pairs: half as many for a tenth of the most pairs, and so on."""
+        """Return the steps of runs with n pairs: half as many for a tenth of the most pairs."""
         most = self.steps or PAIR_STEPS[self.size]
         halvings = math.log10(self.trained_on[-1] / n)
         return max(1, round(most / math.pow(2, halvings)))
 
     def seeds_of(self, n: int) -> int:
-        """Runs with n pairs: few pairs differ most by which they are."""
+        """Return the number of runs with n pairs: results with few pairs vary most."""
         return self.seeds if n < self.trained_on[-1] else max(1, self.seeds // 2)

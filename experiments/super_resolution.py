@@ -1,9 +1,8 @@
-"""Super-resolution: the MAE's gain, and the scores of everything else on the same pairs.
+"""Compare super-resolution methods on the same pairs, and measure the MAE's gain.
 
-DIR/data                simulated packed set of pairs, with the truth
-DIR/runs/<name>         ordinary runs of `lensdist train`; DIR/logs, what they said
-DIR/baselines           scores of each test image, of what is not trained by lensdist
-DIR/results.{md,json}   the table
+DIR/data                simulated packed set of pairs, with the truth DIR/runs/<name>
+ordinary runs of `lensdist train`; DIR/logs, their messages DIR/baselines           scores of each
+test image by methods that lensdist does not train DIR/results.{md,json}   the table
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ PRESETS = {
         ("full", "mae/pairs.yaml", "sr/best.yaml", "mae/reference.yaml", "sr/reference.yaml"),
     )
 }  # fmt: skip
-# Channels, blocks; small: about the seconds of `best`, full: the paper's baseline.
+# Channels, blocks; small: about the training time of `best`; full: the paper's baseline.
 EDSR = {"small": (16, 4), "full": (64, 16)}
 EDSR_RATE = {"small": 4e-3, "full": 1e-4}  # small: the best of 1, 2 and 4e-3; full: the paper's
 BATCH = {"small": 4, "full": 16}  # of `best` and EDSR
@@ -58,12 +57,12 @@ Enlarge = Callable[[Tensor], Tensor]
 
 
 def make(cfg: SuperResolutionTable) -> Path:
-    """Run what is not finished yet; returns the path of `results.md`.
+    """Run what is not finished yet, and return the path of `results.md`.
 
     Raises:
-        UserError: the presets are not there, or `cfg.out` holds a benchmark of other settings.
+        UserError: the presets do not exist, or `cfg.out` holds a benchmark of other settings.
         RunError: a run failed.
-        StoppedError: a run was asked to stop and has saved.
+        StoppedError: a run was told to stop and has saved.
     """
     check_presets(cfg, PRESETS[cfg.size].values())
     sim = SimConfig(family="sr")
@@ -101,13 +100,13 @@ def _job(cfg: SuperResolutionTable, preset: str, name: str, *words: str, **more:
 
 
 def _pretraining(cfg: SuperResolutionTable) -> dict[str, Job]:
-    """Return the MAEs: on the LR images of all training pairs, and the recipe's on its own."""
+    """Return the MAEs: one trained on the LR images of all training pairs, and the recipe's."""
     mae = _job(cfg, MAE, MAE, data=cfg.out / "data")
     return {MAE: mae, REFERENCE_MAE: _job(cfg, REFERENCE_MAE, REFERENCE_MAE)}
 
 
 def _training(cfg: SuperResolutionTable) -> Iterator[tuple[tuple[str, int, int], Job]]:
-    """Yield the longest run first, then all methods of as many pairs together."""
+    """Yield the longest run first, then all methods with the same number of pairs together."""
     most, maes = cfg.trained_on[-1], _pretraining(cfg)
     mae = str(maes[MAE].run)
 
@@ -121,7 +120,7 @@ def _training(cfg: SuperResolutionTable) -> Iterator[tuple[tuple[str, int, int],
     # The recipe keeps its own length, and its choice among epochs.
     yield of(REFERENCE, most, 0, str(maes[REFERENCE_MAE].run))
     for n in cfg.trained_on:
-        # The last weights count: to choose by validation takes more pairs than there are to learn.
+        # Use the last weights: choosing by validation takes more pairs than there are to train on.
         steps = (
             f"train.max_steps={cfg.steps_of(n)}",
             f"train.global_batch={BATCH[cfg.size]}",
@@ -156,7 +155,7 @@ def _untrained(cfg: SuperResolutionTable, packed: PackedSet) -> Iterator[tuple[s
 
 
 def _pairs(cfg: SuperResolutionTable, packed: PackedSet, n: int) -> Scores:
-    """Return the very pairs that runs of seed 0 have."""
+    """Return the same pairs as runs of seed 0."""
     few = DataConfig(path=packed.path, train_images=n)
     view = View(packed, "train", few, 0, torch.device("cpu"))
     return view.gather(np.arange(n))
@@ -195,11 +194,11 @@ def _kept(
     name: str,
     make: Callable[[], Enlarge] | None,
 ) -> Scores:
-    """Scores of each test image, kept in a file; without `make` those of the oracle."""
+    """Return scores of each test image, stored in a file; without `make` those of the oracle."""
     path = cfg.out / "baselines" / f"{name}-{packed.manifest.fingerprint[:8]}.safetensors"
     if path.exists():
         return kept(path)
-    with torch.enable_grad():  # an EDSR is trained here
+    with torch.enable_grad():  # `make` may train an EDSR
         enlarge = None if make is None else make()
     parts: list[Scores] = []
     for rows in torch.from_numpy(packed.indices("test")).split(_CHUNK):  # type: ignore[no-untyped-call]
@@ -244,8 +243,8 @@ def _notes(cfg: SuperResolutionTable, n: int) -> list[str]:
     steps = ", ".join(f"{cfg.steps_of(pairs):,}" for pairs in cfg.trained_on)
     return [
         f"Simulated pairs 75 -> 150 px of task VI.B; n = {n:,} test pairs, the same for all rows "
-        "and looked at once. PSNR with a data range of 1, mean over images.",
-        "`gap`: (MSE - oracle's) / (bicubic's - oracle's), 1 for bicubic; the oracle knows the "
+        "and used once. PSNR with a data range of 1, mean over images.",
+        "`gap`: (MSE - oracle's) / (bicubic's - oracle's), 1 for bicubic; the oracle has the "
         "lens without noise and moves it to LR's means. Below 0: better than that oracle, which "
         "shares a block's excess evenly.",
         "`psnr to truth`: against HR without its noise. LR's own noise is in its means, so what "

@@ -33,7 +33,7 @@ class Event(Strict):
     attempt: int = Field(0, description="1, 2, … of the phase; 0 if none has started")
     nodes: tuple[str, ...] = Field((), description="started: the nodes that it uses")
     step: int = Field(0, description="step of the newest checkpoint")
-    verdict: Verdict | None = Field(None, description="ended: what is done next")
+    verdict: Verdict | None = Field(None, description="ended: the next action")
     reason: str = Field("", description="ended: why, in a sentence")
     excluded: tuple[str, ...] = Field((), description="ended: nodes not to use again")
     kind: str = Field(
@@ -57,7 +57,7 @@ class AttemptLog:
         return cls(state / _FOLDER / f"{phase}.jsonl")
 
     def append(self, what: What, job: str, submission: str, **more: object) -> Event:
-        """Add an event that happens now, and wait until it is on the disk."""
+        """Add an event with the current time, and wait until it is on the disk."""
         event = Event.model_validate(
             {"what": what, "time": time.time(), "job": job, "submission": submission, **more}
         )

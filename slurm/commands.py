@@ -43,7 +43,7 @@ def _say_while_read(line: str) -> None:
     """Print a line of a log that is followed.
 
     Raises:
-        BrokenPipeError: nobody reads the output any more.
+        BrokenPipeError: the output's reader has ended.
     """
     _say(line)
     if getattr(sys.stdout, "lost", None) is not None:
@@ -137,7 +137,7 @@ def _why(args: argparse.Namespace) -> None:
 
 
 def _options(args: argparse.Namespace) -> str:
-    """Return what a further command about the same chain must repeat."""
+    """Return the options that a further command about the same chain must repeat."""
     chain = [] if args.chain == CHAIN else ["--chain", str(args.chain)]
     return shlex.join([*chain, *(one for one in args.arguments if one.startswith("runs="))])
 

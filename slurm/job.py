@@ -96,14 +96,14 @@ class Job(Strict):
     counts: tuple[int, ...] = (1,)
     """Numbers of nodes that can share a step evenly, ascending."""
     cwd: Path
-    """Where the chain was submitted: relative paths in its settings start here."""
+    """The folder in which the chain was submitted: relative paths in its settings start here."""
     code: Path
     """The copy of the code that runs; first on `PYTHONPATH`."""
     state: Path
     """The launcher's folder: `.submit` in the folder of the runs."""
     folder: Path
     """The submission's folder: this file, logs, exit reports."""
-    versions: dict[str, str] = Field({}, description="packages installed where it was sent from")
+    versions: dict[str, str] = Field({}, description="packages installed on the submitting machine")
     submitted: str = Field("", description="the command that submitted it")
 
     @model_validator(mode="before")
@@ -160,5 +160,5 @@ def _check_private(folder: Path) -> None:
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise UserError(
             f"{folder}: files in it are executed, so only you may have access; run "
-            f"`chmod 700 {folder}`, and look who owns it"
+            f"`chmod 700 {folder}`, and check who owns it"
         )

@@ -44,12 +44,12 @@ class JobState(Strict):
 
     @property
     def active(self) -> bool:
-        """True if it is in the queue or runs."""
+        """Whether it is in the queue or runs."""
         return self.state in WAITING or self.state in RUNNING
 
     @property
     def stuck(self) -> bool:
-        """True if it waits for something that never happens without help."""
+        """Whether it waits for something that never happens without help."""
         return self.state in WAITING and (
             self.reason in ("DependencyNeverSatisfied", "BadConstraints")
             or "held" in self.reason.lower()
@@ -62,10 +62,10 @@ def available() -> bool:
 
 
 def states(ids: Sequence[str]) -> dict[str, JobState]:
-    """Return the state of each job that SLURM's queue or accounting knows.
+    """Return the state of each job that SLURM's queue or accounting has.
 
     Raises:
-        RunError: SLURM does not answer, which does not mean that it knows no such job.
+        RunError: SLURM does not answer, which does not mean that it has no such job.
     """
     found: dict[str, JobState] = {}
     unique = [*dict.fromkeys(ids)]
@@ -132,7 +132,7 @@ def expected_start(script: str) -> str:
     The jobs that it depends on do not exist yet, so its dependencies are left out.
 
     Returns:
-        When and where, or why never.
+        The time and the nodes, or the reason why it cannot start.
     """
     lines = script.splitlines(keepends=True)
     kept = [line for line in lines if not _WAITS.match(line)]

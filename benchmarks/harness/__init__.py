@@ -1,1 +1,1 @@
-"""The harness of all benchmarks: stopwatch, turns behind a gate, hardware, report."""
+"""The harness of all benchmarks: stopwatch, turns after a gate, hardware, report."""

@@ -1,4 +1,4 @@
-"""The simulated images of a benchmark."""
+"""Simulate the images of a benchmark."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lensdist.utils.errors import UserError
 def simulated_set(
     path: Path, sim: SimConfig, n_per_class: int, seed: int, *, truth: bool = False
 ) -> PackedSet:
-    """Return the packed set of a benchmark, simulated where it is not there yet.
+    """Return the packed set of a benchmark; simulate it if it does not exist yet.
 
     Raises:
         UserError: `path` holds other images.
@@ -28,7 +28,5 @@ def simulated_set(
     packed = PackedSet(path)
     wanted = {"simulated": sim.model_dump(mode="json"), "n_per_class": n_per_class, "seed": seed}
     if {key: packed.manifest.source.get(key) for key in wanted} != wanted:
-        raise UserError(
-            f"{path} holds other images than these settings ask for; give another --out"
-        )
+        raise UserError(f"{path} holds other images than these settings define; give another --out")
     return packed

@@ -1,4 +1,4 @@
-"""Command lines from settings classes: a flag for each field (torch-free)."""
+"""Make command lines from settings classes: one flag per field (torch-free)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def parse(schema: type[T], argv: Sequence[str], prog: str, about: str) -> T:
     """Read the settings of a benchmark from its command line.
 
     Args:
-        schema: their class; a field named `overrides` takes all that is not a flag.
+        schema: their class; a field named `overrides` takes all words that are not flags.
         argv: the words.
         prog: the command that the help shows.
         about: its description and examples.

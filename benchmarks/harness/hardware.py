@@ -1,4 +1,4 @@
-"""The machine: its name, its load, and the most that its products and copies reach in seconds."""
+"""Describe the machine: its name, its load, and the peak rates of products and copies, measured."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "f
 def product_flops(device: torch.device, precision: str, tries: int = 8) -> float:
     """Return the FLOP/s of a square matrix product, the best of some tries.
 
-    In the type of the run's `precision`: under `no` float32 without TF32, under fp8 bfloat16, which
-    is what most of such a run computes in. A CPU's is that of as many threads as torch has.
+    The type is that of the run's `precision`: under `no` float32 without TF32, under fp8 bfloat16,
+    in which most of such a run is computed. A CPU uses as many threads as torch has.
     """
     size = 8192 if device.type == "cuda" else 1024
     a = torch.rand(size, size, device=device).to(_TYPES[precision])
@@ -39,23 +39,23 @@ def copy_bytes(device: torch.device, tries: int = 8) -> float:
 
 
 def _best(work: Callable[[], object], device: torch.device, tries: int) -> float:
-    """Seconds; the first try, which chooses kernels and fetches memory, does not count."""
+    """Return seconds; the first try, which chooses kernels and allocates memory, does not count."""
     return min([seconds(work, device) for _ in range(tries + 1)][1:])
 
 
 def forget_peak(device: torch.device) -> None:
-    """Reset what `peak_bytes` returns; on a GPU only."""
+    """Reset the peak that `peak_bytes` returns; on a GPU only."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_bytes(device: torch.device) -> tuple[int, str]:
-    """Return the most memory in use, and whose: a GPU's tensors, or this process's pages."""
+    """Return the most memory in use, and its kind: a GPU's tensors, or this process's pages."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device), "tensors on the GPU"
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return peak, "pages of the process since it began, torch itself included"
+    return peak, "pages of the process since its start, including torch"
 
 
 def describe(device: torch.device) -> str:
@@ -66,24 +66,24 @@ def describe(device: torch.device) -> str:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Return what must be known of the machine to judge a figure; `load` is that before."""
+    """Return the facts of the machine needed to judge a figure; `load` is the one before."""
     facts = {"device": describe(device), "cores": os.cpu_count(), "torch": torch.__version__}
     return {**facts, "load": (load(), None)}
 
 
 def load() -> float | None:
-    """Return the processes that want a core, over the last minute; None where it is not counted."""
+    """Return the number of runnable processes over the last minute; None if it is not counted."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def wait(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
+    """Wait until the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return the wall-clock time that some work takes, until the device has done it."""
+    """Return the wall-clock time of some work, until the device has done it."""
     wait(device)
     start = time.perf_counter()
     work()

@@ -1,4 +1,4 @@
-"""What is put on a run to measure it: on its task, its source, its saver and its logger."""
+"""Instruments that measure a run: on its task, its source, its saver and its logger."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from lensdist.training.async_saver import Saver
 from lensdist.training.run_logger import RunLogger
 
 Judge = Callable[[int, float, dict[str, Any]], None]
-"""Told of an evaluation: the step, seconds of training until then, the scores."""
+"""Called at each evaluation with the step, the seconds of training so far, and the scores."""
 
 
 def watched(task: AnyTask, network: nn.Module, watch: Watch) -> AnyTask:
-    """Return a task that tells the watch of each micro-batch and begins with a copy of a network.
+    """Return a task that reports each micro-batch to the watch and starts with a copy of a network.
 
-    The loop asks an instance: what is set there reaches it, whatever the task's class.
+    The loop uses an instance, so attributes set there reach it, whatever the task's class.
     """
 
     def loss(model: nn.Module, batch: Batch, key: int) -> Tensor:
@@ -46,7 +46,7 @@ def watched(task: AnyTask, network: nn.Module, watch: Watch) -> AnyTask:
 
 
 class TimedSet(PackedSource):
-    """A packed source that tells a watch how long its batches took to fetch."""
+    """A packed source that reports to a watch how long its batches took to fetch."""
 
     watch: Watch
 
@@ -56,7 +56,7 @@ class TimedSet(PackedSource):
 
 
 class TimedStream(StreamSource):
-    """A source of simulated images that tells a watch how long they took to make."""
+    """A source of simulated images that reports to a watch how long they took to simulate."""
 
     watch: Watch
 
@@ -85,7 +85,7 @@ class Few:
 
 
 class CountingSaver(Saver):
-    """Keeps how long each save stalled training, and can make the last one once more."""
+    """A saver that records how long each save stalled training, and can repeat the last one."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -108,7 +108,7 @@ class CountingSaver(Saver):
         )
 
     def again(self, times: int) -> None:
-        """Save the last state anew, when the writer has nothing else to do."""
+        """Save the last state again, when the writer is idle."""
         for _ in range(times):
             self.wait()
             if self._last is not None:
@@ -116,7 +116,7 @@ class CountingSaver(Saver):
 
 
 class JudgingLogger(RunLogger):
-    """Also counts seconds of training, and shows every evaluation to a judge on every process."""
+    """A logger that also counts seconds of training, and passes every evaluation to a judge."""
 
     def __init__(self, cfg: BaseRun, world: DistributedContext, judge: Judge | None) -> None:
         super().__init__(
@@ -147,7 +147,7 @@ class JudgingLogger(RunLogger):
             self._judge(step, self._trained, scores)
 
     def _now(self) -> float:
-        """Once the device has done what it was given."""
+        """Return the time after the device has done its work."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()

@@ -1,8 +1,8 @@
-"""A run of lensdist's own loop, again and again from the start, with a watch on it.
+"""Run lensdist's own loop, repeatedly from the start, with a watch on it.
 
-Nothing that a run does at a step is switched off: keyed random numbers, the logger, signals and
-the STOP file, one evaluation and one save at the end. Only the cadence of the latter two is moved
-out of the windows, for what they cost is told by itself.
+It does all that a run does at a step: keyed random numbers, the logger, signals and the STOP file,
+and one evaluation and one save at the end. Only the intervals of the latter two are moved out of
+the windows, because their cost is reported separately.
 """
 
 from __future__ import annotations
@@ -56,25 +56,25 @@ _EVALUATED = 8  # images of the evaluation at a turn's end, which is not timed
 
 @dataclass(frozen=True)
 class Point:
-    """An evaluation on the way."""
+    """An evaluation during training."""
 
     step: int
     seconds: float
-    """Of training until then: evaluations and saves do not count."""
+    """Seconds of training so far, without evaluations and saves."""
     scores: dict[str, Any]
 
 
 class _Reached(Exception):
-    """Raised to end a run that has reached its score."""
+    """The end of a run that has reached its score."""
 
 
 class Ours:
     """A run that can be trained many times.
 
     Args:
-        cfg: of the run; `run.dir` is written to, and what it held is overwritten.
+        cfg: of the run; `run.dir` is written to, and its content is overwritten.
         packed: the images.
-        network: in place of the one that the task builds; every turn begins with a copy.
+        network: in place of the one that the task builds; every turn starts with a copy.
         saves: whether `checkpoint.every_steps` holds within windows too.
 
     Raises:
@@ -113,7 +113,7 @@ class Ours:
         """Return the images to train on, and their rows in the packed set."""
         cfg, device = self.cfg, self.world.device
         if cfg.data.source == "stream":
-            assert cfg.data.sim is not None  # the configuration has checked
+            assert cfg.data.sim is not None  # checked by the configuration
             size = cfg.data.stream_epoch
             stream = TimedStream(cfg.data.sim, size, labels, cfg.seed, device)
             return stream, np.empty(0, np.int64)
@@ -121,7 +121,7 @@ class Ours:
         return TimedSet(self._prepared(view), cfg.seed), view.rows
 
     def _prepared(self, view: Images) -> Images:
-        """Preprocessing that a run does once is done once here too."""
+        """Do the preprocessing that a run does once, once here too."""
         if not self.task.preprocess.slow:
             return view
         return PreparedView(view, self.task.preprocess, self.cfg.train.eval_batch, self.world)
@@ -140,13 +140,13 @@ class Ours:
         return Way(self.turn, self.cfg.train.global_batch, len(self.plan.mine))
 
     def watch(self, skip: int, steps: int, windows: int = 1) -> Watch:
-        """Return a watch that knows how many micro-batches this process computes at a step."""
+        """Return a watch for the micro-batches that this process computes at a step."""
         return Watch(skip, steps, self.world.device, windows, len(self.plan.mine))
 
     def turn(self, watch: Watch) -> list[float]:
-        """Train until the watch has seen enough, and save; seconds that training waited for saves.
+        """Train until the watch has seen enough, and save; return the seconds of each save's stall.
 
-        The last save is made once more, to tell its cost from that of the first.
+        The last save is repeated, to separate its cost from that of the first.
         """
         cfg = self._until(watch.last + 1)  # its batch ends the last window
         with self._saver(cfg) as saver:
@@ -157,7 +157,7 @@ class Ours:
     def learn(
         self, reached: Callable[[dict[str, Any]], bool] = lambda scores: False
     ) -> list[Point]:
-        """Train the whole run, evaluations and saves included, until a score is reached.
+        """Train the whole run, with evaluations and saves, until a score is reached.
 
         Args:
             reached: whether scores on the validation split are good enough.
@@ -202,9 +202,9 @@ class Ours:
         saver: Saver,
         judge: Judge | None = None,
     ) -> None:
-        # accelerate knows one precision at a time: that of the last
+        # accelerate has one precision at a time: the last one set
         world = context_of(cfg)
-        torch.use_deterministic_algorithms(False)  # what another way has set is not undone by it
+        torch.use_deterministic_algorithms(False)  # it does not undo the setting of another way
         set_determinism(
             world.device, deterministic=cfg.train.deterministic, precision=cfg.precision
         )

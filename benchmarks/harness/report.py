@@ -1,4 +1,4 @@
-"""The report of a benchmark: tables and sentences as they come, then JSON and Markdown files."""
+"""Report a benchmark: print tables and sentences as they come, then write JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Facts = dict[str, Any]
 
 
 class Report:
-    """Collects what was measured, for people and for programs.
+    """The results of a benchmark, for people and for programs.
 
     Args:
         title: the page's heading.
@@ -43,34 +43,34 @@ class Report:
         self.say(table([shown(row) for row in rows]))
 
     def gated(self, differences: Mapping[str, float]) -> None:
-        """Say what the gate found: the largest relative difference of each way's losses."""
+        """Report the gate's result: the largest relative difference of each way's losses."""
         self.facts["loss_differences"] = dict(differences)
         found = ", ".join(f"{name} {apart:.0e}" for name, apart in differences.items())
         self.say(f"Same batches, same losses; largest relative difference: {found}.")
 
     def reasons(self, left_out: Mapping[str, str]) -> None:
-        """Say what was left out, and why."""
+        """Report what was left out, and why."""
         self.say("\n".join(f"- {name} was left out: {why}." for name, why in left_out.items()))
 
     def write(self, path: Path) -> Path:
-        """Write the facts to a JSON file, and the page beside it, whose path is returned."""
+        """Write the facts to a JSON file and the page next to it; return the page's path."""
         write_atomic(path, to_json(self.facts) + "\n")
         return write_atomic(path.with_suffix(".md"), "\n\n".join(self._parts) + "\n")
 
 
 def shown(row: Mapping[str, Any]) -> Facts:
-    """Return a row for a table, in which the range `x_spread` stands beside its `x`."""
+    """Return a row for a table, in which the range `x_spread` is shown with its `x`."""
     return {name.replace("_spread", "_ci"): value for name, value in row.items()}
 
 
 def compared(
     row: Mapping[str, Any], ratio: str = "first_over", name: str = "lensdist over"
 ) -> Facts:
-    """Return what a table shows of a row of `turns.compare`.
+    """Return the columns that a table shows of a row of `turns.compare`.
 
     Args:
-        row: see there.
-        ratio: the key of the ratio that counts.
+        row: from `turns.compare`.
+        ratio: the key of the main ratio.
         name: the ratio's name in the table.
     """
     keys = {"way": "way", "images_per_s": "images_per_s", ratio: name}
@@ -86,17 +86,19 @@ def compared(
 
 
 def options(doc: str | None, *, rounds: int, sizes: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Return the command line that all benchmarks have.
+    """Return the command line that all benchmarks share.
 
     Args:
         doc: of the benchmark's module; its first line is the description.
         rounds: the default.
-        sizes: to choose from, where there are several: the last is for a GPU.
+        sizes: to choose from, if there are several: the last is for a GPU.
     """
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=rounds, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="JSON file to write; a page is written beside it")
+    parser.add_argument("--rounds", type=int, default=rounds, help="rounds (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="torch threads (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file to write, with a Markdown page")
     if sizes:
         default = sizes[-1] if torch.cuda.is_available() else sizes[0]
         parser.add_argument("--size", choices=sizes, default=default, help=f"(here: {default})")
@@ -107,12 +109,12 @@ def options(doc: str | None, *, rounds: int, sizes: Sequence[str] = ()) -> argpa
 def reporting(
     args: argparse.Namespace, title: str, device: torch.device | None = None, **facts: Any
 ) -> Iterator[tuple[Report, Path]]:
-    """Give a report and a temporary folder; at the end, name the machine and write the report.
+    """Yield a report and a temporary folder; at the end, name the machine and write the report.
 
     Args:
-        args: of a parser that `options` has made.
+        args: of a parser from `options`.
         title: of the report.
-        device: where it is measured; None: a GPU where there is one.
+        device: of the measurement; None: a GPU if there is one.
         facts: also for the JSON file.
     """
     torch.set_num_threads(args.threads)

@@ -1,7 +1,7 @@
-"""Ways that take turns: first to show that they do the same work, then to be timed.
+"""Let ways to train take turns: first to show that they do the same work, then to be timed.
 
-Within a round all have their turn, every other time in reverse, so that a machine that is busy for
-a while slows all of them. So ratios are taken within a round, and their median counts.
+Within a round each has its turn, every other time in reverse, so that a machine that is busy for a
+while slows all of them. So ratios are taken within a round, and their median is reported.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ PARITY_STEPS = 4
 
 
 class Timed(NamedTuple):
-    """A turn's window."""
+    """The result of a timed window."""
 
     rate: float
-    """Images a second, over all processes."""
+    """Images per second, over all processes."""
     cpu_rate: float
-    """Images a second of this process on a core."""
+    """Images per second of this process's time on a core."""
     peak: int | None
-    """On a GPU: bytes in use at most, without what was there before, such as resident images."""
+    """Peak bytes in use on a GPU, without those in use before, such as resident images."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Way:
         return watch.step_losses()[:steps]
 
     def timed(self, skip: int, steps: int, device: torch.device) -> Timed:
-        """Train anew, and time a window of steps."""
+        """Train from the beginning, and time a window of steps."""
         cuda = device.type == "cuda"
         forget_peak(device)
         before = torch.cuda.memory_allocated(device) if cuda else 0
@@ -68,8 +68,11 @@ class Way:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Of the relative difference of losses: of the first step's, which weights alone decide, and of
-    all: Adam makes much of gradients near zero, whose rounding then grows."""
+    """The tolerated relative difference of losses: of the first step's, and of all.
+
+    The first depends only on the weights; for later ones, Adam amplifies the rounding of gradients
+    near zero.
+    """
 
     first: float
     all: float
@@ -91,9 +94,9 @@ class Tolerance:
 
 
 ROUNDING = Tolerance(1e-5, 1e-4)
-"""The reference MAE's is 1e-7; at `debug`'s size a rate 1 % off makes more than 1e-4."""
+"""The reference MAE's is 1e-7; at `debug`'s size a rate that is 1 % off gives more than 1e-4."""
 BATCHNORM = Tolerance(1e-4, 2e-3)
-"""Other layouts make up to 5e-4 of a DenseNet's, one and a half times the rate 2.5e-3."""
+"""Other layouts give up to 5e-4 for a DenseNet, one and a half times the rate 2.5e-3."""
 
 
 def gate(
@@ -106,11 +109,11 @@ def gate(
     """Return the largest relative difference of each way's first losses from the base's.
 
     Args:
-        ways: what is held against it.
+        ways: compared with the base.
         base: lensdist.
         device: where they train.
-        tolerance: what rounding may make.
-        steps: that are looked at; the first alone says nothing of the optimizer.
+        tolerance: allowed for rounding.
+        steps: compared steps; the first alone does not test the optimizer.
 
     Raises:
         RunError: one is larger than rounding.
@@ -125,12 +128,12 @@ def gate(
 def take_turns(
     turns: Mapping[str, Callable[[], T]], rounds: int, warm: int = 0
 ) -> dict[str, list[T]]:
-    """Return what each turn returns, a value a round.
+    """Return the result of each turn, one per round.
 
     Args:
-        turns: what takes turns, by name.
+        turns: the turns by name.
         rounds: that count.
-        warm: rounds before them that do not count: they start workers and warm caches up.
+        warm: rounds before them that do not count: they start workers and warm up caches.
     """
     found: dict[str, list[T]] = {name: [] for name in turns}
     for i in range(warm + rounds):
@@ -142,7 +145,7 @@ def take_turns(
 def compare(
     ways: Mapping[str, Way], device: torch.device, *, skip: int, steps: int, rounds: int
 ) -> list[dict[str, Any]]:
-    """Time all ways in turns; a row each, in which the first is held against all.
+    """Time all ways in turns, and return a row for each with the first way's ratio to it.
 
     Returns:
         `way`, `batch`, `images_per_s` (median over rounds) and its smallest and largest value

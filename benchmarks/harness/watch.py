@@ -13,21 +13,21 @@ from torch import Tensor
 
 T = TypeVar("T")
 Turn = Callable[["Watch"], object]
-"""Trains from the beginning, telling the watch of every batch, until it has seen enough."""
+"""Trains from the beginning, and reports every batch to the watch, until it has seen enough."""
 
 
 class Watch:
-    """Times windows of steps, the time in them that a loop waited for data, and keeps all losses.
+    """A stopwatch for windows of steps and the waits for data in them; it keeps all losses.
 
-    A window begins and ends where a batch is there and the device has done all that came before:
-    it holds the fetching of as many batches as it has steps, and everything a loop does at a step.
+    A window begins and ends when a batch is ready and the device has done all earlier work: it
+    holds the fetching of as many batches as it has steps, and everything a loop does at a step.
 
     Args:
-        skip: steps before the first window: to warm up.
+        skip: warm-up steps before the first window.
         steps: of a window.
         device: where the loop trains.
-        windows: one after the other.
-        calls: batches a step, where gradients are accumulated.
+        windows: their number, one after the other.
+        calls: batches per step, if gradients are accumulated.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Watch:
         self.losses: list[Tensor] = []
         self.seconds_each: list[float] = []
         self.cpu_each: list[float] = []
-        """Seconds of the process on a core: others' work leaves them alone, caches aside."""
+        """Seconds of the process on a core: other processes affect them only through the caches."""
         self.waited_each: list[float] = []
         self._calls, self._seen = calls, 0
         self._start, self._cpu, self._waited = 0.0, 0.0, 0.0
@@ -51,7 +51,7 @@ class Watch:
         return sum(self.seconds_each)
 
     def begin(self) -> None:
-        """Note that a batch was fetched. That of the step after the last ends the time."""
+        """Record that a batch was fetched. The batch after the last step ends the time."""
         step, call = divmod(self._seen, self._calls)
         if call == 0 and self.skip <= step <= self.last and (step - self.skip) % self.steps == 0:
             self._mark(step)
@@ -73,9 +73,9 @@ class Watch:
     def waiting(self) -> Iterator[None]:
         """Count the time inside as fetching a batch.
 
-        On a GPU the time is the device's own, between events before and after: what it spent on
-        copies and gathers, and idle for want of a batch. What the host does while it is busy with
-        earlier steps keeps nobody waiting.
+        On a GPU the time is the device's own, between events before and after: its copies and
+        gathers, and its idle time for lack of a batch. The host's work while the device is busy
+        with earlier steps does not count.
         """
         if self.device.type != "cuda":
             start = time.perf_counter()
@@ -89,7 +89,7 @@ class Watch:
         self._marks.append((before, after))
 
     def over(self, loader: Iterable[T]) -> Iterator[T]:
-        """Yield the loader's batches, again and again, until there were enough."""
+        """Yield the loader's batches repeatedly, until there were enough."""
         for batch in chain.from_iterable(repeat(loader)):
             self.begin()
             if self._seen > self.last:

@@ -1,1 +1,1 @@
-"""Rivals: how a user would train instead, as in their authors' examples; for benchmarks only."""
+"""Rivals: other ways to train, as in their authors' examples; for benchmarks only."""

@@ -1,4 +1,4 @@
-"""EDSR, a network for super-resolution without an MAE, and the ordinary loop that trains it."""
+"""EDSR, a network for super-resolution without an MAE, and a plain loop that trains it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from lensdist.models.config import prime_factors
 
 
 class Edsr(nn.Module):
-    """EDSR (Lim et al. 2017, arXiv:1707.02921): residual blocks without BatchNorm at LR's
-    resolution, then sub-pixel convolutions. (N, C, H, W) -> (N, C, f H, f W).
+    """EDSR (Lim et al. 2017, arXiv:1707.02921): (N, C, H, W) -> (N, C, f H, f W).
 
-    The paper takes off the mean of its data, and has pixels between 0 and 255. Those of lenses are
-    of any unit: here the network sees standard deviations of the data.
+    It has residual blocks without BatchNorm at LR's resolution, then sub-pixel convolutions. The
+    paper subtracts the mean of its data, and has pixels between 0 and 255. Those of lenses have any
+    unit, so here the network sees them in standard deviations of the data.
 
     Args:
         bands: C.
         factor: f.
         width: channels; the paper's baseline has 64, its largest 256.
         blocks: residual blocks; the paper's baseline has 16, its largest 32.
-        residual_scale: of what a block adds; the paper's largest has 0.1.
+        residual_scale: factor on a block's output; the paper's largest has 0.1.
         mean, std: of the data's pixels, in their units.
     """
 
@@ -84,7 +84,7 @@ def train_edsr(
     rate: float = 4e-3,
     device: torch.device | str = "cpu",
 ) -> Edsr:
-    """Train in an ordinary loop: Adam, L1, pairs at random, turned and mirrored, a cosine to 0.
+    """Train in a plain loop: Adam, L1, random pairs, turned and mirrored, a cosine to 0.
 
     The same seed gives the same weights on a CPU.
 
@@ -92,8 +92,8 @@ def train_edsr(
         lr: (N, C, H, W).
         hr: (N, C, f H, f W) in the same units.
         steps: of the optimizer.
-        batch: pairs a step.
-        seed: of the weights, and of which pairs and turns are drawn.
+        batch: pairs per step.
+        seed: of the weights, the pairs and their turns.
         width, blocks: of the network.
         rate: learning rate of the first step. The default was the best of 1e-3, 2e-3 and 4e-3 for
             2,500 steps of 4 pairs at the default size; the paper's, for its sizes, is 1e-4.

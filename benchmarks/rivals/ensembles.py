@@ -1,4 +1,4 @@
-"""The common task's networks as timm and torchvision build them, with our weights."""
+"""Build the common task's networks with timm and torchvision, with our weights."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Mean(nn.Module):
 
 
 def refusal(cfg: EnsembleConfig) -> str:
-    """Return why these networks cannot stand for lensdist's; empty where they can."""
+    """Return why these networks cannot replace lensdist's; empty if they can."""
     if "lensnet" in cfg.members:
-        return "lensnet is lensdist's own network: nobody else has it"
+        return "lensnet exists in lensdist only"
     if cfg.combine != "logits":
         return f"others average logits: model.combine: {cfg.combine} is lensdist's own"
     return ""
@@ -61,12 +61,12 @@ def build(maker: str, cfg: EnsembleConfig, classes: int, weights: dict[str, Tens
 
 
 def item(pixels: int | None, *, mirror: bool, grey3: bool) -> Item:
-    """Resize, mirror at random and repeat as a notebook does it, by torchvision.
+    """Return a transform that resizes, mirrors at random and repeats bands, as a notebook does.
 
     Args:
-        pixels: a side; None: as on disk.
-        mirror: half of the images.
-        grey3: one band three times.
+        pixels: height and width; None: as on disk.
+        mirror: whether to mirror half of the images.
+        grey3: whether to repeat one band three times.
     """
     import_torchvision()
     from torchvision import transforms

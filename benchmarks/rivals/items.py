@@ -1,4 +1,4 @@
-"""Images of a packed set as others read them: one by one, from files or from the array."""
+"""Read images of a packed set as others do: one by one, from files or from the array."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from benchmarks.rivals.loops import Batch
 from lensdist.data.dataset import PackedSet
 
 Item = Callable[[dict[str, Tensor]], Batch]
-"""From one sample, its tensors as in a batch but without that axis, to what a loader returns."""
+"""Maps one sample's tensors, without the batch axis, to the items of a loader."""
 
 _IMAGES: tuple[str, ...] = ("image", "target")
 
 
 class Files(Dataset[Batch]):
-    """Samples by number, each from `.npy` files of its own, as a notebook reads them.
+    """Samples by number, each from its own `.npy` files, as a notebook reads them.
 
     Args:
         packed: the set.
-        folder: where the files are, written there once.
-        rows: the samples that will be asked for.
-        item: what is made of one.
+        folder: of the files, written there once.
+        rows: the samples that will be read.
+        item: applied to each sample.
     """
 
     def __init__(self, packed: PackedSet, folder: Path, rows: Sequence[int], item: Item) -> None:
@@ -37,8 +37,8 @@ class Files(Dataset[Batch]):
         for row in rows:
             if not self._file("image", row).exists():
                 one = packed.gather(np.asarray([row]), dtype=None)
-                for key in reversed(self._keys):  # the image's says that all are there
-                    # People's files are float64: `lensdist simulate` writes them as they come.
+                for key in reversed(self._keys):  # the image comes last: it shows that all exist
+                    # Users' files are float64: `lensdist simulate` writes them so.
                     np.save(self._file(key, row), one[key][0].double().numpy())
 
     def _file(self, key: str, row: int) -> Path:
@@ -65,7 +65,7 @@ class Array(Dataset[Batch]):
 
 
 class Memory:
-    """Whole batches out of tensors on the device: the least that a loader can cost.
+    """Whole batches from tensors on the device: the least that a loader can cost.
 
     Args:
         packed: the set.

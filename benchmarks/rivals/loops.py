@@ -1,6 +1,7 @@
-"""The loops that others train with, each for any network and any loss.
+"""The training loops of others, each for any network and any loss.
 
-None averages weights, clips gradients, seeds a micro-batch or writes a log, which flatters them.
+None averages weights, clips gradients, seeds a micro-batch or writes a log, which is to their
+advantage.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from lensdist.utils.torchvision_compat import import_torchvision
 
 Batch = tuple[Tensor, ...]
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
-"""Of a network on a batch on its device: the loss, and what the network has made of the batch."""
+"""Maps a network and a batch on its device to the loss and the network's output."""
 Read = Callable[[Tensor, Tensor, Batch], None]
 Make = Callable[[], nn.Module]
 Optimizer = Callable[[nn.Module], torch.optim.Optimizer]
@@ -34,16 +35,16 @@ def turn_of(
 
     Args:
         loop: of this module.
-        make: the network, with its first weights.
+        make: builds the network, with its first weights.
         batches: the loader.
         loss: of a batch.
-        optimizer: of a network.
-        benchmark: whether cuDNN tries its kernels out.
+        optimizer: builds a network's optimizer.
+        benchmark: whether cuDNN times its kernels to choose them.
         tf32: whether float32 products may be rounded.
     """
 
     def turn(watch: Watch) -> None:
-        torch.use_deterministic_algorithms(False)  # lensdist's settings are lensdist's
+        torch.use_deterministic_algorithms(False)  # lensdist's settings do not apply to others
         torch.backends.cudnn.benchmark = benchmark
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         loop(make().to(watch.device).train(), watch, batches, loss, optimizer)
@@ -52,19 +53,19 @@ def turn_of(
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context that lensdist's `precision` asks for."""
+    """Return the context of lensdist's `precision`."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype, precision != "no")
 
 
 def by_hand(precision: str, read: Read = lambda *step: None, channels_last: bool = False) -> Loop:
-    """Return the loop that one writes by hand.
+    """Return a hand-written loop.
 
     Args:
         precision: as lensdist's.
-        read: what it reads from the device at each step: of the loss, what the network has made of
-            the batch, and the batch.
-        channels_last: lay images and weights out so.
+        read: what it reads from the device at each step, given the loss, the network's output and
+            the batch.
+        channels_last: whether images and weights have that layout.
     """
 
     def loop(
@@ -92,7 +93,7 @@ def by_hand(precision: str, read: Read = lambda *step: None, channels_last: bool
 def notebook() -> Loop:
     """Return the reference notebooks' loop: float32, and the loss read at each step.
 
-    Correct answers are counted too, where the last of a batch is labels.
+    Correct answers are counted too, if the last tensor of a batch is labels.
     """
 
     def read(value: Tensor, made: Tensor, batch: Batch) -> None:
@@ -113,7 +114,7 @@ def timm_loop(precision: str, channels_last: bool = False) -> Loop:
 
 
 def timm_adam(kind: str, rate: float, decay: float) -> Optimizer:
-    """Return what makes timm's own optimizer."""
+    """Return a function that builds timm's own optimizer."""
 
     def make(net: nn.Module) -> torch.optim.Optimizer:
         import_torchvision()
@@ -151,7 +152,7 @@ def lightning_loop(precision: str) -> Loop:
             def configure_optimizers(self) -> torch.optim.Optimizer:
                 return optimizer(self.net)
 
-        class Watched:  # its length known: else Lightning fetches a batch ahead of the step
+        class Watched:  # with a length: else Lightning fetches a batch ahead
             def __iter__(self) -> Iterator[Batch]:
                 return watch.over(loader)
 

@@ -1,4 +1,4 @@
-"""Super-resolution in a plain loop: the losses of lensdist's network and of EDSR, written out."""
+"""Train super-resolution in a plain loop: the losses of lensdist's network and of EDSR."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lensdist.data.config import AugmentConfig
 
 
 def refusal(cfg: Any) -> str:
-    """Return why plain loops cannot stand for this run; empty where they can."""
+    """Return why plain loops cannot replace this run; empty if they can."""
     if cfg.learn != "hr" or cfg.preprocess.scale != "minmax":
         return "plain loops go with learn: hr and preprocess.scale: minmax"
     return ""
@@ -45,13 +45,13 @@ def resolver_loss(cfg: Any) -> Loss:
 
 
 def edsr_loss(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the L1 loss of images as they are, as in the paper."""
+    """Return the L1 loss of unscaled images, as in the paper."""
     drawn = net(batch[0])
     return F.l1_loss(drawn, batch[1]), drawn
 
 
 def turned_item(augment: AugmentConfig) -> Item:
-    """Return what makes (LR, HR) of one pair, turned and mirrored at random."""
+    """Return a transform to (LR, HR) of one pair, turned and mirrored at random."""
     ways = views(augment)
 
     def made(sample: dict[str, Tensor]) -> Batch:

@@ -1,4 +1,4 @@
-"""Trainings on the tests' SLURM: as the launcher sends them, and as one would by hand."""
+"""Start trainings on the tests' SLURM: by the launcher, and by hand."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.slurm.minislurm import MiniSlurm
 from tests.slurm.watch import attempts_of, losses
 
 CONFIGS = ROOT / "configs"
-PATIENCE = 240  # s, for a step on a busy machine
-LOOK = 0.02  # s between two looks at a run
+PATIENCE = 240  # s to wait for a step on a busy machine
+LOOK = 0.02  # s between two checks of a run
 ENDLESS = 100_000  # steps
 
 
 def tiny(task: str, data: str, **changes: Any) -> list[str]:
-    """Return settings of a network so small that only what is around it shows."""
+    """Return settings of a network so small that only the work around it is visible."""
     words = settings(task, Path(data), Path("unused"), **changes)
     return [word for word in words if not word.startswith(("--config", "run.dir="))]
 
@@ -34,9 +34,9 @@ class Jobs:
 
     Args:
         cluster: the SLURM.
-        folder: of all that is written; it must not exist.
+        folder: of all files; it must not exist.
         data: a packed set.
-        where: of the cluster's file.
+        where: settings of the cluster's file.
         changes: of the configuration.
     """
 
@@ -60,30 +60,30 @@ class Jobs:
         return f"run-{self._count}"
 
     def send(self, name: str) -> str:
-        """Submit a job by the launcher; returns its id."""
+        """Submit a job by the launcher, and return its id."""
         chain = write_chain(self.folder, self._data, phases={name: {"train": str(self.config)}})
         submit("submit", chain, self.where, env=self.slurm.environment)
         return jobs_of(self.runs)[name]
 
     def send_bare(self, head: str, body: str) -> str:
-        """Submit a job by hand; returns its id."""
+        """Submit a job by hand, and return its id."""
         file = self.folder / "bare.sh"
         file.write_text(f"{self._head}{head}{self._stamp}{body}")
         return self.slurm.run("sbatch", "--parsable", str(file)).strip()
 
     def times(self, job: str) -> list[float]:
-        """Return when its script came past the stamps."""
+        """Return the times of the stamps in its script."""
         return [float(line) for line in (self.folder / f"{job}.times").read_text().split()]
 
     def first_step(self, job: str, run: Path, after: int = 0) -> float:
-        """Wait for a run's first step after one; returns when, in seconds since 1970."""
+        """Wait for a run's first step after `after`; return its time, in seconds since 1970."""
         return self.wait(lambda: max(losses(run), default=0) > after, job, f"step of {run}")
 
     def wait(self, done: Callable[[], bool], job: str, what: str) -> float:
-        """Wait for something of a job; returns when it was there, in seconds since 1970.
+        """Wait until `done`; return the time, in seconds since 1970.
 
         Raises:
-            SystemExit: it does not come; with the end of the job's log.
+            SystemExit: it does not happen; with the end of the job's log.
         """
         end = time.monotonic() + PATIENCE
         while not done():
@@ -131,7 +131,7 @@ class Starts(Jobs):
         return self._seconds(self.send_bare(f"#SBATCH --nodes={self._nodes} {size}\n", body), run)
 
     def _seconds(self, job: str, run: Path) -> float:
-        """Until the first step; returns when the job has ended, and leaves the cores to others."""
+        """Wait for the first step and the job's end, which frees the cores; return the seconds."""
         seen = self.first_step(job, run)
         state = self.slurm.finished(job, PATIENCE)
         loss = losses(run)[1]

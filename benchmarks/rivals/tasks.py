@@ -1,4 +1,4 @@
-"""The rivals of a run, by task: other networks and loops on its images, from its weights."""
+"""Build the rivals of a run, by task: other networks and loops on its images, from its weights."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _NO_LIGHTNING = "Lightning is not installed: pip install 'lensdist[bench]'"
 
 @dataclass
 class Rivals:
-    """A run's rivals.
+    """The rivals of a run.
 
     Args:
         ours: the run.
-        folder: for files of single images; what is there already is used again.
+        folder: for files of single images; existing ones are used again.
         order: rows of the packed set to train on.
         shuffle: whether each epoch draws an order of its own.
         workers: of the loaders of timm and Lightning.
@@ -49,7 +49,7 @@ class Rivals:
     workers: int = 0
     ways: dict[str, Way] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-    """Name -> why, and what to do about it."""
+    """Name -> reason, and what to do about it."""
 
     def add(
         self, name: str, loop: Loop, make: Make, batches: Iterable[Batch], loss: Loss, **how: Any
@@ -75,7 +75,7 @@ class Rivals:
         )  # fmt: skip
 
     def files(self, item: Item) -> DataLoader[Any]:
-        """Return a loader of a file an image without workers, as the notebooks'."""
+        """Return a loader of one file per image without workers, as the notebooks'."""
         return self.loader(Files(self.ours.packed, self.folder, self.order, item))
 
     def array(self, item: Item) -> DataLoader[Any]:
@@ -91,7 +91,7 @@ class Rivals:
     def add_timm(
         self, make: Make, batches: Iterable[Batch], loss: Loss, *, channels_last: bool = False
     ) -> None:
-        """Add timm's loop, or say why not."""
+        """Add timm's loop, or the reason why not."""
         cfg = self.ours.cfg
         if find_spec("timm") is None:
             self.left_out["timm"] = _NO_TIMM
@@ -102,7 +102,7 @@ class Rivals:
         self.add(name, loop, make, batches, loss, adam=adam, benchmark=True)
 
     def add_lightning(self, make: Make, batches: Iterable[Batch], loss: Loss) -> None:
-        """Add Lightning's loop, or say why not."""
+        """Add Lightning's loop, or the reason why not."""
         if find_spec("lightning") is None:
             self.left_out["Lightning"] = _NO_LIGHTNING
         else:
@@ -115,10 +115,10 @@ Refusal = Callable[[Any], str]
 
 
 def fill(rivals: Rivals) -> Rivals:
-    """Add what suits the run's task; where nothing does, say why."""
+    """Add the rivals of the run's task, or the reason why there are none."""
     cfg = rivals.ours.cfg
     if cfg.task not in OF_TASK:
-        rivals.left_out["others"] = f"nothing stands in for task {cfg.task}"
+        rivals.left_out["others"] = f"task {cfg.task} has no rivals"
         return rivals
     add, refusal = OF_TASK[cfg.task]
     why = refusal(cfg) or _refusal(rivals.ours)
@@ -140,7 +140,7 @@ def _refusal(ours: Ours) -> str:
 
 
 def _mae(rivals: Rivals, cfg: Any) -> None:
-    """Masks come from lensdist's own function, whose batched form is faster than others have."""
+    """Add the MAE's rivals, with masks from lensdist's own, faster function."""
     task = rivals.ours.task
     key = rng.key(rng.key(cfg.seed, "draw", 0), "mask")
 
@@ -171,10 +171,10 @@ def _transformers(
 
     Args:
         rivals: to add to.
-        prepare: from a batch of images and something else to what the loss takes; a notebook does
+        prepare: maps a batch of images and a second tensor to the loss's input; a notebook applies
             it to one image at a time, the others to a batch.
         loss: of a prepared batch.
-        second: the key of what goes with the images.
+        second: the key of the second tensor.
     """
     net, precision = rivals.ours.network, rivals.ours.cfg.precision
 
@@ -228,4 +228,4 @@ OF_TASK: dict[str, tuple[Add, Refusal]] = {
     "common": (_common, lambda cfg: ensembles.refusal(cfg.model)),
     "sr": (_super_resolution, resolvers.refusal),
 }
-"""Task -> what adds its rivals, and what says why a configuration has none."""
+"""Task -> a function that adds its rivals, and one that returns why a configuration has none."""

@@ -1,6 +1,6 @@
-"""The vision transformer as others build it, with our weights: torch's own layers, and timm's.
+"""Build the vision transformer from torch's own layers, and from timm's, with our weights.
 
-Both are given less to do than they would do by themselves: no dropout of attention weights.
+Both do less than they would by default: no dropout of attention weights.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ _IN_TIMM = {
 
 
 def refusal(cfg: EncoderConfig) -> str:
-    """Return why these networks cannot stand for one of lensdist's; empty where they can."""
+    """Return why these networks cannot replace lensdist's; empty if they can."""
     if cfg.stem != "patch" or cfg.block != "prenorm":
         return "torch's and timm's transformers go with model.stem: patch and block: prenorm"
     if getattr(cfg, "decoder", "upconv") != "upconv":
-        return "no plain network draws with model.decoder: tokens; use upconv"
+        return "no plain network has model.decoder: tokens; use upconv"
     return ""
 
 
 class PlainEncoder(nn.Module):
-    """As the recipe writes it: a convolution, positions, `nn.TransformerEncoder`."""
+    """The recipe's encoder: a convolution, positions, `nn.TransformerEncoder`."""
 
     def __init__(self, ours: Encoder) -> None:
         super().__init__()
@@ -98,14 +98,14 @@ class TimmEncoder(nn.Module):
 
 
 class PlainAutoencoder(nn.Module):
-    """(images (B, C, H, W), mask (B, N) true = hidden) -> reconstruction (B, C, H, W)."""
+    """The autoencoder: (B, C, H, W), mask (B, N) true = hidden -> reconstruction (B, C, H, W)."""
 
     def __init__(self, ours: MaskedAutoencoder, encoder: nn.Module) -> None:
         super().__init__()
         self.grid, self.patch = ours.cfg.grid, ours.cfg.patch_size
         self.encoder = encoder
-        # A sequence of torch's own up-convolutions and a convolution: there is no plainer way.
-        assert isinstance(ours.decoder, Decoder)  # `refusal` has seen to it
+        # It consists of torch's own layers already.
+        assert isinstance(ours.decoder, Decoder)  # checked by `refusal`
         self.up, self.out = deepcopy(ours.decoder.up), deepcopy(ours.decoder.out)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class PlainAutoencoder(nn.Module):
 
 
 class PlainClassifier(nn.Module):
-    """(B, C, H, W) -> logits (B, classes): the mean of the tokens, and our head's layers."""
+    """The classifier (B, C, H, W) -> logits (B, classes): mean of the tokens, our head's layers."""
 
     def __init__(self, ours: Classifier, encoder: nn.Module) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ def build(maker: str, ours: nn.Module) -> nn.Module:
 
 
 def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return parameters under others' names; the first of ours that begins a name counts."""
+    """Return parameters under others' names; the first matching prefix of ours counts."""
 
     def name_of(name: str) -> str:
         for mine, theirs in names.items():

@@ -1,1 +1,1 @@
-"""`lensdist bench speed`: a run's speed, beside what the machine could do and beside rivals."""
+"""`lensdist bench speed`: a run's speed, compared with the machine's peak and with rivals."""

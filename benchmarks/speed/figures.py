@@ -1,4 +1,4 @@
-"""The figures of one run: images a second, and shares of what the machine could do."""
+"""Measure the figures of one run: images per second, and shares of the machine's peaks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from benchmarks.speed.settings import single_rate
 from lensdist.estimate import train_bytes, train_flops
 
 Facts = dict[str, Any]
-_UNKNOWN = "a network of this run is in no table"
-_FROZEN = "layers are frozen for a while, and the windows lie there"
+_UNKNOWN = "the operations of this network are not known"
+_FROZEN = "some layers are frozen during the windows"
 
 
 def measure(session: Session) -> Facts:
-    """Train through all windows once; figures by name, and `left_out`, name -> why.
+    """Train through all windows once; return figures by name, and `left_out`, name -> reason.
 
-    Of the first stage of training, where there are several.
+    They are of the first stage of training, if there are several.
     """
     bench, cfg, device = session.bench, session.cfg, session.device
     single = None if bench.single is None else single_rate(bench.single)
@@ -73,9 +73,9 @@ def _roofs(facts: Facts, ours: Ours, rate: float) -> None:
 
 
 def _saves(facts: Facts, ours: Ours, stalls: list[float]) -> None:
-    """Add the share of a run that its saves take, at the run's own cadence."""
+    """Add the share of a run that its saves take, at the run's own interval."""
     if not stalls:
-        return  # another process than the one that writes
+        return  # a process that does not write
     facts |= spread("save_stall_s", stalls)
     how, batch = ours.cfg.checkpoint, ours.cfg.train.global_batch
     steps = how.every_steps or max(1, round(how.every_epochs * facts["epoch_images"] / batch))

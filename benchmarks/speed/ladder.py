@@ -1,4 +1,4 @@
-"""One switch off, or on, at a time: the gain of each on this machine."""
+"""Measure the gain of each switch on this machine: one off, or on, at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lensdist.models.vit import blocks_of
 from lensdist.utils.errors import RunError, UserError
 
 NARROW = Tolerance(2e-2, 5e-2)
-"""Of another precision: eight bits of a bfloat16 are 4e-3 a number."""
+"""Tolerance for another precision: the eight bits of a bfloat16 are 4e-3 per number."""
 BASE = "as configured"
 
 
@@ -28,8 +28,8 @@ class Rung:
 
     Attributes:
         change: `key=value`s.
-        against: settings that both it and what it is held against have.
-        tolerance: of its losses, where they may differ by more than rounding.
+        against: settings shared with the run that it is compared with.
+        tolerance: of its losses, if they may differ by more than rounding.
     """
 
     change: tuple[str, ...]
@@ -50,11 +50,11 @@ def rungs(
 
     Args:
         cfg: the run's configuration.
-        network: of the run; it is asked what it is made of.
-        frozen: whether some of it is frozen for a while.
+        network: of the run; its layers decide which rungs apply.
+        frozen: whether some layers are frozen for a while.
         device: of the run's processes.
         processes: that share the work.
-        steps: of a window, in which a save falls where saving is looked at.
+        steps: of a window, which holds one save when saving is measured.
     """
     cuda, how = device.type == "cuda", cfg.speed
     transformer = bool(blocks_of(network))
@@ -81,10 +81,10 @@ def rungs(
         yield Rung((f"data.resident={'no' if kept else 'yes'}",))
     if frozen:
         yield Rung((f"cache.max_gb={0 if cfg.cache.max_gb else 4}",))
-    saving = (f"checkpoint.every_steps={steps}",)  # a save a window, on both sides
+    saving = (f"checkpoint.every_steps={steps}",)  # one save per window, on both sides
     yield Rung((f"checkpoint.background={_word(not cfg.checkpoint.background)}",), saving)
     yield Rung((f"train.ema={'null' if cfg.train.ema else '0.999'}",))
-    # BatchNorm sees micro-batches: with others, another network is trained.
+    # BatchNorm depends on the micro-batch: with another, another network is trained.
     if not any(isinstance(module, _BatchNorm) for module in network.modules()):
         micro, most = cfg.train.micro(processes), cfg.train.global_batch // processes
         if micro < most:
@@ -94,7 +94,7 @@ def rungs(
 
 
 def _is_convolutional(network: nn.Module) -> bool:
-    """Check that convolutions matter; that of patches is a matrix product."""
+    """Return whether convolutions matter; that of patches is a matrix product."""
     own = (m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != m.stride)
     size = sum(p.numel() for p in network.parameters())
     return sum(p.numel() for m in own for p in m.parameters()) > size / 100
@@ -104,8 +104,8 @@ def climb(session: Session) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Compare the run with all rungs: losses first, then speeds in turns.
 
     Returns:
-        A row a rung (see `turns.compare`; `gain`: how many times as fast as what it is held
-        against), with `loss_difference`; and rungs that were left out, with the reason.
+        A row per rung (see `turns.compare`; `gain`: its speed relative to the run that it is
+        compared with), with `loss_difference`; and the rungs that were left out, with the reason.
     """
     left_out: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
@@ -122,7 +122,7 @@ def climb(session: Session) -> tuple[list[dict[str, Any]], dict[str, str]]:
         except (UserError, RunError, RuntimeError) as e:  # no compiler, no such kernel
             why = str(e).strip().splitlines()[0]
         if session.world.any(bool(why)):
-            left_out[rung.name] = why or "another process could not do it"
+            left_out[rung.name] = why or "another process could not run it"
             continue
         ours = session.ours(*rung.against, *rung.change)
         groups.setdefault(rung.against, {})[rung.name] = ours, difference
@@ -141,7 +141,7 @@ def climb(session: Session) -> tuple[list[dict[str, Any]], dict[str, str]]:
 
 
 def _difference(session: Session, rung: Rung) -> float:
-    """Return the largest difference of the first losses; raises where it is more than rounding."""
+    """Return the largest difference of the first losses; raise if it is larger than rounding."""
     changed, base = session.still(*rung.against, *rung.change), session.still(*rung.against)
     losses = changed.way.losses(PARITY_STEPS, session.device)
     wanted = base.way.losses(PARITY_STEPS, session.device)

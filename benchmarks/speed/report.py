@@ -1,4 +1,4 @@
-"""The results of `lensdist bench speed`, as a page for people and as JSON."""
+"""Write the results of `lensdist bench speed`, as a page for people and as JSON."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from lensdist.metrics.report import number, table
 Facts = Mapping[str, Any]
 
 _LADDER = (
-    "`gain`: how many times as fast as the row it is held against, within a round. Medians over "
+    "`gain`: speed relative to the row that it is compared with, within a round. Medians over "
     "rounds, and in brackets the smallest and the largest. `on a core`: by the process's own time "
-    "there, which others' work leaves alone. `loss difference`: of the first steps, relative."
+    "there, without other processes. `loss difference`: of the first steps, relative."
 )
 _BESIDE = (
     "Same images, same first weights, same losses on the same batches before anything was timed "
     "(`loss difference`, relative, without dropout). Medians over rounds, and in brackets the "
     "smallest and the largest; ratios within a round. `on a core`: by the process's own time "
-    "there, which others' work leaves alone."
+    "there, without other processes."
 )
 
 
 def write(out: Path, results: Facts) -> Path:
-    """Print all results, and write `speed.json` and `speed.md`; returns the path of the latter."""
+    """Print all results, write `speed.json` and `speed.md`, and return the path of the latter."""
     facts = results["figures"]
     report = Report(f"Speed of {results['config']}", results)
     report.say(_where(facts))

@@ -1,4 +1,4 @@
-"""`lensdist bench speed`: all that was asked for, one after the other (torch-free at import)."""
+"""Run `lensdist bench speed`: all requested measurements in turn (torch-free at import)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lensdist.utils.staging import check_ours
 if TYPE_CHECKING:
     from benchmarks.speed.session import Session
 
-ABOUT = """Train a run for a while through lensdist's own loop: images a second, the shares of what
-the machine could do, memory, waiting. Without data.path on a small simulated set. Under accelerate
-launch, all processes take part.
+ABOUT = """Train a run for a while through lensdist's own loop, and report images per second,
+shares of the machine's peaks, memory and waiting. Without data.path it uses a small simulated set.
+Under accelerate launch, all processes take part.
 
 examples:
   lensdist bench speed --config configs/mae/reference.yaml --out runs/speed
@@ -30,8 +30,8 @@ def main(argv: Sequence[str]) -> int:
     """Measure, write and print the results; `argv` begins with the command's name.
 
     Raises:
-        UserError: the configuration, the data or an earlier result is not what it should be.
-        RunError: what is compared does not give the same losses.
+        UserError: the configuration, the data or an earlier result cannot be used.
+        RunError: compared ways do not give the same losses.
     """
     bench = parse(SpeedBench, argv[1:], f"lensdist bench {argv[0]}", ABOUT)
 
@@ -76,7 +76,7 @@ def measure(session: Session) -> dict[str, Any]:
 def beside(session: Session) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Compare the run with its rivals: losses first, then speeds in turns."""
     if session.world.size > 1:
-        return [], {"others": "they are compared with one process"}
+        return [], {"others": "they are compared only with one process"}
     worst, left_out = session.gate()
     if not worst:
         return [], left_out

@@ -1,4 +1,4 @@
-"""One configuration, its images, and runs of it with a setting changed here and there."""
+"""One configuration, its images, and runs of it with changed settings."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from lensdist.runs.phase import context_of
 from lensdist.utils.errors import UserError
 from lensdist.utils.owners import remove, temporary
 
-_STEPS_OF_DATA = 8  # a simulated set is as large as the images of so many steps, but at least
+_STEPS_OF_DATA = 8  # a simulated set holds the images of so many steps, but at least
 _LEAST = 1024  # images in all
 _MOST_FILES = 4096
-# Without what draws at random or makes much of rounding: for the gates.
+# The gates leave out random draws and settings that amplify rounding.
 STILL = ("optim.schedule.kind=constant", "optim.schedule.warmup_steps=0")
 BARE = ("precision=no", "optim.weight_decay=0", "optim.clip_norm=null", "train.micro_batch=auto")
 UNTURNED = tuple(f"augment.{way}=false" for way in ("rot180", "rot90", "flip"))
-GENTLE = "optim.lr=1e-5"  # BatchNorm and Adam make much of rounding at a recipe's rate
+GENTLE = "optim.lr=1e-5"  # BatchNorm and Adam amplify rounding at a recipe's rate
 
 
 class Session:
-    """Shared state of all measurements of one command.
+    """The state that all measurements of one command share.
 
     Args:
-        bench: what was asked for.
+        bench: the command's settings.
 
     Raises:
         UserError: the configuration, the data or the launcher's settings are wrong.
@@ -53,7 +53,7 @@ class Session:
 
     def __init__(self, bench: SpeedBench) -> None:
         self.bench = bench
-        self.scratch = temporary(bench.out / "scratch")  # which is deleted: no name of the user's
+        self.scratch = temporary(bench.out / "scratch")  # deleted: must not be a user's
         self._launcher = from_environment(os.environ)  # the context removes these settings
         self.cfg = self.load()
         self.world = context_of(self.cfg)
@@ -61,44 +61,44 @@ class Session:
         self.cfg = self.load()
         self.device = self.world.device
         cuda = self.device.type == "cuda"
-        self.skip = 10 if cuda else 3  # during the second step, room is made for checkpoints
+        self.skip = 10 if cuda else 3  # checkpoint buffers are allocated in the second step
         self.steps = bench.window_steps or (50 if cuda else 4)
         self.workers = 8 if cuda else 0  # of timm's and Lightning's loaders
         self.packed, self.larger = self._images()
 
     def load(self, *more: str) -> BaseRun:
-        """Return the configuration with settings changed."""
+        """Return the configuration with changed settings."""
         words = [*self.bench.overrides, f"run.dir={self.scratch / 'run'}", *more]
         return agreed(load(self.bench.config, words, schema=schema_of), self._launcher)
 
     @cached_property
     def batchnorm(self) -> bool:
-        """Whether the network has BatchNorm, whose statistics are of a micro-batch."""
+        """Whether the network has BatchNorm, whose statistics depend on the micro-batch."""
         return any(isinstance(module, _BatchNorm) for module in self.ours().network.modules())
 
     @property
     def rounding(self) -> Tolerance:
-        """How far rounding alone may move the losses of `still`."""
+        """The tolerance of the losses of `still` for rounding alone."""
         return BATCHNORM if self.batchnorm else ROUNDING
 
     def ours(self, *more: str) -> Ours:
-        """Return a run with settings changed."""
+        """Return a run with changed settings."""
         saves = any(word.startswith("checkpoint.every_steps=") for word in more)
         return Ours(self.load(*more), self.packed, saves=saves)
 
     def still(self, *more: str) -> Ours:
-        """Return the same without dropout and schedule: a run to hold others' losses against."""
+        """Return a run without dropout and schedule, to compare others' losses with."""
         none = (f"{name}=0" for name in dropouts(self.cfg.model_dump()["model"], "model"))
         return self.ours(*STILL, *none, *((GENTLE,) if self.batchnorm else ()), *more)
 
     def rivals(self, ours: Ours, *, shuffle: bool) -> Rivals:
-        """Return what else one would train a run with, on the same images."""
+        """Return the rivals of a run, on the same images."""
         files = self.scratch / "items"
         workers = self.workers if shuffle else 0
         return fill(Rivals(ours, files, first_rows(ours), shuffle, workers))
 
     def gate(self, *more: str) -> tuple[dict[str, float], dict[str, str]]:
-        """Hold the losses of the run's rivals against its own, on the same batches.
+        """Compare the losses of the run's rivals with its own, on the same batches.
 
         Returns:
             The largest relative difference of each rival, and why others were left out.
@@ -123,18 +123,18 @@ class Session:
         return compare(ways, self.device, skip=self.skip, steps=self.steps, rounds=rounds)
 
     def clean(self) -> None:
-        """Delete what the runs have left."""
+        """Delete the files of the runs."""
         if self.world.main:  # the others write nothing
             remove(self.scratch)
 
     def _images(self) -> tuple[PackedSet, float]:
-        """Return the set, and how many times as large the run's own is."""
+        """Return the set, and the ratio of the run's own size to it."""
         cfg = self.cfg.data
         if cfg.path is not None:
             return PackedSet(cfg.path), 1.0
-        assert cfg.sim is not None  # the configuration has checked
+        assert cfg.sim is not None  # checked by the configuration
         wanted = max(_LEAST, _STEPS_OF_DATA * self.cfg.train.global_batch)
-        # A tenth each is for validation and test, and a run may want one class alone.
+        # A tenth each is for validation and test, and a run may use only one class.
         n = min(cfg.n_per_class, -(-wanted * 10 // 8))
         if cfg.labels_per_class is not None:
             n = cfg.n_per_class
@@ -143,12 +143,12 @@ class Session:
             simulated_set(place, cfg.sim, n, self.cfg.seed, truth=cfg.sim.family == "sr")
         self.world.barrier()
         if not place.exists():
-            raise UserError(f"{place} is not there: all nodes must see the same --out")
+            raise UserError(f"{place} does not exist: all nodes must see the same --out")
         return PackedSet(place), cfg.n_per_class / n
 
 
 def dropouts(settings: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    """Find all shares of dropout in a network's settings; yields their dotted names."""
+    """Yield the dotted names of all dropout rates in a network's settings."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from dropouts(value, f"{prefix}.{name}")
@@ -157,7 +157,7 @@ def dropouts(settings: Mapping[str, Any], prefix: str) -> Iterator[str]:
 
 
 def parity_steps(ours: Ours) -> int:
-    """Return the steps to compare losses over: of the first epoch, for the order changes then.
+    """Return the number of steps to compare losses over, within the first epoch.
 
     Raises:
         UserError: it has fewer than two.

@@ -17,16 +17,16 @@ RESULTS = "speed.json"
 class SpeedBench(Strict):
     """Settings of a measurement of a run's speed."""
 
-    config: Path = Field(description="of the run")
-    overrides: tuple[str, ...] = Field((), description="its settings")
+    config: Path = Field(description="configuration of the run")
+    overrides: tuple[str, ...] = Field((), description="settings of the run")
     out: Path = Field(description="folder for the results, and for simulated images")
     windows: int = Field(5, ge=5, description="timed stretches, and rounds of a comparison")
     window_steps: int | None = Field(
         None, ge=1, description="optimizer steps of a window (default: 4 on a CPU, 50 on a GPU)"
     )
-    beside: bool = Field(False, description="compare with what else one would train with")
-    ladder: bool = Field(False, description="one switch off, or on, at a time")
-    to: float | None = Field(None, description="train until the validation score that `select`s")
+    beside: bool = Field(False, description="compare with other ways to train the same network")
+    ladder: bool = Field(False, description="measure one switch off, or on, at a time")
+    to: float | None = Field(None, description="train until the validation score reaches this")
     single: Path | None = Field(None, description="results of one process, for the efficiency")
 
 

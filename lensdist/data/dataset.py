@@ -53,12 +53,12 @@ class Arrays:
 
         Args:
             indices: (n,) int64 sample numbers, in any order, repeats allowed.
-            out: a batch of an earlier call, whose memory is used again where it fits.
+            out: a batch of an earlier call, whose memory is used again if it fits.
             dtype: the type of image, target and weight; None leaves them as packed, for callers
                 that move float16 to a device and convert there.
 
         Returns:
-            `image` (n, C, H, W), `label` (n,) int64 and, where the set has them, `target`
+            `image` (n, C, H, W), `label` (n,) int64 and, if the set has them, `target`
             (n, C, H', W'), `truth`, the target without its noise, `mass` (n,) float64 in eV,
             `badpix` (n, C, H, W) bool and `weight` (n, C, H, W).
         """
@@ -90,7 +90,7 @@ class PackedSet(Arrays):
     Args:
         path: the folder.
         verify: when to hash the large arrays; see `Verify`.
-        background: hash in a thread where it would take more than a few seconds; then
+        background: hash in a thread if it would take more than a few seconds; then
             `verification` has the result.
 
     Raises:

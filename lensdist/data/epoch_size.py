@@ -17,10 +17,10 @@ def images_per_epoch(data: DataConfig, run_dir: Path) -> int | None:
 
     Args:
         data: the settings of the data.
-        run_dir: the folder of the run, where a set of its own lies.
+        run_dir: the folder of the run, which may hold a set of its own.
 
     Returns:
-        None where the packed set does not exist, or lacks a class.
+        None if the packed set does not exist, or lacks a class.
 
     Raises:
         UserError: the folder does not hold a packed set.
@@ -47,7 +47,7 @@ def _chosen(counts: Mapping[str, int], labels: Sequence[str], data: DataConfig) 
 
 def _own(data: DataConfig) -> int | None:
     """Count the train split of a set that is to be simulated."""
-    assert data.sim is not None  # the configuration has checked
+    assert data.sim is not None  # checked by the configuration
     n, labels = data.n_per_class, data.sim.labels
     if data.sim.family == "sr":  # pairs have no classes: the splits are drawn from all of them
         n, labels = n * len(labels), ()

@@ -73,7 +73,7 @@ class Manifest(Strict):
     target_shape: tuple[Length, Length, Length] | None = None
     dtype: DType
     counts: dict[Literal["train", "val", "test"], dict[str, int]]
-    """Samples per split and class name (`unlabelled` where there are no classes)."""
+    """Samples per split and class name (`unlabelled` if there are no classes)."""
     seed: int
     """Seed of the splits."""
     statistics: Statistics

@@ -81,7 +81,7 @@ class View:
         """Gather the images at these places of the split.
 
         Raises:
-            RunError: the set was found to be damaged meanwhile.
+            RunError: the set was found to be damaged in the meantime.
         """
         self._packed.verification.check()
         rows = self.rows[places]

@@ -21,7 +21,7 @@ from lensdist.utils.errors import UserError
 
 
 class Preprocess:
-    """Scale images (B, C, H, W), each independently of the others in its batch.
+    """The scaling of images (B, C, H, W), each independent of the others in its batch.
 
     Args:
         cfg: the settings.
@@ -85,8 +85,8 @@ class Preprocess:
     def _lens_fit(self, x: Tensor) -> Tensor:
         """Return the residual in standard deviations, and the lens: (B, 2, H / 2, W / 2).
 
-        The residual tells something only where there is light. The second channel, a logarithm,
-        tells where that is (accuracy on 300 images: .966 without it, .98 with it).
+        The residual is informative only where there is light, which the second channel, a
+        logarithm, shows (accuracy on 300 images: .966 without it, .98 with it).
         """
         if x.device not in self._fits:
             self._fits[x.device] = SmoothLensFit(FAMILIES["common"], x.device)
@@ -98,7 +98,7 @@ class Preprocess:
 
     @property
     def slow(self) -> bool:
-        """True where the results should be computed once and kept."""
+        """Whether the results should be computed once and kept."""
         return self.cfg.scale == "lens_fit"
 
     def alike(self, x: Tensor, raw: Tensor, good: Tensor | None = None) -> Tensor:
@@ -154,14 +154,14 @@ class Preprocess:
         return max(self._smooth.scale * self.cfg.softening, 1e-30)
 
     def state(self) -> dict[str, Any]:
-        """Return the JSON part of what `from_state` needs; the basis is in `tensors()`."""
+        """Return the JSON part of the state for `from_state`; the basis is in `tensors()`."""
         state = {**self.cfg.model_dump(mode="json"), "mean": self.mean, "std": self.std}
         if self.normalise:
             state["normalise"] = True
         return state if self.smooth is None else {**state, "residual_rms": self.smooth.scale}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the part of what `from_state` needs that is too large for JSON."""
+        """Return the part of the state for `from_state` that is too large for JSON."""
         if self.smooth is None:
             return {}
         return {"smooth_mean": self.smooth.mean, "smooth_rows": self.smooth.rows}

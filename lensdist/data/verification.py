@@ -128,7 +128,7 @@ def _check_values(folder: Path, about: Manifest, arrays: Arrays) -> None:
 
 
 class Verification:
-    """Hash a set's large arrays, at once or in a thread.
+    """The hashes of a set's large arrays, checked immediately or in a thread.
 
     Args:
         folder: the set.
@@ -137,7 +137,7 @@ class Verification:
         background: whether a thread may hash what takes more than a few seconds.
 
     Raises:
-        UserError: an array that was hashed at once was altered.
+        UserError: an array that was hashed immediately was altered.
     """
 
     def __init__(
@@ -203,11 +203,11 @@ def _known(path: Path, info: FileInfo) -> bool:
 
 
 def _marker(path: Path, info: FileInfo) -> Path | None:
-    """Return the file that records that `path` was verified; None where it cannot be kept."""
+    """Return the file that records that `path` was verified; None if it cannot be stored."""
     if info.bytes < _REMEMBERED:
         return None
     folder = cache_folder()
-    if folder is None:  # what others can write there must not pass for verified
+    if folder is None:  # a folder that others can write cannot prove that a file was verified
         return None
     try:
         file = path.stat()

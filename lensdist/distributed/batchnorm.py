@@ -1,9 +1,10 @@
 """Keep BatchNorm independent of the number of processes.
 
-In a forward pass BatchNorm normalises by its micro-batch and moves its running statistics. Over a
-step they must move once, by the mean over all the step's micro-batches on all processes. A layer's
-update is linear in the statistics, so that mean is the mean of what each micro-batch alone would
-have made of the old values: start every micro-batch from the old values, keep the results, average.
+In a forward pass BatchNorm normalises by its micro-batch and updates its running statistics. Over a
+step they must be updated once, by the mean over all the step's micro-batches on all processes. A
+layer's update is linear in the statistics, so that mean is the mean of the updates that each
+micro-batch alone would make: start every micro-batch from the old values, keep the results,
+average.
 
 With `train.sync_batchnorm` the layers normalise by the whole step instead: see `synchronise`.
 """
@@ -21,7 +22,7 @@ from lensdist.distributed.context import DistributedContext
 
 
 class RunningStatistics:
-    """The running statistics of a model's BatchNorm layers that train."""
+    """The running statistics of those BatchNorm layers of a model that train."""
 
     def __init__(self, model: nn.Module, world: DistributedContext, micro_batches: int) -> None:
         layers = [
@@ -34,7 +35,7 @@ class RunningStatistics:
         self._world = world
         self._floats: list[Tensor] = []
         self._counts: list[Tensor] = []
-        if micro_batches > 1:  # one micro-batch a step: the layers' own update is the right one
+        if micro_batches > 1:  # with one micro-batch per step, the layers' own update is right
             for layer in layers:
                 assert layer.running_mean is not None
                 assert layer.running_var is not None
@@ -77,12 +78,12 @@ class RunningStatistics:
 def synchronise(model: nn.Module, size: int) -> None:
     """Make BatchNorm layers that train normalise by the micro-batches of all processes together.
 
-    torch's SyncBatchNorm does the same on GPUs alone. Every process finds the same statistics, so
-    running statistics need no exchange of their own.
+    torch's SyncBatchNorm does the same, but only on GPUs. Every process computes the same
+    statistics, so running statistics need no exchange.
 
     Args:
         model: the network; its layers keep their classes and the names of their tensors.
-        size: number of processes, each of which has one micro-batch of equal size a step.
+        size: number of processes, each with one micro-batch of equal size per step.
     """
     if size == 1:
         return
@@ -100,7 +101,7 @@ def _normalised(
     if not layer.training:
         return plain(layer, x)
     axes = [0, *range(2, x.ndim)]
-    # Sums of float32 even under autocast, and centred before they are squared, as torch's own.
+    # As in torch's own: float32 sums even under autocast, centred before they are squared.
     centred = x.float()
     mean = _summed(centred.mean(axes, keepdim=True)) / size
     centred = centred - mean
@@ -115,7 +116,7 @@ def _normalised(
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over all processes; the gradient too, as each process's loss depends on all terms."""
+    """The sum over all processes, also of gradients: each process's loss depends on all terms."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ def _all_reduced(x: Tensor) -> Tensor:
 def _move(
     layer: nn.modules.batchnorm._BatchNorm, mean: Tensor, variance: Tensor, count: int
 ) -> None:
-    """Move the running statistics towards those of `count` values a channel."""
+    """Move the running statistics towards those of `count` values per channel."""
     assert layer.running_mean is not None
     assert layer.running_var is not None
     assert layer.num_batches_tracked is not None

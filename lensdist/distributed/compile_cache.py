@@ -1,4 +1,4 @@
-"""Check the folder of `torch.compile`'s code: nobody else may be able to write it."""
+"""Check the folder of `torch.compile`'s code: only its owner may be able to write it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def close_to_others() -> None:
     """Create torch's folders for compiled code, or check them: torch runs the code in them.
 
     The name of torch's default folder, in the temporary folder, can be guessed, and torch uses the
-    folder whoever made it. TORCHINDUCTOR_CACHE_DIR does not move precompiled headers from there.
+    folder whoever created it. TORCHINDUCTOR_CACHE_DIR does not move precompiled headers from there.
 
     Raises:
         UserError: somebody else owns a folder, or can write or replace it.
@@ -25,7 +25,7 @@ def close_to_others() -> None:
 
     own = Path(default_cache_dir())
     _require_own(own, "TMPDIR")
-    own.chmod(0o700)  # torch may have made it already, open to readers
+    own.chmod(0o700)  # torch may have created it already, readable by others
     for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         if chosen := os.environ.get(variable):
             _require_own(Path(os.path.realpath(chosen)), variable)

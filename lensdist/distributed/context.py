@@ -1,4 +1,4 @@
-"""The processes of a run and what they do together, through accelerate.
+"""The processes of a run and their collectives, through accelerate.
 
 accelerate does devices, DDP wrapping, autocast, the fp16 scaler and collectives. Data order,
 accumulation, schedules and checkpoints are lensdist's own (`docs/log.md` says why).
@@ -36,8 +36,7 @@ _NOT_FOR_ACCELERATE = (
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
     "ACCELERATE_DYNAMO_BACKEND",
 )
-"""The run has taken these settings over (`engine/launcher.py`); accelerate would use its own FSDP,
-DeepSpeed and compiler."""
+"""Settings that the run has adopted; accelerate would use its own FSDP, DeepSpeed and compiler."""
 
 
 class DistributedContext:
@@ -45,12 +44,12 @@ class DistributedContext:
 
     Args:
         precision: of matrix products and convolutions, as in the run's settings.
-        sharded: whether each process holds only a share of the network (`fsdp`, `deepspeed`).
-        bucket_mb: size of the pieces in which DDP sends gradients.
+        sharded: whether each process holds only a shard of the network (`fsdp`, `deepspeed`).
+        bucket_mb: size of the buckets in which DDP sends gradients.
 
     Raises:
         UserError: the device cannot compute in this precision, or the processes that the launcher
-            started do not know of each other.
+            started do not find each other.
     """
 
     def __init__(
@@ -66,20 +65,20 @@ class DistributedContext:
         handlers: list[KwargsHandler] = [
             InitProcessGroupKwargs(init_method=rendezvous.METHOD),
             DistributedDataParallelKwargs(
-                broadcast_buffers=False,  # running statistics are ours: engine/batchnorm.py
+                broadcast_buffers=False,  # see distributed/batchnorm.py
                 gradient_as_bucket_view=True,
                 bucket_cap_mb=bucket_mb,
             ),
         ]
         if sharded:
-            # A weight is used once in a forward pass; kept until its end, copies in half precision
-            # would add up to a whole network on every process.
+            # A weight is used once in a forward pass; autocast's copies in half precision, kept
+            # until its end, would add up to a whole network on every process.
             handlers.append(AutocastKwargs(cache_enabled=False))
-        AcceleratorState._reset_state()  # an earlier run of this process may have had another
+        AcceleratorState._reset_state()  # an earlier run of this process may have set another
         autocast = "bf16" if precision == "fp8" else precision
         try:
             self.accelerator = Accelerator(mixed_precision=autocast, kwargs_handlers=handlers)
-        except ValueError as e:  # fp16 without a GPU, bf16 where there is none
+        except ValueError as e:  # fp16 without a GPU, or bf16 on a device without it
             raise UserError(f"precision {precision}: {e}; use precision=no here") from e
         self.rank: int = self.accelerator.process_index
         self.size: int = self.accelerator.num_processes
@@ -87,17 +86,17 @@ class DistributedContext:
         on_cpu = self.accelerator.device.type == "cpu"
         self.device: torch.device = torch.device("cpu") if on_cpu else self.accelerator.device
         if precision == "fp16" and on_cpu:
-            # accelerate would train in float32 and not say so.
+            # accelerate would silently train in float32.
             raise UserError("precision: fp16 needs a GPU, and there is none here; use bf16 or no")
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if self.size != expected:
-            # `accelerate launch --cpu` does this: every process thinks that it is the only one.
+            # `accelerate launch --cpu` does this: every process runs as if it were the only one.
             raise UserError(
                 f"the launcher started {expected} processes but {self.size} found each other; on "
                 "CPU use ACCELERATE_USE_CPU=true and --multi_gpu, without --cpu"
             )
         if sharded and not torch.distributed.is_initialized():
-            # They talk to all processes even where there is one.
+            # Their collectives need a process group even for one process.
             backend = "gloo" if on_cpu else "nccl"
             store = torch.distributed.HashStore()  # type: ignore[attr-defined]
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
@@ -123,7 +122,7 @@ class DistributedContext:
         """Check that all processes found the same number in their files.
 
         Raises:
-            UserError: they did not; they would wait for each other for ever.
+            UserError: they did not, and would wait for each other forever.
         """
         if self.size > 1:
             found = set(self.gather(torch.tensor([number], device=self.device)).tolist())
@@ -137,7 +136,7 @@ class DistributedContext:
         """Do the backward pass, scaled under fp16.
 
         accelerate's own `backward` first divides by its accumulation steps, which are always 1
-        here: one kernel more.
+        here; that is one kernel more.
         """
         scaler = self.accelerator.scaler
         (loss if scaler is None else scaler.scale(loss)).backward()
@@ -157,7 +156,7 @@ class DistributedContext:
             torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
 
     def from_main(self, value: T) -> T:
-        """Return the main process's value on every process, for what all must decide alike."""
+        """Return the main process's value on every process, for decisions that must be the same."""
         if self.size > 1:
             box = [value]
             torch.distributed.broadcast_object_list(box, src=0)
@@ -170,10 +169,10 @@ class DistributedContext:
             self.accelerator.wait_for_everyone()
 
     def wrap(self, model: nn.Module, *, ddp: bool) -> nn.Module:
-        """Put a model, already on its device, under autocast and, if asked for, under DDP."""
-        self.accelerator.free_memory()  # forget what an earlier stage wrapped
+        """Put a model, already on its device, under autocast and, if `ddp` is set, under DDP."""
+        self.accelerator.free_memory()  # forget the wrapped modules of an earlier stage
         with warnings.catch_warnings():
-            # accelerate does not know the new name yet; each process would warn at each stage.
+            # accelerate does not use the new name yet; each process would warn at each stage.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             return self.accelerator.prepare_model(  # type: ignore[no-any-return]
                 model, device_placement=False, evaluation_mode=not ddp
@@ -181,9 +180,9 @@ class DistributedContext:
 
     @staticmethod
     def unwrap(model: nn.Module) -> None:
-        """Undo what `wrap` did to the network itself: its forward pass under autocast.
+        """Undo the change that `wrap` made to the network itself: its forward pass under autocast.
 
-        accelerate's own `unwrap_model` would import DeepSpeed to ask whether the model is one of
+        accelerate's own `unwrap_model` would import DeepSpeed to check whether the model is one of
         DeepSpeed's.
         """
         for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
@@ -198,7 +197,7 @@ class DistributedContext:
 
         Args:
             code: the exit code.
-            together: whether all processes come here now; after a failure they may never.
+            together: whether all processes call this now; after a failure they may never.
         """
         if self.size > 1 and together:
             self.barrier()

@@ -1,8 +1,8 @@
 """Test each process's device, and its connection to the others, before a run reads any data.
 
-Done only where a launcher asks for it with `LENSDIST_PREFLIGHT=1`. The launcher reads the reports
-(`utils/outcome.py`): a node whose process reports "device" is bad; where all devices work but the
-processes do not get ready, the network is.
+It is done only if a launcher asks for it with `LENSDIST_PREFLIGHT=1`. The launcher reads the
+reports (`utils/outcome.py`): a node whose process reports "device" is bad; if all devices work but
+the processes do not get ready, the network is.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from lensdist.utils.errors import UserError
 from lensdist.utils.launched import DEVICE, MIN_TFLOPS, PREFLIGHT
 from lensdist.utils.outcome import DeviceError
 
-_DEPTH = 192  # 3 * 64: of the product whose answer is known
+_DEPTH = 192  # 3 * 64: of the product with a known result
 
 
 def build_context(precision: str, *, sharded: bool, bucket_mb: int) -> DistributedContext:
-    """Build a `DistributedContext`; a GPU or driver that does not work is a `DeviceError`.
+    """Build a `DistributedContext`, and raise `DeviceError` for a GPU or driver that does not work.
 
     Raises:
         UserError: see `DistributedContext`.
-        DeviceError: there is no GPU for this process where there must be, or it cannot be used.
+        DeviceError: this process should have a GPU but has none, or it cannot be used.
     """
     if not _asked():
         try:
@@ -38,7 +38,7 @@ def build_context(precision: str, *, sharded: bool, bucket_mb: int) -> Distribut
         return DistributedContext(precision, sharded=sharded, bucket_mb=bucket_mb)
     except RuntimeError as e:
         text = str(e).lower()
-        # An error between processes is not one of the device, even where it mentions CUDA.
+        # An error between processes is not one of the device, even if it mentions CUDA.
         if isinstance(e, torch.distributed.DistError) or not ("cuda" in text or "nvidia" in text):
             raise
         raise DeviceError(f"the GPU cannot be used: {_first_line(e)}") from e
@@ -48,10 +48,10 @@ def check_devices(world: DistributedContext) -> None:
     """Test this process's device, then reach all other processes, and report both.
 
     Raises:
-        UserError: the least speed that is asked for is not a number.
-        DeviceError: the device is not what was asked for, fails, errs or is too slow.
-        RuntimeError: the other processes cannot be reached, or what comes from them is wrong;
-            this node may be good.
+        UserError: the required speed is not a number.
+        DeviceError: the device is not the requested one, fails, errs or is too slow.
+        RuntimeError: the other processes cannot be reached, or send wrong numbers; this node may be
+            good.
     """
     if not _asked():
         return
@@ -61,7 +61,7 @@ def check_devices(world: DistributedContext) -> None:
         if world.device.type == "cuda":
             name += f" {torch.cuda.get_device_name(world.device)}"
         elif os.environ.get(DEVICE) == "cuda":
-            raise DeviceError(f"the run is on {name} but the launcher has asked for a GPU")
+            raise DeviceError(f"the run is on {name} but the launcher requested a GPU")
         _try_product(world.device)
         tflops = _speed(world.device) if world.device.type == "cuda" else None
     except RuntimeError as e:
@@ -86,7 +86,7 @@ def _least() -> float | None:
 
 
 def _expect_gpu() -> None:
-    """Check that this process has a GPU of its own, where the launcher wants one.
+    """Check that this process has a GPU of its own, if the launcher wants one.
 
     accelerate would take the CPU or refuse the precision, or let two processes share a GPU.
     """
@@ -94,10 +94,10 @@ def _expect_gpu() -> None:
         return
     if not torch.cuda.is_available():
         try:
-            torch.cuda.init()  # type: ignore[no-untyped-call]  # says why
+            torch.cuda.init()  # type: ignore[no-untyped-call]  # raises the reason
         except (RuntimeError, AssertionError) as e:
             raise DeviceError(f"no GPU can be used: {_first_line(e)}") from e
-        raise DeviceError("no GPU can be used, and torch does not say why")
+        raise DeviceError("no GPU can be used, and torch gives no reason")
     count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
     if local >= count:
         raise DeviceError(f"process {local} of this node needs a GPU of its own; there are {count}")
@@ -127,7 +127,7 @@ def _speed(device: torch.device) -> float:
     step = torch.arange(size, device=device)
     a = ((step[:, None] + step) % 3 - 1).bfloat16()
     seconds = []
-    for _ in range(6):  # the first for the kernel to be chosen and the clock to rise
+    for _ in range(6):  # the first lets torch choose the kernel and the clock rise
         torch.cuda.synchronize(device)
         began = time.perf_counter()
         for _ in range(times):
@@ -138,7 +138,7 @@ def _speed(device: torch.device) -> float:
 
 
 def _try_sum(world: DistributedContext) -> None:
-    """Check a sum over all processes, of a megabyte from each."""
+    """Check a sum over all processes of a megabyte from each."""
     if world.size == 1:
         return
     numbers = torch.full((2**18,), float(world.rank + 1), device=world.device)

@@ -1,8 +1,8 @@
-"""Float8 products in wide linear layers (`precision: fp8`); all else is bf16 autocast's.
+"""Compute wide linear layers in float8 (`precision: fp8`); all else is bf16 autocast's.
 
-After Micikevicius et al. 2022 (arXiv:2209.05433): activations and weights in E4M3, gradients in
-E5M2, each tensor scaled anew by its largest magnitude, sums in float32. Weights, their gradients
-and the optimizer's state stay float32, and parameters keep their names.
+The method is that of Micikevicius et al. 2022 (arXiv:2209.05433): activations and weights in E4M3,
+gradients in E5M2, each tensor scaled anew by its largest magnitude, sums in float32. Weights, their
+gradients and the optimizer's state stay float32, and parameters keep their names.
 
 Scales are powers of two, which cost no digits: a value that float8 can hold stays unchanged, and no
 value lies beyond float8's range, so none is clamped.
@@ -10,7 +10,7 @@ value lies beyond float8's range, so none is clamped.
 Float8 is used in training mode only: a scale depends on all images of a micro-batch, and in
 evaluation the output for an image must not depend on the other images of its batch.
 
-TransformerEngine, which has the same products of cuBLAS, is not used: it needs its own modules in
+TransformerEngine, which uses the same products of cuBLAS, is not used: it needs its own modules in
 place of torch's, whose state holds more than parameters, and a CUDA compiler at installation.
 """
 
@@ -30,28 +30,28 @@ from lensdist.utils.errors import UserError
 if TYPE_CHECKING:
     from lensdist.tasks.types import Stage
 
-# Per token, bf16 spends 6 * in * out FLOP on a layer's three products, float8 about 5/8 of that
-# time; to quantise, 6 bytes more are moved for each of in + out numbers. At the 700 (790) TFLOP/s
-# and 2.9 (4.3) TB/s that an H100 (H200) sustains, the two are even where the harmonic mean of in
-# and out is 1300 (980).
+# Per token, bf16 spends 6 * in * out FLOP on a layer's three products, and float8 about 5/8 of that
+# time; quantisation moves 6 more bytes for each of in + out numbers. At the 700 (790) TFLOP/s and
+# 2.9 (4.3) TB/s that an H100 (H200) sustains, the two are equal if the harmonic mean of in and out
+# is 1300 (980).
 WIDE = 1400
 
 _CAPABILITY = (8, 9)  # Ada and Hopper are the first with float8 products
 _ALIGNED = 16  # cuBLAS: each side of a float8 matrix is a multiple of it
 _E4M3, _E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
-_LEAST = 1e-20  # below it a tensor counts as zero, for which any scale is right but infinity
+_LEAST = 1e-20  # below it a tensor counts as zero, for which any finite scale is right
 
 
 @dataclass
 class Layers:
-    """A network's linear layers, by whether float8 is used in them."""
+    """A network's linear layers, by whether they use float8."""
 
     wide: dict[str, nn.Linear] = field(default_factory=dict)
-    """By name; their products are taken in float8."""
+    """Layers by name whose products are computed in float8."""
     narrow: dict[str, nn.Linear] = field(default_factory=dict)
-    """Too narrow for float8 to be faster."""
+    """Layers too narrow for float8 to be faster."""
     ragged: dict[str, nn.Linear] = field(default_factory=dict)
-    """Wide enough, but of a width that is not a multiple of 16."""
+    """Layers that are wide enough, but whose width is not a multiple of 16."""
 
     def __str__(self) -> str:
         left = f"{len(self.narrow)} narrower than {WIDE}"
@@ -61,10 +61,10 @@ class Layers:
 
 
 def layers(model: nn.Module) -> Layers:
-    """Return which linear layers gain by float8; nothing is changed."""
+    """Return the linear layers by whether float8 makes them faster; nothing is changed."""
     found = Layers()
     for name, module in model.named_modules():
-        if type(module) is not nn.Linear:  # what derives from it may not call its forward
+        if type(module) is not nn.Linear:  # a derived class may not call its forward
             continue
         if _width(module) < WIDE:
             found.narrow[name] = module
@@ -79,7 +79,7 @@ def check_device(device: torch.device) -> None:
     """Check that the device has float8 products.
 
     Raises:
-        UserError: it has not.
+        UserError: it does not.
     """
     wanted = "precision: fp8 needs an NVIDIA GPU of compute capability 8.9 or more (L40S, H100)"
     if device.type != "cuda" or torch.version.hip:
@@ -92,7 +92,7 @@ def check_device(device: torch.device) -> None:
         raise UserError(f"{wanted}, and {name} has {has}; use bf16")
     if not hasattr(torch, "_scaled_mm"):
         raise UserError(
-            f"precision: fp8 needs torch._scaled_mm, which torch {torch.__version__} has not; "
+            f"precision: fp8 needs torch._scaled_mm, which torch {torch.__version__} lacks; "
             "use bf16"
         )
 
@@ -119,15 +119,15 @@ def check_network(network: nn.Module, stages: Sequence[Stage]) -> None:
     else:
         why = "there is none here"
     raise UserError(
-        f"precision: fp8 makes nothing faster but linear layers whose widths' harmonic mean is "
+        f"precision: fp8 only speeds up linear layers whose widths' harmonic mean is "
         f"{WIDE} or more, such as 1024 -> 3072, and {why}; use bf16"
     )
 
 
 def apply(network: nn.Module) -> int:
-    """Let wide layers that train compute in float8, and return how many there are.
+    """Let wide layers that train compute in float8, and return their number.
 
-    Only `forward` of instances changes. Call it at each stage again, after layers are frozen, and
+    Only `forward` of instances changes. Call it again at each stage, after layers are frozen, and
     before the network is compiled or wrapped.
     """
     training = [layer for layer in layers(network).wide.values() if layer.training]
@@ -138,7 +138,7 @@ def apply(network: nn.Module) -> int:
 
 
 def undo(network: nn.Module) -> None:
-    """Give all layers their own `forward` back."""
+    """Restore the `forward` of all layers."""
     for module in network.modules():
         if getattr(vars(module).get("forward"), "__func__", None) is _forward:
             del module.forward
@@ -154,7 +154,7 @@ def _largest(named: dict[str, nn.Linear]) -> str:
 
 
 def _forward(self: nn.Linear, x: Tensor) -> Tensor:
-    """(…, in) -> (…, out), of the type that `nn.Linear` returns, under autocast and without."""
+    """Map (…, in) to (…, out), of the type that `nn.Linear` returns, with or without autocast."""
     if not self.training:
         return F.linear(x, self.weight, self.bias)
     kind = x.device.type
@@ -169,7 +169,7 @@ def _forward(self: nn.Linear, x: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """x (M, in) @ weight (out, in)^T + bias -> (M, out), and its gradients."""
+    """The product x (M, in) @ weight (out, in)^T + bias -> (M, out), and its gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: Any) -> Tensor:
@@ -178,7 +178,7 @@ class _Product(torch.autograd.Function):
         y = _matmul(x8, _in_units(weight, weight_unit, _E4M3).t(), x_unit, weight_unit, dtype)
         if bias is not None:
             y += bias
-        # The weight itself: where it is shared out, a quantised copy of all of it would stay.
+        # The weight itself: if it is sharded, a quantised copy of all of it would stay.
         ctx.save_for_backward(x8, x_unit, weight, weight_unit)
         ctx.dtype = x.dtype
         return y
@@ -202,9 +202,9 @@ class _Product(torch.autograd.Function):
 
 
 def _unit(x: Tensor, kind: torch.dtype) -> Tensor:
-    """The power of two in whose units all of `x` fits into a float8 type: () float32.
+    """Return the power of two in whose units all of `x` fits a float8 type: () float32.
 
-    NaN where `x` is not finite: then all of the product is, and the run hears of it.
+    It is NaN if `x` is not finite: then the whole product is NaN, and the run stops with an error.
     """
     low, high = x.aminmax()
     largest = torch.maximum(-low, high).float()
@@ -214,20 +214,20 @@ def _unit(x: Tensor, kind: torch.dtype) -> Tensor:
 
 
 def _in_units(x: Tensor, unit: Tensor, kind: torch.dtype) -> Tensor:
-    """`x` / `unit` in a float8 type, row by row in memory."""
+    """Return `x` / `unit` in a float8 type, row by row in memory."""
     return (x * unit.reciprocal()).to(kind).contiguous()
 
 
 def _columns(x: Tensor) -> Tensor:
-    """The same matrix, column by column in memory."""
+    """Return the same matrix, column by column in memory."""
     return x.t().contiguous().t()
 
 
 def _matmul(a: Tensor, b: Tensor, a_unit: Tensor, b_unit: Tensor, dtype: torch.dtype) -> Tensor:
-    """(M, K) row by row @ (K, N) column by column in memory -> (M, N); K, N multiples of 16.
+    """Multiply (M, K), by rows in memory, and (K, N), by columns -> (M, N); K, N multiples of 16.
 
-    Hopper's cuBLAS takes no other layout, and not two matrices of E5M2. torch's public `scaled_mm`
-    is the same kernel, but `FlopCounterMode` does not count it. `use_fast_accum` would add up in
-    fewer digits than float32's.
+    Hopper's cuBLAS accepts no other layout, and not two matrices of E5M2. torch's public
+    `scaled_mm` is the same kernel, but `FlopCounterMode` does not count it. `use_fast_accum` would
+    add up in fewer digits than float32's.
     """
     return torch._scaled_mm(a, b, a_unit, b_unit, out_dtype=dtype, use_fast_accum=False)

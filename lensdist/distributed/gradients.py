@@ -1,6 +1,6 @@
 """Average the gradients of a step's micro-batches.
 
-`Averaged` lets DDP average them: the fast way, equal between numbers of processes to rounding.
+`Averaged` lets DDP average them, which is fast; numbers of processes then agree up to rounding.
 `FixedOrder` gathers each micro-batch's gradient and adds them in the order of the micro-batches:
 the same bits on any number of processes (`train.reproducible`), for more communication.
 """
@@ -18,7 +18,7 @@ from lensdist.distributed.micro_batches import StepPlan
 
 
 class Averaged:
-    """Average by DDP, which communicates during the last micro-batch's backward pass."""
+    """The average by DDP, which communicates during the last micro-batch's backward pass."""
 
     def __init__(self, model: nn.Module, world: DistributedContext, plan: StepPlan) -> None:
         self._model = model
@@ -40,7 +40,7 @@ class Averaged:
 
 
 class FixedOrder:
-    """Average by gathering all gradients and adding them in order."""
+    """The average in a fixed order, from gradients gathered from all processes."""
 
     def __init__(self, model: nn.Module, world: DistributedContext, plan: StepPlan) -> None:
         self._parameters = [p for p in model.parameters() if p.requires_grad]

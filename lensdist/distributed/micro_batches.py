@@ -1,7 +1,7 @@
-"""How processes share the images of an optimizer step (torch-free arithmetic).
+"""Share the images of an optimizer step among processes (torch-free arithmetic).
 
-A step is a fixed list of micro-batches, of which each process takes a run of whole ones. Where
-`train.micro_batch` is a number, what a micro-batch holds, and the random numbers drawn for it, do
+A step is a fixed list of micro-batches, of which each process takes a contiguous range. If
+`train.micro_batch` is a number, a micro-batch's content, and the random numbers drawn for it, do
 not depend on the number of processes. Under `auto` each process has one micro-batch.
 """
 
@@ -20,7 +20,7 @@ class StepPlan:
 
     Attributes:
         micro_batch: images in one.
-        count: how many make a step, over all processes.
+        count: micro-batches of a step, over all processes.
         mine: numbers of those that this process computes.
         steps_per_epoch: whole steps in an epoch; the last, short batch is dropped.
     """
@@ -45,7 +45,7 @@ def check_shares(train: TrainConfig, fewest: int, size: int) -> None:
         size: number of processes.
 
     Raises:
-        UserError: they cannot; the sentence says what to set.
+        UserError: they cannot; the message names the settings to change.
     """
     plan = plan_steps(train.global_batch, train.micro_batch, train.global_batch, 0, size)
     if plan.micro_batch < fewest:

@@ -30,7 +30,7 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's tensors as `<parameter name>/<slot>`.
 
-    By name, never by index: with index keys, state is silently given to other parameters when
+    Keys are names, never indices: with indices, state is silently given to other parameters when
     groups change.
     """
     return {
@@ -51,7 +51,7 @@ def load_optimizer_state(
 def state_by_parameter(
     model: nn.Module, saved: Mapping[str, Tensor]
 ) -> dict[nn.Parameter, dict[str, Tensor]]:
-    """Return what was saved as `<parameter name>/<slot>`, for the parameters that train."""
+    """Return the tensors saved as `<parameter name>/<slot>`, for the parameters that train."""
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, value in saved.items():
         name, _, slot = key.rpartition("/")
@@ -84,7 +84,7 @@ def learning_rate(cfg: ScheduleConfig, step: int, steps: int, steps_per_epoch: i
 
 
 class WeightAverage:
-    """Exponential moving average of a network's weights (Polyak & Juditsky 1992).
+    """The exponential moving average of a network's weights (Polyak & Juditsky 1992).
 
     The decay rises to its value as (1 + n) / (10 + n) over the first updates, so that the first
     weights soon have no effect.

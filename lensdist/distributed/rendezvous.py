@@ -1,7 +1,7 @@
-"""How the processes of a run meet: where they listen, and how long they wait for each other.
+"""Connect the processes of a run: where they listen, and how long they wait for each other.
 
-torch's own `env://` listens on all interfaces of the first node, and says nothing for ten minutes
-or more while it waits. Where torchrun keeps the store, it is the launcher that listens.
+torch's own `env://` listens on all interfaces of the first node, and waits for ten minutes or more
+without a message. If torchrun keeps the store, it is the launcher that listens.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ log = logging.getLogger(__name__)
 
 METHOD = "lensdist://"  # for `init_process_group`
 PATIENCE = 300.0
-"""Seconds within which all processes must have come: some read torch from a slow disk."""
+"""Seconds within which all processes must have come: some load torch from a slow disk."""
 _LOOPBACK = "127.0.0.1"
-_SOON = 20.0  # s, after which those who wait say for whom
+_SOON = 20.0  # s after which waiting processes name the missing ones
 _HINT = (
-    "; if nobody started it, `unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT` to train "
-    "in one process; if a node did, see to it that it reaches the others"
+    "; if none was started, `unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT` to train "
+    "in one process; if one was, check that its node reaches the others"
 )
 
 
 def stay_on_this_machine() -> None:
-    """Let gloo and NCCL listen on the loopback where all processes are on this machine."""
+    """Let gloo and NCCL listen on the loopback if all processes are on this machine."""
     if _one_machine() and "lo" in (name for _, name in socket.if_nameindex()):
         for library in ("GLOO", "NCCL"):
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
 
 
 def meet() -> tuple[Store, int, int]:
-    """Wait for all processes; the store that they share, this one's number, how many they are.
+    """Wait for all processes; return their shared store, this one's rank, and their number.
 
     Raises:
-        UserError: process 0 cannot listen where it should.
+        UserError: process 0 cannot listen at its address.
         DistStoreError: some did not come, or the first cannot be reached.
     """
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -66,7 +66,7 @@ def meet() -> tuple[Store, int, int]:
                 host, port, size, True, wait_for_workers=False, master_listen_fd=number
             )
     store = store or _reach(host, port, rank, size)
-    # A launcher that starts its processes again may keep the store.
+    # A launcher that restarts its processes may keep the store.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"lensdist/{attempt}", store)
     _wait_for_all(store, rank, size)
@@ -97,7 +97,7 @@ def _one_machine() -> bool:
 
 
 def _socket(host: str, port: int) -> socket.socket:
-    """What listens at one address of this machine, or at all where others do not know it by that.
+    """Return a socket that listens at this machine's address, or at all if it is not its own.
 
     Raises:
         UserError: the port is taken.
@@ -116,7 +116,7 @@ def _socket(host: str, port: int) -> socket.socket:
 
 
 def _is_ours(host: str) -> bool:
-    """Whether this machine has that IPv4 address; in a container it may be the host's."""
+    """Return whether this machine has that IPv4 address; in a container it may be the host's."""
     with contextlib.suppress(OSError), socket.socket() as probe:
         probe.bind((host, 0))
         return host == _LOOPBACK or not probe.getsockname()[0].startswith("127.")
@@ -124,7 +124,7 @@ def _is_ours(host: str) -> bool:
 
 
 def _reach(host: str, port: int, rank: int, size: int) -> Store:
-    """The store of process 0, or of its launcher."""
+    """Return the store of process 0, or of its launcher."""
     for seconds in (_SOON, PATIENCE):
         try:
             wait = timedelta(seconds=seconds)
@@ -142,5 +142,5 @@ def _handle(url: str, **_: Any) -> Iterator[tuple[Store, int, int]]:
     raise RuntimeError("processes meet once")
 
 
-with contextlib.suppress(RuntimeError):  # known already
+with contextlib.suppress(RuntimeError):  # already registered
     register_rendezvous_handler("lensdist", _handle)  # type: ignore[no-untyped-call]

@@ -30,12 +30,12 @@ Forward = Callable[..., Any]
 def check(
     cfg: SpeedConfig, train: TrainConfig, strategy: str, device: torch.device, world_size: int
 ) -> None:
-    """Check that the device, and the run's other settings, allow what `cfg` asks for.
+    """Check that the device, and the run's other settings, allow the settings `cfg`.
 
     Args:
-        cfg: what is asked for.
+        cfg: the settings to check.
         train: the run's batches.
-        strategy: by `strategy_name`.
+        strategy: its name, from `strategy_name`.
         device: of this process.
         world_size: number of processes.
 
@@ -67,17 +67,17 @@ def check(
 
 
 def check_network(cfg: SpeedConfig, network: nn.Module) -> None:
-    """Check that a network, which may be on the meta device, has the layers that `cfg` is for.
+    """Check that a network, which may be on the meta device, has the layers that `cfg` needs.
 
     Raises:
-        UserError: it has not.
+        UserError: it does not.
     """
     if blocks_of(network):
         return
     if cfg.recompute:
         raise UserError(
             "speed.recompute is for transformer layers, and this network has none: in a second "
-            "forward pass BatchNorm's running statistics would move twice; set it to false"
+            "forward pass BatchNorm would update its running statistics twice; set it to false"
         )
     if cfg.compile == "blocks":
         raise UserError(
@@ -86,11 +86,11 @@ def check_network(cfg: SpeedConfig, network: nn.Module) -> None:
 
 
 def apply(network: nn.Module, cfg: SpeedConfig, *, backend: str = "inductor") -> None:
-    """Do what `cfg` asks for, at each stage again, after layers are frozen and before wrapping.
+    """Apply `cfg`; call it again at each stage, after layers are frozen and before wrapping.
 
     Args:
         network: the network, or the part of it that is called.
-        cfg: what to do; `check` and `check_network` have passed.
+        cfg: settings that passed `check` and `check_network`.
         backend: torch.compile's.
     """
     if not cfg.channels_last:  # a network is built in channels last
@@ -99,16 +99,16 @@ def apply(network: nn.Module, cfg: SpeedConfig, *, backend: str = "inductor") ->
                 module.channels_first()
     if cfg.compile != "no":
         close_to_others()
-        # What an earlier stage compiled would count towards torch's limit of recompilations.
+        # Code compiled by an earlier stage would count towards torch's limit of recompilations.
         torch.compiler.reset()
     compiled = partial(_compiled, backend=backend, cuda_graphs=cfg.cuda_graphs)
     for block in blocks_of(network):
         quick: Forward = block.forward
         if cfg.compile == "blocks":
-            # All blocks share one code object, and parameters are its inputs: compiled once.
+            # All blocks share one code object, and parameters are its inputs: it is compiled once.
             quick = compiled(quick)
         if cfg.recompute:
-            # Keeps torch's random state, so that dropout drops the same again.
+            # It restores torch's random state, so that dropout drops the same values again.
             quick = partial(checkpoint, quick, use_reentrant=False)
         if quick != block.forward:
             _put(block, quick)
@@ -137,9 +137,9 @@ def _compiled(forward: Forward, backend: str, cuda_graphs: bool) -> Forward:
     options: dict[str, Any] | None = None
     if backend == "inductor":
         options = {
-            # Dropout's random numbers as without compilation, not inductor's own.
+            # Draw dropout's random numbers as without compilation, not by inductor's own generator.
             "fallback_random": True,
-            # Else kernels are chosen by timing them, and a resumed run may choose others.
+            # Otherwise inductor times kernels to choose them, and a resumed run may choose others.
             "deterministic": torch.are_deterministic_algorithms_enabled(),
             "triton.cudagraphs": cuda_graphs,
         }

@@ -1,4 +1,4 @@
-"""A training step on paper: how much, how large, how long (torch-free)."""
+"""Estimate a training step without running it: its operations, memory and time (torch-free)."""
 
 from lensdist.estimate.network import train_bytes, train_flops
 

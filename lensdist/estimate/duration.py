@@ -1,4 +1,4 @@
-"""How long a run takes on a CPU, and which preset takes less than an hour (torch-free)."""
+"""Estimate how long a run takes on a CPU, and find a preset that takes less (torch-free)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from lensdist.estimate.network import train_flops
 from lensdist.utils.errors import UserError
 
 LONG = 3600.0
-"""Seconds; a run that takes more is announced."""
-_FEW = 500  # images that are not worth tracing a network for
-_MARGIN = 3  # what is said to be quick must be so where paper is wrong by as much
-_SHARE = 0.4  # of the rate of matrix products, which convolutions and small layers do not reach
-_FITS = 40  # images a second and core whose smooth lens is found (`preprocess.scale: lens_fit`)
+"""Seconds; a run that takes longer is announced."""
+_FEW = 500  # for fewer images a network is not traced
+_MARGIN = 3  # a preset called quick must be so even if the estimate is wrong by this factor
+_SHARE = 0.4  # convolutions and small layers reach this share of the rate of matrix products
+_FITS = 40  # smooth lenses fitted per second and core (`preprocess.scale: lens_fit`)
 
 
 def operations(cfg: BaseRun, done: int = 0) -> float | None:
-    """Floating-point operations of a run's steps, from the `done`-th on.
+    """Return the floating-point operations of a run's steps, from the `done`-th on.
 
     Returns:
-        None where the network or the images are not known, or the images are few.
+        None if the network or the images are not known, or the images are few.
     """
     samples, batch = _samples(cfg), cfg.train.global_batch
     if samples is None:
@@ -36,7 +36,7 @@ def operations(cfg: BaseRun, done: int = 0) -> float | None:
 
 
 def seconds(cfg: BaseRun, rate: float, done: int = 0) -> float | None:
-    """How long that takes where matrix products do `rate` operations a second.
+    """Return the seconds of these operations if matrix products do `rate` operations per second.
 
     Returns:
         None as `operations`.
@@ -49,12 +49,12 @@ def seconds(cfg: BaseRun, rate: float, done: int = 0) -> float | None:
 
 
 def warning(cfg: BaseRun, rate: float, done: int, presets: Path) -> str | None:
-    """A sentence where a run takes more than an hour, with a preset that takes less.
+    """Return a sentence if a run takes more than an hour, with a preset that takes less.
 
     Args:
         cfg: the run's configuration.
-        rate: operations a second of matrix products.
-        done: steps of the run that are behind it.
+        rate: operations per second of matrix products.
+        done: steps of the run already done.
         presets: folder of the task's configurations; it need not exist.
     """
     takes = seconds(cfg, rate, done)
@@ -66,7 +66,7 @@ def warning(cfg: BaseRun, rate: float, done: int, presets: Path) -> str | None:
 
 
 def _quick(cfg: BaseRun, rate: float, presets: Path) -> Iterator[tuple[float, Path]]:
-    """Presets for the same images that take far less than an hour, with the seconds they take."""
+    """Yield presets for the same images that take far less than an hour, after their seconds."""
     path = [f"data.path={cfg.data.path}"] if cfg.data.path else []
     for file in presets.glob("*.yaml"):
         with suppress(UserError):
@@ -77,7 +77,7 @@ def _quick(cfg: BaseRun, rate: float, presets: Path) -> Iterator[tuple[float, Pa
 
 
 def _suits(other: BaseRun, cfg: BaseRun) -> bool:
-    """Whether a preset takes the run's images, and needs no encoder that is not there."""
+    """Return whether a preset takes the run's images, and has its encoder, if it needs one."""
     encoder = getattr(other, "encoder", None)
     sees = [(one.model.in_channels, one.model.image_size) for one in (other, cfg)]  # type: ignore[attr-defined]
     return sees[0] == sees[1] and (encoder is None or encoder.exists())
@@ -90,7 +90,7 @@ def _samples(cfg: BaseRun) -> int | None:
 
 
 def words(seconds: float) -> str:
-    """A rough length of time, such as `13 days`."""
+    """Return a rough length of time, such as `13 days`."""
     for name, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= 1.5 * length:
             return f"{seconds / length:.0f} {name}s"
@@ -98,7 +98,7 @@ def words(seconds: float) -> str:
 
 
 def short(seconds: float) -> str:
-    """A length of time in a table, such as `3:20 h`."""
+    """Return a length of time for a table, such as `3:20 h`."""
     if seconds < 90:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""The shape of a cluster, and what a GPU and the links between GPUs can do (torch-free)."""
+"""The shape of a cluster, and the speed of a GPU and of the links between GPUs (torch-free)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from lensdist.utils.settings import Strict
 
 
 class Gpu(NamedTuple):
-    """A data sheet: GB; TFLOP/s of dense products (sparse ones, which data sheets like to print,
-    are twice as many); GB/s of memory, and of its links to the node's other GPUs, one way."""
+    """A data sheet: GB, dense TFLOP/s, and GB/s of the memory and of one-way links in a node.
+
+    Data sheets like to print sparse TFLOP/s, which are twice as many.
+    """
 
     memory_gb: float
     bf16_tflops: float
@@ -43,43 +45,47 @@ GPUS = {
     "H200": Gpu(141, 989, 989, 67, 1979, 4800, 450),
 }
 
-# Of what data sheets promise. A copy on an H200 reaches nine tenths of its bandwidth, and
+# Shares of the data sheets' peaks. A copy on an H200 reaches nine tenths of its bandwidth, and
 # collectives on NVLink and InfiniBand about eight.
 _MEMORY_SHARE, _LINK_SHARE = 0.9, 0.8
 _LINK_LATENCY = 1e-6  # s from a GPU to the next in its node
 
 
 class Hardware(Strict):
-    """What the GPUs and the network of a cluster can do, for `lensdist estimate` and `plan`.
+    """The speed of a cluster's GPUs and network, for `lensdist estimate` and `plan`.
 
-    A GPU that is known by name needs nothing else; what is given beside the name counts.
+    A GPU that is known by name needs nothing else; other settings replace the values of its sheet.
     """
 
-    gpu: str | None = Field(None, description=f"one of {', '.join(GPUS)}; null: all is given here")
+    gpu: str | None = Field(
+        None, description=f"one of {', '.join(GPUS)}; null: all values are set here"
+    )
     memory_gb: float | None = Field(None, gt=0, description="memory of a GPU")
     bf16_tflops: float | None = Field(None, gt=0, description="peak of dense products in bfloat16")
-    fp16_tflops: float | None = Field(None, gt=0, description="in float16; null: as bfloat16")
-    fp32_tflops: float | None = Field(None, gt=0, description="in float32")
-    fp8_tflops: float | None = Field(None, gt=0, description="in float8; null: it has none")
+    fp16_tflops: float | None = Field(
+        None, gt=0, description="peak of dense products in float16; null: bfloat16's"
+    )
+    fp32_tflops: float | None = Field(None, gt=0, description="peak of dense products in float32")
+    fp8_tflops: float | None = Field(None, gt=0, description="peak in float8; null: it has none")
     memory_gb_s: float | None = Field(None, gt=0, description="bandwidth of a GPU's memory")
     sustained: float = Field(
         0.7, gt=0, le=1, description="share of those peaks that products reach in training"
     )
     link_gb_s: float | None = Field(
-        None, gt=0, description="from a GPU to the next in its node, one way; null: of PCIe 4.0"
+        None, gt=0, description="bandwidth between GPUs of a node, one way; null: PCIe 4.0"
     )
     network_gb_s: float = Field(
         25.0,
         gt=0,
-        description="out of a node, one way, all its adapters together: 25 is one of 200 Gb/s",
+        description="bandwidth out of a node, one way, of all its adapters: 25 is one of 200 Gb/s",
     )
-    latency_us: float = Field(5.0, ge=0, description="of a message from node to node")
+    latency_us: float = Field(5.0, ge=0, description="latency of a message from node to node")
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
         if self.gpu is not None and self.gpu not in GPUS:
             raise ValueError(
-                f"gpu: {self.gpu!r} is not known, as {', '.join(GPUS)} are; leave it out, and give "
+                f"gpu: {self.gpu!r} is not one of {', '.join(GPUS)}; leave it out, and give "
                 "memory_gb, bf16_tflops, fp32_tflops and memory_gb_s"
             )
         needed = ("memory_gb", "bf16_tflops", "fp32_tflops", "memory_gb_s")
@@ -90,7 +96,7 @@ class Hardware(Strict):
 
     @property
     def sheet(self) -> Gpu:
-        """The GPU's, with what is given beside its name."""
+        """The GPU's data sheet, with the values that are set here."""
         own = {name: getattr(self, name) for name in Gpu._fields}
         if self.gpu is not None:
             given = {name: value for name, value in own.items() if value is not None}
@@ -101,12 +107,15 @@ class Hardware(Strict):
 
     @property
     def name(self) -> str:
-        """Of the GPU, as tables have it."""
+        """The GPU's name in tables."""
         return self.gpu or "GPU"
 
     def flops(self, cfg: BaseRun, *, wide: bool = False) -> float:
-        """Operations a second that products sustain at a run's precision; `wide`: those that
-        `precision: fp8` takes. A GPU without float8 computes them in bfloat16."""
+        """Return the operations per second that products sustain at a run's precision.
+
+        With `wide`, return those of products that `precision: fp8` covers. A GPU without float8
+        computes them in bfloat16.
+        """
         sheet = self.sheet
         peaks = {"no": sheet.fp32_tflops, "fp16": sheet.fp16_tflops}
         peak = peaks.get(cfg.precision, sheet.bf16_tflops)
@@ -115,36 +124,36 @@ class Hardware(Strict):
         return self.sustained * peak * 1e12
 
     def in_fp8(self, cfg: BaseRun) -> bool:
-        """Whether wide products of a run are in float8."""
+        """Return whether wide products of a run are in float8."""
         return cfg.precision == "fp8" and self.sheet.fp8_tflops is not None
 
     @property
     def bandwidth(self) -> float:
-        """Bytes a second of a GPU's memory."""
+        """Bytes per second of a GPU's memory."""
         return _MEMORY_SHARE * self.sheet.memory_gb_s * 1e9
 
     def links(self, gpus: int, per_node: int) -> Links:
-        """Between so many GPUs, of which a node has `per_node`."""
+        """Return the links between so many GPUs, of which a node has `per_node`."""
         each = min(gpus, per_node)
         nodes = -(-gpus // per_node)
         slowest = self.sheet.link_gb_s
-        if nodes > 1:  # a ring leaves every node once, and what it carries is the same everywhere
+        if nodes > 1:  # a ring leaves every node once, and carries the same everywhere
             slowest = min(slowest, self.network_gb_s) if each > 1 else self.network_gb_s
         return Links(gpus, nodes, _LINK_SHARE * slowest * 1e9, self.latency_us * 1e-6)
 
 
 @dataclass(frozen=True)
 class Links:
-    """What collectives cost between processes, in seconds.
+    """The time of collectives between processes, in seconds.
 
-    Bandwidth as of a ring, which is the best there is (Patarasuk & Yuan 2009, J. Parallel Distrib.
-    Comput. 69, 117); an all-reduce's latency as of a tree where that has less (Sanders et al.
-    2009, Parallel Comput. 35, 581), of which NCCL takes the better one.
+    Bandwidth is that of a ring, the best possible (Patarasuk & Yuan 2009, J. Parallel Distrib.
+    Comput. 69, 117); an all-reduce's latency is that of a tree if it is lower (Sanders et al. 2009,
+    Parallel Comput. 35, 581): NCCL takes the better one.
 
     Attributes:
         gpus: processes.
-        nodes: that they are on.
-        bandwidth: bytes a second of a ring's slowest link.
+        nodes: nodes that they are on.
+        bandwidth: bytes per second of a ring's slowest link.
         latency: seconds from node to node.
     """
 
@@ -155,30 +164,30 @@ class Links:
 
     @property
     def share(self) -> float:
-        """Of a tensor, what a process sends in a reduce-scatter or an all-gather."""
+        """The share of a tensor that a process sends in a reduce-scatter or an all-gather."""
         return (self.gpus - 1) / self.gpus
 
     @property
     def _round(self) -> float:
-        """Once around a ring."""
+        """Seconds for one round of a ring."""
         if self.nodes == 1:
             return (self.gpus - 1) * _LINK_LATENCY
         return self.nodes * self.latency + (self.gpus - self.nodes) * _LINK_LATENCY
 
     @property
     def _climb(self) -> float:
-        """From the leaves of a tree to its root: along a node, and from node to node."""
+        """Seconds from the leaves of a tree to its root: within a node, and from node to node."""
         along = self.gpus / self.nodes - 1
         return along * _LINK_LATENCY + math.ceil(math.log2(self.nodes)) * self.latency
 
     def scatter(self, size: float) -> float:
-        """Reduce-scatter of `size` bytes, or all-gather of so many from all processes."""
+        """Return the seconds of a reduce-scatter, or all-gather, of `size` bytes in all."""
         if self.gpus == 1 or not size:
             return 0.0
         return self.share * size / self.bandwidth + self._round
 
     def all_reduce(self, size: float) -> float:
-        """Sum of `size` bytes of each process, on every process."""
+        """Return the seconds of an all-reduce of `size` bytes per process."""
         if self.gpus == 1 or not size:
             return 0.0
         return 2 * self.share * size / self.bandwidth + 2 * min(self._round, self._climb)
@@ -188,18 +197,20 @@ _RANGE = re.compile(r"(\d+)-(\d+)")
 
 
 class Shape(Strict):
-    """How many processes a cluster gives a run, and on what."""
+    """The number of processes that a cluster gives a run, and their hardware."""
 
     nodes: int | str = Field(
         1, description="nodes of a training job; 2-8: as many as SLURM has free at each start"
     )
     gpus_per_node: int | None = Field(
-        None, ge=1, description="null: none is asked for (one local process takes one it finds)"
+        None,
+        ge=1,
+        description="GPUs of a node; null: request none (a local process uses one if it finds one)",
     )
-    processes_per_node: int | None = Field(None, ge=1, description="null: one for each GPU, or one")
+    processes_per_node: int | None = Field(None, ge=1, description="null: one per GPU, or one")
     hardware: Hardware | None = Field(
         None,
-        description="what its GPUs and links can do, for `lensdist estimate`; plan, too, goes by "
+        description="speed of its GPUs and links, for `lensdist estimate`; plan also uses "
         "it in place of tflops",
     )
 
@@ -211,20 +222,22 @@ class Shape(Strict):
             return int(text)
         found = _RANGE.fullmatch(text)
         if found is None or not 1 <= int(found[1]) <= int(found[2]):
-            raise ValueError(f"{value!r} is no number of nodes; give one, or a range such as 2-8")
+            raise ValueError(
+                f"{value!r} is not a number of nodes; give one, or a range such as 2-8"
+            )
         return int(found[1]) if found[1] == found[2] else text
 
     @property
     def fewest(self) -> int:
-        """Nodes without which no job starts."""
+        """The least number of nodes for a job to start."""
         return int(str(self.nodes).partition("-")[0])
 
     @property
     def most(self) -> int:
-        """Nodes at most."""
+        """The largest number of nodes."""
         return int(str(self.nodes).rpartition("-")[2])
 
     @property
     def per_node(self) -> int:
-        """Processes on a node."""
+        """The number of processes on a node."""
         return self.processes_per_node or self.gpus_per_node or 1

@@ -1,4 +1,4 @@
-"""Make the meta device compute as a GPU does: in fused kernels, and under autocast."""
+"""Let the meta device compute as a GPU does: in fused kernels, and under autocast."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# What autocast computes in half precision, and what in float32 (torch's documentation, "CUDA Ops
-# that can autocast"). torch has no autocast for the meta device.
+# Functions that autocast computes in half precision, and in float32 (torch's documentation, "CUDA
+# Ops that can autocast"). torch has no autocast for the meta device.
 _HALF = {
     *("linear", "bilinear", "matmul", "__matmul__", "__rmatmul__", "mm", "mv", "bmm", "addmm"),
     *("addbmm", "baddbmm", "einsum", "prelu", "scaled_dot_product_attention"),
@@ -26,7 +26,7 @@ _OVERRIDES = ("has_torch_function", "has_torch_function_unary", "has_torch_funct
 
 
 class Kernels(TorchFunctionMode):
-    """Let the meta device do as a GPU does: fused kernels, and autocast if `half`."""
+    """A mode in which the meta device uses a GPU's fused kernels, and autocast if `half`."""
 
     def __init__(self, half: bool) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Kernels(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if isinstance(func, FunctionType) and func.__globals__["__name__"] in _PYTHON:
-            with self:  # it calls others that matter
+            with self:  # it calls other functions that are counted
                 return _body(func)(*args, **kwargs)
         if self._half and name in _HALF | _FULL:
             dtype = torch.bfloat16 if name in _HALF else torch.float32
@@ -52,7 +52,7 @@ class Kernels(TorchFunctionMode):
 
 
 def _body(func: FunctionType) -> FunctionType:
-    """A function of torch that asks no mode before it computes."""
+    """Return a function of torch that does not check for modes before it computes."""
     names = {**func.__globals__, **dict.fromkeys(_OVERRIDES, lambda *_: False)}
     body = FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
     body.__kwdefaults__ = func.__kwdefaults__

@@ -1,7 +1,7 @@
-"""What a GPU has to hold while it trains (torch-free).
+"""Estimate a GPU's memory in training (torch-free).
 
-Weights, gradients and Adam's moments are float32 in every engine and at every precision; what is
-divided among processes goes by ZeRO's stages (Rajbhandari et al. 2020, arXiv:1910.02054).
+Weights, gradients and Adam's moments are float32 in every engine and at every precision; ZeRO's
+stages define what is divided among processes (Rajbhandari et al. 2020, arXiv:1910.02054).
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from lensdist.config.schema import BaseRun
 from lensdist.estimate.network import Network, network_of
 
 FLOAT = 4  # bytes
-MOMENTS = 8  # bytes of Adam's two, a parameter
-_SPARE = 0.08  # share of a GPU's memory that CUDA, NCCL and what the allocator cannot use take
+MOMENTS = 8  # bytes of Adam's two per parameter
+_SPARE = 0.08  # share of a GPU's memory for CUDA, NCCL and the allocator's losses
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU at the fullest moment of a step.
+    """The bytes of one GPU at the fullest moment of a step.
 
     Attributes:
         weights: its share, and the copy that DeepSpeed steps on.
         gradients: its share.
         moments: Adam's.
         average: of `train.ema`.
-        activations: of a micro-batch, kept for the backward pass, and of the operation at work.
+        activations: of a micro-batch, kept for the backward pass, and of the current operation.
         passing: weights gathered from other processes or copied by autocast, and buckets.
     """
 
@@ -43,13 +43,13 @@ class Memory:
         return float(sum(astuple(self)))
 
     def fits(self, memory_gb: float) -> bool:
-        """Whether a GPU of so many GB (1e9 bytes) has room for it."""
+        """Return whether it fits a GPU of so many GB (1e9 bytes)."""
         return self.total <= (1 - _SPARE) * memory_gb * 1e9
 
 
 @dataclass(frozen=True)
 class State:
-    """Bytes of the model's state that a process holds."""
+    """The bytes of the model's state that a process holds."""
 
     weights: float
     gradients: float
@@ -66,20 +66,20 @@ def model_state(
     width: float = FLOAT,
     moments: float = MOMENTS,
 ) -> State:
-    """ZeRO's arithmetic (arXiv:1910.02054, section 5 and figure 1).
+    """Return a process's state by ZeRO's arithmetic (arXiv:1910.02054, section 5 and figure 1).
 
     Args:
         engine: ddp divides nothing.
         stage: of fsdp and deepspeed.
-        weights: parameters.
-        trained: of them.
-        processes: that share.
+        weights: number of parameters.
+        trained: number of those that train.
+        processes: number of processes that share them.
         width: bytes of a weight, and of its gradient.
-        moments: bytes of the optimizer's state, a parameter.
+        moments: bytes of the optimizer's state per parameter.
     """
     level = 0 if engine == "ddp" else stage
     if engine == "fsdp":
-        level = 3  # between steps it holds no more than a share at stage 2 either
+        level = 3  # between steps stage 2, too, holds only a share
     share = 1 / processes
     return State(
         width * weights * (share if level >= 3 else 1),
@@ -89,8 +89,10 @@ def model_state(
 
 
 def activations(network: Network, cfg: BaseRun) -> float:
-    """Bytes that one image's activations take, from the forward pass until the backward one needs
-    them; under `speed.recompute` transformer layers keep their inputs, and one of them the rest."""
+    """Return the bytes of one image's activations, kept for the backward pass.
+
+    Under `speed.recompute` transformer layers keep their inputs, and one of them the rest.
+    """
     stage = network.fullest
     outside, blocks = stage.kept
     if cfg.speed.recompute:
@@ -100,18 +102,18 @@ def activations(network: Network, cfg: BaseRun) -> float:
 
 
 def copies(network: Network, cfg: BaseRun) -> float:
-    """Bytes of the weights' copies at the width of autocast, which wait for the backward pass."""
+    """Return the bytes of autocast's copies of weights, kept for the backward pass."""
     outside, blocks = network.copies
     return outside + (max(blocks, default=0.0) if cfg.speed.recompute else sum(blocks))
 
 
 def memory(cfg: BaseRun, processes: int, micros: int = 1) -> Memory:
-    """Return what a GPU holds, in the stage in which most trains.
+    """Return the memory of a GPU in the stage in which most parameters train.
 
     Args:
         cfg: the run's configuration.
         processes: GPUs that share the run.
-        micros: micro-batches of a step that each computes.
+        micros: micro-batches of a step on each GPU.
 
     Raises:
         UserError: the network cannot be traced.
@@ -143,23 +145,23 @@ def memory(cfg: BaseRun, processes: int, micros: int = 1) -> Memory:
 
 
 def _passing(cfg: BaseRun, network: Network) -> float:
-    """Bytes of gathered parameters and of gradients on their way."""
+    """Return the bytes of gathered parameters and of gradients in buckets."""
     if cfg.engine == "ddp":
         return 0.0  # its buckets are the gradients
     if cfg.engine == "deepspeed" and cfg.shard.stage < 3:
-        return 2.0 * cfg.speed.bucket_mb * 1e6  # one fills while the other is sent
+        return 2.0 * cfg.speed.bucket_mb * 1e6  # one is filled while the other is sent
     blocks = [layer.weights for layer in network.fullest.layers if layer.block]
     root, largest = network.parameters - sum(blocks), max(blocks, default=0)
-    # Gathered: everything, or a layer beside the next one; and gradients of two layers.
+    # Gathered: everything, or a layer beside the next one; and the gradients of two layers.
     gathered = root + (sum(blocks) if cfg.shard.stage == 2 else 2 * largest)
     return FLOAT * float(gathered + max(root, 2 * largest))
 
 
 def remedy(cfg: BaseRun, processes: int, micros: int, memory_gb: float) -> str | None:
-    """Return the settings that make a run fit a GPU of so many GB, what costs least first.
+    """Return the settings with which a run fits a GPU of so many GB, the cheapest first.
 
     Returns:
-        Words such as `speed.recompute=true makes it 31 GB`; None where nothing does.
+        Words such as `speed.recompute=true makes it 31 GB`; None if nothing does.
     """
     for words, other in alternatives(cfg, processes):
         found = memory(other, processes, micros)
@@ -169,7 +171,7 @@ def remedy(cfg: BaseRun, processes: int, micros: int, memory_gb: float) -> str |
 
 
 def alternatives(cfg: BaseRun, processes: int = 1) -> Iterator[tuple[str, BaseRun]]:
-    """Settings that need less memory on so many GPUs, what costs least first; the run with them."""
+    """Yield settings that need less memory, the cheapest first, and the run with them."""
     transformer = bool(network_of(cfg).entries)
     changed: dict[str, object] = {}
 
@@ -199,7 +201,7 @@ def alternatives(cfg: BaseRun, processes: int = 1) -> Iterator[tuple[str, BaseRu
 
 
 def _smaller(cfg: BaseRun, processes: int) -> list[int]:
-    """Micro-batches that global_batch is a whole number of, each at most half of the one before."""
+    """Return smaller micro-batches that divide global_batch, each at most half of the last."""
     sizes, last = [], cfg.train.micro(processes)
     for size in range(last // 2, 0, -1):
         if cfg.train.global_batch % size == 0 and size <= last // 2:
@@ -211,7 +213,7 @@ def _smaller(cfg: BaseRun, processes: int) -> list[int]:
 
 
 def with_settings(cfg: BaseRun, changes: dict[str, object]) -> BaseRun:
-    """The run with other settings, by their dotted names.
+    """Return the run with other settings, by their dotted names.
 
     Raises:
         ValueError: the run cannot have them.

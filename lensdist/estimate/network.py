@@ -1,8 +1,8 @@
-"""What a run's network computes, moves and keeps, as tracing has found it (torch-free).
+"""The operations, memory traffic and activations of a run's network, by tracing (torch-free).
 
-`trace.py` runs the network once on the meta device; what it finds is kept as JSON in the user's
-cache folder. Counted are a step's forward and backward pass; a multiply-add is two operations. Not
-counted is what happens around the network: reading, resizing, masks, augmentation, preprocessing.
+`trace.py` runs the network once on the meta device; the result is kept as JSON in the user's cache
+folder. A step's forward and backward pass are counted; a multiply-add is two operations. Work
+around the network is not: reading, resizing, masks, augmentation, preprocessing.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from lensdist.utils.sealed import read_json
 
 _FLOAT = 4  # bytes
 _SECONDS = 600  # for a process that traces: torch alone may take a minute from a slow file system
-# Settings that change nothing of a network, of what is frozen, or of its inputs.
+# Settings that do not change a network, its frozen part, or its inputs.
 _WITHOUT = {
     *("preset", "seed", "run", "data", "augment", "optim", "train", "checkpoint", "cache"),
     *("track", "engine", "shard", "speed", "precision"),
 }
 _CODE = ("models", "tasks", "data/transforms.py", "estimate/trace.py", "estimate/kernels.py")
-_found: dict[str, Network | str] = {}  # or why there is none
+_found: dict[str, Network | str] = {}  # a string is the reason why there is none
 _NO_TORCH = "torch cannot be imported here"
 
 
@@ -45,13 +45,13 @@ class Op:
     Attributes:
         flops: of matrix products and convolutions; 0 for all others.
         moved: bytes of activations read and written, once each.
-        weights: parameters that no operation before has used.
+        weights: parameters that no earlier operation has used.
         width: bytes of a weight as it is read.
-        fuses: a compiler makes it one kernel with the operation before.
-        wide: `precision: fp8` takes its product in float8.
+        fuses: whether a compiler fuses it with the operation before.
+        wide: whether `precision: fp8` computes its product in float8.
         block: number of its transformer layer; -1 outside of them.
-        learns: its backward pass is computed.
-        trains: so are the gradients of its weights.
+        learns: whether its backward pass is computed.
+        trains: whether the gradients of its weights are computed.
     """
 
     flops: float
@@ -66,7 +66,7 @@ class Op:
 
     @property
     def backward(self) -> int:
-        """Times that the backward pass costs as much: gradients of inputs, and of weights."""
+        """The cost of the backward pass in forward passes, for inputs and for weights."""
         return self.learns * (1 if self.weights and not self.trains else 2)
 
     def is_free(self, cfg: BaseRun) -> bool:
@@ -81,7 +81,7 @@ class Layer:
 
     Attributes:
         ops: in order.
-        block: whether it is a transformer layer: sharded, compiled and computed again as one.
+        block: whether it is a transformer layer, which is sharded, compiled and recomputed as one.
     """
 
     ops: tuple[Op, ...]
@@ -102,9 +102,9 @@ class Stage:
 
     Attributes:
         share: of the epochs.
-        trained: parameters.
+        trained: number of parameters that train.
         layers: in the order in which an image passes them.
-        kept: bytes of activations of one image that wait for the backward pass, outside of
+        kept: bytes of activations of one image that are kept for the backward pass, outside of
             transformer layers and in each of them.
     """
 
@@ -114,7 +114,7 @@ class Stage:
     kept: tuple[float, tuple[float, ...]]
 
     def total(self, forward: Callable[[Op], float]) -> float:
-        """Sum of what operations cost, forward and backward."""
+        """Return the sum of the operations' costs, forward and backward."""
         return sum(forward(op) * (1 + op.backward) for layer in self.layers for op in layer.ops)
 
 
@@ -123,10 +123,10 @@ class Network:
     """A network and its stages of training.
 
     Attributes:
-        parameters: all of them.
+        parameters: number of all parameters.
         entries: bytes of the input of each transformer layer, of one image.
-        copies: bytes that autocast's copies of weights take, outside of transformer layers and in
-            each of them.
+        copies: bytes of autocast's copies of weights, outside of transformer layers and in each
+            of them.
         stages: in order.
     """
 
@@ -137,33 +137,33 @@ class Network:
 
     @property
     def fullest(self) -> Stage:
-        """The stage in which most trains, the last one of these."""
+        """The stage in which most parameters train, or the last of several."""
         return max(reversed(self.stages), key=lambda stage: stage.trained)
 
     @property
     def full_from(self) -> float:
-        """The share of the epochs that lie before that stage."""
+        """The share of the epochs before that stage."""
         return sum(stage.share for stage in self.stages[: self.stages.index(self.fullest)])
 
     @property
     def flops(self) -> float:
-        """Of one image's way through the network, forward."""
+        """Operations of one image's forward pass."""
         return sum(op.flops for layer in self.stages[0].layers for op in layer.ops)
 
     def mean(self, forward: Callable[[Op], float]) -> float:
-        """Mean over the epochs of what operations cost, forward and backward."""
+        """Return the mean over the epochs of the operations' costs, forward and backward."""
         return sum(stage.share * stage.total(forward) for stage in self.stages)
 
 
 def train_flops(cfg: BaseRun) -> float | None:
     """Return the operations of one image in training, a mean over `train.epochs`.
 
-    A backward pass takes two forward ones, and none where nothing trains up to there. What
-    `speed.recompute` computes twice counts once. This is an upper bound: the outputs of a frozen
-    part may be kept (`cache.max_gb`).
+    A backward pass takes two forward ones, and none before the first layer that trains. Operations
+    that `speed.recompute` repeats count once. This is an upper bound: the outputs of a frozen part
+    may be cached (`cache.max_gb`).
 
     Returns:
-        None where the network cannot be traced.
+        None if the network cannot be traced.
     """
     with suppress(UserError):
         return network_of(cfg).mean(lambda op: op.flops)
@@ -171,15 +171,15 @@ def train_flops(cfg: BaseRun) -> float | None:
 
 
 def train_bytes(cfg: BaseRun, processes: int = 1) -> float | None:
-    """Return the bytes of memory traffic of one image in training, likewise.
+    """Return the bytes of memory traffic of one image in training, a mean over `train.epochs`.
 
     Each operation reads and writes its activations once, and the backward pass moves twice as much.
-    What a compiler makes part of the operation before (`speed.compile`) is free. Weights are read
-    once in each direction, and their gradients written, once a micro-batch. The optimizer's
-    traffic, once a step, is not in it, nor what `speed.recompute` moves again.
+    Operations that a compiler fuses with the one before (`speed.compile`) are free. Weights are
+    read once in each direction, and their gradients written, once per micro-batch. The optimizer's
+    traffic, once per step, does not count, nor does that repeated by `speed.recompute`.
 
     Returns:
-        None where the network cannot be traced.
+        None if the network cannot be traced.
     """
     with suppress(UserError):
         network, micro = network_of(cfg), cfg.train.micro(processes)
@@ -189,7 +189,7 @@ def train_bytes(cfg: BaseRun, processes: int = 1) -> float | None:
 
 
 def network_of(cfg: BaseRun) -> Network:
-    """Return a run's network: from the cache, else traced and cached.
+    """Return a run's network from the cache, or trace and cache it.
 
     Raises:
         UserError: the network cannot be built or run, or torch is not installed.
@@ -222,7 +222,7 @@ def prepare(cfgs: Sequence[BaseRun]) -> None:
 
 
 def _traced(cfgs: Sequence[BaseRun]) -> list[dict[str, Any]]:
-    """What `trace` finds: in this process if it has torch already, else in one of its own."""
+    """Return the results of `trace`: in this process if it has torch already, else in another."""
     if "torch" in sys.modules:
         from lensdist.estimate.trace import trace_all
 
@@ -245,7 +245,7 @@ def _traced(cfgs: Sequence[BaseRun]) -> list[dict[str, Any]]:
 
 
 def _from_json(facts: dict[str, Any]) -> Network:
-    """Build the network of what `trace.trace` returns.
+    """Build the network from the result of `trace.trace`.
 
     Raises:
         LookupError, TypeError, ValueError: it is something else.
@@ -253,7 +253,7 @@ def _from_json(facts: dict[str, Any]) -> Network:
     blocks, total = len(facts["entries"]), sum(facts["epochs"])
 
     def by_block(sizes: dict[str, dict[str, float]], stage: int) -> tuple[float, tuple[float, ...]]:
-        """Outside of transformer layers, and in each, what a stage has of `sizes`."""
+        """Return a stage's part of `sizes`, outside of transformer layers and in each of them."""
         outside, *own = (
             sum(
                 size
@@ -285,10 +285,10 @@ def _from_json(facts: dict[str, Any]) -> Network:
 
 
 def _key(cfg: BaseRun) -> str:
-    """Hash all that a trace depends on, but for code outside of this package."""
+    """Hash all that a trace depends on, except for code outside of this package."""
     own = cfg.model_dump(mode="json", exclude=_WITHOUT)
     for name in own:
-        if isinstance(getattr(cfg, name), Path):  # whose weights it starts from makes no difference
+        if isinstance(getattr(cfg, name), Path):  # the starting weights make no difference
             own[name] = True
     facts = [own, cfg.precision == "no", cfg.train.epochs, _code()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
@@ -296,7 +296,7 @@ def _key(cfg: BaseRun) -> str:
 
 @cache
 def _code() -> list[str]:
-    """The versions of what builds and traces networks."""
+    """Return the versions and hashes of the code that builds and traces networks."""
     found = []
     for name in ("torch", "torchvision"):
         with suppress(PackageNotFoundError):
@@ -313,7 +313,7 @@ def _file(key: str) -> Path | None:
 
 
 def _read(key: str) -> Network | None:
-    """A network of the cache; None where there is none, or code of the user's has changed."""
+    """Return a network from the cache; None if there is none, or a user's code has changed."""
     file = _file(key)
     with suppress(OSError, LookupError, TypeError, ValueError):
         if file is not None:
@@ -326,5 +326,5 @@ def _read(key: str) -> Network | None:
 def _write(key: str, facts: dict[str, Any]) -> None:
     file = _file(key)
     if file is not None:
-        with suppress(OSError):  # a full disk: it is traced again the next time
+        with suppress(OSError):  # on a full disk, trace it again the next time
             write_atomic(file, to_json(facts, indent=None))

@@ -1,4 +1,4 @@
-"""The presets' sizes and times, for `lensdist presets` (torch-free)."""
+"""Estimate the presets' sizes and times, for `lensdist presets` (torch-free)."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from lensdist.utils.errors import UserError
 
 GPU = "H100"
 CPU_RATE = 1e11
-"""Operations a second of the CPU that times are given for: two cores of 50 GFLOP/s."""
+"""Operations per second of the CPU that times are given for: two cores of 50 GFLOP/s."""
 _OWN_DATA = 30_000
 """Images of an epoch for a preset that names no data."""
-_LONGEST = 60  # characters of what is said about a preset
+_LONGEST = 60  # characters of a preset's description
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A preset in a table; an empty text where something is not known."""
+    """A preset's row in a table; an empty text if something is not known."""
 
     name: str
     parameters: str
     images: str
-    """To train on, over all epochs."""
+    """Number of images to train on, over all epochs."""
     device: str
     time: str
     about: str
 
 
 def facts(names: Sequence[str]) -> Iterator[Facts]:
-    """Return the facts of presets; the first time, networks are traced, which takes a minute."""
+    """Yield the facts of presets; the first time, networks are traced, which takes a minute."""
     runs = {name: _load(name) for name in names}
     prepare(list(runs.values()))
     for name, cfg in runs.items():
@@ -62,7 +62,7 @@ def _load(name: str) -> BaseRun:
 
 
 def _time(cfg: BaseRun, samples: int) -> tuple[str, str]:
-    """Return the least device that trains the preset within an hour, else a GPU, and the time."""
+    """Return the smallest device that trains the preset within an hour, or a GPU; and the time."""
     on_cpu = seconds(cfg, CPU_RATE)
     if on_cpu is None and cfg.preset == "debug":
         return "CPU", "a minute"

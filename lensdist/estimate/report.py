@@ -1,4 +1,4 @@
-"""What `lensdist estimate` prints, and writes as JSON (torch-free)."""
+"""Format an estimate as text and as JSON, for `lensdist estimate` (torch-free)."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _HEADINGS = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """A run on paper.
+    """An estimate of a run.
 
     Attributes:
         network: parameters, and of one image in training `flops` and `bytes` of memory traffic.
-        gpus: that share the run in `memory`.
+        gpus: number of GPUs that share the run in `memory`.
         memory: bytes of a GPU, by engine.
-        recompute: the same of the run's own engine, without and with `speed.recompute`; only
-            where the network has transformer layers.
-        fits: whether the run fits the GPU, and what would help, in a sentence; None: no hardware.
-        rows: of numbers of GPUs; empty without hardware.
+        recompute: the same of the run's own engine, without and with `speed.recompute`; empty for
+            a network without transformer layers.
+        fits: a sentence on whether the run fits the GPU, and what would help; None: no hardware.
+        rows: by number of GPUs; empty without hardware.
     """
 
     network: dict[str, float]
@@ -60,15 +60,15 @@ def estimate(
     per_node: int,
     samples: int | None,
 ) -> Estimate:
-    """Work everything out.
+    """Estimate a run's memory and times.
 
     Args:
         cfg: the run's configuration.
-        hardware: of the cluster; None: not known.
-        counts: numbers of GPUs to look at.
-        gpus: that share the run in the table of memory.
+        hardware: of the cluster; None if not known.
+        counts: numbers of GPUs to estimate.
+        gpus: number of GPUs that share the run in the table of memory.
         per_node: GPUs of a node.
-        samples: images of an epoch; None: not known.
+        samples: images of an epoch; None if not known.
 
     Raises:
         UserError: as `scaling`.
@@ -89,7 +89,7 @@ def _by_engine(cfg: BaseRun, gpus: int) -> dict[str, Memory]:
     found = {}
     for engine, stage, offload in _ENGINES:
         changes = {"engine": engine, "shard.stage": stage, "shard.offload": offload}
-        with suppress(ValueError):  # not every engine can everything
+        with suppress(ValueError):  # an engine may not support the run's settings
             other = with_settings(cfg, changes)
             found[_name(engine, stage, offload)] = memory(other, gpus, micros_of(cfg, gpus))
     return found
@@ -102,7 +102,7 @@ def _name(engine: str, stage: int, offload: bool) -> str:
 
 
 def own_name(cfg: BaseRun) -> str:
-    """The engine of a run, as the table has it."""
+    """Return the engine of a run, as the table names it."""
     return _name(cfg.engine, cfg.shard.stage, cfg.shard.offload)
 
 
@@ -124,7 +124,7 @@ def _fits(cfg: BaseRun, gpus: int, hardware: Hardware) -> str:
 
 
 def as_json(found: Estimate, cfg: BaseRun, hardware: Hardware | None) -> dict[str, Any]:
-    """Everything, in bytes, seconds and operations."""
+    """Return everything, in bytes, seconds and operations."""
     given = None if hardware is None else {**hardware.model_dump(), **hardware.sheet._asdict()}
     rows = [
         {
@@ -147,7 +147,7 @@ def as_json(found: Estimate, cfg: BaseRun, hardware: Hardware | None) -> dict[st
 
 
 def shown(found: Estimate, cfg: BaseRun, hardware: Hardware | None) -> str:
-    """As text."""
+    """Return the estimate as text."""
     network = found.network
     parts = [
         f"{cfg.task}/{cfg.preset}: {own_name(cfg)}, precision {cfg.precision}, "

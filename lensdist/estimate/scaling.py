@@ -1,4 +1,4 @@
-"""A run on one GPU, on eight, on a thousand: rows of a table (torch-free)."""
+"""Estimate a run on different numbers of GPUs (torch-free)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ MOST = 1024
 
 @dataclass(frozen=True)
 class Row:
-    """A run on so many GPUs.
+    """An estimate of a run on so many GPUs.
 
     Attributes:
         gpus: processes.
-        nodes: that they are on.
+        nodes: nodes that they are on.
         batch: images of a step.
         micros: micro-batches of each GPU.
-        weak: whether that is not the run's batch, which so many cannot share evenly.
+        weak: whether `batch` is not the run's, which so many GPUs cannot share evenly.
         memory: of a GPU.
-        step: of the stage in which most trains.
-        images_s: images a second then.
-        efficiency: that rate a GPU, beside what one GPU does alone with the run's own batch.
-        epoch_s: seconds of an epoch; None: its images are not known, or fewer than a batch.
-        gpu_hours: of the whole run, likewise.
+        step: of the stage in which most parameters train.
+        images_s: images per second in that stage.
+        efficiency: that rate per GPU, relative to one GPU alone with the run's own batch.
+        epoch_s: seconds of an epoch; None if its images are not known, or fewer than a batch.
+        gpu_hours: of the whole run; None as `epoch_s`.
     """
 
     gpus: int
@@ -58,12 +58,12 @@ def scaling(
     Args:
         cfg: the run's configuration.
         hardware: of the cluster.
-        counts: of GPUs.
+        counts: numbers of GPUs.
         per_node: GPUs of a node.
-        samples: images of an epoch; None: not known.
+        samples: images of an epoch; None if not known.
 
     Raises:
-        UserError: a number of GPUs that fills no whole nodes, or a network that cannot be traced.
+        UserError: a number of GPUs does not fill whole nodes, or the network cannot be traced.
     """
     network = network_of(cfg)
     full = network.fullest
@@ -119,12 +119,12 @@ def _check(gpus: int, per_node: int) -> None:
 
 
 def micros_of(cfg: BaseRun, gpus: int) -> int:
-    """Micro-batches of each GPU: its part of the step, or as near to it as whole ones come."""
+    """Return the micro-batches of each GPU: its part of the step, rounded to a whole number."""
     return max(1, cfg.train.global_batch // cfg.train.micro(gpus) // gpus)
 
 
 def usual_counts(per_node: int) -> list[int]:
-    """Powers of two on a node, and of its nodes: 1, 2, 4, 8, 16, … 1024."""
+    """Return powers of two on a node, and of its nodes: 1, 2, 4, 8, 16, … 1024."""
     return list(_powers(1, per_node - 1)) + list(_powers(per_node, MOST))
 
 

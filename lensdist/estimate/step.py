@@ -1,5 +1,4 @@
-"""How long a step takes: rooflines of its operations, and a simulation of what is sent while it
-computes (torch-free).
+"""Estimate the time of a step, from rooflines and simulated communication (torch-free).
 
 A roofline (Williams et al. 2009, doi:10.1145/1498765.1498785) is a bound: an operation takes the
 longer of its arithmetic and its memory traffic. Host and network are added to it here: kernels are
@@ -16,12 +15,12 @@ from lensdist.estimate.hardware import Hardware, Links
 from lensdist.estimate.memory import FLOAT
 from lensdist.estimate.network import Op, Stage
 
-_LAUNCH = 5e-6  # s of the host for a kernel: 2,500 of the recipe's ensemble take 12 ms
-_REPLAY = 1e-6  # s of the device for a kernel of a CUDA graph
-_ADAM = 7 * FLOAT  # bytes a parameter: weight, gradient, two moments in; all but the gradient out
-_AVERAGE = 3 * FLOAT  # bytes a parameter
+_LAUNCH = 5e-6  # s of the host per kernel: 2,500 of the recipe's ensemble take 12 ms
+_REPLAY = 1e-6  # s of the device per kernel of a CUDA graph
+_ADAM = 7 * FLOAT  # bytes per parameter: weight, gradient, two moments in; all but the gradient out
+_AVERAGE = 3 * FLOAT  # bytes per parameter
 _BUCKET_MB = 2**20  # bytes
-_QUANTISED = 2  # bytes moved besides for a number that becomes float8, in each product
+_QUANTISED = 2  # more bytes moved per number quantised to float8, in each product
 _HOST_LINK = 25e9  # bytes/s between a GPU and the machine's memory: PCIe 4.0 in practice
 _HOST_MEMORY = 20e9  # bytes/s that a process's cores read and write, each with its own share
 
@@ -43,9 +42,9 @@ class Compute:
 
     Attributes:
         work: of each layer, in order.
-        arithmetic: seconds in operations that products bound.
-        memory: in those that traffic bounds.
-        launching: seconds more that the host takes.
+        arithmetic: seconds in operations that are bound by products.
+        memory: seconds in operations that are bound by memory traffic.
+        launching: additional seconds of the host.
     """
 
     work: tuple[Work, ...]
@@ -60,14 +59,14 @@ class Compute:
 
 @dataclass(frozen=True)
 class Step:
-    """An optimizer step, in seconds.
+    """The time of an optimizer step, in seconds.
 
     Attributes:
         compute: of all micro-batches of a GPU.
         optimizer: of Adam and the average.
-        sent: that the links are busy.
-        exposed: of those, when nothing is computed.
-        parts: what the step's time is made of, by name.
+        sent: time in which the links are busy.
+        exposed: the part of it in which nothing is computed.
+        parts: the step's time by cause.
     """
 
     compute: float
@@ -82,14 +81,14 @@ class Step:
 
     @property
     def limit(self) -> str:
-        """What most of it goes to."""
+        """The cause of most of the time."""
         return max(self.parts, key=lambda name: self.parts[name])
 
 
 def compute(stage: Stage, cfg: BaseRun, hardware: Hardware, gpus: int = 1) -> Compute:
     """Time a micro-batch's forward and backward pass on one of so many GPUs.
 
-    Transformer layers that are computed again cost a forward pass more.
+    Transformer layers that are recomputed cost one more forward pass.
     """
     bound = {True: 0.0, False: 0.0}
     raw: list[tuple[float, float]] = []
@@ -108,7 +107,7 @@ def compute(stage: Stage, cfg: BaseRun, hardware: Hardware, gpus: int = 1) -> Co
         raw.append((forward, backward))
     device = sum(forward + backward for forward, backward in raw)
     host = kernels * (_REPLAY if cfg.speed.cuda_graphs else _LAUNCH)
-    # The host runs ahead where kernels are long, so only its sum counts; it delays all alike.
+    # The host runs ahead if kernels are long, so only its sum counts; it slows all layers alike.
     slower = max(1.0, host / device) if device else 1.0
     work = tuple(
         Work(forward * slower, backward * slower, layer.weights, layer.trained, layer.block)
@@ -118,7 +117,7 @@ def compute(stage: Stage, cfg: BaseRun, hardware: Hardware, gpus: int = 1) -> Co
 
 
 def _roofline(op: Op, cfg: BaseRun, hardware: Hardware, batch: int) -> tuple[float, bool]:
-    """Seconds of a micro-batch, forward, and whether products bound them."""
+    """Return the seconds of a micro-batch, forward, and whether products bound them."""
     arithmetic = op.flops * batch / hardware.flops(cfg, wide=op.wide)
     traffic = (op.moved * batch + op.weights * op.width) / hardware.bandwidth
     seconds = max(arithmetic, traffic)
@@ -129,42 +128,42 @@ def _roofline(op: Op, cfg: BaseRun, hardware: Hardware, batch: int) -> tuple[flo
 
 
 def _kernels(op: Op) -> tuple[int, int]:
-    """Forward, with the copy of weights; and backward: gradients of input, weights and bias."""
+    """Count the kernels: forward, with a copy of weights; backward, for input, weights and bias."""
     copied = op.weights > 0 and op.width < FLOAT
     return 1 + copied, 3 if op.flops else 1
 
 
 class Timeline:
-    """One GPU and one link. Each does one thing after the other, none before it is ready."""
+    """The timeline of one GPU and one link. Each does one thing at a time, when it is ready."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        """When the GPU has done what it was given."""
+        """Time at which the GPU has done all its work."""
         self.link = 0.0
         self.sent = 0.0
         """Seconds that the link was busy."""
         self.computed = 0.0
 
     def run(self, seconds: float, ready: float = 0.0) -> float:
-        """Compute; returns when it began."""
+        """Compute for `seconds`, and return when it began."""
         began = max(self.now, ready)
         self.now = began + seconds
         self.computed += seconds
         return began
 
     def send(self, seconds: float, ready: float) -> float:
-        """Communicate; returns when it is done."""
+        """Communicate for `seconds`, and return when it is done."""
         self.link = max(self.link, ready) + seconds
         self.sent += seconds
         return self.link
 
     def wait(self) -> None:
-        """Until everything has arrived."""
+        """Wait until everything has arrived."""
         self.now = max(self.now, self.link)
 
 
 def simulate(found: Compute, micros: int, cfg: BaseRun, hardware: Hardware, links: Links) -> Step:
-    """A step of `micros` micro-batches on each GPU, and what they tell each other meanwhile."""
+    """Simulate a step of `micros` micro-batches on each GPU, with its communication."""
     line = Timeline()
     if cfg.engine == "fsdp" or (cfg.engine == "deepspeed" and cfg.shard.stage == 3):
         for _ in range(micros):
@@ -176,7 +175,7 @@ def simulate(found: Compute, micros: int, cfg: BaseRun, hardware: Hardware, link
     line.wait()
     optimizer = _optimizer(found.work, cfg, hardware, links.gpus)
     line.run(optimizer)
-    if cfg.engine == "deepspeed" and cfg.shard.stage < 3:  # each has stepped its share only
+    if cfg.engine == "deepspeed" and cfg.shard.stage < 3:  # each has stepped only its share
         line.send(links.scatter(FLOAT * sum(work.trained for work in found.work)), line.now)
         line.wait()
     computed = line.computed - optimizer
@@ -193,9 +192,10 @@ def simulate(found: Compute, micros: int, cfg: BaseRun, hardware: Hardware, link
 def _replicated(
     line: Timeline, work: Sequence[Work], cfg: BaseRun, links: Links, *, speaks: bool
 ) -> None:
-    """Buckets of gradients leave while the backward pass goes on (Li et al. 2020,
-    arXiv:2006.15704). DeepSpeed, too, sums each on every process, and throws away most of it:
-    its `use_multi_rank_bucket_allreduce`."""
+    """Send buckets of gradients during the backward pass (Li et al. 2020, arXiv:2006.15704).
+
+    DeepSpeed, too, sums each on every process, by its `use_multi_rank_bucket_allreduce`.
+    """
     if cfg.train.reproducible:
         _in_order(line, work, links)
         return
@@ -212,17 +212,17 @@ def _replicated(
 
 
 def _in_order(line: Timeline, work: Sequence[Work], links: Links) -> None:
-    """`train.reproducible`: every process gets every micro-batch's gradient, once all are there."""
+    """Send every micro-batch's gradient to every process after the last (`train.reproducible`)."""
     line.run(sum(one.forward + one.backward for one in work))
     whole = FLOAT * sum(one.trained for one in work)
     line.send(links.scatter(whole * links.gpus), line.now)
 
 
 def _sharded(line: Timeline, work: Sequence[Work], links: Links, *, again: bool) -> None:
-    """Weights are gathered layer by layer, the next while one computes, and gradients scattered
-    (Zhao et al. 2023, arXiv:2304.11277); `again`: and gathered again in the backward pass.
+    """Gather weights layer by layer, and scatter gradients (Zhao et al. 2023, arXiv:2304.11277).
 
-    What is outside of transformer layers goes together, first and last.
+    The next layer is gathered while one computes, and `again` in the backward pass. Parameters
+    outside of transformer layers are gathered together, first, and scattered last.
     """
     blocks = [one for one in work if one.block]
     root = [one for one in work if not one.block]

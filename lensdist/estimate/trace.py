@@ -1,9 +1,9 @@
-"""Run a network once on the meta device, and note what each operation computes, moves and keeps.
+"""Trace a network on the meta device: what each operation computes, moves and keeps.
 
-`python -m lensdist.estimate.trace` does so for a JSON list of configurations on stdin: the launcher
-has no torch. A tensor on the meta device has a shape and no memory, so that billions of parameters
-take seconds. Only the forward pass is run: which backward passes follow, at which stage, and which
-tensors wait for them, is known from what it reads and saves.
+`python -m lensdist.estimate.trace` does so for a JSON list of configurations on stdin, since the
+launcher has no torch. A tensor on the meta device has a shape and no memory, so billions of
+parameters take seconds. Only the forward pass is run: the tensors that it reads and saves determine
+the backward passes of each stage, and what they need.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from lensdist.utils.files import sha256, to_json
 from lensdist.utils.provenance import PACKAGE
 
 _IMAGES = 8  # of the traced batch, by which everything is divided
-_CLASSES = ("0", "1", "2")  # the data's, which a configuration does not know: a last layer is small
+_CLASSES = ("0", "1", "2")  # the data's classes are not in a configuration; the last layer is small
 
 _aten = torch.ops.aten
 _COPIES = {_aten._to_copy.default, _aten.clone.default, _aten.native_dropout.default}
 
 
 def trace_all(cfgs: Iterable[BaseRun]) -> list[dict[str, Any]]:
-    """Return `trace` of each, or `{"error": why}` where a network cannot be built or run."""
+    """Return `trace` of each, or `{"error": why}` if a network cannot be built or run."""
     found: list[dict[str, Any]] = []
     for cfg in cfgs:
         try:
             found.append(trace(cfg))
         except UserError as error:
             found.append({"error": str(error)})
-        except Exception as error:  # a network of the user's may raise anything
+        except Exception as error:  # a user's network may raise anything
             found.append({"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]})
     return found
 
@@ -65,9 +65,9 @@ def trace(cfg: BaseRun) -> dict[str, Any]:
         `parameters`; `epochs` and `trained` parameters of each stage; `entries`, bytes of each
         transformer layer's input; `ops`, rows of `lensdist.estimate.network.Op`, whose last two
         entries have a bit for each stage; `kept` bytes by transformer layer (-1: outside), and by
-        the stages (bits) in which they wait for the backward pass; bytes of autocast's `copies` of
+        the stages (bits) that keep them for the backward pass; bytes of autocast's `copies` of
         weights by transformer layer; `sources`, the hashes of files outside of this package that
-        the network was built from. All but weights of one image.
+        the network was built from. All but weights are of one image.
     """
     with warnings.catch_warnings(), torch.random.fork_rng([]):
         warnings.simplefilter("ignore")
@@ -89,14 +89,14 @@ def _task(cfg: BaseRun, weights: dict[str, Tensor] | None = None) -> AnyTask:
 
 
 def _stages(cfg: BaseRun, task: AnyTask) -> list[Stage]:
-    """What trains when, if the run starts from what it names."""
+    """Return the stages of a run that starts from the weights its configuration names."""
     if cfg.starts_from():
-        task = _task(cfg, {})  # as if its weights had been read: from none nothing is frozen
+        task = _task(cfg, {})  # as if its weights had been read: without them nothing is frozen
     return task.stages(cfg.train.epochs)
 
 
 def _sources(parts: Iterable[object]) -> dict[str, str]:
-    """Hashes of the files that define these objects' classes, but for installed packages."""
+    """Return hashes of the files that define these objects' classes, except installed packages."""
     found = {}
     for kind in {kind for part in parts for kind in type(part).__mro__}:
         file = getattr(sys.modules.get(kind.__module__), "__file__", None)
@@ -113,10 +113,10 @@ def _storage(tensor: Tensor) -> int:
 
 
 class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down every operation that is run.
+    """A record of every operation that is run.
 
-    Sets of stages are bits of a number: where a parameter trains, and, of all that is computed from
-    it, where gradients flow.
+    Sets of stages are bits of a number: those in which a parameter trains and, for all that is
+    computed from it, those in which gradients flow.
     """
 
     def __init__(self, network: nn.Module, stages: Sequence[Stage]) -> None:
@@ -127,11 +127,11 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._trains = {
             name: sum(stage.trains(name) << i for i, stage in enumerate(stages)) for name in named
         }
-        self._weights = {_storage(p): name for name, p in named.items()}  # copies of them, too
+        self._weights = {_storage(p): name for name, p in named.items()}  # also those of copies
         self._buffers = {_storage(b) for b in network.buffers()}
         self._wide = {f"{name}.weight" for name in fp8.layers(network).wide}
         self._learns = {_storage(p): self._trains[name] for name, p in named.items()}
-        self._alive: list[Tensor] = []  # or a storage's address would be another's later
+        self._alive: list[Tensor] = []  # otherwise a storage's address would be reused
         self._used: set[str] = set()
         self._rows: list[list[float]] = []
         self._packed: list[Tensor] = []
@@ -163,7 +163,7 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        with torch._C.DisableTorchFunction():  # shapes are found in Python: no network's doing
+        with torch._C.DisableTorchFunction():  # shapes are computed in Python, not by the network
             out = func(*args, **kwargs)
         made = _tensors(out)
         if not made:
@@ -194,7 +194,7 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         fuses: bool,
         learns: int,
     ) -> None:
-        """Write down an operation: the fields of `lensdist.estimate.network.Op`, in order."""
+        """Record an operation: the fields of `lensdist.estimate.network.Op`, in order."""
         weights = [one for one in read if _storage(one) in self._weights]
         state = self._buffers | self._weights.keys()
         other = {id(one): one for one in read if _storage(one) not in state}
@@ -217,7 +217,7 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
     def _keep(self, learns: int) -> None:
-        """What was saved since the last operation is the next one's input, or its own output."""
+        """Record the tensors saved since the last operation: inputs of the next, or its outputs."""
         for tensor in self._packed:
             place = _storage(tensor)
             if place in self._weights or place in self._buffers:
@@ -229,7 +229,7 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._packed.clear()
 
     def facts(self) -> dict[str, Any]:
-        """What was found; see `trace`."""
+        """Return the results; see `trace`."""
         self._keep(-1)
         kept: dict[int, dict[int, float]] = {}
         for block, stages, size in self._saved.values():
@@ -256,16 +256,16 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _is_view(func: Any) -> bool:
-    """Whether the result is only another look at an input's memory."""
+    """Return whether the result is only a view of an input's memory."""
     if func is _aten._unsafe_view.default:
         return True
     return any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
 
 
 def main() -> int:
-    """Trace the configurations on stdin, and write what is found to stdout, as JSON."""
+    """Trace the configurations on stdin, and write the results to stdout, as JSON."""
     found = json.load(sys.stdin)
-    stdout, sys.stdout = sys.stdout, sys.stderr  # where a network of the user's may print
+    stdout, sys.stdout = sys.stdout, sys.stderr  # a user's network may print
     answers = trace_all(schema_of(raw).model_validate(raw) for raw in found)
     stdout.write(to_json(answers, indent=None))
     return 0

@@ -1,1 +1,1 @@
-"""`lensdist evaluate`: a trained model scored on a split, or on harder images."""
+"""`lensdist evaluate`: score a trained model on a split, or on harder images."""

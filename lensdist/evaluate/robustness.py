@@ -1,9 +1,8 @@
-"""A model on harder images than it was trained on: `RUN/eval/hard.json`, `figures/hard.png`.
+"""Score a model on images that are harder than its training set: `RUN/eval/hard.json`.
 
-The same lenses are simulated over and over: as the packed set's own, for classifiers with less mass
-in substructure, and as a wider or narrower point-spread function shows them. So a difference in
-accuracy can be paired lens by lens (the noise is drawn anew: how much there is depends on the
-image).
+The same lenses are simulated several times: as in the packed set; for classifiers, with less mass
+in substructure; and with a wider or narrower point-spread function. So a difference in accuracy can
+be paired lens by lens. (The noise is drawn anew, since its amount depends on the image.)
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ VARIANTS: Mapping[str, Mapping[str, float]] = {
     "psf_wide": {"psf_scale": 1.3},
     "psf_narrow": {"psf_scale": 0.7},
 }
-"""Factors on settings of the simulator, by the name under which the scores stand."""
+"""Factors on settings of the simulator, by the names of the variants in the scores."""
 
 _TITLES = {
     PLAIN: "as the set itself",
@@ -47,12 +46,12 @@ _TITLES = {
     "psf_narrow": "PSF 30 % narrower",
 }
 
-_MOST = 100_000  # images of each class: what a slip of the keyboard should not start
+_MOST = 100_000  # images of each class: a limit against typing errors
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which images to make."""
+    """The images to simulate."""
 
     variants: dict[str, SimConfig]
     n_per_class: int
@@ -60,25 +59,28 @@ class Plan:
 
     @property
     def key(self) -> int:
-        """Of the lenses. A set is written from (seed, "simulate"), and the same seed with
-        another purpose is never the same key: `rng.key` is one-to-one in each of its parts."""
+        """The lenses' key.
+
+        A set is written with the key of (seed, "simulate"). The same seed with another purpose
+        never has the same key: `rng.key` is one-to-one in each of its parts.
+        """
         return rng.key(self.seed, "hard")
 
 
 class Simulated:
-    """Simulated images in place of a split's: equal to those that `write_packed` would store.
+    """Simulated images in place of a split's, equal to those that `write_packed` would store.
 
-    Ask for blocks of `BLOCK` from the first, which share their noise (see `Simulator`). They are
-    made on the CPU, so that a GPU's own random numbers do not make another set of them.
+    Request blocks of `BLOCK` from the first image on; their images share noise (see `Simulator`).
+    They are simulated on the CPU, since a GPU's random numbers would give other images.
 
     Args:
-        cfg: what to simulate.
+        cfg: the simulator's settings.
         n_per_class: images of each class.
         key: a key from `rng.key`.
-        labels: the classes of `cfg`, in the order of the model's labels; none of pairs, which have
-            no labels.
-        dtype: that images are stored in, and so rounded to.
-        device: where batches go.
+        labels: the classes of `cfg`, in the order of the model's labels; empty for pairs, which
+            have no labels.
+        dtype: type that images are rounded to, as if stored.
+        device: of the batches.
     """
 
     def __init__(
@@ -107,8 +109,10 @@ class Simulated:
         return f"simulated sample {sample}"
 
     def gather(self, places: npt.NDArray[np.int64]) -> Batch:
-        """`image` (n, C, H, W) float32, `label` (n,) and `sample` (n,) int64; pairs also have
-        `target` and `truth`."""
+        """Return `image` (n, C, H, W) float32, `label` (n,) and `sample` (n,) int64.
+
+        Pairs also have `target` and `truth`.
+        """
         made = self._simulator.batch(self._key, torch.from_numpy(places))
         batch = {"label": self._renumber[made["label"]], "sample": made["sample"]}
         for name in ("image", "target", "truth"):
@@ -118,15 +122,15 @@ class Simulated:
 
 
 def plan(subject: Subject, n_per_class: int, family: str | None = None) -> Plan:
-    """Decide what to simulate, before anything is computed.
+    """Return the images to simulate, checked before anything is computed.
 
     Args:
         subject: the model, and the packed set whose settings and seed the hard sets take.
         n_per_class: images of each class in each variant.
-        family: which simulator makes such images, for a set that does not say so itself.
+        family: the simulator of such images, for a set that does not record it.
 
     Raises:
-        UserError: the model is a masked autoencoder, nobody knows how to simulate its images, or
+        UserError: the model is a masked autoencoder, its images cannot be simulated, or
             `eval/hard.json` holds the scores of other data.
     """
     subject.target("hard")
@@ -165,7 +169,7 @@ def plan(subject: Subject, n_per_class: int, family: str | None = None) -> Plan:
             " -> ".join("x".join(map(str, shape)) for shape in each if shape)
             for each in (shapes, theirs)
         )
-        remedy = "nothing simulates such pairs" if task.pairs else "give another --family"
+        remedy = "no simulator makes such pairs" if task.pairs else "give another --family"
         raise UserError(
             f"--hard would make images of {ours} with {plain.family}, but {path} holds {wanted}; "
             f"{remedy}"
@@ -174,7 +178,7 @@ def plan(subject: Subject, n_per_class: int, family: str | None = None) -> Plan:
 
 
 def _settings(subject: Subject, family: str | None) -> dict[str, Any]:
-    """The simulator's settings of a packed set, or of a family."""
+    """Return the simulator's settings for a packed set, or for a family."""
     path = subject.packed.path
     own = subject.packed.manifest.source.get("simulated")
     if isinstance(own, dict):
@@ -194,12 +198,13 @@ def _settings(subject: Subject, family: str | None) -> dict[str, Any]:
 
 
 def score_hard(subject: Subject, plan: Plan) -> tuple[dict[str, Any], list[Path]]:
-    """Simulate all variants, score each, and write `eval/hard.json` and, where there is an
-    accuracy, `figures/hard.png`.
+    """Simulate and score all variants; write `eval/hard.json` and, with an accuracy, the figure.
+
+    The figure is `figures/hard.png`.
 
     Returns:
-        Scores by variant, as `Subject.scores` gives them, and what the task compares with the
-        plain variant, lens by lens. And the files written.
+        Scores by variant, from `Subject.scores`, with the task's comparison with the plain variant,
+        lens by lens; and the files written.
     """
     target = subject.target("hard")
     labels = subject.model.labels

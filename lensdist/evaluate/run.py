@@ -1,4 +1,4 @@
-"""Scores of a trained model on a split, with figures: `RUN/eval/<split>.json`, `RUN/figures/`."""
+"""Score a trained model on a split, with figures: `RUN/eval/<split>.json`, `RUN/figures/`."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ TTA = {
     "rot180": AugmentConfig(rot180=True),
     "dihedral": AugmentConfig(rot180=True, rot90=True, flip=True),
 }
-"""Test-time augmentation: the views that are averaged, named as the command line does."""
+"""Test-time augmentation: the views that are averaged, by their names on the command line."""
 
 
 class _Turned:
-    """Images, all turned alike."""
+    """Images that are all turned in the same way."""
 
     def __init__(self, images: Images, way: Turn) -> None:
         self._images = images
@@ -56,7 +56,7 @@ class _Turned:
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained model, opened to be scored on a packed set."""
+    """A trained model, and a packed set to score it on."""
 
     description: dict[str, Any]
     model: LoadedModel
@@ -64,9 +64,9 @@ class Subject:
     data: DataConfig
     world: DistributedContext
     run: Path
-    """The run that the model comes from; the export, where there is none."""
+    """The model's run, or the export if there is no run."""
     out: Path
-    """Where `eval/` and `figures/` are written."""
+    """Folder for `eval/` and `figures/`."""
 
     @property
     def task(self) -> AnyTask:
@@ -74,7 +74,7 @@ class Subject:
         return self.model.does
 
     def scores(self, outputs: Batch) -> dict[str, Any]:
-        """Return the task's scores, with 95 % intervals where it has them."""
+        """Return the task's scores, with 95 % intervals if it has them."""
         return self.task.score(outputs) | self.task.intervals(outputs)
 
     def outputs(self, images: Images, batch: int) -> Batch:
@@ -82,7 +82,7 @@ class Subject:
         return outputs_of(self.task, self.model.network, images, batch, self.world)
 
     def facts(self) -> dict[str, Any]:
-        """What scores must name to be worth anything: the data, and the weights."""
+        """Return the facts that identify the scores' data and weights."""
         data = {"path": str(self.packed.path), "fingerprint": self.packed.manifest.fingerprint}
         return {
             "data": data,
@@ -91,10 +91,10 @@ class Subject:
         }
 
     def target(self, name: str) -> Path:
-        """`eval/<name>.json`.
+        """Return the path of `eval/<name>.json`.
 
         Raises:
-            UserError: it holds the scores of other data, or is no file of ours.
+            UserError: it holds the scores of other data, or was not written by lensdist.
         """
         path = self.out / "eval" / f"{name}.json"
         drawn = (self.out / "figures" / name for name in (*self.task.figures, *_OURS))
@@ -118,10 +118,10 @@ def open_subject(model: Path, data: Path, out: Path | None = None) -> Subject:
     Args:
         model: the run or export.
         data: the packed set.
-        out: where to write; by default the run that the export belongs to, or the export.
+        out: output folder; by default the export's run, or the export.
 
     Raises:
-        UserError: the model, the data or both together do not fit.
+        UserError: the model or the data cannot be used, or they do not fit together.
     """
     check_finished(model)
     folder = find_export(model)
@@ -153,12 +153,12 @@ def score_split(
         tta: a name in `TTA`; also score the mean of the probabilities over these views.
 
     Returns:
-        The scores (with `tta`, see `_averaged`, where asked for, and with `_unscored`), and the
-        files written.
+        The scores, with those of `_unscored` and (with `tta`) of `_averaged`, and the files
+        written.
 
     Raises:
         UserError: `eval/<split>.json` holds the scores of other data, the split has no image of
-            the model's classes, or `tta` is asked of what is no classifier.
+            the model's classes, or `tta` is given for a model that is not a classifier.
     """
     target = subject.target(split)
     if tta is not None and not subject.task.averages_views:
@@ -187,7 +187,7 @@ def score_split(
 
 
 def _classes(model: LoadedModel, packed: PackedSet) -> tuple[str, ...] | None:
-    """Return the classes of the set to score; None: all images.
+    """Return the classes of the set to score, or None for all images.
 
     Raises:
         UserError: the set has none of the model's classes.
@@ -204,9 +204,12 @@ def _classes(model: LoadedModel, packed: PackedSet) -> tuple[str, ...] | None:
 
 
 def _unscored(subject: Subject, split: str) -> dict[str, Any]:
-    """What scores do not cover: `left_out`, the images of classes that the model does not know, or
-    of none, by class; `lacking`, the model's classes of which there is no image; and
-    `not_computed`, what there are too many classes for."""
+    """Return what the scores do not cover.
+
+    `left_out` counts, by class, the images whose class the model does not have, or that have none;
+    `lacking` lists the model's classes without images; `not_computed` lists what is skipped for its
+    many classes.
+    """
     classes, packed = subject.data.classes, subject.packed
     names = [*packed.manifest.labels, "unlabelled"]  # whose number is -1
     numbers = np.asarray(packed.labels)[packed.indices(split)]

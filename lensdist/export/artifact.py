@@ -1,4 +1,4 @@
-"""The exported model: weights, and all that is needed to use them, in one folder.
+"""Write and read an exported model: its weights, and all that is needed to use them, in one folder.
 
 export/model.safetensors   the network's weights
        config.json         task, preset, model, labels, preprocessing, metrics, and a seal
@@ -45,9 +45,9 @@ def write_export(
     description: dict[str, Any],
     preprocess: Mapping[str, Tensor] | None = None,
 ) -> dict[str, str]:
-    """Write an export; `config.json`, which names the weights' hash, comes last.
+    """Write an export; `config.json`, which holds the weights' hash, comes last.
 
-    `preprocess` holds the preprocessing's own tensors, which are kept beside the weights.
+    `preprocess` holds the preprocessing's own tensors, which are stored with the weights.
 
     Returns:
         The SHA-256 of each file, by name.
@@ -85,7 +85,7 @@ def describe(
 
 
 def find_export(path: Path) -> Path:
-    """The export folder that `path`, a run or an export, means.
+    """Return the export folder of `path`, a run or an export.
 
     Raises:
         UserError: it is neither.
@@ -97,12 +97,13 @@ def find_export(path: Path) -> Path:
 
 
 def read_export(path: Path) -> Described:
-    """Description and weights of an export, verified; a finished run's by its `COMPLETE.json` too.
+    """Return an export's description and weights, verified, also by `COMPLETE.json` if there is
+    one.
 
-    The weights are read only once their file's header is that of the described network.
+    The weights are read only after their file's header matches the described network.
 
     Raises:
-        UserError: it is damaged, of another version, of another run, or no export.
+        UserError: it is damaged, of another version, of another run, or not an export.
     """
     folder = find_export(path)
     known = _check_run(folder)
@@ -113,7 +114,7 @@ def read_export(path: Path) -> Described:
         if not isinstance(hashes, dict) or WEIGHTS not in hashes:
             raise ValueError(f"it does not name the hash of {WEIGHTS}")
     except (OSError, ValueError) as e:
-        raise UserError(f"{folder} is not a whole export: {CONFIG}: {e}") from e
+        raise UserError(f"{folder} is not a complete export: {CONFIG}: {e}") from e
     if description.get("format") != FORMAT:
         shown = str(description.get("format"))[:20]
         raise UserError(f"{folder} is of format {shown}; this version reads {FORMAT}")
@@ -131,17 +132,17 @@ def read_export(path: Path) -> Described:
         return description, weights
     except (OSError, ValueError) as e:
         raise UserError(
-            f"{folder} was damaged or changed after it was exported, or is of no use: {e}"
+            f"{folder} was damaged or changed after it was exported, or cannot be used: {e}"
         ) from e
 
 
 def _check_run(folder: Path) -> bool:
-    """Whether an export's run vouches for it.
+    """Return whether an export belongs to a finished run that names its files.
 
     Raises:
-        UserError: its run does not know it.
+        UserError: its run does not name its files.
     """
-    place = Path(os.path.abspath(folder))  # of `.`, too
+    place = Path(os.path.abspath(folder))  # resolves `.`, too
     run = place.parent
     record = completed(run, "export/") if place.name == "export" else None
     if record is None:

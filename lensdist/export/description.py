@@ -1,4 +1,4 @@
-"""An export's description (`config.json`), checked before anything of its size is made."""
+"""Check an export's description (`config.json`) before anything of its size is allocated."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Description(BaseModel):
 def build(
     description: Mapping[str, Any], tensors: Mapping[str, Tensor], *, thorough: bool = False
 ) -> tuple[AnyTask, nn.Module]:
-    """Make the task and the network that `config.json` describes, for the tensors of its file.
+    """Build the task and the network that `config.json` describes, for the tensors of its file.
 
     Args:
         description: as read.
@@ -54,11 +54,11 @@ def build(
         thorough: see `Task`.
 
     Returns:
-        The task, and its network on the meta device: without weights.
+        The task, and its network on the meta device, without weights.
 
     Raises:
-        Untrusted: the task or a network is a program that the user has not named.
-        ValueError: it describes none that can be used, or not theirs, in one sentence.
+        Untrusted: the task or a network is code that the user has not named.
+        ValueError: the description cannot be used, or does not match the tensors.
     """
     fits(_Description, description)
     kind = task_class(description["task"])
@@ -76,11 +76,11 @@ def build(
     _check_statistics(cfg.image_shape, preprocess)
     layers = _layers(cfg)
     if 2 * layers > len(tensors):  # every layer has a matrix and an offset
-        raise ValueError(f"it asks for {layers:,} layers, but there are {len(tensors):,} tensors")
+        raise ValueError(f"it describes {layers:,} layers, but there are {len(tensors):,} tensors")
     own = {name: value for name, value in tensors.items() if not name.startswith(PREPROCESS)}
     task = kind(cfg, tuple(description["labels"]), preprocess, thorough=thorough)
     try:
-        with torch.device("meta"):  # takes no memory, whatever sizes are asked for
+        with torch.device("meta"):  # takes no memory, whatever sizes are given
             network = task.skeleton(own)
     except Untrusted:
         raise
@@ -102,7 +102,7 @@ def _check_statistics(shape: tuple[int, int, int], preprocess: Preprocess) -> No
 
 
 def _layers(cfg: BaseModel) -> int:
-    """Count the layers that are built, roughly, without building them."""
+    """Count the layers roughly, without building them."""
     found = 0
     for name, value in cfg:
         if name.endswith("depth"):

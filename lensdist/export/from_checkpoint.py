@@ -1,7 +1,7 @@
-"""The weights of any step that a run has kept, described as its export describes them.
+"""Read the weights of any checkpoint of a run, described as its export describes them.
 
-A run that is not finished has no export yet: its description is then made anew from its
-`config.yaml` and its data, as training makes it.
+An unfinished run has no export yet: its description is built from its `config.yaml` and its data,
+as training builds it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from lensdist.utils.errors import UserError
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` is a run, be it finished or not, and not an export by itself."""
+    """Return whether `path` is a run, finished or not, rather than an export."""
     return (path / "config.yaml").is_file() or (path / "checkpoints").is_dir()
 
 
 def exported(path: Path) -> Described:
-    """What a finished run, or an export, exports: the model that validation chose.
+    """Return the exported model of a finished run, which validation chose, or of an export.
 
     Raises:
         UserError: the run is not finished, or there is nothing, or it is damaged.
@@ -45,7 +45,7 @@ def exported(path: Path) -> Described:
 
 
 def steps_of(run: Path, step: int | None) -> list[int]:
-    """The steps that are meant: `step`, if its checkpoint is kept, or (None) all that are.
+    """Return `step` if its checkpoint is kept; for None, the steps of all kept checkpoints.
 
     Raises:
         UserError: there are none, or not this one.
@@ -60,11 +60,11 @@ def steps_of(run: Path, step: int | None) -> list[int]:
 
 
 def at_step(run: Path, step: int) -> Described:
-    """The weights of a checkpoint, of their average where the run has one, and their description.
+    """Return a checkpoint's description, and its weights or, if the run keeps one, their average.
 
     Raises:
         UserError: the checkpoint is damaged, or the run can no longer be described: its data or
-            its encoder is gone or is another by now.
+            its encoder is missing or has changed.
     """
     path = run / CHECKPOINTS / checkpoint_name(step)
     try:
@@ -89,16 +89,16 @@ def _kept(run: Path) -> str:
 
 
 def _description(run: Path, saved: Checkpoint) -> Described:
-    """The description, and the preprocessing's own tensors."""
+    """Return the description, and the preprocessing's own tensors."""
     if completed(run) is not None:
         description, weights = read_export(run)
         kept = {k: v for k, v in description.items() if k not in ("format", "sha256")}
         return kept, {k: v for k, v in weights.items() if k.startswith(PREPROCESS)}
     cfg = load(run / "config.yaml", schema=recorded_schema)
-    # Its own set moved with the run, wherever that was when it was trained.
+    # A set of its own moves with the run's folder.
     packed = PackedSet(cfg.data.path or run / "data")
     labels = cfg.data.classes or tuple(packed.manifest.labels)
-    # Public weights that training started from need not be fetched: they have been trained since.
+    # Published weights that training started from are not fetched: they have been trained since.
     start = task_class(cfg.task).start(
         cfg, cfg.preprocess, packed, labels, DistributedContext(), read_export, fetch=False
     )
@@ -112,7 +112,7 @@ def _description(run: Path, saved: Checkpoint) -> Described:
 def _refuse_changes(
     saved: Checkpoint, config: dict[str, Any], data: str, encoder: str | None
 ) -> None:
-    """Other data has other statistics: the preprocessing would not be what was trained with."""
+    """Refuse other settings or inputs: other data has other statistics for the preprocessing."""
     changed = differences(saved.meta["config"], config)
     if changed:
         raise UserError(
@@ -121,6 +121,4 @@ def _refuse_changes(
         )
     for what, name, now in (("data", "data.path", data), ("encoder", "encoder", encoder)):
         if saved.meta[what] != now:
-            raise UserError(
-                f"{saved.path} was trained with another {name} than is there now; put it back"
-            )
+            raise UserError(f"{saved.path} was trained with another {name}; put it back")

@@ -1,4 +1,4 @@
-"""From a published weight file to an export folder."""
+"""Convert a published weight file to an export folder."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def convert(file: Path, dest: Path, choices: Choices) -> tuple[Published, dict[s
     Args:
         file: written by `torch.save`.
         dest: a folder that does not exist yet, or is empty.
-        choices: what the file does not say.
+        choices: settings that the file does not hold.
 
     Returns:
-        The network, and its description: `assumed` names what neither file nor choices say.
+        The network, and its description: `assumed` lists what neither the file nor the choices set.
 
     Raises:
-        UserError: the file cannot be imported so; nothing was written.
+        UserError: the file cannot be imported this way; nothing was written.
         RunError: the disk is full.
     """
     check_free(Path(os.path.realpath(dest)))
@@ -93,14 +93,14 @@ def _preprocess(found: Published, choices: Choices) -> Preprocess:
 
 def _labels(found: Published, given: tuple[str, ...] | None) -> tuple[str, ...]:
     if given is not None and not found.classes:
-        raise UserError("it is an autoencoder, which knows no classes; leave out --labels")
+        raise UserError("it is an autoencoder, which has no classes; leave out --labels")
     names = found.labels if given is None else given
     if len(set(names)) < len(names) or not all(names):
         raise UserError(f"--labels {','.join(names)} names a class twice, or one without a name")
     if len(names) != found.classes:
         where = "the recipe's labels are" if given is None else "--labels names"
         raise UserError(
-            f"its last layer tells {found.classes} classes apart, but {where} {len(names)} "
+            f"its last layer has {found.classes} classes, but {where} {len(names)} "
             f"({', '.join(names)}); give --labels with {found.classes} names in its order"
         )
     return names

@@ -1,4 +1,4 @@
-"""A trained model in use.
+"""A trained model, ready to use.
 
 >>> m = lensdist.load("runs/demo/finetune")
 >>> m.predict(images)["probs"]        # images in the units found on disk
@@ -46,7 +46,7 @@ class LoadedModel:
             self.does, self.network = build(description, weights, thorough=thorough)
         except ValueError as e:
             raise UserError(f"config.json does not describe a network: {e}") from e
-        # A description from before a setting existed leaves it out; here it has the default.
+        # An older description lacks newer settings; they have their defaults here.
         model = self.does.cfg.model.model_dump(mode="json")
         self.description = {**description, "model": model}
         self.device = torch.device(device)
@@ -66,24 +66,24 @@ class LoadedModel:
 
         Args:
             x: (N, H, W) or (N, C, H, W), in the units found on disk.
-            batch: images, or tiles of frames, at a time; the result does not depend on it beyond
-                rounding.
-            good: bool, of the shape of `x`: false where a pixel is bad, and counts as in training.
+            batch: images, or tiles of frames, at a time; it changes the result only by rounding.
+            good: bool, of the shape of `x`; false where a pixel is bad, which is treated as in
+                training.
 
         Returns:
             The task's answer. Classifier: `logits` and `probs` (N, classes). MAE: `recon`
             (N, C, H, W) in the units of `x`, and `mask` (N, patches), true = hidden from the
             encoder. Super-resolution of frames of any size, by a factor f: `image`
-            (N, C, f H, f W) in the units of `x` and, where the model draws it, `sigma` of its
+            (N, C, f H, f W) in the units of `x` and, if the model predicts it, `sigma` of its
             pixels; NaN where `x` is bad.
 
         Raises:
-            ValueError: not such images, or not of the size that the model was trained on.
+            ValueError: `x` is not images, or not of the size that the model was trained on.
         """
         masks = None
         if good is not None:
             masks = self._masks(good, np.shape(x))
-            x = np.where(good, x, 0)  # what a bad pixel holds may be no number
+            x = np.where(good, x, 0)  # bad pixels may hold NaN
         images = self._checked(x)
         parts = []
         for first in range(0, len(images), batch):
@@ -127,7 +127,7 @@ class LoadedModel:
                 f"images of shape {np.shape(x)} do not fit a model of {bands} band(s) and "
                 f"{size}x{size} pixels; give (N, {size}, {size}) or (N, {bands}, {size}, {size})"
             )
-        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite from here on
+        with np.errstate(over="ignore"):  # infinite values are refused below
             array = np.ascontiguousarray(array, np.float32)
         if not np.isfinite(array).all():
             raise ValueError("images hold NaN or infinite pixels; mask or fill them first")
@@ -145,8 +145,8 @@ def load(
     Args:
         path: its folder.
         device: torch's name of one.
-        trust: modules of tasks and networks that are not lensdist's own, such as `mylab.masses`:
-            they are programs, and are run only where they are named here.
+        trust: modules of tasks and networks that are not lensdist's own, such as `mylab.masses`.
+            They are code, and are run only if they are named here.
 
     Raises:
         UserError: there is none, it is damaged, or it needs a module that is not named.

@@ -1,4 +1,4 @@
-"""The one place that imports onnxruntime, which reports to its makers if it is let to."""
+"""Import onnxruntime, in this one place, with its telemetry off."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from types import ModuleType
 def import_onnxruntime() -> ModuleType:
     """Import onnxruntime with its telemetry off.
 
-    On Linux, too (seen with 1.32), it opens a database of events in the home folder as it is
-    imported, to send them. Only the variable comes early enough; the call is for programs that
-    imported it before.
+    While it is imported, also on Linux (seen with 1.32), it opens a database of events to send in
+    the home folder. Only the variable comes early enough; the call serves programs that imported it
+    before.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     onnxruntime = importlib.import_module("onnxruntime")

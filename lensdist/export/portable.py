@@ -1,15 +1,15 @@
-"""Trained models for those who do not have lensdist: ONNX, and PyTorch's own `torch.export`.
+"""Write trained models for use without lensdist: as ONNX, or with PyTorch's own `torch.export`.
 
-Either file holds preprocessing and network as one graph, with any number of images a batch:
+Either file holds preprocessing and network as one graph, for any batch size:
 
     classifier           image (N, C, H, W) float32                       -> logits (N, classes)
     masked autoencoder   image, and mask (N, patches) bool, true = hidden -> recon (N, C, H, W)
     super-resolution     image (N, C, H, W) of the trained size     -> enlarged (N, C, f H, f W)
 
-Images, drawn ones too, are in the units found on disk. Neither file is a pickle, but
-`torch.export.load` unpickles whatever somebody else's `.pt2` brings (torch 2.13: tensors marked
-so, constants and example inputs, with `weights_only=False`), which may be a program: load only
-those that come from where you trust programs. An ONNX file cannot run any.
+Images, also enlarged or reconstructed ones, are in the units found on disk. Neither file is a
+pickle, but `torch.export.load` unpickles parts of a foreign `.pt2` (torch 2.13: tensors marked so,
+constants and example inputs, with `weights_only=False`), which may be code: load only files from
+sources whose code you trust. An ONNX file cannot run code.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
 class Portable(nn.Module):
-    """Preprocessing and network as one module: the inputs of the file -> its output."""
+    """Preprocessing and network as one module with the inputs and the output of the file."""
 
     def __init__(self, model: LoadedModel) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Portable(nn.Module):
 
 
 def require(kind: str) -> None:
-    """Make sure that a format's packages are there.
+    """Check that a format's packages are installed.
 
     Raises:
         UserError: they are not.
@@ -62,8 +62,10 @@ def require(kind: str) -> None:
 
 
 def samples(model: LoadedModel, n: int, seed: int) -> dict[str, Tensor]:
-    """Make inputs to try a model on, by name: n images of noise, of the train split's mean and
-    deviation where the preprocessing knows them, and what the file takes besides.
+    """Return inputs for testing a model, by name.
+
+    They are n images of noise, with the train split's mean and deviation if the preprocessing has
+    them, and the file's other inputs.
     """
     bands, size, _ = model.does.cfg.image_shape
     draw = torch.Generator().manual_seed(seed)
@@ -79,10 +81,10 @@ def write(model: LoadedModel, kind: str, folder: Path) -> tuple[dict[str, Any], 
     """Write `model.onnx` or `model.pt2` into a folder.
 
     Returns:
-        What whoever uses the file has to know, and a way to run the file as they would.
+        Facts that the file's user needs, and a function that runs the file.
 
     Raises:
-        UserError: the preprocessing is no graph.
+        UserError: the preprocessing cannot be a graph.
     """
     if model.preprocess.slow:
         raise UserError(
@@ -91,8 +93,8 @@ def write(model: LoadedModel, kind: str, folder: Path) -> tuple[dict[str, Any], 
         )
     inputs = samples(model, 2, 0)
     whole = Portable(model).eval().requires_grad_(False)
-    # Once before it is traced: constants that a first call makes and keeps would else be made while
-    # tracing, when tensors hold no numbers.
+    # Call it once before tracing: constants that a first call makes and keeps would otherwise be
+    # made during tracing, when tensors hold no numbers.
     shape = list(whole(*inputs.values()).shape)
     output = model.does.output or model.does.answer
     facts = {
@@ -119,7 +121,7 @@ def write(model: LoadedModel, kind: str, folder: Path) -> tuple[dict[str, Any], 
 def largest_difference(
     model: LoadedModel, run: Runner, sizes: tuple[int, ...] = (1, 3, 8)
 ) -> tuple[float, float]:
-    """How far a file's outputs are from the model's own, on random images in batches of `sizes`.
+    """Compare a file's outputs with the model's own, on random images in batches of `sizes`.
 
     Returns:
         The largest absolute difference, and the largest absolute output of the model.
@@ -148,7 +150,7 @@ def _trace(whole: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Exporte
 def _write_onnx(
     program: torch.export.ExportedProgram, names: list[str], output: str, path: Path
 ) -> tuple[int, Runner]:
-    """Returns the opset, and a way to run the file."""
+    """Write the ONNX file; return the opset, and a function that runs the file."""
     onnxruntime = import_onnxruntime()
 
     log = logging.getLogger("torch.onnx")
@@ -168,7 +170,7 @@ def _write_onnx(
     finally:
         log.setLevel(level)
     assert written is not None
-    written.save(path)  # above 2 GB, the format's limit, weights go to a file beside it
+    written.save(path)  # above 2 GB, the format's limit, weights go to a second file
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def run(*inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

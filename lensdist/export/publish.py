@@ -1,8 +1,8 @@
-"""`lensdist export`: a trained model in another format or place, checked before it is published.
+"""Export a trained model in another format or place, checked before it is published.
 
-DEST/config.json         labels, preprocessing, metrics, and how far the file's outputs were from
-                         the original's: {"checked": {"max_abs_difference": …, "images": …}}
-     model.safetensors   our own format, which `lensdist.load` reads
+DEST/config.json         labels, preprocessing, metrics, and the largest difference from the
+                         original: {"checked": {"max_abs_difference": …, "images": …}}
+     model.safetensors   lensdist's own format, which `lensdist.load` reads
   or model.onnx          see `lensdist.export.portable`
   or model.pt2
 """
@@ -31,7 +31,7 @@ from lensdist.utils.sealed import read_json, sealed, unsealed
 from lensdist.utils.staging import Staging
 
 TOLERANCE = 1e-4
-"""Largest difference from the original's outputs, relative to the largest of these."""
+"""Largest allowed difference from the original's outputs, relative to the largest of these."""
 
 _BATCHES = (1, 3, 8)
 
@@ -56,14 +56,14 @@ def export_run(run: Path, dest: Path, kind: str, step: int | str | None) -> list
 
     Args:
         run: a run, or (for `step` None) an export.
-        dest: the folder to make; with `step` "all" it holds a folder for each step.
+        dest: the folder to create; with `step` "all" it holds a folder for each step.
         kind: `safetensors`, `onnx` or `pt2`.
-        step: of which checkpoint; "all": of every one kept; None: the model validation chose.
+        step: step of the checkpoint; "all": every kept one; None: the model that validation chose.
 
     Raises:
         UserError: no such run or step, something is damaged, `dest` is not free, or a package
             is missing; nothing was written.
-        RunError: the result does not compute what the original does, or could not be written;
+        RunError: the result's outputs differ from the original's, or it could not be written;
             nothing was published.
     """
     require(kind)
@@ -80,16 +80,16 @@ def export_run(run: Path, dest: Path, kind: str, step: int | str | None) -> list
 
 
 def export_ensemble(runs: list[Path], dest: Path, kind: str, how: str) -> list[Written]:
-    """Export one ensemble of networks that were trained by themselves.
+    """Export one ensemble of separately trained networks.
 
     Args:
         runs: finished runs of task common, or their exports.
-        dest: the folder to make.
+        dest: the folder to create.
         kind: `safetensors`, `onnx` or `pt2`.
         how: the mean of the members' `logits`, or of their `probabilities`.
 
     Raises:
-        UserError: as `export_run`; or the runs do not go together.
+        UserError: as `export_run`; or the runs cannot be combined.
         RunError: as `export_run`.
     """
     require(kind)
@@ -104,7 +104,7 @@ def export_ensemble(runs: list[Path], dest: Path, kind: str, how: str) -> list[W
 def publish(
     dest: Path, kind: str, models: Iterable[tuple[str, Callable[[], Described]]]
 ) -> list[Written]:
-    """Write models into folders of `dest`, by name; "" is `dest` itself. All or nothing.
+    """Write models into folders of `dest`, by name ("" is `dest` itself), all or none.
 
     Raises: as `export_run`.
     """
@@ -120,7 +120,7 @@ def publish(
     except OSError as e:
         raise RunError(f"{dest} cannot be written: {e.strerror or e}; nothing is left of it") from e
     finally:
-        staging.discard()  # what was published has another name by now
+        staging.discard()  # the published folder has another name by now
     return written
 
 

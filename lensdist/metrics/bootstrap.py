@@ -1,4 +1,4 @@
-"""95 % intervals, from random numbers that are keyed: the same outputs give the same interval."""
+"""95 % intervals from keyed random numbers: the same outputs give the same interval."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lensdist.utils import rng
 from lensdist.utils.errors import RunError
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
-_CHUNK = 1 << 20  # numbers drawn at once, so that memory does not grow with the split: 8 MiB
+_CHUNK = 1 << 20  # numbers drawn at once (8 MiB), so that memory does not grow with the split
 
 
 def wilson(hits: int, n: int) -> list[float]:
-    """Score interval of a proportion (Wilson 1927, doi:10.2307/2276774); NaN when n = 0."""
+    """Return a proportion's score interval (Wilson 1927, doi:10.2307/2276774); NaN if n = 0."""
     if n == 0:
         return [math.nan, math.nan]
     p, zz = hits / n, Z95**2 / n
@@ -29,22 +29,22 @@ def wilson(hits: int, n: int) -> list[float]:
 def paired_bootstrap(
     a: Tensor, b: Tensor, *, seed: int = 0, resamples: int = 2000
 ) -> dict[str, Any]:
-    """Difference of two models on the same samples, with its interval (Efron 1979, percentiles).
+    """Compare two models on the same samples, with an interval (Efron 1979, percentiles).
 
-    Pairing removes what makes a sample hard for both, so far smaller differences can be seen
-    than by comparing two intervals. With several seeds, seeds and samples are both resampled.
+    Pairing removes the difficulty that a sample has for both, so it detects far smaller differences
+    than a comparison of two intervals. With several seeds, both seeds and samples are resampled.
 
     Args:
         a: (N,) or (S, N): a score for each sample, such as correct (0 or 1) or PSNR, of S seeds.
         b: the same samples in the same order under the other model.
-        seed: names the resamples.
-        resamples: how many.
+        seed: of the resamples.
+        resamples: their number.
 
     Returns:
         `difference` (mean of a - b), `ci` [low, high], `n`, `seeds`.
 
     Raises:
-        RunError: no sample, or a score that is not finite.
+        RunError: there is no sample, or a score is not finite.
         ValueError: the shapes differ.
     """
     a, b = _paired(a, b)
@@ -57,19 +57,19 @@ def paired_bootstrap(
 def error_reduction(
     a_correct: Tensor, b_correct: Tensor, *, seed: int = 0, resamples: int = 2000
 ) -> dict[str, Any]:
-    """The share of b's errors that a does away with, 1 - error(a) / error(b), with its interval.
+    """Return the share of b's errors that a avoids, 1 - error(a) / error(b), with its interval.
 
-    Paired as `paired_bootstrap`, with the same resamples. Of a resample without an error of b
-    the share does not exist, and it is left out.
+    It is paired as in `paired_bootstrap`, with the same resamples. Resamples without an error of b
+    are left out: the share is undefined for them.
 
     Args:
         a_correct: (N,) or (S, N) 0 or 1, or bool: which samples each of S seeds gets right.
         b_correct: the same samples in the same order under the other model.
-        seed: names the resamples.
-        resamples: how many.
+        seed: of the resamples.
+        resamples: their number.
 
     Returns:
-        `reduction` (0.6: six in ten errors are gone; below 0: more errors; NaN where b makes
+        `reduction` (0.6: six in ten errors are avoided; below 0: more errors; NaN if b makes
         none), `ci` [low, high], `error_a`, `error_b`, `n`, `seeds`.
 
     Raises:
@@ -89,16 +89,16 @@ def error_reduction(
 
 
 def paired_ratio(a: Tensor, b: Tensor, *, seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
-    """mean(a) / mean(b) of two models on the same samples, with its interval.
+    """Return mean(a) / mean(b) of two models on the same samples, with its interval.
 
-    Paired as `paired_bootstrap`, with the same resamples. Of a resample whose mean of b is not
-    above 0 the ratio means nothing, and it is left out.
+    It is paired as in `paired_bootstrap`, with the same resamples. Resamples whose mean of b is not
+    above 0 are left out: the ratio is undefined for them.
 
     Args:
-        a, b: (N,) or (S, N) of each sample, of S seeds, in any unit.
+        a, b: (N,) or (S, N): a value for each sample, of S seeds, in any unit.
 
     Returns:
-        `ratio` (NaN where the mean of b is not above 0) and `ci` [low, high].
+        `ratio` (NaN if the mean of b is not above 0) and `ci` [low, high].
 
     Raises:
         RunError, ValueError: as `paired_bootstrap`.
@@ -114,7 +114,7 @@ def paired_ratio(a: Tensor, b: Tensor, *, seed: int = 0, resamples: int = 2000) 
 
 
 def _paired(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as (S, N) float64 on the CPU, or what is wrong with them."""
+    """Return both as (S, N) float64 on the CPU, or raise an error."""
     if a.shape != b.shape or a.ndim not in (1, 2):
         raise ValueError(
             "paired scores need one shape, (N,) or (S, N), "
@@ -123,12 +123,12 @@ def _paired(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     a, b = (each.detach().cpu().double() for each in (a, b))
     a, b = (each if each.ndim == 2 else each[None] for each in (a, b))
     if a.numel() == 0 or not (a.isfinite() & b.isfinite()).all():
-        raise RunError("paired scores must be there, and finite")
+        raise RunError("paired scores must not be empty, and must be finite")
     return a, b
 
 
 def _resampled(scores: Sequence[Tensor], seed: int, resamples: int) -> list[Tensor]:
-    """(R,) means of each of the scores (S, N), seeds and samples drawn alike for all of them."""
+    """Return (R,) means of each of the scores (S, N), with the same draws of seeds and samples."""
     seeds, n = scores[0].shape
     rows = torch.cat(list(_counts(rng.key(seed, "paired", "seeds"), resamples, seeds)))
     draws: list[list[Tensor]] = [[] for _ in scores]
@@ -142,24 +142,24 @@ def _resampled(scores: Sequence[Tensor], seed: int, resamples: int) -> list[Tens
 
 
 def auc_interval(scores: Tensor, truth: Tensor, *, seed: int, resamples: int) -> list[float]:
-    """Interval of the macro AUC: the first of `auc_intervals`."""
+    """Return the interval of the macro AUC: the first of `auc_intervals`."""
     return auc_intervals(scores, truth, seed=seed, resamples=resamples)[0]
 
 
 def auc_intervals(
     scores: Tensor, truth: Tensor, *, seed: int, resamples: int
 ) -> tuple[list[float], list[list[float]]]:
-    """Intervals of the AUCs, bootstrapped over samples (Efron 1979, percentiles).
+    """Return intervals of the AUCs, bootstrapped over samples (Efron 1979, percentiles).
 
     Args:
         scores: (K, N) any order-preserving score of each class.
         truth: (K, N) bool.
-        seed: names the resamples.
-        resamples: how many.
+        seed: of the resamples.
+        resamples: their number.
 
     Returns:
-        [low, high] of the macro AUC, and of each of the K classes'; NaN where it cannot be
-        scored. A resample that lacks a class takes the mean over the classes it has.
+        [low, high] of the macro AUC, and of each of the K classes'; NaN if undefined. A resample
+        that lacks a class takes the mean over the classes it has.
     """
     classes = []
     for score, positive in zip(scores, truth, strict=True):
@@ -176,19 +176,19 @@ def auc_intervals(
 
 
 def calibration_interval(gaps: Tensor, *, seed: int, resamples: int) -> list[float]:
-    """Interval of the expected calibration error (basic bootstrap: reflected percentiles).
+    """Return the expected calibration error's interval (basic bootstrap: reflected percentiles).
 
-    Noise in a bin only ever adds to an ECE: the estimate lies too high, and its resamples too
-    high once more. Percentiles of them hardly ever hold the true ECE of a nearly calibrated
-    model; reflected at the estimate, both shifts go. (Measured on made-up overconfident models of
-    known ECE, 150 and 1,000 samples: 0.87 to 0.94 hold it, where percentiles do 0.08 to 0.93;
-    0 as the lower end means that the model may be calibrated.) So the interval may lie low
-    beside its estimate, or below it.
+    Noise in a bin can only increase an ECE: the estimate is too high, and its resamples are too
+    high once more. Their percentiles hardly ever contain the true ECE of a nearly calibrated model;
+    reflection at the estimate removes both shifts. (Measured on synthetic overconfident models of
+    known ECE, 150 and 1,000 samples: 0.87 to 0.94 contain it, against 0.08 to 0.93 for percentiles;
+    0 as the lower end means that the model may be calibrated.) So the interval may lie low around
+    its estimate, or below it.
 
     Args:
         gaps: (N, bins) accuracy - confidence of each sample in its own bin, 0 in all others.
-        seed: names the resamples.
-        resamples: how many.
+        seed: of the resamples.
+        resamples: their number.
     """
     n = len(gaps)
     estimate = gaps.sum(dim=0).abs().sum().item() / n
@@ -201,9 +201,9 @@ def calibration_interval(gaps: Tensor, *, seed: int, resamples: int) -> list[flo
 
 
 def _weighted_auc(counts: Tensor, order: Tensor, ends: Tensor, positive: Tensor) -> Tensor:
-    """(R,) AUC of each of R resamples: the share of pairs won, a tie counting as half a win."""
+    """Return the (R,) AUCs of R resamples: the share of pairs won, where a tie is half a win."""
     weight = counts[:, order]
-    above = (weight * positive).cumsum(dim=1)[:, ends]  # positives up to and with each group
+    above = (weight * positive).cumsum(dim=1)[:, ends]  # positives up to and including each group
     below = (weight * (1 - positive)).cumsum(dim=1)[:, ends]
     won = torch.diff(above, dim=1, prepend=above.new_zeros(len(above), 1))
     tied = torch.diff(below, dim=1, prepend=below.new_zeros(len(below), 1))
@@ -211,7 +211,7 @@ def _weighted_auc(counts: Tensor, order: Tensor, ends: Tensor, positive: Tensor)
 
 
 def _counts(key: int, resamples: int, n: int) -> Iterator[Tensor]:
-    """Yield (R, n) float64: how often each sample is drawn in each of R resamples, R a chunk."""
+    """Yield (R, n) float64: how often each sample is drawn in each of a chunk of R resamples."""
     step = max(1, _CHUNK // n)
     for first in range(0, resamples, step):
         rows = torch.arange(first, min(first + step, resamples))

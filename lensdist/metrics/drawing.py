@@ -1,8 +1,8 @@
-"""What all figures share: colours, axes and how a figure becomes a file.
+"""Colours, axes and PNG output shared by all figures.
 
-Figures are made without pyplot, so they need no display, keep no global state and can be drawn from
-any thread. Colours are Okabe & Ito's, which people with any colour vision can tell apart, and lines
-differ in their dashes as well.
+Figures are drawn without pyplot, so they need no display, keep no global state and can be drawn
+from any thread. Colours are Okabe & Ito's, which people with any colour vision can distinguish;
+lines also differ in their dashes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GREY = "#767676"
 
 
 def panels(n: int, width: float, height: float, title: str) -> tuple[Figure, list[Any]]:
-    """A figure of n panels beside each other, each of that size in inches, and their axes."""
+    """Return a figure of n panels side by side, each of that size in inches, and their axes."""
     fig = Figure(figsize=(width * n, height), layout="constrained")
     fig.suptitle(title, fontsize=10)
     axes = list(fig.subplots(1, n, squeeze=False)[0])
@@ -33,21 +33,21 @@ def panels(n: int, width: float, height: float, title: str) -> tuple[Figure, lis
 
 
 def tidy(*axes: Any) -> None:
-    """Take off what frames no data."""
+    """Remove the upper and right frame lines."""
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
 
 
 def style(i: int) -> dict[str, Any]:
-    """Of the i-th line."""
+    """Return the line style of the i-th line."""
     return {"color": COLOURS[i % 7], "ls": DASHES[i % 7], "lw": 1.5}
 
 
 def save(fig: Figure, path: Path) -> Path:
-    """Write a figure as PNG: the same figure, the same bytes."""
+    """Write a figure as PNG; the same figure gives the same bytes."""
     for text in fig.findobj(Text):
-        text.set_parse_math(False)  # a `$` in a label's or a folder's name is a dollar sign
+        text.set_parse_math(False)  # a `$` in the name of a label or a folder is a dollar sign
     data = io.BytesIO()
     FigureCanvasAgg(fig).print_figure(data, format="png", dpi=150, metadata={"Software": None})
     return write_atomic(path, data.getvalue())

@@ -1,6 +1,6 @@
-"""Figures of data, training and results, as PNG.
+"""Draw figures of data, training and results, as PNG.
 
-Each function draws into a file and returns its path.
+Each function writes a file and returns its path.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lensdist.metrics.drawing import COLOURS, GREY, MARKS, panels, save, style, 
 from lensdist.metrics.report import number
 
 Array = npt.NDArray[Any]
-_NAMED = 20  # classes, at most, that a figure names
+_NAMED = 20  # the largest number of classes whose names are drawn
 
 
 def roc(
@@ -29,7 +29,7 @@ def roc(
     n: int,
     title: str = "ROC, one class against the rest",
 ) -> Path:
-    """ROC curves as `metrics.roc_curves` gives them; good ones also enlarged in an inset."""
+    """Draw ROC curves from `metrics.roc_curves`; enlarge good ones in an inset."""
     fig, (ax,) = panels(1, 4.6, 4.4, f"{title} (n = {n:,})")
     drawn = [auc for auc, curve in zip(aucs, curves.values(), strict=True) if curve["fpr"]]
     insets = [ax.inset_axes((0.36, 0.36, 0.58, 0.52))] if drawn and min(drawn) > 0.98 else []
@@ -55,10 +55,10 @@ def roc(
 def confusion(
     path: Path, matrix: Sequence[Sequence[int]], names: Sequence[str], title: str = "Confusion"
 ) -> Path:
-    """Counts and shares of each true class; `matrix` has rows of truth."""
+    """Draw counts and shares of each true class; `matrix` has rows of truth."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    few = len(names) <= _NAMED  # a cell an inch wide: 1,000 classes would be a picture of 60 GB
+    few = len(names) <= _NAMED  # a cell is an inch wide: 1,000 classes would be a picture of 60 GB
     size = 1.6 + 0.9 * len(names) if few else 12.0
     fig, (ax,) = panels(1, size + 0.6, size, f"{title} (n = {counts.sum():,})")
     shown = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -77,7 +77,7 @@ def confusion(
 def reliability(
     path: Path, bins: Mapping[str, Sequence[float]], ece: float, title: str = "Reliability"
 ) -> Path:
-    """How often the top label is right, by confidence; `bins` from `metrics.reliability`."""
+    """Draw how often the top label is right, by confidence; `bins` from `metrics.reliability`."""
     count = np.nan_to_num(np.asarray(bins["count"], float))
     fig = Figure(figsize=(4.4, 4.8), layout="constrained")
     fig.suptitle(f"{title} (n = {count.sum():,.0f}, ECE = {ece:.4f})", fontsize=10)
@@ -110,7 +110,7 @@ def reliability(
 def learning_curves(
     path: Path, rows: Sequence[Mapping[str, Any]], title: str = "Learning curves"
 ) -> Path:
-    """Loss, validation scores and learning rate against the step, from rows of metrics.jsonl."""
+    """Draw loss, validation scores and learning rate by step, from rows of metrics.jsonl."""
     kinds: dict[str, list[tuple[str, Array, bool]]] = {}
     for panel, kind, names in (
         ("loss", "train", ("loss",)),
@@ -149,7 +149,7 @@ def few_label(
     title: str = "Accuracy with few labels",
     chance: float | None = None,
 ) -> Path:
-    """Accuracy against labels per class.
+    """Draw accuracy against labels per class.
 
     Args:
         path: of the PNG.
@@ -178,11 +178,11 @@ def few_label(
 def variants(
     path: Path, scores: Mapping[str, Mapping[str, Any]], chance: float, title: str = "Harder images"
 ) -> Path:
-    """Accuracy and macro AUC with 95 % intervals, a line for each variant of a test set.
+    """Draw accuracy and macro AUC with 95 % intervals, one line per variant of a test set.
 
     Args:
         path: of the PNG.
-        scores: by what the variant is, the plain one first: `n`, `accuracy`, `auc_macro`, `…_ci`.
+        scores: by the variant's title, the plain one first: `n`, `accuracy`, `auc_macro`, `…_ci`.
         chance: accuracy of guessing.
         title: of the figure.
     """
@@ -206,7 +206,7 @@ def variants(
 
 
 def _auc(value: float) -> str:
-    """Enough digits that only a perfect AUC reads 1."""
+    """Format an AUC with enough digits that only a perfect one reads 1."""
     return f"{value:.4f}" if value < 0.9999 or value == 1 else f"{value:.6f}"
 
 
@@ -215,7 +215,7 @@ def _labels(row: Mapping[str, Any]) -> int:
 
 
 def _series(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> Array:
-    """(T, 2) of step and value, without the rows that lack it."""
+    """Return (T, 2) of step and value, without the rows that lack it."""
     found = [
         (r["step"], r[name]) for r in rows if r.get("kind") == kind and r.get(name) is not None
     ]

@@ -1,4 +1,4 @@
-"""Figures made of images: what a network drew, beside what it saw."""
+"""Draw figures of images: a network's outputs next to its inputs."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def reconstructions(
     pixel_scale: float | None = None,
     title: str = "Masked autoencoder",
 ) -> Path:
-    """Original, masked, reconstruction and residual, a row for each image.
+    """Draw original, masked image, reconstruction and residual, one row per image.
 
     Args:
         path: of the PNG.
-        image: (M, H, W) what the network was to reproduce.
+        image: (M, H, W) the originals.
         hidden: (M, H, W) bool, True where pixels were masked.
-        recon: (M, H, W) what it made of the rest.
+        recon: (M, H, W) the reconstructions.
         unit: of the pixel values.
         pixel_scale: arcsec; draws a bar of 1″.
         title: of the figure.
@@ -65,15 +65,15 @@ def super_resolved(
     pixel_scale: float | None = None,
     title: str = "Super-resolution",
 ) -> Path:
-    """Small image, enlargements and what they should be, and below each what it is off by.
+    """Draw the small image, its enlargements and the targets, and below each its difference.
 
     Args:
         path: of the PNG.
-        images: (M, H, W) each, two rows an image in this order: `LR`; enlargements by name; `HR`;
-            `truth`, HR without its noise, where it is known. Residuals are on one scale an image.
-        best: (M, H, W) what residuals are from: the truth moved to LR's means, so that they show
-            what could be better, and of HR the noise within blocks; by default HR.
-        sigma: (M, H, W) standard deviations that the model draws; shown below LR.
+        images: (M, H, W) each, two rows per image in this order: `LR`; enlargements by name; `HR`;
+            `truth`, HR without its noise, if known. An image's residuals share one scale.
+        best: (M, H, W) reference of the residuals: the truth moved to LR's means, so that they show
+            what could be better and, for HR, the noise within blocks; by default HR.
+        sigma: (M, H, W) standard deviations that the model predicts; shown below LR.
         pixel_scale: of LR, arcsec; draws a bar of 1″.
         title: of the figure.
     """
@@ -85,7 +85,7 @@ def super_resolved(
     for k in range(m):
         span = {"vmin": float(np.nanmin(wanted[k])), "vmax": float(np.nanmax(wanted[k]))}
         off = {n: images[n][k] - wanted[k] for n in names if n not in ("LR", "truth", against)}
-        # The noise of HR would hide all else; what lies beyond is shown as the largest.
+        # The noise of HR would hide all else; larger values are clipped to the scale.
         drawn = [each for name, each in off.items() if name != "HR"]
         reach = float(np.nanquantile(np.abs(drawn), 0.999)) or 1.0
         for column, name in enumerate(names):
@@ -115,7 +115,7 @@ def sample_grid(
     pixel_scale: float | None = None,
     title: str = "Samples",
 ) -> Path:
-    """Some images of each class, (M, H, W) by name, a row for each class."""
+    """Draw some images of each class, (M, H, W) by name, one row per class."""
     columns = max(len(each) for each in images.values())
     wide = max(0.5 + 1.3 * columns, 4.0)  # room for the title
     fig = Figure(figsize=(wide, 0.5 + 1.3 * len(images)), layout="constrained")
@@ -133,7 +133,7 @@ def sample_grid(
 
 def _picture(ax: Any, image: Array, colours: str, **span: float) -> Any:
     ax.set(xticks=[], yticks=[])
-    cmap = colormaps[colours].with_extremes(bad="#9a9a9a")  # what is masked
+    cmap = colormaps[colours].with_extremes(bad="#9a9a9a")  # masked pixels
     return ax.imshow(image, cmap=cmap, origin="lower", interpolation="nearest", **span)
 
 

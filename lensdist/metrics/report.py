@@ -1,4 +1,4 @@
-"""Tables of results: `results.md` for people, `results.json` for programs (torch-free)."""
+"""Write tables of results: `results.md` for people, `results.json` for programs (torch-free)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lensdist.utils.yaml_reader import read_plain
 
 Row = Mapping[str, Any]
 _NONE = "–"
-# What HTML and Markdown read in a text, but not a score's interval, `[0.90, 0.92]`.
+# Characters with a meaning in HTML or Markdown, except those of an interval, `[0.90, 0.92]`.
 _MARKUP = re.compile(r"[&<>|\\`*]|\](?=[(\[:])|(?<!\w)_|_(?!\w)")
 
 _ENLARGED = ("psnr", "psnr_gain", "ssim", "gap", "coverage_68", "coverage_95")
@@ -30,11 +30,11 @@ HARD = (
     "On simulated images with less mass in substructure, and with a PSF 30 % wider or narrower; "
     "the lenses are the same throughout (`lensdist evaluate RUN --data PACKED --hard`)."
 )
-"""What a reader must know to judge the table of `hard_rows`."""
+"""Explains the table of `hard_rows` to its reader."""
 
 
 def check_results(folder: Path) -> None:
-    """Refuse a folder with somebody's own `results.json`, `results.md` or figures of those names.
+    """Refuse a folder with a user's own `results.json`, `results.md` or figures of those names.
 
     Raises:
         UserError: see `check_ours`.
@@ -54,19 +54,19 @@ def write_results(
     """Write `results.json` with everything, and `results.md` with what fits a table.
 
     Args:
-        folder: made where it is not there.
-        rows: a model or a setting each; the columns are their keys, in order of appearance. An
-            interval `x_ci` [low, high] stands beside its `x`, whose digits follow its width.
+        folder: created if it does not exist.
+        rows: one model or setting each; the columns are their keys, in order of appearance. An
+            interval `x_ci` [low, high] is shown with its `x`, whose digits follow its width.
         title: the heading.
-        notes: what a reader must know to judge the numbers, a bullet each.
+        notes: what a reader needs to judge the numbers, one bullet each.
         figures: PNGs, linked relative to `folder`.
-        hard: rows of a second table (see `hard_rows`); none, no table.
+        hard: rows of a second table (see `hard_rows`); if empty, there is no table.
 
     Returns:
         The path of `results.md`.
 
     Raises:
-        OSError: as `files.write_atomic`; older results are left whole.
+        OSError: as `files.write_atomic`; older results stay complete.
     """
     links = [_relative(figure, folder) for figure in figures]
     everything = {"title": title, "notes": list(notes), "rows": list(rows), "figures": links}
@@ -82,7 +82,7 @@ def write_results(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A Markdown table, aligned so that it reads as plain text as well.
+    """Return a Markdown table, aligned so that it is readable as plain text too.
 
     Nested values and columns that are empty in all rows are left out.
     """
@@ -115,16 +115,16 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """A table for each task, in order of appearance: their scores have no column in common."""
+    """Return one table per task, in order of appearance: tasks share no scores."""
     tasks = dict.fromkeys(row.get("task") for row in rows) or [None]
     return "\n\n".join(table([row for row in rows if row.get("task") == one]) for one in tasks)
 
 
 def number(value: float, interval: Sequence[float | None] | None = None) -> str:
-    """A number with the digits that it deserves.
+    """Format a number with the digits that are significant.
 
     With an interval: to two digits of half its width, `0.9132 [0.9075, 0.9189]`. Alone: to four
-    digits, more where rounding would turn what is not 1 into 1.
+    digits, or more if rounding would turn another number into 1.
     """
     if not math.isfinite(value):
         return _NONE
@@ -132,7 +132,7 @@ def number(value: float, interval: Sequence[float | None] | None = None) -> str:
     if len(ends) == 2:
         low, high = ends
         half = (high - low) / 2
-        most = 6 if high > 1e-2 else 9  # squared errors of images are small, and differ by less
+        most = 6 if high > 1e-2 else 9  # squared errors of images are small
         digits = min(max(1 - math.floor(math.log10(half)), 0), most) if half > 0 else 4
         return f"{value:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
     if abs(value) >= 1000:
@@ -145,10 +145,10 @@ def number(value: float, interval: Sequence[float | None] | None = None) -> str:
 
 
 def lines(scores: Row) -> list[str]:
-    """Scores as people read them, a line each: `accuracy  0.9132 [0.9075, 0.9189]`.
+    """Return scores as text, one line each: `accuracy  0.9132 [0.9075, 0.9189]`.
 
-    AUCs of the classes have their names; of other nested values only `tta` is shown, which holds
-    scores too.
+    AUCs of classes show their names. Of other nested values only `tta` is shown, which holds
+    scores.
     """
     pairs = _named(scores)
     if isinstance(tta := scores.get("tta"), Mapping):
@@ -173,7 +173,7 @@ def _named(scores: Row) -> list[tuple[str, str]]:
 
 
 def hard_table(variants: Mapping[str, Row]) -> str:
-    """One run's scores on harder images, a line a variant (see `hard.score_hard`)."""
+    """Return a table of one run's scores on harder images, one line per variant."""
     rows = []
     shown = ("accuracy", "accuracy_change", "auc_macro", *_ENLARGED)
     for name, scores in variants.items():
@@ -189,18 +189,21 @@ def hard_table(variants: Mapping[str, Row]) -> str:
 
 
 def collect(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """A row for each run, from `config.yaml`, `eval/test.json` and `COMPLETE.json`.
+    """Return a row for each run, from `config.yaml`, `eval/test.json` and `COMPLETE.json`.
 
-    What a run lacks, its row lacks. A file that cannot be read, or was altered, is named under
+    A row has only what its run has. A file that cannot be read, or was altered, is named under
     `problem`, and the row of a finished run then holds nothing else of it. Speed is the median of
-    the images a second in `metrics.jsonl`.
+    the images per second in `metrics.jsonl`.
     """
     return [_collect(run) for run in runs]
 
 
 def hard_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """Two rows for each run that has an `eval/hard.json`, by variant: accuracy and macro AUC, or of
-    super-resolution the gain over bicubic in dB and the gap to the oracle."""
+    """Return two rows, with a column per variant, for each run that has an `eval/hard.json`.
+
+    They hold accuracy and macro AUC or, for super-resolution, the gain over bicubic in dB and the
+    gap to the oracle.
+    """
     rows: list[dict[str, Any]] = []
     for run in runs:
         problems: list[str] = []
@@ -255,22 +258,22 @@ def _collect(run: Path) -> dict[str, Any]:
 
 
 def _scores(run: Path, name: str, done: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """`eval/<name>.json`, if it is of the weights that the run has now."""
+    """Return `eval/<name>.json`, if it is of the weights that the run has now."""
     found = _load(run / "eval" / f"{name}.json", problems)
     weights, own = found.get("weights"), done.get("files", {}).get("export/model.safetensors")
     if own and isinstance(weights, dict) and weights.get("model.safetensors") != own:
-        problems.append(f"{run}/eval/{name}.json: the scores of other weights than the run's")
+        problems.append(f"{run}/eval/{name}.json: the scores are not of the run's weights")
         return {}
     return found
 
 
 def _load(path: Path, problems: list[str]) -> dict[str, Any]:
-    """A YAML or JSON file that holds a mapping; empty where there is none."""
+    """Return the mapping in a YAML or JSON file; empty if there is no file."""
     if not path.exists():
         return {}
     try:
         return read_plain(path) if path.suffix == ".yaml" else unsealed(read_json(path))
-    except UserError as error:  # names the file
+    except UserError as error:  # the message names the file
         problems.append(str(error))
     except (OSError, ValueError) as error:
         problems.append(f"{path}: {error}")
@@ -302,7 +305,7 @@ def _cell(row: Row, name: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """A cell's text as itself: neither a line of its own, nor Markdown, nor HTML."""
+    """Escape a cell's text: on one line, without Markdown or HTML."""
     return _MARKUP.sub(_literal, printable(" ".join(text.split())))
 
 

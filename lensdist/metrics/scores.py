@@ -1,11 +1,11 @@
-"""Metrics of a split, from its gathered per-sample outputs.
+"""Compute metrics of a split from its gathered per-sample outputs.
 
 Every function takes full tensors: exactly the split's samples, each once, in any order. So no
-number here depends on how many processes or batches made the outputs. Numbers come from
-torchmetrics where it has them; intervals are ours, from keyed random numbers, so that the same
-outputs always give the same interval.
+number depends on how many processes or batches computed the outputs. Numbers come from torchmetrics
+if it has them; intervals are ours, from keyed random numbers, so that the same outputs always give
+the same interval.
 
-A quantity that does not exist (the AUC of a class that the split lacks) is NaN, and null in JSON.
+An undefined quantity (the AUC of a class that the split lacks) is NaN, and null in JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lensdist.metrics.bootstrap import Z95, auc_intervals, calibration_interval,
 from lensdist.utils.errors import RunError
 from lensdist.utils.torchvision_compat import import_torchvision
 
-_ROWS = 4096  # samples at a time, where a step needs several numbers for each logit
+_ROWS = 4096  # samples at a time, for steps that need several numbers per logit
 
 
 def classification(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def classification(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict
     """
     z, y = _checked(logits, labels, len(names))
     log_p = torch.log_softmax(z, dim=1)
-    p = log_p.exp()  # less 1 for the true class, from here on
+    p = log_p.exp()  # minus 1 for the true class, from here on
     p[torch.arange(len(y)), y] -= 1
     confusion = _torchmetrics().multiclass_confusion_matrix(z.argmax(dim=1), y, len(names))
     aucs = [_auc(rank, y == k) for k, rank in enumerate(_ranks(z))]
@@ -67,25 +67,25 @@ def classification(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict
 
 
 MANY_CLASSES = 50
-"""Of more classes, what costs much for each is left out: ROC curves and the intervals of AUCs."""
+"""Above this number of classes, ROC curves and the intervals of AUCs are skipped: they cost much.
+"""
 
 
 def intervals(
     logits: Tensor, labels: Tensor, *, seed: int = 0, resamples: int = 1000
 ) -> dict[str, Any]:
-    """95 % intervals, each [low, high]: `accuracy_ci`, `auc_macro_ci`, `ece_ci`, and one a class
-    in `auc_per_class_ci`.
+    """Return 95 % intervals [low, high] of accuracy, macro AUC, ECE and each class's AUC.
 
-    Accuracy is a proportion, so its interval is Wilson's, which keeps a width at 100 %; the
-    bootstrap's has none there. AUCs are bootstrapped over samples; where every resample
-    separates the classes perfectly the width is 0, so read it beside `n`. Those of more than
-    `MANY_CLASSES` are NaN.
+    They are named `accuracy_ci`, `auc_macro_ci`, `ece_ci` and `auc_per_class_ci`. Accuracy is a
+    proportion, so its interval is Wilson's, which has a width at 100 %, unlike the bootstrap's.
+    AUCs are bootstrapped over samples; if every resample separates the classes perfectly the width
+    is 0, so read it with `n`. Those of more than `MANY_CLASSES` are NaN.
 
     Args:
         logits: (N, K).
         labels: (N,).
-        seed: names the resamples.
-        resamples: how many.
+        seed: of the resamples.
+        resamples: their number.
     """
     z, y = _checked(logits, labels, logits.shape[-1])
     macro = [math.nan, math.nan]
@@ -115,8 +115,8 @@ def reconstruction(mse: Tensor, data_range: float | Tensor) -> dict[str, Any]:
         without a range, has no finite PSNR: `no_psnr` counts them, and `psnr` leaves them out.
 
     Raises:
-        RunError: no image, or an error that is not finite or negative.
-        ValueError: a shape or a range that makes no sense.
+        RunError: there is no image, or an error is negative or not finite.
+        ValueError: a shape or a range is invalid.
     """
     e = mse.detach().cpu().double()
     span = torch.as_tensor(data_range, dtype=torch.float64)
@@ -141,10 +141,10 @@ def reconstruction(mse: Tensor, data_range: float | Tensor) -> dict[str, Any]:
 def roc_curves(
     logits: Tensor, labels: Tensor, names: Sequence[str], points: int = 512
 ) -> dict[str, dict[str, list[float]]]:
-    """ROC curve of each class against the rest, `{name: {"fpr": [...], "tpr": [...]}}`.
+    """Return the ROC curve of each class against the rest, `{name: {"fpr": [...], "tpr": [...]}}`.
 
-    A curve is a staircase; at most `points` of its corners are kept, evenly along its length, so
-    no point of it is further than 2 / points from what is kept. Empty lists: cannot be scored.
+    A curve is a staircase; at most `points` of its corners are kept, evenly along its length, so no
+    point of it is further than 2 / points from a kept one. Undefined curves are empty lists.
     """
     z, y = _checked(logits, labels, len(names))
     curves: dict[str, dict[str, list[float]]] = {}
@@ -163,10 +163,10 @@ def roc_curves(
 
 
 def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, list[float]]:
-    """Mean top-label `confidence` and `accuracy` and the `count` in equal bins of confidence.
+    """Return mean top-label `confidence`, `accuracy` and `count` in equal bins of confidence.
 
-    Each list has `bins` items; a bin without samples has NaN. `ece` is the mean of
-    |accuracy - confidence| weighted by count.
+    Each list has `bins` items; a bin without samples has NaN. `ece` is the mean of |accuracy -
+    confidence| weighted by count.
     """
     z, y = _checked(logits, labels, logits.shape[-1])
     confidence, right, where = _binned(z, y, bins)
@@ -186,25 +186,25 @@ def mass_binned(
     names: Sequence[str],
     edges: Sequence[float] = (-24.0, -23.75, -23.5, -23.25, -23.0, -22.75, -22.5, -22.25, -22.0),
 ) -> list[dict[str, Any]]:
-    """`cdm` against `axion`, by axion mass: a row for each bin of log10(m / eV).
+    """Compare `cdm` with `axion` by axion mass: one row per bin of log10(m / eV).
 
-    Heavy axions make a vortex shorter than a pixel, close to a central point mass, so one
-    accuracy over all masses says little. Only the logits of these two classes are compared.
+    Heavy axions make a vortex shorter than a pixel, close to a central point mass, so one accuracy
+    over all masses is not informative. Only the logits of these two classes are compared.
 
     Args:
         logits: (N, K).
         labels: (N,).
         mass: (N,) axion mass in eV; NaN for the other classes.
         names: the K classes; `cdm` and `axion` must be among them.
-        edges: bin edges in log10(m / eV); the outermost bins take what lies beyond them.
+        edges: bin edges in log10(m / eV); the outermost bins include values beyond them.
 
     Returns:
-        Rows of `log10_mass_low`, `log10_mass_high`, `n` (axion samples in the bin), `recall` (of
-        them, called axion) with `recall_ci` (Wilson), `accuracy` (mean of `recall` and the share
+        Rows of `log10_mass_low`, `log10_mass_high`, `n` (axion samples in the bin), `recall` (their
+        share called axion) with `recall_ci` (Wilson), `accuracy` (mean of `recall` and the share
         of all cdm samples called cdm) and `auc` (the bin's axions against all cdm).
 
     Raises:
-        RunError, ValueError: as `classification`; also an axion sample without a mass.
+        RunError, ValueError: as `classification`; also if an axion sample has no mass.
     """
     z, y = _checked(logits, labels, len(names))
     if not {"cdm", "axion"} <= set(names):
@@ -238,7 +238,7 @@ def mass_binned(
 
 
 def _checked(logits: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Both on the CPU, in float64 and int64, or a sentence on what is wrong with them."""
+    """Return both on the CPU, in float64 and int64, or raise an error."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or logits.shape[1] != classes:
         raise ValueError(
             f"needs logits (N, {classes}) and labels (N,), not "
@@ -258,10 +258,10 @@ def _checked(logits: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tens
 
 
 def _binned(z: Tensor, y: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(N,) confidence in the top label, whether it is right, and the bin of that confidence.
+    """Return (N,) confidence in the top label, whether it is right, and the bin of the confidence.
 
-    torchmetrics rounds to float32 first, where a confident model's 1 - 1e-9 becomes 1 and falls
-    into a sixteenth bin of its own.
+    torchmetrics rounds to float32 first: the 1 - 1e-9 of a confident model becomes 1 and falls into
+    a sixteenth bin.
     """
     confidence, predicted = torch.softmax(z, dim=1).max(dim=1)
     where = (confidence * bins).long().clamp(max=bins - 1)
@@ -269,7 +269,7 @@ def _binned(z: Tensor, y: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _gaps(z: Tensor, y: Tensor, bins: int = 15) -> Tensor:
-    """(N, bins): right - confidence in a sample's own bin; the diagram's, so that both agree."""
+    """Return (N, bins): right - confidence in a sample's own bin, as in the reliability diagram."""
     confidence, right, where = _binned(z, y, bins)
     return torch.nn.functional.one_hot(where, bins) * (right - confidence)[:, None]
 
@@ -277,13 +277,13 @@ def _gaps(z: Tensor, y: Tensor, bins: int = 15) -> Tensor:
 def _ranks(z: Tensor) -> Iterator[Tensor]:
     """Yield, for each class, (N,) float64 in [0, 1]: ranks by log-odds against the rest.
 
-    An AUC depends on the order of the scores alone. Probabilities of a confident model round to
-    1 and tie; raw logits would go through torchmetrics' own sigmoid, which rounds too (measured:
-    0.023 of AUC lost in float32). Log-odds are monotone in the probability and do not round.
+    An AUC depends only on the order of the scores. Probabilities of a confident model round to 1
+    and tie; raw logits would pass torchmetrics' own sigmoid, which rounds too (measured: 0.023 of
+    AUC lost in float32). Log-odds are monotone in the probability and do not round.
     """
     odds = torch.empty_like(z)
     for part, found in zip(torch.split(z, _ROWS), torch.split(odds, _ROWS), strict=True):
-        part = part - part.amax(dim=1, keepdim=True)  # so that equal odds are equal to the bit
+        part = part - part.amax(dim=1, keepdim=True)  # equal odds become bitwise equal
         before, after = part.logcumsumexp(1), part.flip(1).logcumsumexp(1).flip(1)
         found[:, 0] = part[:, 0] - after[:, 1]
         found[:, -1] = part[:, -1] - before[:, -2]
@@ -293,13 +293,13 @@ def _ranks(z: Tensor) -> Iterator[Tensor]:
 
 
 def _dense_rank(score: Tensor) -> Tensor:
-    """(N,) float64 in [0, 1], in the order of `score`, with equal ranks for equal scores."""
+    """Return (N,) float64 in [0, 1], in the order of `score`, with equal ranks for equal scores."""
     values, rank = np.unique(score.numpy(), return_inverse=True)
     return torch.from_numpy(rank / max(len(values) - 1, 1))
 
 
 def _auc(rank: Tensor, truth: Tensor) -> float:
-    """Area under the ROC curve; NaN when all samples, or none, are of the class."""
+    """Return the area under the ROC curve; NaN if all samples, or none, are of the class."""
     if truth.all() or not truth.any():
         return math.nan
     return float(_torchmetrics().binary_auroc(rank, truth.long()))
@@ -307,8 +307,8 @@ def _auc(rank: Tensor, truth: Tensor) -> float:
 
 @cache
 def _torchmetrics() -> Any:
-    """Imported when first asked for: it takes two seconds, and not every run needs it."""
-    import_torchvision()  # it imports that, and fails where its operators do not load
+    """Import torchmetrics when it is first needed: it takes two seconds."""
+    import_torchvision()  # torchmetrics imports it, and fails if its operators do not load
     from torchmetrics.functional import classification
 
     return classification

@@ -1,8 +1,8 @@
-"""Metrics of super-resolved images: of each image, then over a split, with paired intervals.
+"""Compute metrics of super-resolved images, and their means over a split with paired intervals.
 
 Peak signal-to-noise ratio and SSIM (Wang et al. 2004, doi:10.1109/TIP.2003.819861: a Gaussian
-window of 11 pixels, sigma 1.5; the mean over all pixels, images mirrored at borders) are those
-of the images in the units found on disk, SSIM counted from where HR is darkest.
+window of 11 pixels, sigma 1.5; the mean over all pixels, images mirrored at borders) use images in
+the units found on disk; for SSIM, HR's darkest pixel is 0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lensdist.models.resample import bicubic, with_means
 from lensdist.utils.errors import RunError
 from lensdist.utils.torchvision_compat import import_torchvision
 
-Z68 = 0.994457883209753  # the normal distribution's 84 % point, as Z95 its 97.5 %
+Z68 = 0.994457883209753  # the normal distribution's 84 % point, as Z95 is its 97.5 % point
 
 Scores = Mapping[str, Tensor]
 
@@ -37,18 +37,18 @@ def of_images(
     """Score each image, and bicubic interpolation beside it.
 
     Args:
-        image: (B, C, f H, f W) what was made of `lr`, in the units found on disk.
-        lr: (B, C, H, W); bad pixels as the model saw them, for bicubic sees them too.
-        hr: (B, C, f H, f W) what it should be.
-        truth: `hr` without its noise, where it is known.
-        weight: (B, C, f H, f W) how much each pixel counts; 0: not at all. Without, all alike.
+        image: (B, C, f H, f W) enlarged from `lr`, in the units found on disk.
+        lr: (B, C, H, W); bad pixels as the model's input has them, since bicubic uses them too.
+        hr: (B, C, f H, f W) the target.
+        truth: `hr` without its noise, if known.
+        weight: (B, C, f H, f W) weight of each pixel, 0 to leave it out; by default all are equal.
         data_range: largest minus smallest possible value.
-        ssim: whether to score it.
+        ssim: whether to compute it.
 
     Returns:
         (B,) each: `mse`, `psnr` and `ssim` of the image, and with the suffix `_bicubic`. With a
         truth also `mse_oracle`, of the best that LR's means allow: the truth, moved to them; and
-        `mse_truth`, `mse_truth_bicubic`, which measure against the truth.
+        `mse_truth`, `mse_truth_bicubic`, relative to the truth.
     """
     factor = hr.shape[-1] // lr.shape[-1]
     made = {"": image, "_bicubic": bicubic(lr, factor)}
@@ -66,19 +66,19 @@ def of_images(
 
 
 def oracle(truth: Tensor, lr: Tensor) -> Tensor:
-    """The truth (B, C, f H, f W), each block moved to the mean that LR (B, C, H, W) says.
+    """Return the truth (B, C, f H, f W), each block moved to its mean in LR (B, C, H, W).
 
-    Who knew the lens without noise could do no better than this, but for what a block's brighter
-    pixels have more of its excess.
+    A model that had the lens without noise could not do better, except for the larger part that a
+    block's brighter pixels have in its excess.
     """
     return with_means(truth, lr)
 
 
 def coverage(pull: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
-    """The share of each image's pixels within the central 68 and 95 % of what sigma says.
+    """Return the share of each image's pixels within the central 68 and 95 % that sigma predicts.
 
     Args:
-        pull: (B, C, H, W) distance from what was drawn, in units of its sigma.
+        pull: (B, C, H, W) distance from the output, in units of its sigma.
         weight: (B, C, H, W); pixels of weight 0 do not count.
     """
     counts = torch.ones_like(pull) if weight is None else (weight > 0).to(pull)
@@ -90,16 +90,16 @@ def coverage(pull: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
 
 
 def summary(scores: Scores) -> dict[str, Any]:
-    """Means over the images of a split, from `of_images` and `coverage`.
+    """Return means over the images of a split, from `of_images` and `coverage`.
 
     Returns:
         `n`, the mean of every score, `psnr_gain` (over bicubic) and, with a truth, `gap`:
         (MSE - oracle's) / (bicubic's - oracle's), 1 for bicubic and 0 for the oracle. An image
-        drawn without any error has no finite PSNR: `no_psnr` counts them, and `psnr` and
+        without any error has no finite PSNR: `no_psnr` counts them, and `psnr` and
         `psnr_gain` leave them out.
 
     Raises:
-        RunError: no image, or an output that is not finite.
+        RunError: there is no image, or an output is not finite.
     """
     each = {name: value.detach().cpu().double() for name, value in scores.items()}
     n = len(next(iter(each.values())))
@@ -108,7 +108,7 @@ def summary(scores: Scores) -> dict[str, Any]:
             value.isfinite() | (value == math.inf) if name.startswith("psnr") else value.isfinite()
         )
         if not n or not good.all():
-            raise RunError(f"{name} of {n} images must be there, and finite")
+            raise RunError(f"{name} of {n} images must not be empty, and must be finite")
     finite = each["psnr"].isfinite() & each["psnr_bicubic"].isfinite()
     found: dict[str, Any] = {"n": n}
     for name, value in each.items():
@@ -123,7 +123,7 @@ def summary(scores: Scores) -> dict[str, Any]:
 
 
 def intervals(scores: Scores) -> dict[str, list[float]]:
-    """95 % intervals over the images, [low, high], of what `summary` gives, by name + `_ci`.
+    """Return 95 % intervals over the images, [low, high], of `summary`'s values, by name + `_ci`.
 
     `psnr_gain` and `gap` are paired image by image with bicubic and the oracle.
     """
@@ -143,14 +143,14 @@ def intervals(scores: Scores) -> dict[str, list[float]]:
 
 
 def gap(mse: Tensor, of_bicubic: Tensor, of_oracle: Tensor) -> dict[str, Any]:
-    """(MSE - oracle's) / (bicubic's - oracle's) with its interval, paired over the images.
+    """Return (MSE - oracle's) / (bicubic's - oracle's) with its interval, paired over the images.
 
     Args:
         mse: (N,) or (S, N) of each image, of S seeds.
         of_bicubic, of_oracle: (N,) of the same images.
 
     Returns:
-        `gap` (NaN where bicubic is no worse than the oracle) and `ci` [low, high].
+        `gap` (NaN if bicubic is as good as the oracle or better) and `ci` [low, high].
     """
     of_bicubic, of_oracle = (x.expand_as(mse) for x in (of_bicubic, of_oracle))
     found = paired_ratio(mse - of_oracle, of_bicubic - of_oracle)
@@ -158,17 +158,17 @@ def gap(mse: Tensor, of_bicubic: Tensor, of_oracle: Tensor) -> dict[str, Any]:
 
 
 def _ssim(a: Tensor, b: Tensor, weight: Tensor | None, data_range: float) -> Tensor:
-    """(B,) of images (B, C, H, W): the mean over bands and pixels.
+    """Return (B,) SSIM of images (B, C, H, W): the mean over bands and pixels.
 
-    Both are taken to begin at 0, where `b` is darkest: a sky of thousands would leave nothing of
-    float32, which squares of brightness are taken from each other in.
+    Both are shifted so that `b` is 0 at its darkest pixel: float32 would lose all precision when it
+    subtracts squares of a sky background of thousands.
     """
-    import_torchvision()  # torchmetrics imports it, and fails where its operators do not load
+    import_torchvision()  # torchmetrics imports it, and fails if its operators do not load
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     good = b if weight is None else torch.where(weight > 0, b, math.inf)
     dark = good.amin((1, 2, 3), keepdim=True)
-    if weight is not None:  # bad pixels are alike in both
+    if weight is not None:  # bad pixels are equal in both
         a, b = (torch.where(weight > 0, x, dark) for x in (a, b))
     found: Tensor = structural_similarity_index_measure(
         (a - dark).float(), (b - dark).float(), reduction="none", data_range=data_range
@@ -177,7 +177,7 @@ def _ssim(a: Tensor, b: Tensor, weight: Tensor | None, data_range: float) -> Ten
 
 
 def _mean_square(error: Tensor, weight: Tensor | None) -> Tensor:
-    """(B, C, H, W) -> (B,), in double: gains are parts in ten thousand of the error."""
+    """Return (B,) of (B, C, H, W), in double: gains are parts in ten thousand of the error."""
     square = error.double().square()
     if weight is None:
         return square.mean((1, 2, 3))

@@ -1,1 +1,1 @@
-"""Where the time of a run's steps goes: its own loop, watched from outside."""
+"""Profile the steps of a run: its own loop, timed from outside."""

@@ -1,4 +1,4 @@
-"""A short run of a configuration, watched: `profile.json`, `trace.json.gz`, and a page to read."""
+"""Profile a short run of a configuration: `profile.json`, `trace.json.gz`, and lines to print."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ TOP = 10
 def profile_run(
     cfg: BaseRun, out: Path, steps: int, world: DistributedContext, *, keep: bool
 ) -> list[str]:
-    """Run a configuration's first steps and write where their time goes.
+    """Run a configuration's first steps and write how their time is spent.
 
     Args:
         cfg: the run's configuration.
         out: folder for the two files; all processes must see it.
-        steps: to time, and to trace.
+        steps: number of steps to time, and to trace.
         world: the processes; the main one traces and writes.
-        keep: use the configuration's own `run.dir`, and what is simulated there; else a temporary
-            folder in `out`, with as few images as will do.
+        keep: use the configuration's own `run.dir`, and its simulated set; otherwise use a
+            temporary folder in `out`, with as few images as possible.
 
     Returns:
-        What was found, as lines to print; empty on all but the main process.
+        The results, as lines to print; empty on all but the main process.
 
     Raises:
         UserError: as for any run.
@@ -57,7 +57,7 @@ def profile_run(
     found = _found(cfg, watch, watch.profiler, world)
     with begun(out):
         write_atomic(out / "profile.json", to_json(found) + "\n")
-        trace = Path(f"{temporary(out / 'trace')}.json.gz")  # by which torch compresses it
+        trace = Path(f"{temporary(out / 'trace')}.json.gz")  # torch compresses at this ending
         try:
             watch.profiler.export_chrome_trace(str(trace))
             os.replace(trace, out / "trace.json.gz")
@@ -111,7 +111,7 @@ def _found(
 
 
 def _costliest(profiler: profile, on_gpu: bool) -> list[dict[str, Any]]:
-    """Kernels, where a GPU ran them, else operators, by what they took themselves."""
+    """Return the kernels on a GPU, or else the operators, that took the most time themselves."""
     rows = []
     for event in profiler.key_averages():
         kernel = event.device_type != DeviceType.CPU

@@ -1,6 +1,6 @@
-"""Watch the steps of a run from outside: what the loop calls is wrapped for a while.
+"""Time the steps of a run from outside, by temporarily wrapping the functions that the loop calls.
 
-Only the loop's own seams are known here: whatever task, source and engine it is given are watched.
+Only the loop's own interfaces are used: any task, source and engine can be timed.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from lensdist.training import loop
 from lensdist.training.stages import Phase
 
 WARM_UP = 5
-"""Steps that do not count: kernels are chosen and compiled, memory is taken."""
+"""Steps that do not count: kernels are chosen and compiled, and memory is allocated."""
 
 PARTS = ("data", "forward", "backward", "optimizer")
 """The parts of a step, in order."""
 
 
 class Done(Exception):
-    """Enough steps were watched; raised in the loop, which ends without a checkpoint."""
+    """The end of the last watched step; raised in the loop, which stops without a checkpoint."""
 
 
 class Watch:
-    """Time the first steps of a run, in four stretches.
+    """The times of the first steps of a run, in four stretches.
 
-    `WARM_UP` steps do not count; `steps` are timed as they are; `steps` are timed part by part, for
-    which the device must be waited for, so that each part's time is its own; and `steps`, behind
-    one in which the profiler gets ready, are traced.
+    `WARM_UP` steps do not count; `steps` are timed as they are; `steps` are timed part by part,
+    with the device synchronised, so that each part's time is its own; and `steps` are traced, after
+    one in which the profiler starts.
 
     Args:
         steps: of each stretch.
@@ -46,11 +46,11 @@ class Watch:
         self.needed = WARM_UP + 3 * steps + 1
         """Steps that a run must have."""
         self.step_s = 0.0
-        """Seconds a step takes."""
+        """Seconds per step."""
         self.parts_step_s = 0.0
-        """Seconds a step takes whose parts wait for each other."""
+        """Seconds per step whose parts wait for each other."""
         self.parts_s = dict.fromkeys(PARTS, 0.0)
-        """Seconds of each part in one of those."""
+        """Seconds of each part in one of those steps."""
         self.profiler: profile | None = None
         self._device = device
         self._done = 0
@@ -66,7 +66,7 @@ class Watch:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch the runs inside, each of which raises `Done`."""
-        # Where the loop is called, where it makes its engine, and where it begins a stage.
+        # Where the loop is called, where it builds its strategy, and where it enters a stage.
         seams = ((phase, "train"), (loop, "build_strategy"), (loop, "enter"))
         train, build_strategy, enter = (getattr(module, name) for module, name in seams)
 
@@ -95,7 +95,7 @@ class Watch:
             yield
 
     def _wrap(self, owner: object, name: str, part: str) -> None:
-        """Watch one method of one object, once: a source may be entered at several stages."""
+        """Wrap one method of one object, once: a source may be entered at several stages."""
         if name not in vars(owner):
             setattr(owner, name, self._around(part, getattr(owner, name)))
 
@@ -128,7 +128,7 @@ class Watch:
             raise Done
 
     def _now(self) -> float:
-        """Seconds, once the device has done all that it was told."""
+        """Return the time in seconds, after the device has done all its work."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()

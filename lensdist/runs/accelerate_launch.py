@@ -1,7 +1,7 @@
-"""Adopt what accelerate's launcher asks for, and refuse what contradicts the run (torch-free).
+"""Adopt accelerate's settings, and refuse those that contradict the run (torch-free).
 
-The launcher decides what the run's own files and command line leave out (`adopt`). What both set
-must be equal (`conflicts`): a difference would change, without a message, what a step computes or
+The launcher decides what the run's own files and command line leave out (`adopt`). Settings that
+both have must be equal (`conflicts`): a difference would silently change the result of a step or
 how processes share it.
 """
 
@@ -40,10 +40,10 @@ _HINTS = {
 
 
 def agreed(cfg: R, settings: Settings) -> R:
-    """Return the run as a launcher starts it.
+    """Return the run with the launcher's settings.
 
     Raises:
-        UserError: all that contradicts the run, a line each, or its engine is not installed.
+        UserError: settings contradict the run, one line each, or its engine is not installed.
     """
     cfg = adopt(cfg, settings)
     found = [*conflicts(cfg, settings), *not_installed(cfg)]
@@ -55,7 +55,7 @@ def agreed(cfg: R, settings: Settings) -> R:
 def adopt(cfg: R, settings: Settings) -> R:
     """Return the run with the launcher's values of settings that the run's own files do not set.
 
-    Those are `engine`, and where the engines are the same `_OF_ENGINE`.
+    Those are `engine`, and `_OF_ENGINE` if the engines are the same.
 
     Raises:
         UserError: the run cannot have that engine.
@@ -98,18 +98,18 @@ def conflicts(cfg: BaseRun, settings: Settings) -> list[str]:
     }
     skip = () if asked.get("engine") == cfg.engine else _OF_ENGINE
     if cfg.train.micro_batch == "auto" and settings.processes is None:
-        skip = (*skip, "train.micro_batch")  # any value is right on some number of processes
+        skip = (*skip, "train.micro_batch")  # each value is right for some number of processes
     found = [f"{whose} {one}" for one in settings.refused]
     for key, theirs in asked.items():
         if key not in skip and theirs != ours[key]:
             hint = _HINTS.get(key, _HINTS.get(f"{cfg.engine} {key}", ""))
             found.append(
-                f"{key}: the run's configuration says {_shown(ours[key])} but {whose} says "
+                f"{key}: the run's configuration sets {_shown(ours[key])} but {whose} sets "
                 f"{_shown(theirs)}; change one of them{hint}"
             )
     if cfg.precision in settings.off or (cfg.precision == "fp8" and "bf16" in settings.off):
         found.append(
-            f"precision: the run's configuration says {cfg.precision!r} but {whose} switches it "
+            f"precision: the run's configuration sets {cfg.precision!r} but {whose} switches it "
             "off; change one of them"
         )
     return found + _accumulation(cfg, settings)
@@ -144,7 +144,7 @@ def _shown(value: object) -> str:
 
 
 def not_installed(cfg: BaseRun) -> list[str]:
-    """Return a sentence where the run's engine is a package that is not installed."""
+    """Return a sentence if the run's engine is a package that is not installed."""
     if cfg.engine == "deepspeed" and find_spec("deepspeed") is None:
         return ["deepspeed is not installed; pip install deepspeed, or set engine=fsdp"]
     return []

@@ -2,8 +2,8 @@
 
 A file for `accelerate launch --config_file` is read as the environment variables that accelerate
 makes of it (`accelerate/utils/launch.py`), and DeepSpeed's own JSON as the settings of that file.
-So a setting means the same in the file, as a flag, as a variable and in the JSON. accelerate itself
-is not asked: it imports torch, and a plan on a login node must not.
+So a setting means the same in the file, as a flag, as a variable and in the JSON. accelerate is not
+imported: it imports torch, which a plan on a login node must not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ELSEWHERE = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
     "ACCELERATE_USE_SAGEMAKER": "SageMaker",
 }
-# What accelerate's launcher passes on where neither the file nor a flag sets it.
+# Values that accelerate's launcher passes on if neither the file nor a flag sets them.
 _FSDP = {
     "version": "1",
     "sharding_strategy": "FULL_SHARD",
@@ -74,16 +74,16 @@ _COMPRESSES = "zero_optimization.zero_quantized_"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a launcher asks of a run.
+    """The settings that a launcher asks for.
 
     Attributes:
-        whose: who asks, as error messages name it.
-        asked: values by the run's own keys; a key that is not here is left to the run.
-        off: precisions that are not to be used.
+        whose: the launcher or its file, as error messages name it.
+        asked: values by the run's own keys; other keys are left to the run.
+        off: precisions that are switched off.
         accumulation: micro-batches of each process in a step, unless it is 1 or `auto`.
-        processes: how many there are, where that is known.
+        processes: their number, if known.
         unread: settings that change nothing here.
-        refused: what no run can have: the rest of a sentence that begins with `whose`.
+        refused: settings that no run can have: the rest of a sentence that begins with `whose`.
     """
 
     whose: str
@@ -96,7 +96,7 @@ class Settings:
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
-    """Return what accelerate's launcher has put into a process's environment.
+    """Return the settings that accelerate's launcher has put into a process's environment.
 
     Raises:
         UserError: DeepSpeed's JSON, which it names, cannot be read.
@@ -105,13 +105,13 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
 
 
 def from_file(path: Path) -> Settings:
-    """Return what a file for `accelerate launch --config_file` asks for.
+    """Return the settings of a file for `accelerate launch --config_file`.
 
     Raises:
         UserError: it cannot be read, or accelerate could not read it.
     """
     try:
-        read_plain(path)  # for our limits on its size; accelerate reads its words as YAML 1.1
+        read_plain(path)  # for our limit on its size; accelerate reads it as YAML 1.1
         data = yaml.safe_load(path.read_text())
     except (OSError, UserError, ValueError, yaml.YAMLError) as e:
         raise UserError(f"{e}; give a file of settings as `accelerate config` writes it") from e
@@ -128,7 +128,7 @@ def from_file(path: Path) -> Settings:
 
 
 def _variables(path: Path, kind: str, data: dict[str, Any]) -> dict[str, str]:
-    """Return the variables that accelerate makes of its file, of those that are read here."""
+    """Return those of the variables accelerate makes of its file that are read here."""
     parts = {}
     for name in ("dynamo", "fp8", "parallelism", "fsdp", "deepspeed"):
         parts[name] = data.get(f"{name}_config") or {}
@@ -142,7 +142,7 @@ def _variables(path: Path, kind: str, data: dict[str, Any]) -> dict[str, str]:
     for name, value in (("dynamo_backend", backend), ("mixed_precision", precision)):
         if value is False:
             raise UserError(
-                f"{path}: {name}: YAML takes no without quotes for false, with which accelerate "
+                f"{path}: {name}: YAML reads no without quotes as false, with which accelerate "
                 "fails; write 'no'"
             )
     made = {"ACCELERATE_MIXED_PRECISION": precision or "no", "ACCELERATE_DYNAMO_BACKEND": backend}
@@ -161,7 +161,7 @@ def _variables(path: Path, kind: str, data: dict[str, Any]) -> dict[str, str]:
 
 
 def _settings(whose: str, variables: Mapping[str, str], refused: list[str]) -> Settings:
-    """Return the settings of variables; sentences are added to `refused`, here and below."""
+    """Return the settings of variables; append to `refused`, as the functions below do."""
 
     def on(name: str) -> bool:
         return variables.get(name, "").lower() in _TRUE
@@ -194,7 +194,7 @@ def _settings(whose: str, variables: Mapping[str, str], refused: list[str]) -> S
             whose = f"{whose} (with {file})"
             own, unread = _read_json(Path(file), refused)
             refused += [
-                f"says {name} {said[name]}, and {own[name]} in {file}; leave one out"
+                f"sets {name} {said[name]}, but {own[name]} in {file}; leave one out"
                 for name in sorted(said.keys() & own.keys())
                 if said[name] not in ("auto", own[name])
             ]
@@ -223,7 +223,7 @@ def _fsdp(variables: Mapping[str, str], refused: list[str]) -> dict[str, Any]:
     if said["version"] != "2":
         refused.append("asks for FSDP's version 1, accelerate's default; set fsdp_version: 2")
     sharding = said["reshard_after_forward"]
-    if sharding in _TRUE:  # accelerate's default, also where only the older name was given
+    if sharding in _TRUE:  # accelerate's default, also if only the older name was given
         sharding = said["sharding_strategy"]
     if sharding not in _STAGES:
         refused.append(
@@ -236,7 +236,7 @@ def _fsdp(variables: Mapping[str, str], refused: list[str]) -> dict[str, Any]:
     asked: dict[str, Any] = {"shard.offload": said["offload_params"] in _TRUE}
     if sharding in _STAGES:
         asked["shard.stage"] = _STAGES[sharding]
-    if said["activation_checkpointing"] in _TRUE:  # false is what accelerate passes on by default
+    if said["activation_checkpointing"] in _TRUE:  # accelerate passes on false by default
         asked["speed.recompute"] = True
     return asked
 
@@ -252,7 +252,7 @@ def _deepspeed(said: Mapping[str, str], refused: list[str]) -> dict[str, Any]:
     elif stage != "auto":
         refused.append(f"asks for ZeRO's stage {stage}; there are 1, 2 and 3")
     for device in sorted(devices - {"cpu", "none", "auto"}):
-        refused.append(f"offloads to {device}; there is cpu alone, which is shard.offload")
+        refused.append(f"offloads to {device}; use cpu, which is shard.offload")
     if devices != {"auto"}:
         asked["shard.offload"] = "cpu" in devices
     try:

@@ -1,6 +1,6 @@
-"""Whether a finished run is what is asked for now, and what to type where it is not (torch-free).
+"""Compare a finished run with the configuration given now (torch-free).
 
-Not the same as whether a run may go on: one that did 6 steps may do 12, but is not one of 12.
+This differs from whether a run may continue: one of 6 steps may do 12, but is not one of 12.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from lensdist.utils.sealed import read_json
 
 
 def is_as_asked(cfg: BaseRun, record: dict[str, Any]) -> str:
-    """The sentence that a finished run is what `cfg` asks for.
+    """Return the sentence that a finished run is what `cfg` asks for.
 
     Args:
-        cfg: what is asked for.
-        record: what the `COMPLETE.json` of `cfg.run.dir` says.
+        cfg: the configuration given now.
+        record: the content of `COMPLETE.json` in `cfg.run.dir`.
 
     Raises:
-        UserError: it is not, or an input that `cfg` names is not there.
+        UserError: it is not, or an input that `cfg` names does not exist.
     """
     now = cfg.model_dump(mode="json")
     inputs = other_inputs(record, cfg)
@@ -49,15 +49,15 @@ def is_as_asked(cfg: BaseRun, record: dict[str, Any]) -> str:
 
 
 def other_inputs(saved: Mapping[str, Any], cfg: BaseRun) -> list[str]:
-    """Inputs that are not what a run was trained with, compared by what they hold.
+    """Return the inputs whose content differs from that of a run's inputs.
 
     Args:
-        saved: what the run's record, or a checkpoint, says of `config`, `data`, `encoder` and
-            `weights`; what it does not say is not compared.
-        cfg: what is asked for now.
+        saved: `config`, `data`, `encoder` and `weights` from the run's record or from a checkpoint;
+            missing ones are not compared.
+        cfg: the configuration given now.
 
     Raises:
-        UserError: an input is not there, or is damaged.
+        UserError: an input does not exist, or is damaged.
     """
     config, found = saved["config"], []
     path = config.get("data", {}).get("path")
@@ -73,17 +73,17 @@ def other_inputs(saved: Mapping[str, Any], cfg: BaseRun) -> list[str]:
 
 
 def named_weights(cfg: BaseRun) -> dict[str, str]:
-    """SHA-256 of torchvision's files that the configuration names, by the networks' names.
+    """Return the SHA-256 of torchvision's files in the configuration, by the networks' names.
 
     Raises:
-        UserError: one is not there.
+        UserError: a file does not exist.
     """
     files = cfg.named_weights().items()
     return {key.removeprefix("weights."): _hash(key, file) for key, file in files}
 
 
 def _encoder(cfg: BaseRun) -> tuple[str, str | None]:
-    """The setting that names trained weights to start from, and a hash of those that are there."""
+    """Return the setting that names trained weights to start from, and a hash of them."""
     for key, runs in cfg.starts_from().items():
         if isinstance(runs, tuple):
             return key, f"{rng.key(*(_digest(key, run) for run in runs)):016x}"
@@ -95,13 +95,13 @@ def _other_data(saved: Mapping[str, Any], cfg: BaseRun, before: str | None) -> b
     path = cfg.data.path
     if path is None:
         path = cfg.run.dir / "data"
-        if not (path / MANIFEST).exists():  # the settings, which are compared, make it anew
+        if not (path / MANIFEST).exists():  # it is simulated again from the settings, which are compared
             return before is not None
     return saved.get("data") not in (None, Manifest.load(path).fingerprint)
 
 
 def _digest(key: str, path: Path) -> str:
-    """Of the weights of a run or of an export."""
+    """Return the hash of the weights of a run or of an export."""
     own = path / "model.safetensors"
     return _hash(key, own if own.is_file() else path / "export" / "model.safetensors")
 
@@ -119,12 +119,12 @@ def _line(key: str, before: Any, now: Any, what: str) -> str:
 
 
 def _going_on(cfg: BaseRun, record: dict[str, Any], now: dict[str, Any]) -> str:
-    """What can be made of the run's last state, where only its length differs."""
+    """Return how to continue from the run's last state, if only the length differs."""
     if {line.partition(":")[0] for line in unmet(record["config"], now)} - LENGTH:
         return ""
     if differences(record["config"], now):
         whole = drawn_over_its_length(now)
-        return f"; its last state is of no use for it, for {whole} spans the whole length"
+        return f"; its last state cannot be used, since {whole} spans the whole length"
     states = sorted((cfg.run.dir / "checkpoints").glob("step-*/checkpoint.json"))
     try:
         bad = read_json(states[-1])["meta"]["state"]["bad_evals"]
@@ -132,11 +132,11 @@ def _going_on(cfg: BaseRun, record: dict[str, Any], now: dict[str, Any]) -> str:
         return ""
     train, before = cfg.train, record["config"]["train"]
     if train.early_stop is not None and bad >= train.early_stop:
-        return ""  # it would stop at once
+        return ""  # it would stop immediately
     stopped = before["early_stop"] is not None and bad >= before["early_stop"]
     if train.max_steps is not None:
         longer = train.max_steps > record["steps"]
     else:
         longer = stopped or before["max_steps"] is not None or train.epochs > before["epochs"]
     state = shlex.quote(str(states[-1].parent))
-    return f"; to go on from its last state: run.dir=NEW --resume {state}" if longer else ""
+    return f"; to continue from its last state: run.dir=NEW --resume {state}" if longer else ""

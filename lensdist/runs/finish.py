@@ -1,4 +1,4 @@
-"""Finish a run: export the model that validation chose, and write `COMPLETE.json`."""
+"""Finish a run: export the best model by validation, and write `COMPLETE.json`."""
 
 from __future__ import annotations
 
@@ -33,16 +33,15 @@ def finish(
     *,
     averaged: bool,
 ) -> None:
-    """Export the best checkpoint's model and write `COMPLETE.json`, last of all.
+    """Export the best checkpoint's model, then write `COMPLETE.json`.
 
     Args:
         folder: the run's.
-        task: what it learnt.
+        task: the run's task.
         outcome: how training ended.
         packed: the data.
         seconds: from this start of the run to its end.
-        facts: the configuration (`config`), and hashes that name what the run was trained with
-            (`data`, `encoder`, `weights`).
+        facts: the configuration (`config`), and hashes of the inputs (`data`, `encoder`, `weights`).
         averaged: whether the average of the weights is exported.
     """
     state, preset = outcome.state, facts["config"]["preset"]
@@ -77,10 +76,10 @@ def finish(
 def best_model(root: Path, outcome: Outcome, averaged: bool) -> tuple[nn.Module, int]:
     """Return the network with the weights of the best checkpoint, or with their average.
 
-    Where that checkpoint is damaged, or no validation score was a number, they are the last.
+    If that checkpoint is damaged, or no validation score was a number, return the last weights.
 
     Returns:
-        The network, and the step that its weights are of.
+        The network, and the step of its weights.
     """
     step = outcome.state.best_step
     if step is None or step == outcome.state.step:

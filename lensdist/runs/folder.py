@@ -1,4 +1,4 @@
-"""Check that a folder is a run's own: a run changes only what a run has made (torch-free)."""
+"""Check that a folder belongs to a run: a run changes only files of its own (torch-free)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lensdist.utils.settings import Strict
 
 CONFIG = "config.yaml"
 _MARK = ".lock"
-"""The first file that a run writes, empty. It stays, and says that the folder is a run's."""
+"""The first file that a run writes, empty. It stays, and marks the folder as a run's."""
 _LOGS = (".log", ".out", ".err")
 _MADE = (MANIFEST, "export", "model.safetensors")  # signs of a packed set, a run, an export
 
@@ -31,14 +31,14 @@ def is_run(folder: Path) -> bool:
 
 
 def check_folder(folder: Path, inputs: Mapping[str, Path | None]) -> None:
-    """Refuse a folder for a run that holds anything but a run.
+    """Refuse a folder that holds other files than a run's.
 
-    Logs (`.log`, `.out`, `.err`), hidden files and a packed set named `data` may lie there: a run
-    writes to no such file.
+    Logs (`.log`, `.out`, `.err`), hidden files and a packed set named `data` are allowed: a run
+    does not write to them.
 
     Args:
         folder: the run's.
-        inputs: what the run reads, by the name of the setting.
+        inputs: the folders that the run reads, by the name of the setting.
 
     Raises:
         UserError: it holds other files, or lies in an input.
@@ -63,7 +63,7 @@ def _is_within(folder: Path, path: Path) -> bool:
 
 
 def claim_folder(folder: Path, cfg: Strict) -> None:
-    """Mark the folder as a run's, remove what killed processes left, and write `config.yaml`.
+    """Mark the folder as a run's, remove leftovers of killed processes, and write `config.yaml`.
 
     A `config.yaml` with the same settings is left as it is, with its comments.
 
@@ -72,13 +72,13 @@ def claim_folder(folder: Path, cfg: Strict) -> None:
         cfg: all settings of the run.
 
     Raises:
-        UserError: somebody has edited the file, and its settings are others.
+        UserError: the file was edited, and its settings differ.
     """
     path = folder / CONFIG
     same = _says(path, cfg)
     if os.path.lexists(path) and not same and not raw(path)[1]:
         raise UserError(
-            f"{path} was edited or damaged, and does not say what this command does; give "
+            f"{path} was edited or damaged, and its settings are not this command's; give "
             f"--config {path}, or move it away"
         )
     (folder / _MARK).touch()

@@ -1,13 +1,13 @@
-"""One process writes a run's folder at a time, on any file system (torch-free).
+"""Ensure that one process at a time writes a run's folder, on any file system (torch-free).
 
-`flock` is not to be had everywhere: Lustre may be mounted without it, or with one that only counts
-on one node. So every process that wants the folder first makes a file there, its claim, whose name
-says which process it is, and only then looks for claims of others. Of two that come at once, at
-least one sees the other. A claim's name is never used again, so a dead one can be removed safely.
+`flock` does not work everywhere: Lustre may be mounted without it, or with one that is local to a
+node. So every process that wants the folder first creates a file there, its claim, whose name
+identifies the process, and only then looks for other claims. Of two that come at once, at least one
+sees the other. A claim's name is never used again, so a dead one can be removed safely.
 
-Whether a process of this machine lives, the system tells: a killed run can go on at once. One
-elsewhere touches its claim every `BEAT` seconds. After `PATIENCE` seconds without, by the file
-system's own clock, and none while we watch, it counts as dead.
+The system tells whether a process of this machine is alive: a killed run can continue at once. A
+process elsewhere touches its claim every `BEAT` seconds. It counts as dead once its claim is
+`PATIENCE` seconds old by the file system's own clock, if it stays untouched while we watch.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _CLAIM = re.compile(r"\.lock\.\d+-\d+-.*@.*")
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a folder, made where it is not there; if it is still empty at the end, it goes again.
+    """Hold a folder, created if it does not exist; remove it at the end if it is still empty.
 
-    Two runs in one folder would delete each other's checkpoints as leavings of a lost life.
+    Two runs in one folder would delete each other's checkpoints as leftovers of a killed process.
 
     Raises:
         Busy: another process holds it.
-        UserError: it cannot be made, or not be written to.
+        UserError: it cannot be created or written to.
     """
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
@@ -68,7 +68,7 @@ def held(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _claim(folder: Path) -> Iterator[Path]:
-    """A file that says that this process wants the folder, touched as long as it lives."""
+    """Create this process's claim to the folder, and touch it while the process is alive."""
     mine, done = folder / f".lock.{tag()}", threading.Event()
     beating = threading.Thread(target=_beat, args=(mine, done), name="lock", daemon=True)
     try:
@@ -87,7 +87,8 @@ def _claim(folder: Path) -> Iterator[Path]:
 
 
 def _rival(mine: Path) -> Path | None:
-    """Another's claim that goes before ours; None: the folder is ours. Dead ones are removed."""
+    """Return another's claim that goes before ours, or None: the folder is ours. Remove dead ones.
+    """
     for name in sorted(os.listdir(mine.parent)):
         path, owner = mine.with_name(name), owner_of(name)
         if path == mine or owner is None or not _CLAIM.fullmatch(name):
@@ -100,9 +101,9 @@ def _rival(mine: Path) -> Path | None:
 
 
 def _gives_way(path: Path, owner: Owner, mine: Path) -> bool:
-    """Wait until a claim is gone or known to be dead, or else to go before ours.
+    """Wait until a claim is gone, known to be dead, or known to go before ours.
 
-    Who already holds the folder goes before, and among those who only want it the first by name.
+    The holder of the folder goes first; among those that wait, the first by name.
     """
     if owner.here:
         while not owner.dead and path.exists():
@@ -127,7 +128,7 @@ def _gives_way(path: Path, owner: Owner, mine: Path) -> bool:
 
 
 def _touched(path: Path) -> float:
-    """When it was, asked of the server: to open a file makes a network file system look anew."""
+    """Return the time from the server: opening a file makes a network file system refresh it."""
     with path.open("rb") as file:
         return os.fstat(file.fileno()).st_mtime
 
@@ -153,13 +154,14 @@ def _beat(mine: Path, done: threading.Event) -> None:
         except FileNotFoundError:
             _missing(mine)
         except OSError:
-            pass  # a disk that is away for a while: nobody else can look either
+            pass  # the disk is away for a while: other processes cannot look either
 
 
 def _missing(mine: Path) -> None:
-    """Somebody took our claim for dead and removed it: whoever has the folder now must not suffer.
+    """End the process if another now holds the folder, having taken our claim for dead.
 
-    So after a process was suspended for a minute. It saves nothing: another life of the run does.
+    This happens after a process was suspended for a minute. It must not save: the folder belongs to
+    the other process. If no other holds it, claim it again.
     """
     with contextlib.suppress(OSError):
         others = [p for p in mine.parent.iterdir() if _CLAIM.fullmatch(p.name)]

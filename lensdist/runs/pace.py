@@ -1,4 +1,4 @@
-"""Compare a run with what its devices can do: a warning before long runs, and peak speed."""
+"""Compare a run with its devices' speed: warn before long runs, and return the peak speed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from lensdist.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_SLOW = 1e10  # operations a second that any CPU does
-_SIZE = 768  # rows of a product: 2 ms or more
+_SLOW = 1e10  # operations per second that any CPU reaches
+_SIZE = 768  # rows of a matrix; a product takes 2 ms or more
 _PEAKS = {"no": "fp32_tflops", "fp16": "fp16_tflops"}  # others: bfloat16's
 
 
@@ -43,14 +43,14 @@ def announce(cfg: BaseRun, world: DistributedContext) -> None:
 
 
 def peak_images_per_s(cfg: BaseRun, world: DistributedContext, network: nn.Module) -> float | None:
-    """Return the images a second of a run whose devices all compute at their peak.
+    """Return the run's images per second if all its devices compute at their peak.
 
-    A backward pass takes twice the operations of a forward pass. What `speed.recompute` computes
-    again does not count. Float8 products count at the peak of bfloat16.
+    A backward pass takes twice the operations of a forward pass. Operations that `speed.recompute`
+    repeats do not count. Float8 products count at the peak of bfloat16.
 
     Returns:
-        None if the peak of the device or the operations of the network are not known, and where a
-        part of the network is frozen.
+        None if the peak of the device or the operations of the network are unknown, or if a part of
+        the network is frozen.
     """
     if world.device.type != "cuda" or not all(p.requires_grad for p in network.parameters()):
         return None
@@ -62,14 +62,14 @@ def peak_images_per_s(cfg: BaseRun, world: DistributedContext, network: nn.Modul
 
 
 def peak_flops(name: str, precision: str) -> float | None:
-    """Return the operations a second that the data sheet of a GPU promises.
+    """Return a GPU's peak operations per second, from its data sheet.
 
     Args:
-        name: of the GPU, as torch has it, such as `NVIDIA H100 80GB HBM3`.
+        name: the GPU's name in torch, such as `NVIDIA H100 80GB HBM3`.
         precision: of the run.
 
     Returns:
-        None if the GPU is not known. Cards for PCIe are slower than the SXM modules of the sheets,
+        None if the GPU is not known. PCIe cards are slower than the SXM modules of the data sheets,
         except the A100; a MIG slice is a part of a GPU.
     """
     words = set(name.replace("-", " ").upper().split())
@@ -82,7 +82,7 @@ def peak_flops(name: str, precision: str) -> float | None:
 
 
 def _rate(precision: str) -> float:
-    """Measure the operations a second of this process's matrix products, in 0.1 s."""
+    """Measure the operations per second of this process's matrix products, for 0.1 s."""
     a = torch.ones(_SIZE, _SIZE, dtype=torch.float32 if precision == "no" else torch.bfloat16)
     best, end = float("inf"), time.perf_counter() + 0.1
     while time.perf_counter() < end or best == float("inf"):
@@ -93,7 +93,7 @@ def _rate(precision: str) -> float:
 
 
 def _at_once(processes: int) -> float:
-    """Return how many times the work of one process all do: processes on one core share it."""
+    """Return the work of all processes in units of one process's; those on one core share it."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(local, max(1.0, (cores or 1) / torch.get_num_threads())) * processes / local

@@ -1,4 +1,4 @@
-"""A training phase, from its configuration to its `COMPLETE.json`: what the loop is given.
+"""Run a training phase: check the configuration, prepare the inputs, train, and finish.
 
 All that a user can get wrong is checked before the run writes anything of its own.
 """
@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 
 def context_of(cfg: BaseRun) -> DistributedContext:
-    """Build the processes of a run; see `build_context`."""
+    """Build the context of a run; see `build_context`."""
     sharded = cfg.engine != "ddp"
     return build_context(cfg.precision, sharded=sharded, bucket_mb=cfg.speed.bucket_mb)
 
@@ -67,16 +67,16 @@ def run(
     """Train a phase and return its exit code.
 
     Args:
-        cfg: what to train.
+        cfg: the run's configuration.
         resume: auto, never, or a checkpoint's path.
         world: the processes.
-        done: says in a sentence that nothing is left to do; asked once nobody else can write.
+        done: returns a sentence if nothing is left to do; called once no other process can write.
 
     Raises:
-        UserError: the data, the pretrained encoder or what the folder holds do not suit the
+        UserError: the data, the pretrained encoder or the folder's content do not suit the
             configuration; nothing was written but a set that the run simulated for itself.
-        RunError: training had begun and could not go on.
-        DeviceError: see `preflight`; nothing was written.
+        RunError: training had begun and could not continue.
+        DeviceError: see `check_devices`; nothing was written.
     """
     ends = job_ends(os.environ)
     set_determinism(world.device, deterministic=cfg.train.deterministic, precision=cfg.precision)
@@ -90,7 +90,7 @@ def run(
     with ExitStack() as stack:
 
         def enter() -> str | None:
-            """Nothing that the folder holds is looked at before, for it might change."""
+            """Hold the folder before looking at its content, which might change."""
             stack.enter_context(held(cfg.run.dir))
             said = done()
             if said is None:
@@ -106,7 +106,7 @@ def run(
 
 
 def _by_main(world: DistributedContext, work: Callable[[], T]) -> T | None:
-    """What the main process finds, on every process; what it refuses, all of them refuse."""
+    """Return the main process's result on every process; raise its error on all of them."""
     found, error = None, None
     if world.main:
         try:
@@ -121,8 +121,8 @@ def _by_main(world: DistributedContext, work: Callable[[], T]) -> T | None:
 
 
 def _run(cfg: BaseRun, resume: str, world: DistributedContext, ends: float | None) -> int:
-    """What `run` does with a folder that it holds."""
-    # One process a node hashes large arrays; where it finds damage, the launcher ends the others.
+    """Run the phase in a folder that this process holds."""
+    # One process per node hashes large arrays; if it finds damage, the launcher ends the others.
     verify = cfg.data.verify if world.accelerator.is_local_main_process else "off"
     packed = PackedSet(_data(cfg, world), verify, background=True)
     kind = task_class(cfg.task)
@@ -138,7 +138,7 @@ def _run(cfg: BaseRun, resume: str, world: DistributedContext, ends: float | Non
         "weights": named_weights(cfg),
     }
     task = build_task(cfg, labels, start.preprocess, start.weights)
-    task.stages(cfg.train.epochs)  # refuses what does not fit
+    task.stages(cfg.train.epochs)  # raises an error for stages that do not fit
     source = _source(cfg, task, packed, world)
     phase = Phase(
         cfg,
@@ -159,7 +159,7 @@ def _run(cfg: BaseRun, resume: str, world: DistributedContext, ends: float | Non
     resumed = find_checkpoint(phase, resume)
     world.agree("steps to resume from", resumed.step if resumed else 0)
     if (cfg.run.dir / STOP).exists():
-        raise UserError(f"{cfg.run.dir / STOP} tells this run to stop; delete the file to go on")
+        raise UserError(f"{cfg.run.dir / STOP} stops this run; delete the file to continue")
 
     # ---- all that a user can get wrong has been checked; from here on the run writes
 
@@ -180,11 +180,11 @@ def _train(
     packed: PackedSet,
     ends: float | None,
 ) -> int:
-    """What `run` does once all has been checked."""
+    """Train and finish a phase whose checks have passed."""
     started = time.monotonic()
     cfg, folder = phase.cfg, phase.cfg.run.dir
     phase = _prepared(phase, world)
-    stopper = Stopper(folder, world)  # from here on a run that is told to stop has what to save
+    stopper = Stopper(folder, world)  # from here on a stop request leaves something to save
     logger = RunLogger(
         folder,
         cfg.track,
@@ -214,14 +214,14 @@ def _train(
             finish(folder, phase.task, outcome, packed, seconds, phase.facts, averaged=averaged)
     finally:
         try:
-            saver.wait()  # whatever ended training: what is being written is worth having
+            saver.wait()  # complete the checkpoint in progress, whatever ended training
         finally:
             logger.close()
     return EXIT_DONE
 
 
 def _refuse_damage(packed: PackedSet, world: DistributedContext) -> None:
-    """Wait until the set is verified on all nodes: no run is complete that learned from damage."""
+    """Wait until the set is verified on all nodes: a run on damaged data must not be complete."""
     damage: RunError | None = None
     try:
         packed.verification.check(wait=True)
@@ -232,10 +232,10 @@ def _refuse_damage(packed: PackedSet, world: DistributedContext) -> None:
 
 
 def _data(cfg: BaseRun, world: DistributedContext) -> Path:
-    """The packed set: the user's, or one that the run simulates for itself."""
+    """Return the packed set: the user's, or one that the run simulates for itself."""
     if cfg.data.path is not None:
         return cfg.data.path
-    assert cfg.data.sim is not None  # the configuration has checked
+    assert cfg.data.sim is not None  # checked by the configuration
     own = cfg.run.dir / "data"
     _by_main(world, lambda: None if own.exists() else _simulate(cfg, own))
     made, now = Manifest.load(own).source, cfg.data.sim.model_dump(mode="json")
@@ -248,7 +248,7 @@ def _data(cfg: BaseRun, world: DistributedContext) -> Path:
 
 
 def _simulate(cfg: BaseRun, own: Path) -> None:
-    assert cfg.data.sim is not None  # the configuration has checked
+    assert cfg.data.sim is not None  # checked by the configuration
     log.info("simulating %d images per class into %s", cfg.data.n_per_class, own)
     truth = task_class(cfg.task).wants_truth and cfg.data.sim.family == "sr"
     with begun(own):
@@ -257,7 +257,7 @@ def _simulate(cfg: BaseRun, own: Path) -> None:
 
 def _source(cfg: BaseRun, task: AnyTask, packed: PackedSet, world: DistributedContext) -> Source:
     if cfg.data.source == "stream":
-        assert cfg.data.sim is not None  # the configuration has checked
+        assert cfg.data.sim is not None  # checked by the configuration
         return StreamSource(
             cfg.data.sim, cfg.data.stream_epoch, task.labels, cfg.seed, world.device
         )
@@ -271,7 +271,7 @@ def _source(cfg: BaseRun, task: AnyTask, packed: PackedSet, world: DistributedCo
 
 
 def _prepared(phase: Phase, world: DistributedContext) -> Phase:
-    """With images on which preprocessing that takes long has been done, once for all epochs."""
+    """Return the phase with slow preprocessing done, once for all epochs."""
     cfg, preprocess = phase.cfg, phase.task.preprocess
     if not preprocess.slow:
         return phase

@@ -1,4 +1,4 @@
-"""Where a run goes on from: its own newest checkpoint, or one of another run, brought along."""
+"""Find where a run continues: at its own newest checkpoint, or at one of another run."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ log = logging.getLogger(__name__)
 
 
 def find_checkpoint(phase: Phase, resume: str) -> Checkpoint | None:
-    """The checkpoint to go on from, if any, checked against what is asked for now.
+    """Return the checkpoint to continue from, if any, checked against the configuration.
 
-    A run's own checkpoints come first, so that the command of a run that was stopped is the
-    command that lets it go on, whatever it started from.
+    A run's own checkpoints come first, so that a stopped run continues with the same command,
+    whatever it started from.
 
     Args:
-        phase: what is asked for.
-        resume: auto, never, or a checkpoint of another run (that run: its newest one).
+        phase: the phase to train.
+        resume: auto, never, or a checkpoint of another run (or that run: its newest one).
 
     Raises:
         UserError: there is none where one must be, or the other way round; or it is of a run
-            with other settings, data or weights, or of more steps than are asked for.
-        RunError: none of the run's own is whole.
+            with other settings, data or weights, or of more steps than the configuration's.
+        RunError: none of the run's own is intact.
     """
     root = phase.cfg.run.dir / "checkpoints"
     if resume == "never" and checkpoint.steps(root):
@@ -55,10 +55,10 @@ def find_checkpoint(phase: Phase, resume: str) -> Checkpoint | None:
 
 
 def bring(found: Checkpoint, root: Path) -> None:
-    """Put a checkpoint of another run, and that run's best, among this run's own.
+    """Copy a checkpoint of another run, and that run's best, among this run's own.
 
-    The best model so far is of that run: without it, the last weights would be exported in its
-    place. It comes first: a run that is killed in between goes on from it, to the same bits.
+    The best model so far is of that run: without it, the last weights would be exported. It is
+    copied first: a run that is killed in between continues from it, to the same bits.
 
     Raises:
         RunError: this run's folder cannot be written.
@@ -81,10 +81,10 @@ def bring(found: Checkpoint, root: Path) -> None:
 
 
 def _copy(source: Path, root: Path, step: int) -> None:
-    """A checkpoint under another root, all of it or nothing; without using space where it can.
+    """Link or copy a checkpoint to another root, completely or not at all.
 
     Raises:
-        Damaged: it is not there, or not whole.
+        Damaged: it does not exist, or is not intact.
         RunError: `root` cannot be written.
     """
     temporary = beside(root / checkpoint_name(step))
@@ -101,7 +101,7 @@ def _copy(source: Path, root: Path, step: int) -> None:
     except Damaged as e:
         raise Damaged(str(e).replace(str(temporary), str(source))) from e
     except OSError as e:
-        raise RunError(f"{source} cannot be brought to {root}: {e}") from e
+        raise RunError(f"{source} cannot be copied to {root}: {e}") from e
     finally:
         remove(temporary)
 
@@ -115,7 +115,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _given(path: Path, usable: Callable[[Checkpoint], None]) -> Checkpoint:
-    """The checkpoint at `path`, or the newest of the run, or of its `checkpoints`, there."""
+    """Return the checkpoint at `path`, or the newest of the run or `checkpoints` folder there."""
     for root in (path / "checkpoints", path):
         if checkpoint.steps(root):
             try:
@@ -124,7 +124,7 @@ def _given(path: Path, usable: Callable[[Checkpoint], None]) -> Checkpoint:
                 raise UserError(f"--resume {path}: no checkpoint there is whole: {e}") from e
             for sentence in damaged:
                 log.warning("passed over a damaged checkpoint: %s", sentence)
-            assert found is not None  # there are some, and one is whole
+            assert found is not None  # there are some, and one is intact
             return found
     try:
         return checkpoint.read(path, usable)
@@ -133,35 +133,35 @@ def _given(path: Path, usable: Callable[[Checkpoint], None]) -> Checkpoint:
 
 
 def _usable(phase: Phase) -> Callable[[Checkpoint], None]:
-    """Refuse a state that the run cannot go on from, though it may have been written whole."""
+    """Return a check that refuses states from which the run cannot continue."""
 
     def check(saved: Checkpoint) -> None:
         state.check(saved)
         alike = all(saved.meta[name] == phase.facts[name] for name in ("data", "encoder"))
         if alike and not differences(saved.meta["config"], phase.facts["config"]):
-            state.check_tensors(saved, phase.meta_network)  # else `_check` says what was changed
+            state.check_tensors(saved, phase.meta_network)  # else `_check` reports the differences
 
     return check
 
 
 def _own_first(own: Checkpoint, given: Path) -> Checkpoint:
-    """What a run that has checkpoints does with `--resume PATH`.
+    """Return the run's own checkpoint in place of the one that `--resume` names.
 
     Raises:
-        UserError: it is an earlier one of the same run.
+        UserError: that is an earlier one of the same run.
     """
     root = own.path.parent.resolve()
     if given.resolve().parent == root and given.resolve() != own.path.resolve():
         raise UserError(
-            f"--resume {given} is of this run, which goes on from {own.path.name}; give another "
+            f"--resume {given} is of this run, which continues from {own.path.name}; give another "
             "run.dir to start from there"
         )
-    log.info("this run has checkpoints: it goes on from %s, not from %s", own.path, given)
+    log.info("this run has checkpoints: it continues from %s, not from %s", own.path, given)
     return own
 
 
 def _check(found: Checkpoint, phase: Phase) -> None:
-    """Compare a checkpoint with what is asked for; say which free settings have changed."""
+    """Compare a checkpoint with the configuration; log which free settings have changed."""
     cfg = phase.cfg
     saved, now = found.meta["config"], phase.facts["config"]
     wrong = differences(saved, now)
@@ -183,4 +183,4 @@ def _check(found: Checkpoint, phase: Phase) -> None:
             "for; raise them, or give another run.dir"
         )
     for line in changes(saved, now):
-        log.info("goes on with another setting than before: %s", line)
+        log.info("continues with a changed setting: %s", line)

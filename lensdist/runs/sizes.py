@@ -1,4 +1,4 @@
-"""The check that a network takes the images of a set, and the settings that make it so."""
+"""Check that a network takes the images of a set."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def check_images(cfg: BaseRun, packed: PackedSet) -> None:
     """Check that the network takes the images of a set.
 
     Raises:
-        UserError: it does not, or the preprocessing cannot; settings that it names make it so, or
-            it says that none do.
+        UserError: it does not, or the preprocessing cannot; the message names settings that help, if
+            there are any.
     """
     shape = packed.manifest.image_shape
     remedy = cfg.remedy(shape, read_export)
@@ -26,7 +26,7 @@ def check_images(cfg: BaseRun, packed: PackedSet) -> None:
             f"{_times(cfg.image_shape)}; {remedy}"
         )
     if cfg.data.source == "stream":
-        assert cfg.data.sim is not None  # the configuration has checked
+        assert cfg.data.sim is not None  # checked by the configuration
         simulated = Simulator(cfg.data.sim).image_shape
         if simulated != shape:
             raise UserError(
@@ -36,7 +36,7 @@ def check_images(cfg: BaseRun, packed: PackedSet) -> None:
     masked = packed.manifest.pixel_weights
     if cfg.preprocess.scale == "lens_fit" and masked:
         raise UserError(
-            f"preprocess.scale: lens_fit cannot pass over pixels, and {packed.path} holds "
+            f"preprocess.scale: lens_fit cannot skip pixels, and {packed.path} holds "
             f"{masked[0]}; use another scale"
         )
 

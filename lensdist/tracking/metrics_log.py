@@ -2,7 +2,7 @@
 
 A row is a flat JSON object: `step` (int), `kind` (train, val, test, event, ...) and values;
 `docs/metrics.md` lists them. The file survives a crash in mid-row, a full disk, and a resume from
-an older step: the rows after that step are dropped, and training makes them again, bit for bit.
+an older step: the rows after that step are dropped, and training writes them again, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from lensdist.utils.sealed import parse_json, read_bytes
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-_MOST = 1 << 28  # bytes: a row each step of a million takes less
+_MOST = 1 << 28  # bytes: more than a million rows take
 _HELD = 1 << 20  # bytes of rows kept while the disk refuses them: hours of training
 
 
 class MetricsLog:
-    """Append rows to a file, from one process.
+    """A file to which one process appends rows.
 
     Args:
         path: of `metrics.jsonl`; created with its folder if it does not exist. An incomplete last
@@ -37,8 +37,8 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        # Unbuffered: a row is with the operating system when `append` returns, so a killed
-        # process loses none; only a machine that dies can lose rows since the last `sync`.
+        # Unbuffered: the operating system has the row when `append` returns, so a killed process
+        # loses none; only a machine that crashes can lose rows since the last `sync`.
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
         self._held = bytearray()
         self._refused = False
@@ -50,7 +50,7 @@ class MetricsLog:
         """Write one row.
 
         Values are numbers, strings, booleans or None. A 0-d tensor or a NumPy scalar becomes a
-        number; to read a tensor waits for its GPU. NaN and infinity become null, and `nonfinite`
+        number; reading a tensor waits for its GPU. NaN and infinity become null, and `nonfinite`
         lists their names.
 
         Returns:
@@ -58,7 +58,7 @@ class MetricsLog:
 
         Raises:
             TypeError: a value is not one of these. A full disk raises nothing, because training
-                must go on: the rows are held, and written with a later one.
+                must continue: the rows are held, and written with a later one.
         """
         row: Row = {"step": int(step), "kind": kind}
         nonfinite = []
@@ -76,7 +76,7 @@ class MetricsLog:
         return row
 
     def sync(self) -> None:
-        """Wait until the rows are on the disk; called where a checkpoint is saved."""
+        """Wait until the rows are on the disk; called when a checkpoint is saved."""
         self._write()
         try:
             sync(self._file.fileno())
@@ -101,7 +101,7 @@ class MetricsLog:
         if not self._refused:
             log.warning("%s: %s; rows are held and tried again", self.path, error.strerror)
         self._refused = True
-        if len(self._held) > _HELD:  # never a part of a row, except the one half on the disk
+        if len(self._held) > _HELD:  # never cut a row, except the one that is half on the disk
             del self._held[self._held.find(b"\n") + 1 : self._held.rfind(b"\n", 0, -_HELD // 2) + 1]
 
     def __enter__(self) -> MetricsLog:

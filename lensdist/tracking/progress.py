@@ -1,7 +1,7 @@
-"""Show how far a run is: a live display on a terminal, log lines elsewhere.
+"""Show a run's progress: a live display on a terminal, log lines elsewhere.
 
-Log lines (a file, a SLURM log) come some seconds apart, so that a week of training does not write
-a gigabyte. The main process calls this at log intervals only.
+Log lines (a file, a SLURM log) come some seconds apart, so that a week of training does not write a
+gigabyte. Only the main process calls this, at log intervals.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LIVE_S, _LINES_S = 0.1, 10.0  # s between two updates of what is shown
+_LIVE_S, _LINES_S = 0.1, 10.0  # s between two updates
 _FORMATS = {
     "epoch": "epoch {:6.2f}",
     "images_per_s": "{:8,.0f} img/s",
@@ -35,20 +35,20 @@ _FORMATS = {
 
 class _Mark(NamedTuple):
     wall: float  # s
-    busy: float  # s, without what `paused` covered
+    busy: float  # s, without the time in `paused`
     step: int
     images: int
 
 
 class Progress:
-    """Measure the speed of a run and show its progress.
+    """The speed and the progress of a run.
 
     Args:
         total: steps of the whole run.
         step: the step it starts from: more than 0 after a resume.
         images: images seen until then.
         stream: the terminal, if it is one; by default standard error.
-        clock: seconds, which never go backwards.
+        clock: returns seconds that never decrease.
         window: updates over which the speed is measured.
     """
 
@@ -72,21 +72,21 @@ class Progress:
 
     @property
     def images_per_s(self) -> float | None:
-        """Images a second of training over the window; None before the first update."""
+        """Images per second of training over the window; None before the first update."""
         first, last = self._marks[0], self._marks[-1]
         seconds = last.busy - first.busy
         return (last.images - first.images) / seconds if seconds > 0 else None
 
     @property
     def seconds_left(self) -> float | None:
-        """At the window's pace, evaluations and saves included; None before the first update."""
+        """Seconds left at the window's speed, with evaluations; None before the first update."""
         first, last = self._marks[0], self._marks[-1]
         if last.step <= first.step:
             return None
         return (self._total - last.step) * (last.wall - first.wall) / (last.step - first.step)
 
     def mark(self, step: int, images: int) -> float:
-        """Note where the run is; return the seconds of training since the last time.
+        """Record the run's position; return the seconds of training since the last call.
 
         Args:
             step: steps done.
@@ -97,7 +97,7 @@ class Progress:
         return self._marks[-1].busy - before
 
     def show(self, figures: Mapping[str, float | None]) -> None:
-        """Show where the run is, with figures by their names in metrics.jsonl; None is left out."""
+        """Show the position, with figures by their names in metrics.jsonl; None is left out."""
         now, step = self._marks[-1].wall, self._marks[-1].step
         if now < self._next and step < self._total:
             return
@@ -123,7 +123,7 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave what happens inside (an evaluation, a save) out of the images a second."""
+        """Exclude the time inside (an evaluation, a save) from the images per second."""
         began = self._clock()
         try:
             yield
@@ -131,7 +131,7 @@ class Progress:
             self._idle += self._clock() - began
 
     def close(self) -> None:
-        """End the live display; what it showed last stays."""
+        """End the live display; its last content stays."""
         if self._display is not None:
             self._display.close()
             self._display = None

@@ -17,30 +17,30 @@ from lensdist.utils.streams import Stream
 
 
 class Display:
-    """A bar, and figures in as many columns as fit.
+    """A progress bar, and figures in as many columns as fit.
 
-    What is written to standard error meanwhile appears above it.
+    Text written to standard error in the meantime appears above it.
 
     Args:
         stream: a terminal.
     """
 
     def __init__(self, stream: TextIO) -> None:
-        # rich ends the process when its reader has left; a `Stream` raises nothing.
+        # rich ends the process if its reader has left; a `Stream` raises nothing.
         raw = stream.unescaped() if isinstance(stream, Stream) else Stream(stream, escapes=False)
         console = Console(file=cast(TextIO, raw), force_terminal=True)
         self._live = Live(console=console, auto_refresh=False, redirect_stdout=False)
         self._live.start()
-        console.show_cursor(True)  # else a run that is killed leaves the shell without one
+        console.show_cursor(True)  # otherwise a killed run leaves the shell without a cursor
         sys.stderr = cast(
             TextIO, Stream(sys.stderr)
-        )  # rich has put its own there; `stop` undoes it
+        )  # replace the stream that rich has set; `stop` undoes it
 
     def update(self, share: float, figures: Sequence[str]) -> None:
-        """Draw anew.
+        """Redraw the display.
 
         Args:
-            share: of the run that is done.
+            share: the part of the run that is done.
             figures: short texts.
         """
         texts = [Text(" ".join(figure.split())) for figure in figures]
@@ -48,5 +48,5 @@ class Display:
         self._live.update(Group(bar, Columns(texts, padding=(0, 2))), refresh=True)
 
     def close(self) -> None:
-        """Leave what was drawn last on the terminal."""
+        """Stop the display; its last content stays on the terminal."""
         self._live.stop()

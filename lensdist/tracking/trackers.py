@@ -1,8 +1,8 @@
 """Send copies of the rows of metrics.jsonl to wandb and TensorBoard.
 
-A tracker may be slow, hang, raise or be missing; training does not stop and does not wait. Each
-tracker runs in its own thread behind a bounded queue, and the training thread only appends to a
-deque. An error is logged once, in one line, and ends that tracker alone.
+A tracker may be slow, hang, raise or be missing; training neither stops nor waits. Each tracker
+runs in its own thread behind a bounded queue, and the training thread only appends to a deque. An
+error is logged once, in one line, and ends only that tracker.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from lensdist.utils.sealed import read_json
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 30  # s that wandb may take to begin, and again to finish
-_LOOK = 0.25  # s between looks at the queue
+_PATIENCE = 30  # s that wandb may take to start, and again to finish
+_LOOK = 0.25  # s between checks of the queue
 _HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # wandb's own, before and after its renaming
 
 _UNUSED = {"WANDB_DIR", "WANDB_RESUME"}
@@ -37,16 +37,16 @@ Mode = Literal["auto", "online", "offline", "off"]
 
 
 class Trackers:
-    """The trackers of a run, which only the main process makes.
+    """The trackers of a run, which only the main process creates.
 
     Args:
         run: the run's folder. Everything is written inside: `wandb/`, `tensorboard/`, and
             `track.json`, which holds wandb's run id so that a resumed run continues the same one.
-        wandb: auto: as WANDB_MODE says, or online when there is a key, else offline.
-        project: wandb's project; None: what WANDB_PROJECT says, else `lensdist`.
+        wandb: auto: WANDB_MODE or, if unset, online if there is a key, else offline.
+        project: wandb's project; None: WANDB_PROJECT or, if unset, `lensdist`.
         tensorboard: needs the extra `lensdist[tensorboard]`.
-        config: the resolved configuration, shown beside the curves.
-        resumed_step: the step that the run resumes from, after which TensorBoard forgets.
+        config: the resolved configuration, shown with the curves.
+        resumed_step: the step that the run resumes from; TensorBoard drops later rows.
         queue: rows that wait for a slow tracker before the oldest are dropped.
     """
 
@@ -81,12 +81,12 @@ class Trackers:
             self._feeds.append(_Feed("tensorboard", lambda: _Board(run, resumed_step), queue))
 
     def log(self, row: Row) -> None:
-        """Queue a row that `MetricsLog.append` returned. It takes microseconds and never raises."""
+        """Queue a row that `MetricsLog.append` returned; take microseconds and never raise."""
         for feed in self._feeds:
             feed.put(row)
 
     def close(self, timeout: float = _PATIENCE + 5) -> None:
-        """Let the trackers finish, for `timeout` seconds at most in all; then leave them."""
+        """Let the trackers finish, for at most `timeout` seconds in all; then abandon them."""
         end = time.monotonic() + timeout
         for feed in self._feeds:
             feed.finish()
@@ -106,7 +106,7 @@ class _Feed:
 
     def __init__(self, name: str, start: Callable[[], _Backend], limit: int) -> None:
         self._name, self._start = name, start
-        self._rows: deque[Row] = deque(maxlen=limit)  # when full, the oldest gives way
+        self._rows: deque[Row] = deque(maxlen=limit)  # when full, the oldest is dropped
         self._put = self._taken = 0  # each counted by one thread only, so no lock
         self._finishing = threading.Event()
         self._dead = False
@@ -128,7 +128,7 @@ class _Feed:
         if self._thread.is_alive():
             left = f" with {len(self._rows)} rows to go" if self._rows else ""
             log.warning(
-                "%s has not finished in %.0f s%s; it is left behind", self._name, timeout, left
+                "%s has not finished in %.0f s%s; it is abandoned", self._name, timeout, left
             )
         elif lost and not self._dead:
             log.warning(
@@ -142,8 +142,8 @@ class _Feed:
             backend = self._start()
             finishing = False
             while not finishing:  # and so a last time after the last row
-                # Looked for, not announced: waking this thread at each row costs the training
-                # thread 30 us (measured), mostly in handing over the interpreter lock.
+                # Polled, not notified: waking this thread at each row costs the training thread 30
+                # us (measured), mostly for handing over the interpreter lock.
                 finishing = self._finishing.wait(_LOOK)
                 while self._rows:
                     row = self._rows.popleft()
@@ -163,9 +163,9 @@ class _Wandb:
     def __init__(self, run: Path, mode: str, options: dict[str, Any]) -> None:
         folder = run / "wandb"
         folder.mkdir(parents=True, exist_ok=True)
-        # wandb reads these when it starts its service; what the user has set stands.
-        os.environ.setdefault("WANDB_SILENT", "true")  # its banners would tear the progress line
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # to its makers, offline too
+        # wandb reads these when it starts its service; the user's own values are kept.
+        os.environ.setdefault("WANDB_SILENT", "true")  # its banners would break the progress line
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # to wandb's makers, offline too
         for name in ("cache", "data"):
             os.environ.setdefault(f"WANDB_{name.upper()}_DIR", str(folder / name))
         wandb = importlib.import_module("wandb")
@@ -189,11 +189,11 @@ class _Wandb:
         except Exception as error:
             if mode == "offline":
                 raise
-            # Compute nodes often reach no network: keep the run, `wandb sync` sends it later.
-            log.warning("wandb goes on offline, in %s: %s", folder, _one_line(error))
-            wandb.teardown()  # the service holds on to the id of a run that failed to begin
+            # Compute nodes often have no network: keep the run, which `wandb sync` sends later.
+            log.warning("wandb continues offline, in %s: %s", folder, _one_line(error))
+            wandb.teardown()  # the service keeps the id of a run that failed to start
             self._run = start("offline")
-        # A step of ours, not wandb's own, which refuses rows that go back: a resumed run does.
+        # Our own step and not wandb's, which refuses rows that go back, as a resumed run's do.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -239,8 +239,8 @@ def _resolve(mode: Mode) -> Mode:
         mode = "offline" if os.environ.get("WANDB_MODE") == "offline" else "online"
         return mode if _has_key() else "offline"
     if mode == "online" and not _has_key():
-        # wandb would ask for it on the terminal, and wait for an answer that never comes.
-        log.warning("wandb has no key (WANDB_API_KEY or ~/.netrc), so it goes on offline")
+        # wandb would ask for it on the terminal, and wait forever.
+        log.warning("wandb has no key (WANDB_API_KEY or ~/.netrc), so it continues offline")
         return "offline"
     return mode
 
@@ -257,7 +257,7 @@ def _has_key() -> bool:
 
 
 def _wandb_id(run: Path) -> str:
-    """Return the run's id from RUN/track.json; at first use it is WANDB_RUN_ID's, or a new one."""
+    """Return the run's id from RUN/track.json; at first use, WANDB_RUN_ID or a new one."""
     path = run / "track.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = read_json(path)["wandb_id"]

@@ -1,1 +1,1 @@
-"""The training loop, and all that it needs at each step: stages, state, checkpoints, validation."""
+"""The training loop, and what it needs at each step: stages, state, checkpoints, validation."""

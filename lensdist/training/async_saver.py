@@ -15,16 +15,16 @@ from lensdist.training import checkpoint
 
 
 class Saver:
-    """Writes a run's checkpoints, one at a time.
+    """The writer of a run's checkpoints, one at a time.
 
-    A disk that is full or read-only does not stop training: the older checkpoints stay, the
-    failure is reported, and the next save tries again.
+    A full or read-only disk does not stop training: older checkpoints stay, the failure is
+    reported, and the next save tries again.
 
     Args:
         root: the run's `checkpoints/`.
-        keep: how many of the newest to keep.
+        keep: number of newest checkpoints to keep.
         background: whether to write in a thread.
-        report: told of a failure: the step and a sentence; called on the training thread.
+        report: called on the training thread with the step and a sentence when a save fails.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Saver:
         self.stalled_s = 0.0
         """Seconds for which the last save stopped the training thread."""
         self.slowest_s = 0.0
-        """Longest time so far from the start of a copy to its end on the disk, in seconds."""
+        """Longest time so far from the start of a copy until it was on the disk, in seconds."""
         self._root = root
         self._keep = keep
         self._background = background
@@ -47,17 +47,17 @@ class Saver:
         self._staged: dict[str, Tensor] = {}
 
     def needs_s(self) -> float:
-        """Return how many seconds a save may take that starts now, from the earlier ones.
+        """Return the seconds that a save started now may take, judged by the earlier ones.
 
-        A save that is under way must end first.
+        A save in progress must end first.
         """
         under_way = self._thread is not None and self._thread.is_alive()
         return self.slowest_s * (2 if under_way else 1)
 
     def prepare(self, tensors: Mapping[str, Tensor]) -> None:
-        """Allocate buffers for states like this one in a thread, for the first save to be as fast.
+        """Allocate buffers for states like this one in a thread, so the first save is fast too.
 
-        Allocation takes longer than the copy. What is copied now is never written.
+        Allocation takes longer than the copy. The values copied now are never written.
         """
         self.poll()
         if self._background and self._thread is None:
@@ -74,14 +74,14 @@ class Saver:
         protect: set[int],
         began: float | None = None,
     ) -> None:
-        """Save a step once the last save is done; in a thread, where `background` is set.
+        """Save a step after the last save has ended, in a thread if `background` is set.
 
         Args:
             step: optimizer steps done.
             tensors: the state, by name.
             meta: everything that is not a tensor, as JSON.
             protect: steps whose checkpoints are kept.
-            began: when gathering the state began, by `time.perf_counter`.
+            began: time at which gathering the state began, by `time.perf_counter`.
         """
         start = time.perf_counter()
         gathering = 0.0 if began is None else start - began
@@ -101,16 +101,16 @@ class Saver:
         self.stalled_s = time.perf_counter() - start + gathering
 
     def poll(self) -> None:
-        """Report a failure of the save under way, if it has failed by now; never waits."""
+        """Report the save in progress if it has already failed; never wait."""
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
 
     def wait(self) -> bool:
-        """Wait for the save under way, if any, and return whether the last save succeeded.
+        """Wait for the save in progress, if any, and return whether the last save succeeded.
 
         Raises:
-            Exception: an error that is not of the disk, such as a value that JSON cannot hold. A
-                state that can never be saved must not count as saved.
+            Exception: the error is not the disk's, such as a value that JSON cannot hold. A state
+                that can never be saved must not count as saved.
         """
         if self._thread is not None:
             self._thread.join()
@@ -121,7 +121,7 @@ class Saver:
             self._reported = True
             self._report(
                 self._step,
-                f"{self._root}: {self._failure.strerror or self._failure}; training goes on, "
+                f"{self._root}: {self._failure.strerror or self._failure}; training continues, "
                 "older checkpoints are kept, and the next save tries again",
             )
         return self._failure is None
@@ -151,7 +151,7 @@ class Saver:
             checkpoint.prune(self._root, step, self._keep, protect)
         except OSError as e:
             self._failure = e
-        except BaseException as e:  # raised on the training thread, which would not hear of it
+        except BaseException as e:  # raised again on the training thread by `wait`
             self._defect = e
         finally:
             self.slowest_s = max(self.slowest_s, time.perf_counter() - self._began)

@@ -4,8 +4,8 @@
                               checkpoint.json     step, scalars, size and SHA-256 of the tensors,
                                                   and the SHA-256 of this JSON itself
 
-Written to a temporary folder, fsynced, renamed; only then are older ones pruned. Anybody can
-write a valid seal, so the content of a sealed checkpoint is checked too.
+They are written to a temporary folder, fsynced and renamed; only then are older ones pruned.
+Anybody can compute a valid seal, so the content of a sealed checkpoint is checked too.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _LIMIT = 2**26  # bytes of a manifest: it holds the losses since the last row of
 
 
 class Damaged(Exception):
-    """A checkpoint is not what was written; the message says why."""
+    """The error of a damaged checkpoint; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved.
+    """A state that was saved.
 
     Attributes:
         step: optimizer steps done.
@@ -63,7 +63,7 @@ class _File(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """What `checkpoint.json` must hold, besides its seal."""
+    """The content of `checkpoint.json`, besides its seal."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -74,7 +74,7 @@ class _Manifest(BaseModel):
 
 
 def write(root: Path, step: int, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> Path:
-    """Save a step's state under `root`, all of it or nothing.
+    """Save a step's state under `root` completely, or not at all.
 
     Raises:
         OSError: the disk is full, read-only or gone; older checkpoints are untouched.
@@ -112,15 +112,15 @@ def write(root: Path, step: int, tensors: Mapping[str, Tensor], meta: dict[str, 
 
 
 def read(path: Path, check: Callable[[Checkpoint], None] | None = None) -> Checkpoint:
-    """Read one checkpoint, verified.
+    """Read and verify one checkpoint.
 
     Args:
         path: its folder.
-        check: raises `Damaged` at a state that cannot be used. Called first with the tensors on
-            the meta device, so that such a state is not read, and again once it is read.
+        check: raises `Damaged` for a state that cannot be used. It is called first with the tensors
+            on the meta device, to avoid reading such a state, and again after reading.
 
     Raises:
-        Damaged: a file is missing, torn or altered, or holds what no checkpoint holds.
+        Damaged: a file is missing, torn or altered, or its content is not a checkpoint's.
     """
     check = check or (lambda found: None)
     at = path / _MANIFEST
@@ -148,7 +148,7 @@ def read(path: Path, check: Callable[[Checkpoint], None] | None = None) -> Check
 
 
 def steps(root: Path) -> list[tuple[int, Path]]:
-    """Return the checkpoints under `root` in order of their steps, whatever their times are.
+    """Return the checkpoints under `root`, sorted by step and not by time.
 
     Raises:
         UserError: `root` cannot be read, or is a file.
@@ -194,11 +194,11 @@ def newest(
 
 
 def prune(root: Path, saved: int, keep: int, protect: set[int]) -> None:
-    """Delete all but the newest `keep` checkpoints up to step `saved` and the protected steps.
+    """Delete all checkpoints except the newest `keep` up to step `saved` and the protected steps.
 
-    Those after `saved`, the step just written, are deleted too: the run was resumed from before
-    them, because they were damaged or the user asked for it. As the newest they would displace good
-    ones.
+    Those after `saved`, the step just written, are deleted too: the run was resumed from an earlier
+    step, because they were damaged or the user asked for it. They would displace good ones as the
+    newest.
     """
     found = _steps(root)
     kept = {*[step for step, _ in found if step <= saved][-keep:], *protect}

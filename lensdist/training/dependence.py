@@ -1,4 +1,4 @@
-"""Whether a run's result depends on the number of processes, in words."""
+"""Describe whether a run's result depends on the number of processes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lensdist.training.stages import Phase
 
 
 def of_processes(phase: Phase, network: nn.Module) -> str:
-    """A sentence for the start of a run; empty where `train.micro_batch` is a number.
+    """Return a sentence for the start of a run; empty if `train.micro_batch` is a number.
 
     Args:
-        phase: what is trained.
-        network: not yet wrapped; which of its parameters train is for the next stage to say.
+        phase: the phase to train.
+        network: not yet wrapped. The next stage sets again which of its parameters train.
     """
     train = phase.cfg.train
     if train.micro_batch != "auto":
@@ -37,7 +37,7 @@ def of_processes(phase: Phase, network: nn.Module) -> str:
 
 
 def _causes(network: nn.Module, *, synchronised: bool) -> Iterator[str]:
-    """What works on a micro-batch as a whole, of the parts in use as in training."""
+    """Yield the kinds of layers that mix a micro-batch's images, among those in training mode."""
     for module in network.modules():
         if not module.training:
             continue

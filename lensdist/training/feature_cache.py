@@ -1,9 +1,8 @@
-"""Compute the outputs of a network's frozen part once a stage, for every training image.
+"""Compute the outputs of a network's frozen part for every training image, once per stage.
 
-While layers are frozen and in eval mode, what they make of an image depends on the image and on how
-it is turned alone, and augmentation turns images in a few ways only. So it is computed at the
-beginning of a stage, in a fixed order and in fixed batches: a resumed run, and any number of
-processes, get the same bits.
+While layers are frozen and in eval mode, their output depends only on the image and on how
+augmentation turns it, and there are few such views. They are computed at the start of a stage, in a
+fixed order and in fixed batches: a resumed run, and any number of processes, get the same bits.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from lensdist.utils import rng
 
 
 class CachedSource:
-    """A source whose images are replaced by `features.0`, `features.1`, …: see `cached`."""
+    """A source with tensors `features.0`, `features.1`, … in place of images; see `cached`."""
 
     def __init__(self, task: AnyTask, source: PackedSource, seed: int, whole: Batch) -> None:
         self.size = source.size
@@ -32,7 +31,7 @@ class CachedSource:
         self.name_of = source.name_of
 
     def take(self, epoch: int, offset: int, n: int) -> Batch:
-        """As `Source.take`, without images."""
+        """Return a micro-batch as `Source.take` does, without images."""
         places = torch.from_numpy(self._source.places(epoch, offset, n))
         places = places.to(self._whole["sample"].device, non_blocking=True)
         view = self._task.view(self._whole["sample"][places], rng.key(self._seed, "draw", epoch))
@@ -54,28 +53,29 @@ def cached(
     batch: int,
     max_gb: float,
 ) -> tuple[Source, str]:
-    """Return the source with the trunk's outputs for images, where that saves time and fits.
+    """Return a source of the trunk's outputs, if it saves time and fits in memory.
 
     Args:
-        task: whose network it is.
+        task: the network's task.
         trunk: the frozen part, in eval mode, on the run's device.
-        source: what the stage trains on.
-        epochs: of the stage.
+        source: the stage's images.
+        epochs: length of the stage.
         world: the processes, which share the work.
-        augment: which views of an image there are.
-        seed: of the run.
+        augment: defines the views of an image.
+        seed: the run's.
         batch: images at a time.
-        max_gb: memory for the outputs, per process; 0: never.
+        max_gb: memory for the outputs, per process; 0: never cache.
 
     Returns:
-        The source to train on, and a sentence on what was decided; empty where there was no choice.
+        The source to train on, and a sentence that describes the decision; empty if there was no
+        choice.
     """
     if not isinstance(source, PackedSource) or max_gb == 0:
         return source, ""  # a stream never shows an image twice
     ways = views(augment)
     if epochs <= len(ways):
         return source, (
-            f"not cached: {epochs} epoch(s) see no more than the {len(ways)} views of each image"
+            f"not cached: {epochs} epoch(s) do not exceed the {len(ways)} views of each image"
         )
 
     @torch.no_grad()

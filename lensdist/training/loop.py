@@ -1,4 +1,4 @@
-"""The training loop, the same for every task and phase, read from top to bottom."""
+"""The training loop, the same for every task and phase."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Outcome:
     state: TrainState
     model: nn.Module
     """The network that was evaluated last: with averaged weights if the run keeps an average. It is
-    whole on the main process."""
+    complete on the main process."""
 
 
 def train(
@@ -90,20 +90,20 @@ def train(
 
     # ---- steps
     now: Entered | None = None
-    losses: list[Tensor] = []  # a row a step of this process's micro-batches, still on the device
+    losses: list[Tensor] = []  # one row per step, still on the device
     waited = 0.0  # seconds spent on fetching batches since the last log interval
     while state.step < total and not _exhausted(cfg.train.early_stop, state):
         if now is None or state.step >= now.stage.end:
             if now is not None:
                 tensors = strategy.state_dict(everywhere=True)
-                now = None  # free the images that it holds before the next stage's are made
+                now = None  # free its images before those of the next stage are made
             stage = next(s for s in stages if state.step < s.end)
             now = enter(stage, strategy, phase, world, tensors)
             if now.kept:
                 logger.event(state.step, "frozen layers", now.kept)
             entered = state.step
             stopper.begin_stage()
-            tensors.clear()  # a whole state, also of the checkpoint that was read
+            tensors.clear()  # the whole state, including the checkpoint that was read
             logger.peak_images_per_s = phase.peak_images_per_s(strategy.unwrapped)
 
         first, last = 0, total
@@ -121,8 +121,8 @@ def train(
             began = time.perf_counter()
             batch = now.source.take(epoch, offset, plan.micro_batch)
             waited += time.perf_counter() - began
-            # Dropout draws from torch's global generator: key it to the micro-batch, so that it
-            # depends neither on the number of processes nor on where a run was resumed.
+            # Dropout draws from torch's global generator. Seed it by micro-batch, so that masks
+            # depend neither on the number of processes nor on where a run was resumed.
             world.seed(rng.key(cfg.seed, "dropout", state.step, micro))
             with strategy.micro_batch(index):
                 loss = task.loss(strategy.wrapped, batch, rng.key(cfg.seed, "draw", epoch))
@@ -156,7 +156,7 @@ def train(
             improved = _judge(task, state, scores)
             logger.scores(state.step, scores, improved, time.perf_counter() - start)
 
-        # ---- save, and leave if a stop was requested
+        # ---- save, and exit if a stop was requested
         if state.step == entered + 1 and world.main and strategy.replicated:
             saver.prepare(strategy.state_dict())  # now the optimizer's state exists
         leaving = state.step < total and stopper.agreed()
@@ -173,7 +173,7 @@ def train(
                     meta = {**describe(state, world, machine), **phase.facts}
                     saver.save(state.step, captured, meta, protect, began)
                     log.debug("step %d: saving", state.step)
-                del captured  # not held beside the next one
+                del captured  # free it before the next one is captured
         if leaving:
             if world.main and not saver.wait():
                 raise RunError("asked to stop, but the state could not be saved")
@@ -186,7 +186,7 @@ def train(
 
 
 def _announce(phase: Phase, world: DistributedContext, network: nn.Module, total: int) -> None:
-    """Log what a step consists of, and whether the result depends on the number of processes."""
+    """Log the size of a step, and whether the result depends on the number of processes."""
     cfg, plan = phase.cfg, phase.plan
     log.info(
         f"{cfg.task}/{cfg.preset}: {sum(p.numel() for p in network.parameters()):,} parameters, "
@@ -201,7 +201,7 @@ def _announce(phase: Phase, world: DistributedContext, network: nn.Module, total
 
 
 def _flush(losses: list[Tensor], state: TrainState, world: DistributedContext) -> None:
-    """Turn the losses on the devices into one number a step, the same on every process."""
+    """Average the losses on the devices to one number per step, the same on every process."""
     if not losses:
         return
     mine = torch.stack(losses)  # (steps, my micro-batches)
@@ -224,7 +224,7 @@ def _refuse_nonfinite(state: TrainState, phase: Phase) -> None:
 
 
 def _judge(task: AnyTask, state: TrainState, scores: dict[str, Any]) -> bool:
-    """Return whether this is the best model so far, and count evaluations without a better one."""
+    """Return whether this is the best model so far, and count evaluations without improvement."""
     name, way = task.select
     value = scores[name]
     if value is None or not math.isfinite(value):

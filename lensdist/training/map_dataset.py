@@ -1,4 +1,4 @@
-"""What is computed once for every image of a view, the work shared by all processes."""
+"""Compute something once for every image of a view, sharing the work among all processes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from lensdist.distributed.context import DistributedContext
 def for_every_image(
     images: Images, batch: int, world: DistributedContext, compute: Callable[[Batch], Batch]
 ) -> Batch:
-    """The outputs of `compute` for all images, in their order, on every process.
+    """Return the outputs of `compute` for all images, in order, on every process.
 
-    Batches are the same, in the same order and all full (the last is filled up with its last image)
-    whatever the number of processes, so that the results are the same to the bit; a resumed run
-    gets them again.
+    Batches are the same, in the same order and all full (the last is padded with its last image)
+    for any number of processes, so the results are bitwise equal, also in a resumed run.
 
     Args:
         images: a view.
         batch: images at a time.
         world: the processes, which take turns.
-        compute: a batch -> tensors by name (B, …), which depend on each image alone.
+        compute: maps a batch to tensors by name (B, …) that depend on each image alone.
 
     Returns:
         Tensors by the same names (N, …), on the device where they were computed.

@@ -1,4 +1,4 @@
-"""Which sample made a result that is not a number: looked for only once there is one."""
+"""Find the sample that led to NaN or infinity; called only after one has appeared."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _LOOKED_AT = ("target", "truth", "weight", "seen")
 def find_nonfinite(
     source: Source | Images, batches: Iterable[Batch], preprocess: Preprocess
 ) -> None:
-    """Look for the first sample that is not finite.
+    """Search for the first sample that is not finite.
 
     Args:
-        source: what the batches are of.
-        batches: as sources and views give them.
+        source: the origin of the batches.
+        batches: as sources and views return them.
         preprocess: from disk to network.
 
     Raises:
-        RunError: there is one.
+        RunError: such a sample was found.
     """
 
     def refuse(batch: Batch, values: Tensor, why: str) -> None:

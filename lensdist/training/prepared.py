@@ -1,4 +1,4 @@
-"""Preprocessing that takes long is done once, before training, and not at every step."""
+"""Do slow preprocessing once, before training, and not at every step."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lensdist.training.map_dataset import for_every_image
 
 
 class PreparedView:
-    """A view whose batches hold `seen`, what the network sees, in place of `image`.
+    """A view whose batches hold `seen`, the network's input, in place of `image`.
 
     Args:
-        view: the images as they are.
-        preprocess: what is done to them.
+        view: the unprocessed images.
+        preprocess: applied to them.
         batch: images at a time.
         world: the processes, which share the work.
     """
@@ -37,7 +37,7 @@ class PreparedView:
         return self._view.name_of(sample)
 
     def gather(self, places: npt.NDArray[np.int64]) -> Batch:
-        """The images at these places of the split."""
+        """Return the images at these places of the split."""
         where = torch.from_numpy(places).to(self._whole["seen"].device)
         return {name: value[where] for name, value in self._whole.items()}
 

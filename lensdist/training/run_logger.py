@@ -1,4 +1,4 @@
-"""Record what a run does: rows of metrics.jsonl, copies to trackers, messages and progress.
+"""Record a run: rows of metrics.jsonl, copies to trackers, messages and progress.
 
 Only the main process records; on the others every method does nothing.
 """
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 
 class RunLogger:
-    """Write a run's numbers, and show them.
+    """The record of a run's numbers, on disk and on screen.
 
     Attributes:
-        peak_images_per_s: the speed at the devices' peak arithmetic, for `mfu`; None: not known.
+        peak_images_per_s: the speed at the devices' peak arithmetic, for `mfu`; None if unknown.
 
     Args:
         folder: of the run.
@@ -65,12 +65,12 @@ class RunLogger:
         )
 
     def begin(self, total: int, step: int, plan: StepPlan) -> None:
-        """Begin to measure time, just before the first step.
+        """Start to measure time, just before the first step.
 
         Args:
             total: steps of the whole run.
             step: steps done.
-            plan: what a step consists of.
+            plan: the micro-batches of a step.
         """
         if self._enabled:
             self._images = plan.count * plan.micro_batch
@@ -92,8 +92,8 @@ class RunLogger:
             step: steps done.
             loss: the interval's mean.
             lr: learning rate of its last step.
-            grad_norm: of the whole gradient at its last step, before clipping.
-            waited: seconds of the interval that went into fetching batches.
+            grad_norm: norm of the whole gradient at its last step, before clipping.
+            waited: seconds of the interval spent on fetching batches.
         """
         if not self._enabled:
             return
@@ -130,7 +130,7 @@ class RunLogger:
         Args:
             step: steps done.
             what: a few words.
-            detail: more of it.
+            detail: the rest of the message.
             level: of the message.
         """
         if self._enabled:
@@ -139,12 +139,12 @@ class RunLogger:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Do not count what happens inside, which is not training, in the images a second."""
+        """Exclude the time inside, which is not training, from the images per second."""
         with self._progress.paused() if self._progress else contextlib.nullcontext():
             yield
 
     def sync(self) -> None:
-        """Wait until the rows are on the disk; called where a checkpoint is saved."""
+        """Wait until the rows are on the disk; called when a checkpoint is saved."""
         if self._enabled:
             self._log.sync()
 

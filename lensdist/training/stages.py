@@ -1,4 +1,4 @@
-"""Stages of a run: what trains when, and what that changes."""
+"""Stages of a run: which parameters train when, and what depends on it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phase:
-    """What is trained, on what, and how."""
+    """A training phase: its task, its data and its settings."""
 
     cfg: BaseRun
     task: AnyTask
@@ -35,23 +35,23 @@ class Phase:
     validation: Images
     plan: StepPlan
     facts: dict[str, Any]
-    """Written into every checkpoint: the configuration, and what names the data."""
+    """Values for every checkpoint: the configuration, and hashes of the data and the weights."""
     peak_images_per_s: Callable[[nn.Module], float | None] = lambda network: None
-    """Says how fast a run would be whose devices compute at their peak, if that is known."""
+    """Returns the run's images per second at the devices' peak speed, or None if unknown."""
     weighted: bool = False
     """Whether some pixels of the data count less than others."""
 
     @cached_property
     def meta_network(self) -> nn.Module:
-        """The network on the meta device: shapes without values, in little time and memory."""
-        # torch warns of each weight of a checkpoint that a meta parameter does not take.
+        """The network on the meta device: shapes without values, cheap in time and memory."""
+        # torch warns about each weight of a checkpoint that a meta parameter does not take.
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             return self.task.build()
 
 
 @dataclass(frozen=True)
 class StageSteps:
-    """A stage in optimizer steps, `start` to before `end`."""
+    """A stage in optimizer steps, from `start` up to but not including `end`."""
 
     stage: Stage
     start: int
@@ -60,18 +60,18 @@ class StageSteps:
 
 @dataclass(frozen=True)
 class Entered:
-    """What depends on which parameters train, besides the strategy."""
+    """The objects of a stage, besides the strategy, that depend on which parameters train."""
 
     stage: StageSteps
     source: Source
-    """Images, or what the frozen part of the network makes of them."""
+    """Images, or the outputs of the network's frozen part for them."""
     kept: str
-    """Whether that is so, in words."""
+    """A sentence on whether the frozen part's outputs are cached; empty if there was no choice."""
     statistics: RunningStatistics
 
 
 def stages_in_steps(task: AnyTask, train: TrainConfig, steps_per_epoch: int) -> list[StageSteps]:
-    """Return a run's stages in optimizer steps, to `max_steps` where that is set."""
+    """Return a run's stages in optimizer steps, up to `max_steps` if that is set."""
     limit = train.max_steps
     stages: list[StageSteps] = []
     start = 0
@@ -82,7 +82,7 @@ def stages_in_steps(task: AnyTask, train: TrainConfig, steps_per_epoch: int) -> 
         if end > start:
             stages.append(StageSteps(stage, start, end))
         start = end
-    if limit is not None and start < limit:  # more steps than epochs: the last stage goes on
+    if limit is not None and start < limit:  # more steps than epochs: the last stage continues
         stages[-1] = StageSteps(stages[-1].stage, stages[-1].start, limit)
     return stages
 
@@ -94,18 +94,18 @@ def enter(
     world: DistributedContext,
     tensors: Mapping[str, Tensor],
 ) -> Entered:
-    """Freeze, wrap, and build what depends on which parameters train.
+    """Freeze and wrap the network, and build what depends on which parameters train.
 
     Args:
-        stage: which.
+        stage: the stage that begins.
         strategy: holds the network.
-        phase: what is trained.
+        phase: the phase to train.
         world: the processes.
-        tensors: the state to go on from, by the names of a checkpoint; empty at the start.
+        tensors: the state to continue from, by the names of a checkpoint; empty at the start.
     """
     strategy.freeze(stage.stage.trains, tensors)
     called, source, kept = strategy.unwrapped, phase.source, ""
-    if strategy.replicated:  # a share of a network cannot be called in part
+    if strategy.replicated:  # a shard of a network cannot be called in part
         called, source, kept = _without_frozen(stage, strategy.unwrapped, phase, world)
     count = phase.plan.count
     if phase.cfg.train.sync_batchnorm:
@@ -119,7 +119,7 @@ def enter(
 def _without_frozen(
     stage: StageSteps, bare: nn.Module, phase: Phase, world: DistributedContext
 ) -> tuple[nn.Module, Source, str]:
-    """Return the network to call at each step, its source, and what was decided on the cache."""
+    """Return the network to call at each step, its source, and a sentence on the cache."""
     split = phase.task.split(bare, stage.stage.trains)
     if split is None:
         return bare, phase.source, ""

@@ -20,7 +20,7 @@ from lensdist.utils.tensors import misfit, nonfinite
 
 
 class TrainState(BaseModel):
-    """The scalars. The position in the data is `step`; random numbers are keyed, not kept."""
+    """The scalars of a run. `step` is the position in the data; random numbers are not kept."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -30,13 +30,13 @@ class TrainState(BaseModel):
     """Best validation score so far."""
     best_step: int | None = Field(None, ge=1)
     bad_evals: int = Field(0, ge=0)
-    """Evaluations since then."""
+    """Evaluations since `best_step`."""
     window: list[float] = []
     """Losses of the steps since the last row of metrics.jsonl."""
 
 
 class _Scaler(BaseModel):
-    """What torch's GradScaler keeps."""
+    """The state of torch's GradScaler."""
 
     scale: float
     growth_factor: float
@@ -46,7 +46,7 @@ class _Scaler(BaseModel):
 
 
 class _Meta(BaseModel):
-    """What a checkpoint holds besides its tensors."""
+    """The content of a checkpoint besides its tensors."""
 
     state: TrainState
     config: dict[str, Any]
@@ -57,7 +57,7 @@ class _Meta(BaseModel):
 
 
 def check(saved: Checkpoint) -> None:
-    """Check what a checkpoint holds besides its tensors.
+    """Check the content of a checkpoint besides its tensors.
 
     Raises:
         Damaged: something is missing, unknown or of another type.
@@ -109,7 +109,7 @@ def check_tensors(saved: Checkpoint, network: nn.Module) -> None:
 
 
 def _slots(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what Adam keeps of each parameter, by the names in a checkpoint."""
+    """Return Adam's state of each parameter, by the names in a checkpoint."""
     found: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         found[f"{name}/step"] = torch.zeros((), device="meta")
@@ -120,7 +120,7 @@ def _slots(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def describe(
     state: TrainState, world: DistributedContext, machine: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return what a checkpoint holds besides its tensors, as JSON."""
+    """Return the content of a checkpoint besides its tensors, as JSON."""
     scaler = world.accelerator.scaler
     return {
         "state": state.model_dump(),
@@ -130,7 +130,7 @@ def describe(
 
 
 def restore(saved: Checkpoint, strategy: ParallelStrategy, world: DistributedContext) -> TrainState:
-    """Restore the network and the scaler; a stage restores optimizer and average when it begins.
+    """Restore the network and the scaler; each stage restores optimizer and average when it begins.
 
     Raises:
         RunError: the checkpoint is of another network.
@@ -150,7 +150,7 @@ def machine(strategy: str, speed: SpeedConfig, world: DistributedContext) -> dic
     """Return what the last bits of a run may depend on, by the names in a checkpoint.
 
     Args:
-        strategy: by `strategy_name`.
+        strategy: its name, from `strategy_name`.
         speed: compilation and memory layout.
         world: the processes.
     """
@@ -167,7 +167,7 @@ def machine(strategy: str, speed: SpeedConfig, world: DistributedContext) -> dic
 
 
 def machine_changes(saved: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """Return what has changed since a checkpoint was saved, as text; None where nothing has."""
-    saved = {"engine": "ddp", **saved}  # older checkpoints do not record it: there was no other
+    """Return a list, as text, of what changed since a checkpoint was saved; None if nothing did."""
+    saved = {"engine": "ddp", **saved}  # older checkpoints do not record it: there was only ddp
     changes = [f"{k} {saved[k]} -> {v}" for k, v in now.items() if k in saved and saved[k] != v]
     return ", ".join(changes) or None

@@ -1,8 +1,7 @@
-"""Asking a run to save and leave: a signal, a file named STOP in its folder, the job's time limit.
+"""Stop conditions: signals, a STOP file in the run's folder, and the job's time limit.
 
-A handler only sets a flag; at the end of a step all processes agree, save at that one step and
-leave with exit code 75. `utils/signals.py` lists the signals. A second Ctrl-C ends the
-process at once.
+A handler only sets a flag. At the end of a step all processes agree, save, and exit with code 75.
+`utils/signals.py` lists the signals. A second Ctrl-C ends the process at once.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from lensdist.utils.errors import UserError
 from lensdist.utils.launched import DEADLINE
 
 STOP = "STOP"
-"""The file, in a run's folder. It stays: a run does not start while it is there."""
+"""The file's name, in a run's folder. A run does not start while the file is there."""
 RESERVE = 10.0
-"""Seconds kept for what nobody measures: to tell the others, to take the processes down."""
+"""Seconds kept for what is not measured: to tell the other processes, and to end them."""
 
 
 def job_ends(environment: Mapping[str, str]) -> float | None:
-    """When this job will be killed, on `time.monotonic`'s clock; None: nobody has said.
+    """Return when this job will be killed, on `time.monotonic`'s clock; None if unknown.
 
-    That clock, because a node's wall clock may be set right while a run trains.
+    A node's wall clock may be corrected while a run trains; this clock is not.
 
     Raises:
-        UserError: the variable is no time.
+        UserError: the variable is not a time.
     """
     text = environment.get(DEADLINE)
     if not text:
@@ -48,15 +47,15 @@ def job_ends(environment: Mapping[str, str]) -> float | None:
 
 
 class Deadline:
-    """Knows when a run must leave, to have saved when its job is killed.
+    """The latest time at which a run can save before its job is killed.
 
-    That is: once the next look could come too late, if it took as long as the slowest so far and
-    the save as long as the slowest so far.
+    It is near once the next check could come too late, if the next step and save take as long as
+    the slowest so far.
 
     Args:
-        at: when the job is killed, on `clock`.
-        save_s: seconds that a save asked for now may take.
-        clock: seconds.
+        at: time at which the job is killed, on `clock`.
+        save_s: returns the seconds that a save started now may take.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class Deadline:
         self._slowest = 0.0
 
     def near(self) -> bool:
-        """Whether it is time to save and leave. To be asked once a step."""
+        """Return whether it is time to save and exit; call once per step."""
         now = self._clock()
         if self._last is not None:
             self._slowest = max(self._slowest, now - self._last)
@@ -77,20 +76,20 @@ class Deadline:
         return now + self._slowest + self._save_s() + RESERVE >= self._at
 
     def pause(self) -> None:
-        """Do not count the time to the next look: it comes once, and says nothing of the next."""
+        """Exclude the time until the next check, which is not that of a step."""
         self._last = None
 
 
 class Stopper:
-    """Watches for a wish to stop. Handlers may be called several times; some launchers do.
+    """The stop conditions of a run. Handlers may be called several times; some launchers do.
 
     Attributes:
-        deadline: of the job, once one is known. Only the main process looks at it.
+        deadline: the job's, if known. Only the main process checks it.
 
     Args:
-        run_dir: where a file named STOP is a wish.
+        run_dir: folder that is checked for a STOP file.
         world: the processes, which must agree.
-        every: seconds between looks for the file, which on a network cost more than a step.
+        every: seconds between checks for the file, which on a network cost more than a step.
     """
 
     def __init__(self, run_dir: Path, world: DistributedContext, every: float = 1.0) -> None:
@@ -98,7 +97,7 @@ class Stopper:
         self._every = every
         self._next_look = 0.0
         self._world = world
-        self._reason = signals.heard()  # too early, and lost in what a library was doing
+        self._reason = signals.heard()  # a signal that came before, while a library was busy
         self.deadline: Deadline | None = None
         signals.listen(self._hear)
 
@@ -106,11 +105,11 @@ class Stopper:
         self._reason = self._reason or name
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun makes SIGTERM of a second Ctrl-C
+            if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun turns a second Ctrl-C into SIGTERM
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def asked(self) -> str | None:
-        """Why this process wants to stop, if it does."""
+        """Return the reason why this process should stop, if there is one."""
         if self._reason is None and self._world.main:
             if time.monotonic() >= self._next_look:
                 self._next_look = time.monotonic() + self._every
@@ -121,13 +120,14 @@ class Stopper:
         return self._reason
 
     def begin_stage(self) -> None:
-        """What leads to a stage's first step (kept features, kernels chosen) comes once in it.
+        """Exclude the preparation of a stage's first step, which happens once, from the step times.
 
-        As a measure of steps it would let a run leave long before it must.
+        If it counted as a step (cached features, choice of kernels), a run would stop much too
+        early.
         """
         if self.deadline is not None:
             self.deadline.pause()
 
     def agreed(self) -> bool:
-        """Whether any process wants to stop: the same answer on all, at the same step."""
+        """Return whether any process should stop: the same answer on all, at the same step."""
         return self._world.any(self.asked() is not None)

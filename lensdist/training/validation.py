@@ -1,4 +1,4 @@
-"""Scores over exactly the samples of a split, whatever the number of processes."""
+"""Evaluate exactly the samples of a split, for any number of processes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Outputs = dict[str, Tensor]
 def outputs_of(
     task: AnyTask, model: nn.Module, view: Images, batch: int, world: DistributedContext
 ) -> Outputs:
-    """The task's outputs for every sample of a split, in the split's order, on every process.
+    """Return the task's outputs for every sample of a split, in its order, on every process.
 
-    Batches are the same whatever the number of processes, which take turns; the padding that
-    evens out what each has to send is dropped again by its row number.
+    Batches do not depend on the number of processes, which take turns. Each sends equally many
+    rows; those of the padding are dropped again.
 
     Raises:
-        RunError: a sample is not finite, nor what comes of it.
+        RunError: a sample, or the input made from it, is not finite.
     """
     batch = min(batch, len(view))
     starts = range(0, len(view), batch)
@@ -37,8 +37,8 @@ def outputs_of(
     done = 0
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    # All processes call the network equally often, for they may hold it together; one without a
-    # turn in the last round repeats a batch.
+    # Every process calls the network equally often, since its shards may be spread over all of
+    # them. One without a batch in the last round repeats another.
     for turn in range(world.rank, rounds * world.size, world.size):
         start = starts[turn] if turn < len(starts) else starts[0]
         rows = np.arange(start, min(start + batch, len(view)))
@@ -73,5 +73,5 @@ def outputs_of(
 def evaluate(
     task: AnyTask, model: nn.Module, view: Images, batch: int, world: DistributedContext
 ) -> dict[str, Any]:
-    """The task's scores on a split; the same on every process, whose last bits may differ."""
+    """Return the main process's scores on a split; the last bits of others may differ."""
     return world.from_main(task.score(outputs_of(task, model, view, batch, world)))

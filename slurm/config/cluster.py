@@ -196,7 +196,7 @@ class Cluster(Shape):
 
     @property
     def on_cpu(self) -> bool:
-        """True if processes must not use a GPU that they find.
+        """Whether processes must not use a GPU that they find.
 
         A single local process may use the GPU of a laptop; several cannot share it.
         """

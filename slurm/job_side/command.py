@@ -47,7 +47,7 @@ def find_place(cluster: Cluster) -> Place:
     """Return this node's place; called on the node, since the head node's variables differ.
 
     Raises:
-        RunError: SLURM does not know its nodes.
+        RunError: SLURM does not list its nodes.
     """
     if cluster.executor != "slurm":
         with socket.socket() as s:

@@ -1,8 +1,8 @@
-"""The end of an attempt, on the job's head node: decide what follows, log it, and requeue.
+"""End an attempt, on the job's head node: decide what follows, log it, and requeue.
 
 The batch script runs this after srun, in one process, so a job is requeued exactly once. All tasks
 have ended by then, unless srun itself was killed. Such tasks may still save; an attempt that starts
-meanwhile finds the run's folder locked and waits.
+in the meantime finds the run's folder locked and waits.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def without_outcome(
 
 
 def describe(phase: str, decision: Decision) -> str:
-    """Return a line for the log: what happened, and what follows."""
+    """Return a line for the log: the event, and the decision."""
     follows = ""
     if decision.verdict == "requeue":
         follows = f"; requeued{f' in {decision.delay:.0f} s' if decision.delay else ''}"
@@ -120,7 +120,7 @@ def describe(phase: str, decision: Decision) -> str:
 
 
 def _state(details: dict[str, str]) -> str:
-    """Return the job's state; until this script ends, SLURM itself says COMPLETING."""
+    """Return the job's state; until this script ends, SLURM itself reports COMPLETING."""
     state = details.get("JobState", "RUNNING")
     if state == "COMPLETING":
         return "TIMEOUT" if details.get("Reason") == "TimeLimit" else "CANCELLED"

@@ -34,7 +34,7 @@ _BROKEN = ("requires reset", "is lost", "unknown error", "err!", "device handle"
 
 
 class Unfit(Exception):
-    """A failed check; the message goes on after the node's name."""
+    """A failed check; the message continues after the node's name."""
 
 
 def check_folders(job: Job) -> Path:

@@ -1,7 +1,7 @@
-"""The check of all nodes before a run starts.
+"""Check all nodes before a run starts.
 
 Every node of a job checks itself at the same time, writes a report, and waits for the others'
-reports. So all nodes know which one is unfit, and none waits for processes that never come.
+reports. So all nodes get the unfit ones, and none waits for processes that never come.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The start of an attempt, on the job's head node: check what it needs, and choose its nodes.
+"""Start an attempt, on the job's head node: check what it needs, and choose its nodes.
 
 The batch script evaluates the `export` lines that this prints, before the job's steps.
 """

@@ -10,7 +10,7 @@ from slurm.attempts import Attempt, Verdict
 from slurm.config.cluster import Requeue
 
 CANCELLED = "cancelled"
-"""First word of the reason if somebody cancelled the phase."""
+"""First word of the reason if a user cancelled the phase."""
 
 _LONGEST = 3600  # s between two attempts
 # Errors that the same images on the same device cause again.

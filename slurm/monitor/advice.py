@@ -28,7 +28,7 @@ _TOLD = 3  # excluded nodes whose reason is shown
 
 
 def advise(case: Case) -> Cause:
-    """Return what a phase's state means, and what to do; its `pattern` is empty."""
+    """Return a phase's state and the advice for it; its `pattern` is empty."""
     one, before, target = case.status, case.before, case.status.target
     if one.damage:
         means = "Put its files back; or move them away, and submit it again."
@@ -134,7 +134,7 @@ def _ended(case: Case) -> Cause:
         found = next((c for c in known if not c.weak), found or next(iter(known), None))
     if found is None:
         return Cause("", _unknown(case))
-    if found.anew and one.target.kind != "run":  # it has no such settings
+    if found.anew and one.target.kind != "run":  # only a run has such settings
         first_sentence = found.means.partition(". ")[0].rstrip(".")
         return found._replace(means=f"{first_sentence}.", settings="", anew=False)
     if found.anew and case.step:
@@ -144,7 +144,7 @@ def _ended(case: Case) -> Cause:
 
 
 def _unknown(case: Case) -> str:
-    """Return what can be said about an end without a known cause."""
+    """Return a description of an end without a known cause."""
     last = case.status.last
     if case.unfit:
         return KINDS["shared" if all(report.shared for report in case.unfit) else "device"]

@@ -50,7 +50,7 @@ class Case:
 
     @cached_property
     def before(self) -> PhaseStatus | None:
-        """The phase that this one waits for, or because of which it cannot start."""
+        """The phase that this one waits for, or that prevents its start."""
         return _before(self.status, self._chain)
 
     @cached_property
@@ -60,7 +60,7 @@ class Case:
 
     @cached_property
     def ended(self) -> bool:
-        """True if an end is to be explained: it stands still, or waits after a failed attempt."""
+        """Whether an end is to be explained: it stands still, or waits after a failed attempt."""
         one = self.status
         if one.complete or one.damage or one.running or self.before or one.sent is None:
             return False
@@ -107,7 +107,7 @@ class Case:
 
     @cached_property
     def unexplained(self) -> bool:
-        """True if the reports do not explain the end."""
+        """Whether the reports do not explain the end."""
         explained = bool(self.outcomes) and not self.outcomes[0].echo
         return self.ended and not explained and not self.unfit
 

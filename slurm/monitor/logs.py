@@ -1,4 +1,4 @@
-"""The phases' logs: their last lines, and what is added to them."""
+"""Print the phases' logs: their last lines, and the lines added to them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slurm.monitor.status import PhaseStatus, log_file, query, query_log
 
 _POLL = 0.5  # s between two readings of the files
 _ASK = 30  # readings between questions to SLURM, whose controller serves everybody
-_ASK_AGAIN = 4  # readings until a second question, after SLURM has said that a phase ended
+_ASK_AGAIN = 4  # readings until a second query, after SLURM has reported that a phase ended
 _BLOCK = 1 << 16  # bytes read at once from a log's end
 _MOST = 1 << 22  # bytes read from it in all: a progress bar may be one line of a gigabyte
 
@@ -131,7 +131,7 @@ class _Reader:
         self._note(f"job {self._sent.job} has no log yet; it is {word} {reason}".rstrip())
 
     def print_new(self) -> None:
-        """Print what was added, and change to the new log if the phase was sent again."""
+        """Print the added lines, and change to the new log if the phase was sent again."""
         one = query_log(self.target, self._state)
         if one.sent is not None and _key(one.sent) != _key(self._sent):
             self._print_added()
@@ -188,7 +188,7 @@ class _Reader:
 
 
 class _Tail:
-    """Reads a text file from some place on, in whole lines; an unreadable file has none."""
+    """A reader of a text file from some place on, in whole lines; an unreadable file has none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -51,7 +51,7 @@ class PhaseStatus:
 
     @property
     def by_slurm(self) -> bool:
-        """True if SLURM can know the job; the id of a local process may be another job's there."""
+        """Whether SLURM can have the job; a local process's id may be another job's there."""
         return self.sent is not None and (self.job is None or self.job.cluster.executor == "slurm")
 
     @property
@@ -81,13 +81,13 @@ class PhaseStatus:
 
     @property
     def live(self) -> bool | None:
-        """True if it runs or will start by itself; None: this machine cannot know."""
+        """Whether it runs or will start by itself; None if this machine cannot tell."""
         if self.sent is None:
             return False
         if self.slurm is not None:
             return self.slurm.active
         last, local = self.last, not self.by_slurm
-        # After `leave`, SLURM decides, and only SLURM knows how.
+        # After `leave`, SLURM decides, and only SLURM shows how.
         final = ("done", "stop", "leave") if local else ("done", "stop")
         if last is not None and last.what == "ended" and last.verdict in final:
             return False
@@ -101,14 +101,14 @@ class PhaseStatus:
 
     @property
     def running(self) -> bool:
-        """True if it runs now."""
+        """Whether it runs now."""
         if self.slurm is not None:
             return self.slurm.state in scheduler.RUNNING
         return bool(self.live) and self.last is not None and self.last.what in ("sent", "started")
 
     @property
     def failed(self) -> bool:
-        """True if it stands still until a user does something."""
+        """Whether it stands still until a user does something."""
         if self.complete or self.sent is None:
             return False
         stuck = self.slurm is not None and self.slurm.stuck
@@ -116,7 +116,7 @@ class PhaseStatus:
 
     @property
     def state(self) -> tuple[str, str]:
-        """A word for its state, SLURM's if SLURM knows the job; and the reason."""
+        """The name of its state, SLURM's if SLURM has the job; and the reason."""
         last = self.last
         if self.slurm is not None:
             reason = "" if self.slurm.reason == "None" else self.slurm.reason  # sacct writes None

@@ -1,4 +1,4 @@
-"""Builds the plan: what each phase of a chain comes to, at each point of a sweep."""
+"""Build the plan: the steps of a chain's phases, at each point of a sweep."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def make_plan(
 
 
 class _Builder:
-    """Builds steps, phase after phase in the chain's order."""
+    """The builder of steps, phase after phase in the chain's order."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""How long a phase will take, for `plan` (torch-free).
+"""Estimate how long a phase will take, for `plan` (torch-free).
 
-What is counted is training: not evaluations, saves, or the wait for a job to start.
+Only training is counted, not evaluations, saves, or the wait for a job to start.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _STEP = 0.01  # s; a step of 2,500 kernels takes no less, however small its imag
 
 
 class Estimate(Strict):
-    """What is left of a phase."""
+    """The estimated rest of a phase."""
 
-    images: int = Field(description="to train on, over all epochs; what is done is taken off")
+    images: int = Field(description="images still to train on, over all epochs")
     images_per_s: float = Field(gt=0, description="of the whole job")
     processes: int
     seconds: float
@@ -58,27 +58,27 @@ class _Rate:
 def estimate(
     config: BaseRun, run: Path, samples: int | None, cluster: Cluster, like: Sequence[Path]
 ) -> Estimate | None:
-    """How long a training phase will take, at the fewest nodes that the cluster may give it.
+    """Estimate a training phase at the fewest nodes that the cluster may give it.
 
-    The rate is, best first: measured in this run; measured in a finished run of the same preset
-    and settings that matter for speed; predicted from `cluster.hardware` (`lensdist estimate`); the
-    network's arithmetic over `cluster.tflops`, which knows no overhead and flatters small networks.
-    Measured ones go with the number of processes. What a CPU does says nothing of a GPU, nor the
-    other way round; a GPU that was measured on is named, since nobody knows here which one the
-    cluster has.
+    The rate is, best first: measured in this run; measured in a finished run of the same preset and
+    settings that matter for speed; predicted from `cluster.hardware` (`lensdist estimate`); the
+    network's arithmetic over `cluster.tflops`, which ignores overheads and is too high for small
+    networks. Measured rates scale with the number of processes. A CPU's rate is not used for a GPU,
+    nor the other way round; the GPU of a measurement is named, since the cluster's GPU is not known
+    here.
 
-    More than it takes where `train.early_stop` ends the run sooner, or where it has stages: the
-    rate is the last one's, in which everything trains.
+    The estimate is too long if `train.early_stop` ends the run sooner, or if it has stages: the
+    rate is the last stage's, in which everything trains.
 
     Args:
         config: of the run.
         run: its folder; it need not exist.
-        samples: training images of an epoch; None: unknown.
-        cluster: where it will run.
+        samples: training images of an epoch; None if unknown.
+        cluster: the cluster that it will run on.
         like: folders of other runs.
 
     Returns:
-        None where the images or the rate are unknown, or an epoch is shorter than a step.
+        None if the images or the rate are unknown, or an epoch is shorter than a step.
     """
     batch = config.train.global_batch
     if samples is None or samples < batch:
@@ -107,9 +107,9 @@ def estimate(
 
 
 def line(estimate: Estimate, cluster: Cluster) -> str:
-    """An estimate in a line, such as `about 3:20 h on 8 GPUs, 27 GPU-hours in 1 job (…)`."""
+    """Return an estimate in a line, such as `about 3:20 h on 8 GPUs, 27 GPU-hours in 1 job (…)`."""
     if not estimate.images:
-        return "all steps are done; what is left is to finish"
+        return "all steps are done; only the export is left"
     where = _counted(estimate.processes, "process" if estimate.cpu_hours else "GPU")
     more = " or more" if cluster.fewest < cluster.most else ""
     without = f"; not counted: {' and '.join(estimate.besides)}" if estimate.besides else ""
@@ -121,7 +121,7 @@ def line(estimate: Estimate, cluster: Cluster) -> str:
 
 
 def total(estimates: Mapping[str, Estimate | None]) -> str:
-    """The hours of all phases, and the names of those that are unknown."""
+    """Return the hours of all phases, and the names of those that are unknown."""
     known = [e for e in estimates.values() if e is not None]
     unknown = [name for name, e in estimates.items() if e is None]
     parts = [f"{_hours(known)} in all"] if known else []
@@ -129,7 +129,7 @@ def total(estimates: Mapping[str, Estimate | None]) -> str:
 
 
 def _nodes(config: BaseRun, cluster: Cluster) -> int:
-    """The fewest that can share a step evenly."""
+    """Return the fewest nodes that can share a step evenly."""
     for nodes in range(cluster.fewest, cluster.most + 1):
         with suppress(UserError):
             check_shares(config.train, config.fewest, nodes * cluster.per_node)
@@ -161,7 +161,7 @@ def _rate(
 
 
 def _predicted(config: BaseRun, cluster: Cluster, processes: int) -> _Rate | None:
-    """What `lensdist estimate` says."""
+    """Return the rate from `lensdist estimate`."""
     assert cluster.hardware is not None
     with suppress(UserError):  # a network that cannot be traced
         row = scaling(config, cluster.hardware, [processes], cluster.per_node)[0]
@@ -171,7 +171,7 @@ def _predicted(config: BaseRun, cluster: Cluster, processes: int) -> _Rate | Non
 
 
 def _measured(run: Path, config: BaseRun, cluster: Cluster, processes: int) -> _Rate | None:
-    """What the rows of the last stage say, if the newest checkpoint says who wrote them."""
+    """Return the rate of the last stage, if the newest checkpoint names the machine."""
     step, machine = next(((s, m) for s, m in _checkpoints(run) if m), (0, {}))
     device, theirs = machine.get("device"), machine.get("processes")
     if not isinstance(device, str) or not isinstance(theirs, int) or theirs < 1:
@@ -204,7 +204,7 @@ def _rates(file: Path, step: int, epoch: float) -> list[float]:
 
 
 def _last_stage_from(config: BaseRun) -> float:
-    """The epoch from which everything trains that ever does."""
+    """Return the epoch from which all parameters train that ever do."""
     with suppress(UserError):
         return config.train.epochs * network_of(config).full_from
     return 0.0
@@ -220,7 +220,7 @@ def _checkpoints(run: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _finished(run: Path) -> BaseRun | None:
-    """The configuration of a finished run; its files are not looked through for an estimate."""
+    """Return the configuration of a finished run; its files are not verified for an estimate."""
     with suppress(OSError, ValueError, KeyError, TypeError, UserError):
         raw = read_json(run / COMPLETE)["config"]
         return schema_of(raw).model_validate(raw)
@@ -228,7 +228,7 @@ def _finished(run: Path) -> BaseRun | None:
 
 
 def _alike(one: BaseRun, other: BaseRun) -> bool:
-    """Whether a step of both takes equally long on equal machines."""
+    """Return whether a step of both takes equally long on equal machines."""
 
     def matters(config: BaseRun) -> list[Any]:
         own = config.model_dump(mode="json")

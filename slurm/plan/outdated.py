@@ -1,4 +1,4 @@
-"""Finds out what exists of a phase already, and whether it is outdated."""
+"""Find what exists of a phase already, and whether it is outdated."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Existing:
     """The part of a phase that exists before it is sent.
 
     Attributes:
-        state: new; begun (goes on from its checkpoint); done; again (outdated, runs again).
-        reasons: what has changed since, whether or not the phase runs again for it.
+        state: new; begun (continues from its checkpoint); done; again (outdated, runs again).
+        reasons: the changes since then, whether or not the phase runs again for them.
     """
 
     state: Literal["new", "begun", "done", "again"]
@@ -123,7 +123,7 @@ def _of_begun(run: Path, config: BaseRun, wanted: dict[str, Any]) -> Existing:
     limit = config.train.max_steps
     if limit is not None and step > limit:
         found["config"].append(f"train.max_steps: {step} steps are done already, not {limit}")
-    # Not the user's choice: no run goes on with other settings or data.
+    # Not the user's choice: no run continues with other settings or data.
     return _decide("begun", found, TRIGGERS)
 
 

@@ -21,11 +21,11 @@ class Step:
 
     Attributes:
         phase: its name in the chain.
-        target: what it produces; `target.phase` is its name, with the point of a sweep.
-        source: what it does, for people: `train configs/mae/debug.yaml`.
-        cluster: where it runs.
-        existing: what exists of it already.
-        needs: what must be complete before it.
+        target: its result; `target.phase` is its name, with the point of a sweep.
+        source: a description for people: `train configs/mae/debug.yaml`.
+        cluster: the cluster that it runs on.
+        existing: its part that exists already.
+        needs: steps that must be complete before it.
         follows: names of steps that must have ended before it, successfully or not.
         config: the run's whole configuration; None if nothing is trained.
         argv: arguments of `python`; None for training, whose configuration is a file of the
@@ -53,7 +53,7 @@ class Step:
 
     @property
     def done(self) -> bool:
-        """True if there is nothing to do."""
+        """Whether there is nothing to do."""
         return self.existing.state == "done"
 
 
@@ -62,7 +62,7 @@ class Plan:
     """The steps of a request, in order.
 
     Attributes:
-        cluster: where it runs.
+        cluster: the cluster that it runs on.
         runs: folder of the runs.
         steps: all steps, the finished ones too.
     """

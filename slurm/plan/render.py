@@ -27,7 +27,7 @@ _SHARDED = {
 def render_plan(plan: Plan) -> str:
     """Return the chain, each phase and, for SLURM, the batch scripts.
 
-    The scripts are what sbatch will be given, with placeholders for what does not exist yet: the
+    The scripts are those for sbatch, with placeholders for what does not exist yet: the
     submission's folder (`NEW`), the copy of the code (`CODE`) and ids of other jobs (`JOB_OF_…`).
     """
     times = _times(plan)

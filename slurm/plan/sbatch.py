@@ -1,4 +1,4 @@
-"""A job as submitit's executor, and as the batch script that sbatch is given.
+"""Make a job for submitit's executor, and its batch script for sbatch.
 
 The script runs the prologue before the steps, and the epilogue after them. It outlives a task that
 is killed, so the epilogue always decides what follows.
@@ -15,7 +15,7 @@ from typing import Any
 
 from slurm.job import Job
 
-TASKS_WAIT = 60  # s that a job's other nodes may go on after one has ended: to save, or to report
+TASKS_WAIT = 60  # s for a job's other nodes to save or report after one has ended
 _TASK = re.compile(r"(.+)_(\d+)")
 
 
@@ -84,7 +84,7 @@ def batch_script(job: Job, after: Sequence[str], array: str | None = None, tasks
 
 
 def array_file(folder: Path, phase: str, index: int | str) -> Path:
-    """Return the file of an array's task; the script knows only the task's number."""
+    """Return the file of an array's task; the script has only the task's number."""
     return folder / f"{phase}.array" / f"{index}.json"
 
 

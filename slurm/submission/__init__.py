@@ -1,1 +1,1 @@
-"""Turns a plan into jobs, sends them to SLURM or runs them here, and resumes or cancels them."""
+"""Turn a plan into jobs, send them to SLURM or run them here, and resume or cancel them."""

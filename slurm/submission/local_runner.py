@@ -1,4 +1,4 @@
-"""Runs a chain on this machine: the attempts of phase after phase, as a batch script makes them."""
+"""Run a chain on this machine: the attempts of phase after phase, as a batch script makes them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run_locally(jobs: Mapping[str, Job], ids: Path, say: Say) -> None:
         KeyboardInterrupt: asked to stop; the running phase has ended, and its end is logged.
     """
     failed: list[str] = []
-    for job in jobs.values():  # all of them, so that `resume` knows those that never start
+    for job in jobs.values():  # all of them, so that `resume` finds those that never start
         job.log("sent", str(os.getpid()))
     with _Stop() as stop:
         for phase, job in jobs.items():
@@ -55,7 +55,7 @@ def run_locally(jobs: Mapping[str, Job], ids: Path, say: Say) -> None:
 
 
 class _Stop:
-    """Counts stop requests: Ctrl-C, SIGTERM and SIGHUP. The loops above and below act on them.
+    """The count of stop requests: Ctrl-C, SIGTERM and SIGHUP. The loops act on them.
 
     Attributes:
         requests: their number.
@@ -140,7 +140,7 @@ class _Attempt:
         job = self._job
         start = start_attempt(job, self._id, (node_name(),), 60.0 * job.cluster.walltime)
         self._run_phase(start)
-        # submitit passes no exit code on; the exit reports say more.
+        # submitit passes no exit code on; the exit reports do.
         return end_attempt(job, self._id, start.attempt, 1, "RUNNING", requeued=False)
 
     def _run_phase(self, start: Start) -> None:
@@ -190,7 +190,7 @@ class _Attempt:
         self._id, log = task.job_id, task.paths.stdout
         self._log_sent()
         self._say(f"{self._phase}: log {log}")
-        if _is_cancelled(self._job):  # by a command that could not know the process yet
+        if _is_cancelled(self._job):  # by a command that did not have the process's id yet
             os.kill(int(self._id), signal.SIGTERM)
         passed_on = 0
         while not task.done():

@@ -1,4 +1,4 @@
-"""Sends phases again that have stopped, as they were sent before, and cancels phases."""
+"""Send phases again that have stopped, as they were sent before, and cancel phases."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def cancel(targets: Sequence[Target], state: Path, say: Say) -> None:
 
 
 def _cancel_local(one: PhaseStatus, state: Path) -> str:
-    """Stop a run of this machine, and return what happens; the launcher goes on with the others."""
+    """Stop a run on this machine, and return the result; the launcher starts the other phases."""
     now = status.query_log(one.target, state)
     mine = now.since_sent
     sent = [e for e in now.events if e.what == "sent" and e.submission == mine[-1].submission]

@@ -1,4 +1,4 @@
-"""Sends a plan: job files in a submission's folder, then SLURM, or this machine."""
+"""Send a plan: job files in a submission's folder, then SLURM, or this machine."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _check_readers(plan: Plan) -> None:
 
 
 def _set_aside(steps: Sequence[Step], aside: dict[Path, Path], say: Say) -> None:
-    """Rename what is outdated, and add its old and new path to `aside`."""
+    """Rename outdated folders, and add their old and new paths to `aside`."""
     for step in steps:
         # The folder of scores or a table has other files, too: only the marker is renamed.
         whole = step.target.kind in ("run", "set")

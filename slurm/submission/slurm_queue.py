@@ -1,4 +1,4 @@
-"""Sends jobs to SLURM through submitit, all of them or none."""
+"""Send jobs to SLURM through submitit, all of them or none."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The copy of the code that jobs run, so that editing the code later changes no job.
+"""Copy the code that jobs run, so that editing the code later changes no job.
 
-`.submit/code/<hash>/` holds the toolkit and the launcher; `code.json` says what git knows of them,
+`.submit/code/<hash>/` holds the toolkit and the launcher; `code.json` records their state in git,
 and `code.patch` has the changes that were not committed. Submissions of the same code share a copy.
 """
 

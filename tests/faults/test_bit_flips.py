@@ -150,5 +150,5 @@ def test_another_run_s_scores_are_not_this_run_s(finished: Path, tmp_path: Path)
         ROOT / "tests" / "golden" / "e08eb66" / "finetune" / "eval" / "test.json", run / "eval"
     )
     row = collect([run])[0]
-    assert "scores of other weights" in row["problem"]
+    assert "not of the run's weights" in row["problem"]
     assert "accuracy" not in row

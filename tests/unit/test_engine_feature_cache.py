@@ -103,7 +103,7 @@ def test_any_number_of_processes_gets_the_same_bits(tiny_set: Path, size: int) -
 def test_only_where_it_is_worth_it_and_fits(tiny_set: Path) -> None:
     parts = _parts(tiny_set)
     assert _cache(parts, epochs=4)[1] is parts[3]
-    assert "4 epoch(s) see no more than the 4 views" in _cache(parts, epochs=4)[2]
+    assert "4 epoch(s) do not exceed the 4 views" in _cache(parts, epochs=4)[2]
     small = _parts(tiny_set, cache={"max_gb": 1e-6})
     _, kept, said = _cache(small)
     assert kept is small[3]

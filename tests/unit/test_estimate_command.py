@@ -88,7 +88,7 @@ def test_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpus", "8,,"], "--gpus 8,,: ''"),
         (["--gpus", "12"], "12 GPUs are not whole nodes of 8"),
         (["cluster.hardwar.gpu=H100"], "unknown key; did you mean 'hardware'?"),
-        (["cluster.hardware.gpu=X100"], "'X100' is not known, as V100-16, "),
+        (["cluster.hardware.gpu=X100"], "'X100' is not one of V100-16, "),
         (["cluster.hardware.sustained=1.5"], "hardware.sustained"),
         (["optim.lrr=1"], "did you mean 'lr'?"),
     ],

@@ -210,7 +210,7 @@ def test_hostile_weights_are_refused_in_words(classifier: Path, weights: bytes) 
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff\xfe", b"{", b'"x"'])
 def test_a_description_that_is_none_is_refused(classifier: Path, content: bytes) -> None:
     (classifier / "export" / "config.json").write_bytes(content)
-    with pytest.raises(UserError, match="not a whole export"):
+    with pytest.raises(UserError, match="not a complete export"):
         lensdist.load(classifier)
 
 

@@ -149,7 +149,7 @@ def test_a_description_that_is_none(tmp_path: Path) -> None:
     facts = unsealed(json.loads((run / "config.json").read_text()))
     for model in (None, [], {"members": 3}, {"unknown": 1}):
         (run / "config.json").write_text(json.dumps(sealed({**facts, "model": model})))
-        with pytest.raises(UserError, match="is of no use"):
+        with pytest.raises(UserError, match="cannot be used"):
             _combined([run, run], "logits")
 
 

@@ -217,5 +217,5 @@ def test_pairs_that_nothing_simulates(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"give --family with one of sr$"):
         hard.plan(subject, 4)
     for family in ("sr", "model_ii"):
-        with pytest.raises(UserError, match="nothing simulates such pairs"):
+        with pytest.raises(UserError, match="no simulator makes such pairs"):
             hard.plan(subject, 4, family)

@@ -134,17 +134,17 @@ def test_the_ready_files(file: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "theirs", "sentence"),
     [
-        (["engine=ddp"], FSDP.asked, "engine: the run's configuration says 'ddp' but F says"),
-        (["shard.stage=3"], FSDP.asked, "shard.stage: the run's configuration says 3 but F says 2"),
+        (["engine=ddp"], FSDP.asked, "engine: the run's configuration sets 'ddp' but F sets"),
+        (["shard.stage=3"], FSDP.asked, "shard.stage: the run's configuration sets 3 but F sets 2"),
         (["shard.stage=3"], FSDP.asked, "(there it is fsdp_reshard_after_forward)"),
-        (["shard.offload=false"], FSDP.asked, "shard.offload: the run's configuration says false"),
-        (["speed.recompute=false"], FSDP.asked, "speed.recompute: the run's configuration says"),
-        (["precision=bf16"], {"precision": "fp16"}, "says 'bf16' but F says 'fp16'; "),
-        ([], {"precision": "bf16"}, "says 'no' but F says 'bf16'; change one of them"),
-        ([], {"optim.clip_norm": 1.0}, "optim.clip_norm: the run's configuration says none but F"),
-        (["optim.clip_norm=1"], {"optim.clip_norm": 0.0}, "says 1.0 but F says none"),
-        ([], {"train.global_batch": "32"}, "train.global_batch: the run's configuration says 16"),
-        ([], {"train.micro_batch": "8"}, "train.micro_batch: the run's configuration says 4 but F"),
+        (["shard.offload=false"], FSDP.asked, "shard.offload: the run's configuration sets false"),
+        (["speed.recompute=false"], FSDP.asked, "speed.recompute: the run's configuration sets"),
+        (["precision=bf16"], {"precision": "fp16"}, "sets 'bf16' but F sets 'fp16'; "),
+        ([], {"precision": "bf16"}, "sets 'no' but F sets 'bf16'; change one of them"),
+        ([], {"optim.clip_norm": 1.0}, "optim.clip_norm: the run's configuration sets none but F"),
+        (["optim.clip_norm=1"], {"optim.clip_norm": 0.0}, "sets 1.0 but F sets none"),
+        ([], {"train.global_batch": "32"}, "train.global_batch: the run's configuration sets 16"),
+        ([], {"train.micro_batch": "8"}, "train.micro_batch: the run's configuration sets 4 but F"),
     ],
 )
 def test_each_contradiction_is_a_sentence(
@@ -168,7 +168,7 @@ def test_auto_is_the_part_of_each_process() -> None:
     assert conflicts(auto, two) == []
     assert conflicts(auto, Settings("F", eight)) == []  # on two it will be so
     (found,) = conflicts(auto, Settings("F", eight, processes=4))
-    assert found.startswith("train.micro_batch: the run's configuration says 4 but F says 8")
+    assert found.startswith("train.micro_batch: the run's configuration sets 4 but F sets 8")
     (found,) = conflicts(
         auto, Settings("F", {"engine": "deepspeed"}, accumulation="2", processes=2)
     )

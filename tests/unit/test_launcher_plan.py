@@ -46,8 +46,8 @@ def test_the_clusters_environment_decides_what_the_runs_leave_out(tmp_path: Path
         planned(tmp_path, "pretrain.engine=ddp", "finetune.shard.stage=3", env=FSDP)
     told = str(e.value).splitlines()
     assert len(told) == 2
-    assert told[0].startswith("pretrain: engine: the run's configuration says 'ddp' but")
-    assert told[1].startswith("finetune: shard.stage: the run's configuration says 3 but")
+    assert told[0].startswith("pretrain: engine: the run's configuration sets 'ddp' but")
+    assert told[1].startswith("finetune: shard.stage: the run's configuration sets 3 but")
 
 
 def test_accelerates_file_decides_what_the_runs_leave_out(

@@ -255,7 +255,7 @@ def test_online_without_a_network_goes_on_offline(
     tracker.close()
     assert [each["mode"] for each in wandb.inits] == ["online", "offline"]
     assert len(wandb.logged) == 1
-    assert "goes on offline" in capsys.readouterr().err
+    assert "continues offline" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

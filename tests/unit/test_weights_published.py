@@ -202,7 +202,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
         (without(resnet, "layer1.0.conv2.weight"), "no network that can be imported", ()),
         ({"mix": torch.rand(2), **{f"a.{k}": v for k, v in resnet.items()}}, "'mix'", ()),
         (models.alexnet(weights=None).state_dict(), "features.0.weight", ()),
-        (models.resnet18(weights=None).state_dict(), "tells 1000 classes apart", ()),
+        (models.resnet18(weights=None).state_dict(), "has 1000 classes, but", ()),
         ({n: v for n, v in resnet.items() if n[:2] != "fc"}, "without a fc layer", ()),
         ({**{f"a.{k}": v for k, v in resnet.items()},
           **{f"b.{k}": v for k, v in backbone("resnet18", 4).state_dict().items()}},

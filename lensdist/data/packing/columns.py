@@ -15,7 +15,7 @@ class Column:
     """An `.npy` file that grows row by row; NumPy leaves room in the header for the final count.
 
     Args:
-        path: the file to make.
+        path: the file to create.
         dtype: the type of its numbers.
         row: the shape of a row.
         fill: the value of rows that are not given.

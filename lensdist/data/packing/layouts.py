@@ -46,7 +46,7 @@ class Entry:
     """The file, relative to the source, with forward slashes; in a pair, the LR file."""
     label: int = -1
     split: str | None = None
-    """`train`, `val` or `test` where the data says so; None: to be decided."""
+    """`train`, `val` or `test` if the data sets it; None: to be decided."""
     target: str | None = None
     """The HR file of a pair."""
 

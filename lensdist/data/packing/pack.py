@@ -160,7 +160,7 @@ def _survey_all(
 
 
 def _instrument(given: Instrument, surveys: dict[Entry, Survey], report: Report) -> Instrument:
-    """Complete what the user said by what the files agree on."""
+    """Complete the user's settings by those on which all files agree."""
     scale = agreed("pixel scale", [s.pixel_scale_arcsec for s in surveys.values()], report)
     zero = agreed("zero point", [s.zero_point_mag for s in surveys.values()], report)
     return replace(

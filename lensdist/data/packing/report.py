@@ -30,7 +30,7 @@ class Report:
     """Files that were never taken for images: `__MACOSX`, hidden names, other file types."""
 
     notes: list[str] = field(default_factory=list)
-    """Facts about the whole set that a person should know."""
+    """Facts about the whole set that the user should know."""
 
     def refuse(self, name: str, reason: str) -> None:
         """Quarantine a file; the first reason stays."""
@@ -88,7 +88,7 @@ class ReportBeside:
         self.path = dest.with_name(f"{dest.name}.report.json")
 
     def write(self, report: Report) -> str:
-        """Write the report, and return the end of a sentence that says where, or why not."""
+        """Write the report, and return the end of a sentence: its place, or why there is none."""
         if os.path.lexists(self.path) and not self._is_ours():
             return f" (no report: {printable(self.path)} is another file)"
         try:

@@ -86,10 +86,10 @@ def refuse(report: Report, entry: Entry, reason: str) -> None:
 def choose(
     listing: Listing, surveys: dict[Entry, Survey], report: Report, max_bad: float, dtype: DType
 ) -> dict[Entry, Survey]:
-    """Return the samples of the set; the others are named in the report.
+    """Return the samples of the set; the others are listed in the report.
 
     Raises:
-        UserError: too many files are bad, or what is left does not make a set.
+        UserError: too many files are bad, or the rest does not make a set.
     """
     surveys = _without_duplicates(_same_shape(surveys, report), report)
     report.check(max_bad)

@@ -75,7 +75,7 @@ class Sample:
     weight: Array | None = None
     """(C, H, W), inverse variances or any weights >= 0."""
     split: str | None = None
-    """`train`, `val` or `test`, where it came with the data; None: `finish` decides."""
+    """`train`, `val` or `test`, if the data sets it; None: `finish` decides."""
     file_sha256: str = ""
     """Hash of the source file."""
 
@@ -92,7 +92,7 @@ class _Facts:
 
 
 class PackedWriter:
-    """Stream samples into a packed set. Leaving its `with` block before `finish` leaves nothing.
+    """The writer of a packed set. Leaving its `with` block before `finish` leaves nothing.
 
     Args:
         dest: the folder to make; it must not exist, or be empty.

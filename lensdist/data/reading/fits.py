@@ -17,7 +17,7 @@ from lensdist.data.reading.raw import BadFile, Raw
 
 _MASKS = ("MASK", "DQ")
 _WEIGHTS = ("WHT", "WEIGHT")
-# HDUs that pipelines, HST's and JWST's among them, write beside an image.
+# HDUs that pipelines such as HST's and JWST's write along with an image.
 _NOT_IMAGES = (
     *_MASKS, *_WEIGHTS, "ERR", "VAR", "VARIANCE", "IVAR", "PSF", "RMS", "NOISE", "SIGMA", "CON",
     "CTX", "VAR_POISSON", "VAR_RNOISE", "VAR_FLAT",

@@ -1,4 +1,4 @@
-"""Walk folders, each once, and count what is passed over (torch-free)."""
+"""Walk folders, each once, and count skipped files (torch-free)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lensdist.utils.errors import UserError
 from lensdist.utils.files import printable
 
 _EXAMPLES = 3  # names that are kept of each kind
-_KINDS = 20  # kinds of other files that are told apart: a folder may hold as many as files
+_KINDS = 20  # number of kinds of other files that are counted separately
 
 Identity = tuple[int, int] | None
-"""Device and inode: the same for all names of a folder; None: there is no such folder."""
+"""Device and inode, equal for all names of a folder; None if the folder does not exist."""
 
 
 class Passed(Counter[str]):
-    """Count the files that were passed over, by reason; keep the first names of each."""
+    """The counts of skipped files, by reason, with the first names of each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def walk(root: Path, passed: Passed, apart: Identity = None) -> Iterator[tuple[s
 
     Args:
         root: the folder.
-        passed: counts what is passed over: hidden names, `__MACOSX`, files of other kinds.
+        passed: counts what is skipped: hidden names, `__MACOSX`, files of other kinds.
         apart: a folder below `root` that is not searched.
 
     Raises:

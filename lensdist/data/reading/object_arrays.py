@@ -149,7 +149,7 @@ def _numeric(array: Any) -> npt.NDArray[Any]:
 
 
 def _mass(value: Any) -> float:
-    """Return the axion mass in eV; NaN where the file says None."""
+    """Return the axion mass in eV; NaN if the file holds None."""
     if value is None:
         return math.nan
     if isinstance(value, _Array):

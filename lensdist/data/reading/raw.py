@@ -14,7 +14,7 @@ from typing import Any
 import numpy.typing as npt
 
 MAX_BYTES = 256 << 20
-"""Largest size of a file, and of what a compressed file may unpack to."""
+"""Largest size of a file, also after decompression."""
 
 Array = npt.NDArray[Any]
 

@@ -1,4 +1,4 @@
-"""Read one image file into a checked `Reading`, or say in a sentence why not (torch-free).
+"""Read one image file into a checked `Reading`, or raise the reason why not (torch-free).
 
 Files are read once; the same bytes are hashed and parsed.
 """

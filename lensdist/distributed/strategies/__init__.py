@@ -24,11 +24,11 @@ def build_strategy(
         engine: `ddp`, `fsdp` or `deepspeed`.
         settings: of the run.
         world: the processes.
-        plan: what each computes of a step.
-        build: makes the network.
+        plan: the micro-batches of a step.
+        build: builds the network.
     """
     if engine != "ddp":
-        # torch 2.11 has deprecated names that its own FSDP2 and DeepSpeed use, at each call.
+        # torch 2.11 deprecated names that its own FSDP2 and DeepSpeed use at each call.
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if engine == "fsdp":
         from lensdist.distributed.strategies.fsdp import FSDPStrategy

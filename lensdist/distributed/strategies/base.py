@@ -46,8 +46,8 @@ class ParallelStrategy(ABC):
     Args:
         settings: of the run.
         world: the processes.
-        plan: what each computes of a step.
-        build: makes the network, its initial weights drawn from torch's global generator.
+        plan: the micro-batches of a step.
+        build: builds the network; its initial weights come from torch's global generator.
     """
 
     replicated: ClassVar[bool]
@@ -101,7 +101,7 @@ class ParallelStrategy(ABC):
         """Compile and wrap the network, and build the optimizer, for the parameters that train.
 
         Args:
-            called: the network, or the rest of it where the frozen part's outputs are cached.
+            called: the network, or the rest of it if the frozen part's outputs are cached.
             tensors: as for `freeze`.
         """
         self._called = called
@@ -138,8 +138,8 @@ class ParallelStrategy(ABC):
 
         Args:
             rate: learning rate.
-            updates: steps done, with this one.
-            measure: ask for the gradient's norm also if nothing is clipped.
+            updates: steps done, including this one.
+            measure: compute the gradient's norm also if nothing is clipped.
 
         Returns:
             The norm of the gradient of all parameters, on all processes, before clipping; still on
@@ -157,7 +157,7 @@ class ParallelStrategy(ABC):
         """Clip and step; return the norm as `step` does."""
 
     def unscaled(self, norm: Tensor) -> Tensor:
-        """Take fp16's scale off a norm. A gradient that is not clipped keeps it until the step."""
+        """Remove fp16's scale from a norm; an unclipped gradient keeps it until the step."""
         scaler = self.world.accelerator.scaler
         return norm if scaler is None else norm / scaler.scale(norm.new_ones(()))
 
@@ -165,11 +165,11 @@ class ParallelStrategy(ABC):
 
     @abstractmethod
     def local_shards(self) -> dict[str, Tensor]:
-        """Return what this process holds of each parameter: the memory itself, not a copy."""
+        """Return this process's part of each parameter: the memory itself, not a copy."""
 
     @abstractmethod
     def full_tensor(self, name: str, shard: Tensor) -> Tensor:
-        """Return a parameter, or a tensor sharded like it, from the shards of all; all call it."""
+        """Return a full parameter, or a tensor sharded like it; all processes call it."""
 
     @abstractmethod
     def shard_like(self, name: str, tensor: Tensor) -> Tensor:
@@ -179,16 +179,16 @@ class ParallelStrategy(ABC):
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the optimizer's full tensors as `<parameter name>/<slot>`; all processes call it.
 
-        By name, never by index: with index keys, state is silently given to other parameters when
-        groups change.
+        Keys are names, never indices: with indices, state is silently given to other parameters
+        when groups change.
         """
 
-    def reshard(self) -> None:  # noqa: B027 — only sharded strategies have something to do
+    def reshard(self) -> None:  # noqa: B027 — only sharded strategies need it
         """Free full parameters that are still in memory, before their shards are changed."""
 
     @contextmanager
     def ema_weights(self) -> Iterator[nn.Module]:
-        """Yield the network with the average of its weights, where there is one."""
+        """Yield the network with the average of its weights, if there is one."""
         if self.average is None:
             self.reshard()
             yield self.unwrapped
@@ -207,7 +207,8 @@ class ParallelStrategy(ABC):
         """Return the full state by the names of a checkpoint; all processes call it.
 
         Args:
-            everywhere: on every process; else on the main one, and an empty state on the others.
+            everywhere: return it on every process; otherwise on the main one, and an empty state on
+                the others.
         """
         self.reshard()
         keep = everywhere or self.world.main
@@ -232,12 +233,12 @@ class ParallelStrategy(ABC):
         return found
 
     def export_model(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """Return the network to export: full, with the average of the weights where there is one.
+        """Return the network to export: full, with the average of the weights if there is one.
 
-        All processes call it; where the network is sharded, only the main process gets it full.
+        All processes call it; if the network is sharded, only the main process gets it full.
 
         Args:
-            tensors: the state, by the names of a checkpoint, where no stage was left to begin.
+            tensors: the state, by the names of a checkpoint, if no stage began in this process.
         """
         if not self._shards:
             self.unwrapped.load_state_dict(under("average/", tensors) or under("model/", tensors))

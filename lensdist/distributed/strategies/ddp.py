@@ -1,5 +1,7 @@
-"""DDP: every process holds all of the network, and gradients are averaged during the backward pass
-(Li et al. 2020, arXiv:2006.15704)."""
+"""Distributed data parallel (Li et al. 2020, arXiv:2006.15704).
+
+Every process holds all of the network; gradients are averaged during the backward pass.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +37,13 @@ class DDPStrategy(ParallelStrategy):
 
     def _wrap(self, called: nn.Module, optimizer: Mapping[str, Tensor]) -> None:
         # DDP decides at wrapping which gradients it reduces. A parameter that is unfrozen later
-        # would train on each process separately, and nobody would be told. So each stage wraps.
+        # would silently train on each process separately. So each stage wraps.
         reproducible = self.settings.reproducible
         self.wrapped = self.world.wrap(called, ddp=not reproducible)
         self.optimizer = self._stepper = build_optimizer(self.unwrapped, self.settings.optim)
         load_optimizer_state(self.unwrapped, self.optimizer, optimizer)
         if self.world.accelerator.scaler is not None:
-            # Only then: accelerate's wrapper looks for packages on the disk at each step, 0.25 ms.
+            # Only then: accelerate's wrapper searches the disk for packages at each step, 0.25 ms.
             self._stepper = self.world.accelerator.prepare_optimizer(
                 self.optimizer, device_placement=False
             )

@@ -1,9 +1,9 @@
-"""FSDP2: torch's `fully_shard` (Zhao et al. 2023, arXiv:2304.11277), called directly.
+"""Fully sharded data parallel: torch's `fully_shard` (Zhao et al. 2023, arXiv:2304.11277).
 
-accelerate's own wrapper skips FSDP where there is no GPU and does not say so: tests would not run
-what GPUs run. Parameters are split along their first axis as by `torch.chunk`, and gathered layer
-by layer in forward and backward. Products run under accelerate's autocast as under DDP, so
-parameters are gathered in float32 and losses are the same.
+It is called directly: accelerate's own wrapper silently skips FSDP without a GPU, so tests would
+not run the code that GPUs run. Parameters are split along their first axis as by `torch.chunk`, and
+gathered layer by layer in forward and backward. Products run under accelerate's autocast as under
+DDP, so parameters are gathered in float32 and losses are the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lensdist.models.vit import blocks_of
 
 
 class FSDPStrategy(ParallelStrategy):
-    """Every parameter, its gradient and its optimizer state are sharded."""
+    """The strategy that shards every parameter, its gradient and its optimizer state."""
 
     replicated: ClassVar[bool] = False
 
@@ -36,7 +36,7 @@ class FSDPStrategy(ParallelStrategy):
         self._mesh: DeviceMesh | None = None
 
     def _wrap(self, called: nn.Module, optimizer: Mapping[str, Tensor]) -> None:
-        if self._mesh is None:  # once for all stages: FSDP respects what is frozen later
+        if self._mesh is None:  # once for all stages: FSDP respects layers frozen later
             self._mesh = init_device_mesh(self.world.device.type, (self.world.size,))
             self._shard(called, self._mesh)
         self.wrapped = self.world.wrap(called, ddp=False)
@@ -58,7 +58,7 @@ class FSDPStrategy(ParallelStrategy):
                 reshard_after_forward=self.settings.shard.stage == 3,
                 offload_policy=offload,
             )
-        # Parameters and buffers are on the device now, but for those that are offloaded.
+        # Parameters and buffers are now on the device, except for offloaded ones.
 
     def _load(self, saved: Mapping[str, Tensor]) -> None:
         names = {p: name for name, p in self.unwrapped.named_parameters()}
@@ -91,7 +91,7 @@ class FSDPStrategy(ParallelStrategy):
         return norm
 
     def _norm(self) -> Tensor:
-        """Return what `torch.nn.utils.get_total_norm` does, reduced on the run's device.
+        """Return the norm of `torch.nn.utils.get_total_norm`, reduced on the run's device.
 
         torch reduces on the gradients' device; with offloading that is the CPU, for which NCCL has
         no collectives.
@@ -121,7 +121,7 @@ class FSDPStrategy(ParallelStrategy):
     def shard_like(self, name: str, tensor: Tensor) -> Tensor:
         shard = torch.empty_like(_local(self.unwrapped.get_parameter(name)), dtype=tensor.dtype)
         chunks = torch.chunk(tensor, self.world.size)
-        if self.world.rank < len(chunks):  # the last processes may hold none of a short axis
+        if self.world.rank < len(chunks):  # the last processes may hold no rows of a short axis
             shard.copy_(chunks[self.world.rank])
         return shard
 

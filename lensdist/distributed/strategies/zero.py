@@ -1,9 +1,9 @@
-"""DeepSpeed's ZeRO, stages 1 to 3 (Rajbhandari et al. 2020, arXiv:1910.02054), called directly.
+"""DeepSpeed's ZeRO, stages 1 to 3 (Rajbhandari et al. 2020, arXiv:1910.02054).
 
-accelerate's own wrapper imports transformers and does not run on a CPU. DeepSpeed's half precisions
-are not used either: products run under accelerate's autocast as under DDP, weights stay float32,
-and losses are the same. DeepSpeed's own checkpoints are pickles, so the state is read from its flat
-buffers by name, and written back.
+It is called directly: accelerate's own wrapper imports transformers and does not run on a CPU.
+DeepSpeed's half precisions are not used either: products run under accelerate's autocast as under
+DDP, weights stay float32, and losses are the same. DeepSpeed's own checkpoints are pickles, so the
+state is read from its flat buffers by name, and written back.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lensdist.distributed.strategies.base import Build, ParallelStrategy, Strate
 
 
 class DeepSpeedStrategy(ParallelStrategy):
-    """Stage 1 shards the optimizer's state, 2 gradients too, and 3 parameters too."""
+    """ZeRO: stage 1 shards the optimizer's state, 2 also gradients, 3 also parameters."""
 
     replicated: ClassVar[bool] = False
 
@@ -39,11 +39,11 @@ class DeepSpeedStrategy(ParallelStrategy):
 
     def freeze(self, trains: Callable[[str], bool], tensors: Mapping[str, Tensor]) -> None:
         if self._engine is not None:
-            # DeepSpeed cannot undo what it did to the parameters: begin with new ones.
+            # DeepSpeed cannot undo its changes to the parameters: begin with new ones.
             self._engine.destroy()
             self._engine, self._shards, self.average = None, {}, None
             self.unwrapped = self.wrapped = self._called = self.build()
-            gc.collect()  # its hooks and the network hold each other
+            gc.collect()  # its hooks and the network refer to each other
             self.load(tensors)
         super().freeze(trains, tensors)
 
@@ -54,7 +54,7 @@ class DeepSpeedStrategy(ParallelStrategy):
         adam.param_groups = _of_equal_steps(adam.param_groups, saved)
         settings = self._settings()
         if self._stage == 3:
-            # Parameter by parameter from the CPU: a device may not have room for all of them.
+            # Move one parameter at a time from the CPU: a device may not have room for all of them.
             for buffer in called.buffers():
                 buffer.data = buffer.to(self.world.device)
             self._deepspeed.zero.Init(module=called, config_dict_or_path=settings)
@@ -73,7 +73,7 @@ class DeepSpeedStrategy(ParallelStrategy):
             # Parameters that stay full would not change with their shards (`WeightAverage.swap`).
             "stage3_param_persistence_threshold": 0,
             "stage3_prefetch_bucket_size": elements,
-            "memory_efficient_linear": False,  # another order of rounding in half precision
+            "memory_efficient_linear": False,  # it rounds in another order in half precision
         }
         if cfg.shard.offload:
             pinned = {"device": "cpu", "pin_memory": self.world.device.type == "cuda"}
@@ -98,10 +98,10 @@ class DeepSpeedStrategy(ParallelStrategy):
         self._engine.set_gradient_accumulation_boundary(last)
         yield
         if not last:
-            self._engine.step()  # only counts
+            self._engine.step()  # it only counts
 
     def backward(self, loss: Tensor) -> None:
-        self._engine.backward(loss)  # divides by accumulation steps and processes
+        self._engine.backward(loss)  # it divides by accumulation steps and processes
 
     def _step(self, clip_norm: float | None, measure: bool) -> Tensor | float | None:
         self._engine.step()
@@ -173,7 +173,7 @@ class DeepSpeedStrategy(ParallelStrategy):
                     if value.shape != _shape(p):
                         continue
                     if self._stage == 3:
-                        # DeepSpeed's own function forgets the padding of the last shards.
+                        # DeepSpeed's own function ignores the padding of the last shards.
                         safe_set_local_optimizer_state(p, self.shard_like(names[p], value), slot)
                     else:
                         safe_set_full_optimizer_state(p, value.to(self.world.device), slot)
@@ -186,7 +186,7 @@ class DeepSpeedStrategy(ParallelStrategy):
         return list(zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True))
 
     def _link(self) -> None:
-        """Let stages 1 and 2 know which part of Adam's state belongs to which parameter.
+        """Tell stages 1 and 2 which part of Adam's state belongs to which parameter.
 
         DeepSpeed does so after the first step of the first group of parameters: too early for the
         other groups, and too late for a state that has just been loaded.
@@ -203,7 +203,7 @@ class DeepSpeedStrategy(ParallelStrategy):
 
 
 def _deepspeed(world: DistributedContext) -> Any:
-    """Import DeepSpeed, and set its device: by itself it guesses what is installed, and prints."""
+    """Import DeepSpeed, and set its device: otherwise it guesses the device, and prints."""
     if world.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("LOCAL_RANK", "0")  # a run without a launcher
@@ -216,7 +216,7 @@ def _deepspeed(world: DistributedContext) -> Any:
 def _of_equal_steps(
     groups: list[dict[str, Any]], saved: Mapping[nn.Parameter, Mapping[str, Tensor]]
 ) -> list[dict[str, Any]]:
-    """Split groups of parameters by how many steps they have been trained for.
+    """Split groups of parameters by the number of steps that they were trained for.
 
     DeepSpeed keeps one step count for all parameters of a group. Layers that have just been
     unfrozen would get the count of the others, and with it Adam's bias correction.
