@@ -95,7 +95,9 @@ def _other_data(saved: Mapping[str, Any], cfg: BaseRun, before: str | None) -> b
     path = cfg.data.path
     if path is None:
         path = cfg.run.dir / "data"
-        if not (path / MANIFEST).exists():  # it is simulated again from the settings, which are compared
+        if not (
+            path / MANIFEST
+        ).exists():  # it is simulated again from the settings, which are compared
             return before is not None
     return saved.get("data") not in (None, Manifest.load(path).fingerprint)
 

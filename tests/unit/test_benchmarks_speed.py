@@ -19,6 +19,7 @@ from benchmarks.speed.settings import SpeedBench
 from lensdist.cli import main
 from lensdist.config import load
 from lensdist.config.schema import schema_of
+from lensdist.data.transforms import Preprocess
 from lensdist.tasks.build import build_task
 from lensdist.utils.errors import RunError
 from tests.conftest import ROOT, settings
@@ -162,7 +163,7 @@ def the_rungs(
     path = ROOT / f"configs/{task}/reference.yaml"
     cfg = load(path, ["run.dir=x", *more], schema=schema_of)
     with torch.device("meta"):
-        network = build_task(cfg, ("a", "b", "c"), None, None).build()  # type: ignore[arg-type]
+        network = build_task(cfg, ("a", "b", "c"), Preprocess(cfg.preprocess, [0.0], [1.0])).build()
     on = torch.device(device)
     return [*rungs(cfg, network, frozen=frozen, device=on, processes=processes, steps=4)]
 

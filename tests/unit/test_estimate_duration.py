@@ -83,5 +83,5 @@ def test_a_real_start_says_so_before_it_simulates_anything(tmp_path: Path) -> No
         assert process.stderr is not None
         first = process.stderr.readline()
         process.kill()
-    assert first.startswith("this run takes about ")
+    assert " WARNING this run takes about " in first
     assert "; configs/common/" in first
