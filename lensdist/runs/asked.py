@@ -97,7 +97,7 @@ def _other_data(saved: Mapping[str, Any], cfg: BaseRun, before: str | None) -> b
         path = cfg.run.dir / "data"
         if not (
             path / MANIFEST
-        ).exists():  # it is simulated again from the settings, which are compared
+        ).exists():  # simulated again from settings, which are compared
             return before is not None
     return saved.get("data") not in (None, Manifest.load(path).fingerprint)
 

@@ -41,7 +41,7 @@ def finish(
         outcome: how training ended.
         packed: the data.
         seconds: from this start of the run to its end.
-        facts: the configuration (`config`), and hashes of the inputs (`data`, `encoder`, `weights`).
+        facts: the configuration (`config`), and hashes of `data`, `encoder` and `weights`.
         averaged: whether the average of the weights is exported.
     """
     state, preset = outcome.state, facts["config"]["preset"]

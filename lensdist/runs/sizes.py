@@ -13,8 +13,8 @@ def check_images(cfg: BaseRun, packed: PackedSet) -> None:
     """Check that the network takes the images of a set.
 
     Raises:
-        UserError: it does not, or the preprocessing cannot; the message names settings that help, if
-            there are any.
+        UserError: it does not, or the preprocessing cannot; the message names settings that
+            help, if there are any.
     """
     shape = packed.manifest.image_shape
     remedy = cfg.remedy(shape, read_export)
