@@ -87,7 +87,7 @@ def _claim(folder: Path) -> Iterator[Path]:
 
 
 def _rival(mine: Path) -> Path | None:
-    """Return another's claim that goes before ours, or None: the folder is ours. Remove dead ones."""
+    """Return another claim that goes before ours; None: the folder is ours. Remove dead claims."""
     for name in sorted(os.listdir(mine.parent)):
         path, owner = mine.with_name(name), owner_of(name)
         if path == mine or owner is None or not _CLAIM.fullmatch(name):
