@@ -15,23 +15,23 @@ class ScheduleConfig(Strict):
 
     kind: Literal["constant", "cosine", "step"] = Field(
         "constant",
-        description="shape of the learning rate: constant; cosine, which falls to `final`; or "
+        description="the shape of the learning rate: constant; cosine, which falls to `final`; or "
         "step, which multiplies it by `gamma` every `step_epochs`",
     )
     warmup_steps: int = Field(
-        0, ge=0, le=10**12, description="length of the linear warm-up from 0, in optimizer steps"
+        0, ge=0, le=10**12, description="the linear warm-up from 0, in optimizer steps"
     )
     final: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="cosine: the last learning rate, as a fraction of the peak",
+        description="the last learning rate of cosine, as a fraction of the peak",
     )
-    step_epochs: Epochs = Field(8, description="step: the number of epochs between two reductions")
-    gamma: float = Field(0.1, gt=0, le=1, description="step: the factor of each reduction")
+    step_epochs: Epochs = Field(8, description="the number of epochs between reductions by step")
+    gamma: float = Field(0.1, gt=0, le=1, description="the factor of each reduction by step")
     per_stage: bool = Field(
         False,
-        description="restart the schedule at each stage (when layers unfreeze); false: one "
+        description="restart the schedule at each stage (when layers unfreeze). false: one "
         "schedule for the whole run",
     )
 
@@ -40,20 +40,20 @@ class OptimConfig(Strict):
     """The optimizer."""
 
     name: Literal["adam", "adamw"] = Field(
-        "adamw", description="optimizer: torch.optim's Adam or AdamW"
+        "adamw", description="the optimizer: torch.optim's Adam or AdamW"
     )
-    lr: Positive = Field(1e-4, description="peak learning rate")
+    lr: Positive = Field(1e-4, description="the peak learning rate")
     weight_decay: float = Field(
         1e-4,
         ge=0,
         le=1e30,
-        description="weight decay, decoupled for adamw; biases and norm layers have none",
+        description="the weight decay, decoupled for adamw; biases and norm layers have none",
     )
     betas: tuple[Decay, Decay] = Field(
-        (0.9, 0.999), description="decay rates of Adam's two moment estimates"
+        (0.9, 0.999), description="the decay rates of Adam's two moment estimates"
     )
     clip_norm: Positive | None = Field(
-        None, description="largest global gradient norm; larger gradients are clipped; null: none"
+        None, description="the norm to which larger global gradient norms are clipped. null: none"
     )
     schedule: ScheduleConfig = ScheduleConfig()
 
@@ -61,15 +61,15 @@ class OptimConfig(Strict):
 class TrainConfig(Strict):
     """The length of training, its batches, and the intervals of evaluation and logs."""
 
-    epochs: Count = Field(10, description="number of passes over the train split")
+    epochs: Count = Field(10, description="the number of passes over the train split")
     max_steps: Count | None = Field(
-        None, description="stop after this number of optimizer steps; null: train all epochs"
+        None, description="stop after this number of optimizer steps. null: train all epochs"
     )
-    global_batch: Count = Field(64, description="images per optimizer step, over all processes")
+    global_batch: Count = Field(64, description="the images per optimizer step, over all processes")
     micro_batch: Count | Literal["auto"] = Field(
         "auto",
-        description="images per forward pass. With a number, the processes share whole "
-        "micro-batches, so the result does not depend on how many processes there are. auto: "
+        description="the images per forward pass. With a number, the processes share whole "
+        "micro-batches, so the result does not depend on the number of processes. auto: "
         "global_batch divided by the number of processes, on which BatchNorm and dropout then "
         "depend",
     )
@@ -87,18 +87,18 @@ class TrainConfig(Strict):
         None,
         gt=0,
         lt=1,
-        description="decay per step of an exponential moving average of the weights, which is "
-        "then evaluated and exported; null: no average",
+        description="the decay per step of an exponential moving average of the weights, which is "
+        "then evaluated and exported. null: no average",
     )
     early_stop: Count | None = Field(
         None,
-        description="stop after this number of evaluations without improvement; null: never",
+        description="stop after this number of evaluations without improvement. null: never",
     )
     eval_every_epochs: Epochs = Field(
-        1, description="epochs between evaluations on the validation split"
+        1, description="the epochs between evaluations on the validation split"
     )
-    eval_batch: Count = Field(256, description="images per forward pass in evaluation")
-    log_every: Count = Field(20, description="optimizer steps between rows of metrics.jsonl")
+    eval_batch: Count = Field(256, description="the images per forward pass in evaluation")
+    log_every: Count = Field(20, description="the optimizer steps between rows of metrics.jsonl")
     deterministic: bool = Field(
         True, description="use torch's deterministic kernels on a GPU (on a CPU all kernels are)"
     )
@@ -134,11 +134,11 @@ class TrainConfig(Strict):
 class CheckpointConfig(Strict):
     """The interval of checkpoints. The best checkpoint so far is always kept as well."""
 
-    every_epochs: Epochs = Field(2, description="epochs between checkpoints (the recipe: 2)")
+    every_epochs: Epochs = Field(2, description="the epochs between checkpoints, 2 in the recipe")
     every_steps: Count | None = Field(
-        None, description="optimizer steps between checkpoints, in place of every_epochs"
+        None, description="the optimizer steps between checkpoints, in place of every_epochs"
     )
-    keep: Count = Field(2, description="number of newest checkpoints to keep")
+    keep: Count = Field(2, description="the number of newest checkpoints to keep")
     background: bool = Field(
         True, description="write checkpoints in a thread while training continues"
     )
@@ -149,9 +149,8 @@ class ShardConfig(Strict):
 
     stage: Literal[1, 2, 3] = Field(
         3,
-        description="ZeRO stage, the state that is sharded over the processes: 1, optimizer state; "
-        "2, also gradients; 3, also parameters. fsdp has stages 2 and 3. Every process holds the "
-        "rest in full",
+        description="the ZeRO stage, which decides what is sharded over the processes. 1: the "
+        "optimizer state; 2: also gradients; 3: also parameters. fsdp has stages 2 and 3",
     )
     offload: bool = Field(
         False,
@@ -170,8 +169,8 @@ class SpeedConfig(Strict):
 
     compile: Literal["no", "whole", "blocks"] = Field(
         "no",
-        description="use of torch.compile: whole, the network as one graph, for convolutional "
-        "networks; blocks, one transformer layer, compiled once for all layers",
+        description="what torch.compile compiles. whole: the network as one graph, for "
+        "convolutional networks; blocks: one transformer layer, for use in all layers",
     )
     cuda_graphs: bool = Field(
         False,
@@ -190,8 +189,8 @@ class SpeedConfig(Strict):
     )
     bucket_mb: Count = Field(
         100,
-        description="size in MB of the gradient buckets that are sent during the backward pass; "
-        "for deepspeed also of the parameter buckets",
+        description="the size in MB of the gradient buckets that are sent during the backward "
+        "pass; for deepspeed also of the parameter buckets",
     )
 
 
@@ -202,8 +201,8 @@ class CacheConfig(Strict):
         4.0,
         ge=0,
         le=1e9,
-        description="largest size in GB of the cached outputs, per process and on the run's "
-        "device; 0: no cache",
+        description="the largest size in GB of the cached outputs, per process and on the run's "
+        "device. 0: no cache",
     )
 
 
@@ -211,10 +210,10 @@ class TrackConfig(Strict):
     """The trackers besides metrics.jsonl; a tracker cannot stop or slow training."""
 
     wandb: Literal["auto", "online", "offline", "off"] = Field(
-        "off", description="mode of wandb; auto: online if an API key is set, else offline"
+        "off", description="the mode of wandb. auto: online if an API key is set, else offline"
     )
     project: str | None = Field(
-        None, description="wandb project; null: the value of WANDB_PROJECT, else lensdist"
+        None, description="the wandb project. null: the value of WANDB_PROJECT, else lensdist"
     )
     tensorboard: bool = Field(
         False, description="write TensorBoard files; needs the extra lensdist[tensorboard]"
@@ -224,4 +223,4 @@ class TrackConfig(Strict):
 class RunConfig(Strict):
     """The location of a run."""
 
-    dir: Path = Field(description="folder of the run; it is created")
+    dir: Path = Field(description="the folder of the run, which is created")
