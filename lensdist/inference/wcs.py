@@ -1,7 +1,7 @@
 """FITS headers for images on finer pixels: coordinates, distortion and sections (torch-free).
 
-A pixel's centre has whole coordinates, so its edges are at n - 1/2. If each pixel is cut into f x
-f, position p becomes p' = f (p - 1/2) + 1/2, and an offset of u pixels becomes f u.
+A pixel's centre has whole coordinates, so its edges are at n - 1/2. Where each pixel is cut into
+f x f pixels, position p becomes p' = f (p - 1/2) + 1/2, and an offset of u pixels becomes f u.
 """
 
 from __future__ import annotations
