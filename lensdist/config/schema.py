@@ -31,19 +31,19 @@ class BaseRun(TaskSettings):
     """The settings of every run, whatever its task."""
 
     task: str
-    preset: str = Field("custom", description="the name of the preset, written into every result")
-    seed: int = Field(0, ge=0, lt=2**63, description="the seed of all random numbers of the run")
+    preset: str = Field("custom", description="The name of the preset, written into every result.")
+    seed: int = Field(0, ge=0, lt=2**63, description="The seed of all random numbers of the run.")
     engine: Literal["ddp", "fsdp", "deepspeed"] = Field(
         "ddp",
-        description="the parallel strategy: with ddp every process holds the whole network; with "
+        description="The parallel strategy: with ddp every process holds the whole network; with "
         "fsdp (torch's FSDP2) and deepspeed (ZeRO) each holds a shard (see `shard`). If left out: "
-        "the choice of accelerate's launcher, else ddp",
+        "the choice of accelerate's launcher, else ddp.",
     )
     shard: ShardConfig = ShardConfig()
     precision: Literal["no", "fp16", "bf16", "fp8"] = Field(
         "no",
-        description="the precision of matrix products and convolutions; weights and optimizer "
-        "state stay in float32. fp8: in wide linear layers on GPUs that support it, bf16 elsewhere",
+        description="The precision of matrix products and convolutions; weights and optimizer "
+        "state stay in float32. fp8: in wide linear layers on GPUs with fp8, bf16 elsewhere.",
     )
     speed: SpeedConfig = SpeedConfig()
     run: RunConfig
@@ -118,7 +118,7 @@ def run_schema(task: str) -> type[BaseRun]:
     """
     settings = task_class(task).settings
     name = settings.__name__.removesuffix("Settings") + "Run"
-    fields: dict[str, Any] = {"task": (Literal[task], Field(description="the name of the task"))}
+    fields: dict[str, Any] = {"task": (Literal[task], Field(description="The name of the task."))}
     bases = cast(tuple[type[BaseRun], ...], (settings, BaseRun))
     return create_model(name, __base__=bases, __doc__=settings.__doc__, **fields)
 

@@ -15,24 +15,24 @@ class ScheduleConfig(Strict):
 
     kind: Literal["constant", "cosine", "step"] = Field(
         "constant",
-        description="the shape of the learning rate: constant; cosine, which falls to `final`; or "
-        "step, which multiplies it by `gamma` every `step_epochs`",
+        description="The shape of the learning rate: constant; cosine, which falls to `final`; or "
+        "step, which multiplies it by `gamma` every `step_epochs`.",
     )
     warmup_steps: int = Field(
-        0, ge=0, le=10**12, description="the linear warm-up from 0, in optimizer steps"
+        0, ge=0, le=10**12, description="The length of the linear warm-up, in optimizer steps."
     )
     final: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="the last learning rate of cosine, as a fraction of the peak",
+        description="The last learning rate of cosine, as a fraction of the peak.",
     )
-    step_epochs: Epochs = Field(8, description="the number of epochs between reductions by step")
-    gamma: float = Field(0.1, gt=0, le=1, description="the factor of each reduction by step")
+    step_epochs: Epochs = Field(8, description="The number of epochs between reductions by step.")
+    gamma: float = Field(0.1, gt=0, le=1, description="The factor of each reduction by step.")
     per_stage: bool = Field(
         False,
-        description="restart the schedule at each stage (when layers unfreeze). false: one "
-        "schedule for the whole run",
+        description="Restart the schedule at each stage (when layers unfreeze). false: one "
+        "schedule for the whole run.",
     )
 
 
@@ -40,20 +40,20 @@ class OptimConfig(Strict):
     """The optimizer."""
 
     name: Literal["adam", "adamw"] = Field(
-        "adamw", description="the optimizer: torch.optim's Adam or AdamW"
+        "adamw", description="The optimizer: torch.optim's Adam or AdamW."
     )
-    lr: Positive = Field(1e-4, description="the peak learning rate")
+    lr: Positive = Field(1e-4, description="The peak learning rate.")
     weight_decay: float = Field(
         1e-4,
         ge=0,
         le=1e30,
-        description="the weight decay, decoupled for adamw; biases and norm layers have none",
+        description="The weight decay, decoupled for adamw; biases and norm layers have none.",
     )
     betas: tuple[Decay, Decay] = Field(
-        (0.9, 0.999), description="the decay rates of Adam's two moment estimates"
+        (0.9, 0.999), description="The decay rates of Adam's two moment estimates."
     )
     clip_norm: Positive | None = Field(
-        None, description="the norm to which larger global gradient norms are clipped. null: none"
+        None, description="The norm to which larger global gradient norms are clipped. null: none."
     )
     schedule: ScheduleConfig = ScheduleConfig()
 
@@ -61,46 +61,52 @@ class OptimConfig(Strict):
 class TrainConfig(Strict):
     """The length of training, its batches, and the intervals of evaluation and logs."""
 
-    epochs: Count = Field(10, description="the number of passes over the train split")
+    epochs: Count = Field(10, description="The number of passes over the train split.")
     max_steps: Count | None = Field(
-        None, description="stop after this number of optimizer steps. null: train all epochs"
+        None, description="Stop after this number of optimizer steps. null: train all epochs."
     )
-    global_batch: Count = Field(64, description="the images per optimizer step, over all processes")
+    global_batch: Count = Field(
+        64, description="The number of images per optimizer step, over all processes."
+    )
     micro_batch: Count | Literal["auto"] = Field(
         "auto",
-        description="the images per forward pass. With a number, the processes share whole "
-        "micro-batches, so the result does not depend on the number of processes. auto: "
+        description="The number of images per forward pass. With a number, the processes share "
+        "whole micro-batches, so the result does not depend on the number of processes. auto: "
         "global_batch divided by the number of processes, on which BatchNorm and dropout then "
-        "depend",
+        "depend.",
     )
     sync_batchnorm: bool = Field(
         False,
-        description="compute BatchNorm's statistics over the whole step and all processes, at the "
-        "cost of communication; needs micro_batch: auto",
+        description="Compute BatchNorm's statistics over the whole step and all processes, at the "
+        "cost of communication; needs micro_batch: auto.",
     )
     reproducible: bool = Field(
         False,
-        description="give the same bits on any number of processes, at the cost of communication; "
-        "with several processes micro_batch must be a number",
+        description="Give the same bits on any number of processes, at the cost of communication; "
+        "with several processes micro_batch must be a number.",
     )
     ema: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="the decay per step of an exponential moving average of the weights, which is "
-        "then evaluated and exported. null: no average",
+        description="The decay per step of an exponential moving average of the weights, which is "
+        "then evaluated and exported. null: no average.",
     )
     early_stop: Count | None = Field(
         None,
-        description="stop after this number of evaluations without improvement. null: never",
+        description="Stop after this number of evaluations without improvement. null: never.",
     )
     eval_every_epochs: Epochs = Field(
-        1, description="the epochs between evaluations on the validation split"
+        1, description="The number of epochs between evaluations on the validation split."
     )
-    eval_batch: Count = Field(256, description="the images per forward pass in evaluation")
-    log_every: Count = Field(20, description="the optimizer steps between rows of metrics.jsonl")
+    eval_batch: Count = Field(
+        256, description="The number of images per forward pass in evaluation."
+    )
+    log_every: Count = Field(
+        20, description="The number of optimizer steps between rows of metrics.jsonl."
+    )
     deterministic: bool = Field(
-        True, description="use torch's deterministic kernels on a GPU (on a CPU all kernels are)"
+        True, description="Use torch's deterministic kernels on a GPU (on a CPU all kernels are)."
     )
 
     @field_validator("micro_batch", mode="before")
@@ -134,13 +140,16 @@ class TrainConfig(Strict):
 class CheckpointConfig(Strict):
     """The interval of checkpoints. The best checkpoint so far is always kept as well."""
 
-    every_epochs: Epochs = Field(2, description="the epochs between checkpoints, 2 in the recipe")
-    every_steps: Count | None = Field(
-        None, description="the optimizer steps between checkpoints, in place of every_epochs"
+    every_epochs: Epochs = Field(
+        2, description="The number of epochs between checkpoints, 2 in the recipe."
     )
-    keep: Count = Field(2, description="the number of newest checkpoints to keep")
+    every_steps: Count | None = Field(
+        None,
+        description="The number of optimizer steps between checkpoints, in place of every_epochs.",
+    )
+    keep: Count = Field(2, description="The number of newest checkpoints to keep.")
     background: bool = Field(
-        True, description="write checkpoints in a thread while training continues"
+        True, description="Write checkpoints in a thread while training continues."
     )
 
 
@@ -149,13 +158,13 @@ class ShardConfig(Strict):
 
     stage: Literal[1, 2, 3] = Field(
         3,
-        description="the ZeRO stage, which decides what is sharded over the processes. 1: the "
-        "optimizer state; 2: also gradients; 3: also parameters. fsdp has stages 2 and 3",
+        description="The ZeRO stage, which decides what is sharded over the processes. 1: the "
+        "optimizer state; 2: also gradients; 3: also parameters. fsdp has stages 2 and 3.",
     )
     offload: bool = Field(
         False,
-        description="keep the shard in the machine's memory and run the optimizer there; far "
-        "slower, for networks that do not fit otherwise",
+        description="Keep the shard in the machine's memory and run the optimizer there; far "
+        "slower, for networks that do not fit otherwise.",
     )
 
 
@@ -169,28 +178,28 @@ class SpeedConfig(Strict):
 
     compile: Literal["no", "whole", "blocks"] = Field(
         "no",
-        description="what torch.compile compiles. whole: the network as one graph, for "
-        "convolutional networks; blocks: one transformer layer, for use in all layers",
+        description="What torch.compile compiles. whole: the network as one graph, for "
+        "convolutional networks; blocks: one transformer layer, for use in all layers.",
     )
     cuda_graphs: bool = Field(
         False,
-        description="replay the compiled kernels as CUDA graphs, without the host; faster if a "
-        "step has thousands of small kernels; needs compile: whole and one GPU",
+        description="Replay the compiled kernels as CUDA graphs, without the host; faster if a "
+        "step has thousands of small kernels; needs compile: whole and one GPU.",
     )
     recompute: bool = Field(
         False,
-        description="keep only the inputs of transformer layers and recompute the rest in the "
-        "backward pass: a third more work, a fraction of the memory (arXiv:1604.06174)",
+        description="Keep only the inputs of transformer layers and recompute the rest in the "
+        "backward pass: a third more work, a fraction of the memory (arXiv:1604.06174).",
     )
     channels_last: bool = Field(
         True,
-        description="use torch's channels-last memory format for convolutional networks (engine "
-        "ddp)",
+        description="Use torch's channels-last memory format for convolutional networks (engine "
+        "ddp).",
     )
     bucket_mb: Count = Field(
         100,
-        description="the size in MB of the gradient buckets that are sent during the backward "
-        "pass; for deepspeed also of the parameter buckets",
+        description="The size in MB of the gradient buckets that are sent during the backward "
+        "pass; for deepspeed also of the parameter buckets.",
     )
 
 
@@ -201,8 +210,8 @@ class CacheConfig(Strict):
         4.0,
         ge=0,
         le=1e9,
-        description="the largest size in GB of the cached outputs, per process and on the run's "
-        "device. 0: no cache",
+        description="The largest size in GB of the cached outputs, per process and on the run's "
+        "device. 0: no cache.",
     )
 
 
@@ -210,17 +219,17 @@ class TrackConfig(Strict):
     """The trackers besides metrics.jsonl; a tracker cannot stop or slow training."""
 
     wandb: Literal["auto", "online", "offline", "off"] = Field(
-        "off", description="the mode of wandb. auto: online if an API key is set, else offline"
+        "off", description="The mode of wandb. auto: online if an API key is set, else offline."
     )
     project: str | None = Field(
-        None, description="the wandb project. null: the value of WANDB_PROJECT, else lensdist"
+        None, description="The wandb project. null: the value of WANDB_PROJECT, else lensdist."
     )
     tensorboard: bool = Field(
-        False, description="write TensorBoard files; needs the extra lensdist[tensorboard]"
+        False, description="Write TensorBoard files; needs the extra lensdist[tensorboard]."
     )
 
 
 class RunConfig(Strict):
     """The location of a run."""
 
-    dir: Path = Field(description="the folder of the run, which is created")
+    dir: Path = Field(description="The folder of the run, which is created.")

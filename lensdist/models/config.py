@@ -16,34 +16,34 @@ class EncoderConfig(Strict):
         64,
         ge=8,
         le=16_384,
-        description="the pixels a side of an image, 64 in DeepLenseSim's Models II and III",
+        description="The pixels a side of an image, 64 in DeepLenseSim's Models II and III.",
     )
     patch_size: int = Field(
         8,
         ge=2,
         le=4096,
-        description="the pixels a side of a patch, which must divide image_size; use 10 for 150",
+        description="The pixels a side of a patch, which must divide image_size; use 10 for 150.",
     )
     stem: Literal["patch", "conv"] = Field(
         "patch",
-        description="the patch embedding. patch: one convolution as large as a patch (the recipe); "
+        description="The patch embedding. patch: one convolution as large as a patch (the recipe); "
         "conv: 3x3 convolutions that each halve the side, which learn from far fewer images (Xiao "
-        "et al. 2021, arXiv:2106.14881)",
+        "et al. 2021, arXiv:2106.14881).",
     )
     block: Literal["prenorm", "postnorm"] = Field(
         "prenorm",
-        description="the form of a transformer layer. prenorm: LayerNorm before attention and MLP "
+        description="The form of a transformer layer. prenorm: LayerNorm before attention and MLP "
         "and after the last layer, GELU (Xiong et al. 2020, arXiv:2002.04745: no warm-up needed); "
         "postnorm: LayerNorm after each sum, and ReLU, also in the up-convolutions, as in the "
-        "published weights (`lensdist import`)",
+        "published weights (`lensdist import`).",
     )
-    in_channels: int = Field(1, ge=1, le=4096, description="the number of bands of an image")
-    dim: int = Field(512, ge=8, le=65_536, description="the width of a token")
-    depth: int = Field(6, ge=1, le=256, description="the number of transformer layers")
-    heads: int = Field(8, ge=1, description="the number of attention heads, which must divide dim")
-    mlp_dim: int = Field(1024, ge=8, le=2**20, description="the width of the MLP's hidden layer")
+    in_channels: int = Field(1, ge=1, le=4096, description="The number of bands of an image.")
+    dim: int = Field(512, ge=8, le=65_536, description="The width of a token.")
+    depth: int = Field(6, ge=1, le=256, description="The number of transformer layers.")
+    heads: int = Field(8, ge=1, description="The number of attention heads, which must divide dim.")
+    mlp_dim: int = Field(1024, ge=8, le=2**20, description="The width of the MLP's hidden layer.")
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="the dropout rate of attention outputs and MLPs"
+        0.0, ge=0, lt=1, description="The dropout rate of attention outputs and MLPs."
     )
 
     @model_validator(mode="after")
@@ -67,19 +67,19 @@ class MaeConfig(EncoderConfig):
 
     decoder: Literal["upconv", "tokens"] = Field(
         "upconv",
-        description="the form of the decoder. upconv: up-convolutions, with masked patches in the "
+        description="The form of the decoder. upconv: up-convolutions, with masked patches in the "
         "sequence (the recipe); tokens: a transformer as in He et al. 2022, where the encoder sees "
-        "visible patches only, so a mask of 0.75 is four times cheaper",
+        "visible patches only, so a mask of 0.75 is four times cheaper.",
     )
     decoder_dim: Width = Field(
         256,
         ge=8,
         le=65_536,
-        description="the output channels of the first up-convolution, or the width of the "
-        "decoder's tokens, which heads must divide",
+        description="The output channels of the first up-convolution, or the width of the "
+        "decoder's tokens, which heads must divide.",
     )
     decoder_depth: int = Field(
-        1, ge=1, le=256, description="the number of transformer layers of decoder: tokens"
+        1, ge=1, le=256, description="The number of transformer layers of decoder: tokens."
     )
 
     @model_validator(mode="after")
@@ -96,14 +96,14 @@ class MaskConfig(Strict):
         0.05,
         gt=0,
         lt=1,
-        description="the fraction of patches that are masked, rounded down to at least one patch",
+        description="The fraction of patches that are masked, rounded down to at least one patch.",
     )
     informative: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="the fraction of masked patches that are those of highest entropy; the others "
-        "are drawn at random from the remaining patches",
+        description="The fraction of masked patches that are those of highest entropy; the others "
+        "are drawn at random from the remaining patches.",
     )
 
 
@@ -113,15 +113,15 @@ class ClassifierConfig(EncoderConfig):
     head_dims: tuple[Width, ...] = Field(
         (256,),
         max_length=64,
-        description="the widths of the head's hidden layers, (256,) in the recipe",
+        description="The widths of the head's hidden layers, (256,) in the recipe.",
     )
     head_norm: bool = Field(
         False,
-        description="use BatchNorm without scale and shift between pooling and head (He et al. "
-        "2022), because the differences between classes are small in the pooled features",
+        description="Use BatchNorm without scale and shift between pooling and head (He et al. "
+        "2022), because the differences between classes are small in the pooled features.",
     )
     head_dropout: float = Field(
-        0.0, ge=0, lt=1, description="the dropout rate before each linear layer of the head"
+        0.0, ge=0, lt=1, description="The dropout rate before each linear layer of the head."
     )
 
 
@@ -132,38 +132,38 @@ class EnsembleConfig(Strict):
         ("densenet161", "resnet18"),
         min_length=1,
         max_length=64,
-        description="the image classifiers: of torchvision by name, of timm after `timm/`, your "
+        description="The image classifiers: of torchvision by name, of timm after `timm/`, your "
         "own by import path (mylab.nets:MyNet), or lensnet, a small network for fitted lenses. One "
-        "member makes a single network",
+        "member makes a single network.",
     )
     image_size: int = Field(
-        150, ge=8, le=16_384, description="the pixels a side of an image on disk"
+        150, ge=8, le=16_384, description="The pixels a side of an image on disk."
     )
-    in_channels: int = Field(1, ge=1, le=4096, description="the number of bands of an image")
+    in_channels: int = Field(1, ge=1, le=4096, description="The number of bands of an image.")
     resize: int | None = Field(
         None,
         ge=8,
         le=4096,
-        description="the pixels a side that the networks see, 224 in the recipe. null: as on disk",
+        description="The pixels a side that the networks see, 224 in the recipe. null: as on disk.",
     )
     grey: Literal["repeat", "fold"] = Field(
         "repeat",
-        description="the input of networks for RGB. repeat: one band is repeated three times; "
-        "fold: the first kernels are summed over the bands, for the same outputs with less work",
+        description="The input of networks for RGB. repeat: one band is repeated three times; "
+        "fold: the first kernels are summed over the bands, for the same outputs with less work.",
     )
     head_dims: tuple[Width, ...] = Field(
         (1024, 64),
         max_length=64,
-        description="the widths of the head's hidden layers, each of linear, ReLU, BatchNorm and "
-        "dropout",
+        description="The widths of the head's hidden layers, each of linear, ReLU, BatchNorm and "
+        "dropout.",
     )
     head_dropout: float = Field(
-        0.33, ge=0, lt=1, description="the dropout rate after each hidden layer of the head"
+        0.33, ge=0, lt=1, description="The dropout rate after each hidden layer of the head."
     )
     combine: Literal["logits", "probabilities", "learned"] = Field(
         "logits",
-        description="the mean over the members: of their logits (the recipe), of their "
-        "probabilities, or of logits with learned weights that add up to 1",
+        description="The mean over the members: of their logits (the recipe), of their "
+        "probabilities, or of logits with learned weights that add up to 1.",
     )
 
     @model_validator(mode="after")
@@ -176,35 +176,35 @@ class EnsembleConfig(Strict):
 class SuperResolverConfig(Strict):
     """The super-resolution network: the MAE's encoder, and a decoder of the large image."""
 
-    image_size: int = Field(75, ge=8, le=16_384, description="the pixels a side of LR on disk")
-    factor: Literal[2, 3, 4] = Field(2, description="the pixels a side of HR over those of LR")
-    in_channels: int = Field(1, ge=1, le=4096, description="the number of bands of an image")
+    image_size: int = Field(75, ge=8, le=16_384, description="The pixels a side of LR on disk.")
+    factor: Literal[2, 3, 4] = Field(2, description="The pixels a side of HR over those of LR.")
+    in_channels: int = Field(1, ge=1, le=4096, description="The number of bands of an image.")
     encoder: EncoderConfig = Field(
         EncoderConfig(),
-        description="the MAE's encoder; if its image_size is not LR's, LR is resized",
+        description="The MAE's encoder; if its image_size is not LR's, LR is resized.",
     )
     decoder: Literal["upconv", "residual"] = Field(
         "residual",
-        description="the form of the decoder. upconv: up-convolutions from the encoder's tokens, "
+        description="The form of the decoder. upconv: up-convolutions from the encoder's tokens, "
         "and a smoothing convolution (the recipe); residual: a correction to bicubic "
         "interpolation, from the tokens and from convolutions at LR's resolution, for brightness "
-        "from 0 to about 1 (preprocess.scale: minmax)",
+        "from 0 to about 1 (preprocess.scale: minmax).",
     )
     width: int = Field(
         32,
         ge=4,
         le=65_536,
-        description="the channels at LR's resolution (residual) or at the largest size (upconv)",
+        description="The channels at LR's resolution (residual) or at the largest size (upconv).",
     )
     depth: int = Field(
-        4, ge=0, le=256, description="the number of convolution blocks of decoder: residual"
+        4, ge=0, le=256, description="The number of convolution blocks of decoder: residual."
     )
     exact_means: bool = Field(
         True,
-        description="give every block of factor x factor pixels the mean of its LR pixel, so that "
-        "flux is conserved (decoder: residual)",
+        description="Give every block of factor x factor pixels the mean of its LR pixel, so that "
+        "flux is conserved (decoder: residual).",
     )
-    sigma: bool = Field(False, description="also predict each pixel's standard deviation")
+    sigma: bool = Field(False, description="Also predict each pixel's standard deviation.")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -35,11 +35,11 @@ class ClassifierSettings(TaskSettings):
         0.0,
         ge=0,
         lt=1,
-        description="the label smoothing of the cross-entropy: the fraction of each label that is "
-        "spread over all classes",
+        description="The label smoothing of the cross-entropy: the fraction of each label that is "
+        "spread over all classes.",
     )
     select: Literal["accuracy", "nll", "auc"] = Field(
-        "accuracy", description="the validation score that selects the best checkpoint"
+        "accuracy", description="The validation score that selects the best checkpoint."
     )
 
     @property

@@ -28,14 +28,14 @@ class EncoderSettings(TaskSettings):
 
     encoder: Path | None = Field(
         None,
-        description="the pretrained encoder: a finished run of task mae, or its export. null: "
-        "random weights",
+        description="The pretrained encoder: a finished run of task mae, or its export. null: "
+        "random weights.",
     )
     frozen_epochs: int = Field(
         10,
         ge=0,
         le=10**12,
-        description="the number of first epochs in which a pretrained encoder is frozen",
+        description="The number of epochs at the start in which a pretrained encoder is frozen.",
     )
 
     @property

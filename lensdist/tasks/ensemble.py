@@ -32,25 +32,25 @@ class EnsembleSettings(ClassifierSettings):
     model: EnsembleConfig = EnsembleConfig()
     init: Literal["imagenet", "random"] = Field(
         "imagenet",
-        description="the weights to start from. imagenet: torchvision's IMAGENET1K_V1, which "
-        "networks of timm and your own do not have",
+        description="The weights to start from. imagenet: torchvision's IMAGENET1K_V1, which "
+        "networks of timm and your own do not have.",
     )
     weights: dict[str, Path] = Field(
         {},
-        description="torchvision's .pth files by network name, for machines without internet",
+        description="Torchvision's .pth files by network name, for machines without internet.",
     )
     members_from: tuple[Path, ...] = Field(
-        (), description="finished runs of one network each, from which the members start instead"
+        (), description="Finished runs of one network each, from which the members start instead."
     )
     unfreeze: Literal["all", "progressive"] = Field(
         "all",
-        description="the parts that train. all: everything at once; progressive: first the heads, "
-        "then one more section per stage, back to the stem (the recipe)",
+        description="The parts that train. all: everything at once; progressive: first the heads, "
+        "then one more section per stage, back to the stem (the recipe).",
     )
     unfreeze_epochs: tuple[int, ...] | None = Field(
         None,
-        description="the epochs of each stage, from the heads back. null: train.epochs divided in "
-        "proportion to the parameters of each section, at least 1 each",
+        description="The epochs of each stage, from the heads back. null: train.epochs divided in "
+        "proportion to the parameters of each section, at least 1 each.",
     )
 
     @property

@@ -20,7 +20,7 @@ class FinetuneSettings(ClassifierSettings, EncoderSettings):
     """Classification with a vision transformer."""
 
     model: ClassifierConfig = ClassifierConfig()
-    linear_probe: bool = Field(False, description="train only the head, in all epochs")
+    linear_probe: bool = Field(False, description="Train only the head, in all epochs.")
 
     @property
     def pools_into_batchnorm(self) -> bool:

@@ -30,7 +30,7 @@ class MaeSettings(TaskSettings):
     mask: MaskConfig = MaskConfig()
     loss: Literal["image", "masked"] = Field(
         "image",
-        description="the pixels of the mean squared error: the whole image, or only masked pixels",
+        description="The pixels of the mean squared error: the whole image, or only masked pixels.",
     )
 
     @property

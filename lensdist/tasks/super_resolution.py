@@ -40,25 +40,25 @@ class SuperResolutionSettings(EncoderSettings):
         5,
         ge=0,
         le=10**12,
-        description="the number of first epochs in which a pretrained encoder is frozen",
+        description="The number of epochs at the start in which a pretrained encoder is frozen.",
     )
     loss: Literal["mse", "poisson"] = Field(
         "mse",
-        description="the loss of a pixel. mse: the squared error; poisson: the squared error "
-        "divided by the variance of photon noise, which is brightness plus `floor`",
+        description="The loss of a pixel. mse: the squared error; poisson: the squared error "
+        "divided by the variance of photon noise, which is brightness plus `floor`.",
     )
     floor: Positive = Field(
         0.02,
-        description="the brightness at which the sky's noise equals the source's, for loss: "
-        "poisson, after preprocessing",
+        description="The brightness at which the sky's noise equals the source's, for loss: "
+        "poisson, after preprocessing.",
     )
     learn: Literal["hr", "truth"] = Field(
         "hr",
-        description="the target. hr: HR with its noise; truth: HR without noise, which only "
-        "simulated pairs have; it needs model.exact_means=false, because LR's means contain noise",
+        description="The target. hr: HR with its noise; truth: HR without noise, which only "
+        "simulated pairs have; it needs model.exact_means=false, because LR's means contain noise.",
     )
     data_range: Positive = Field(
-        1.0, description="the largest minus the smallest value on disk, for PSNR and SSIM"
+        1.0, description="The largest minus the smallest value on disk, for PSNR and SSIM."
     )
 
     @property
