@@ -174,7 +174,7 @@ def strategy_name(engine: str, shard: ShardConfig) -> str:
 
 
 class SpeedConfig(Strict):
-    """Options that make a step faster or smaller, and change its result by rounding at most."""
+    """The options that make a step faster or smaller, and change results by rounding at most."""
 
     compile: Literal["no", "whole", "blocks"] = Field(
         "no",

@@ -36,7 +36,7 @@ class UserError(Exception):
 
 
 class Busy(UserError):
-    """Another process writes to the same place; it may end soon."""
+    """An error: another process writes to the same place; it may end soon."""
 
 
 class RunError(Exception):
