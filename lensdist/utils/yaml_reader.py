@@ -181,7 +181,7 @@ class _Builder:
     def _refuse(self, where: Where, text: str, path: Path) -> None:
         self.problems.append(Problem(where, text, path))
         if len(self.problems) > MAX_PROBLEMS:
-            raise UnreadableError(where, f"{text}; and more than {MAX_PROBLEMS} other mistakes")
+            raise UnreadableError(where, f"{text}, after {MAX_PROBLEMS} other mistakes")
 
     def _node(self, event: events.Event, path: Path, where: Where | None = None) -> Node:
         """Build the value that starts with `event`; `where` is the place of its key, if any."""
