@@ -1,4 +1,4 @@
-"""`lensdist`: one command, a sub-command a file of `lensdist/commands/` (torch-free at start)."""
+"""The command `lensdist`, with one sub-command per file of `lensdist/commands/` (torch-free)."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from lensdist.utils.arguments import parse
 from lensdist.utils.plugins import trust
 
 COMMANDS = {
-    "simulate": "make images of strong lenses",
-    "pack": "turn a folder of files into a packed set",
+    "simulate": "simulate images of strong lenses",
+    "pack": "convert a folder of files to a packed set",
     "presets": "list the configurations that come with lensdist",
     "settings": "print every key of a configuration, with its meaning",
     "train": "run one training phase",
     "evaluate": "score a trained model on a split",
     "predict": "apply a trained model to image files",
-    "import": "turn published weights into an export",
+    "import": "convert published weights to an export",
     "export": "write a trained model in another format",
     "check": "verify sets, runs, checkpoints and exports",
-    "report": "put finished runs into one table",
+    "report": "collect finished runs in one table",
     "slurm": "run a chain of phases on SLURM, or on this machine",
-    "estimate": "work out memory, time and scaling of a run on a cluster, on paper",
+    "estimate": "estimate memory, time and scaling of a run on a cluster",
     "bench": "run a benchmark",
-    "profile": "say where the time of a run's steps goes",
+    "profile": "measure the time that each part of a step takes",
 }
 _TRUSTING = ("train", "evaluate", "predict", "export", "check")
-"""Commands that open models or runs, whose task may be a program of the user's."""
+"""The commands that open models or runs, whose task may be the user's own class."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a sub-command; returns its exit code."""
+    """Run a sub-command and return its exit code."""
     if argv is None:
         signals.begin(trains=sys.argv[1:2] == ["train"])  # before the imports, which take a second
     from lensdist.utils.outcome import conclude
@@ -46,7 +46,7 @@ def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="lensdist",
         description="Train models on strong-gravitational-lensing images.",
-        epilog="`lensdist COMMAND --help` says more, with examples.",
+        epilog="`lensdist COMMAND --help` prints the options of a command, with examples.",
     )
     parser.add_argument("--version", action="version", version=f"lensdist {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -61,8 +61,8 @@ def _run(argv: Sequence[str] | None) -> int:
                 metavar="MODULE",
                 action="append",
                 default=[],
-                help="run this Python module, such as mylab.masses, where the model's task or "
-                "network is one of it (default: only lensdist's own)",
+                help="allow the import of this Python module, such as mylab.masses, if the model's "
+                "task or network comes from it (default: only lensdist's own)",
             )
     args = parse(parser, argv)
     trust(*getattr(args, "trust", ()))

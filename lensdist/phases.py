@@ -1,7 +1,7 @@
-"""Finished runs, and what depends on them (torch-free).
+"""Finished runs, and checks of what depends on them (torch-free).
 
-A phase is done when its run holds `COMPLETE.json`, written last, with the hashes of what it made.
-The next phase, and the launcher, believe only that.
+A phase is done when its run holds `COMPLETE.json`, which is written last and holds the hashes of
+its results. The next phase and the launcher rely on this file only.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from lensdist.utils.files import sha256
 from lensdist.utils.sealed import fits, read_json, unsealed
 
 COMPLETE = "COMPLETE.json"
-WEIGHTS = "model.safetensors"  # of an export
+WEIGHTS = "model.safetensors"  # the weights of an export
 CHECKPOINTS = "checkpoints"
 
 
 class _Record(BaseModel):
-    """What is read of `COMPLETE.json`."""
+    """The content of `COMPLETE.json`."""
 
     files: dict[str, str]
-    """SHA-256 of files of the run, by their path in it."""
+    """The SHA-256 of the run's files, by their path in the run."""
     config: dict[str, Any] = {}
     steps: int | None = None
     seconds: float | None = None
@@ -54,14 +54,14 @@ def saved_steps(run: Path) -> dict[int, Path]:
 
 
 def completed(run: Path, part: str = "") -> dict[str, Any] | None:
-    """What `COMPLETE.json` of a run says; None where the run is not finished.
+    """Return `COMPLETE.json` of a run, with its files checked; None if the run is not finished.
 
     Args:
-        run: its folder.
-        part: check only files whose path in the run begins so.
+        run: the run's folder.
+        part: check only files whose path in the run begins with it.
 
     Raises:
-        UserError: the run says that it is finished, but a file of it is missing or altered.
+        UserError: the run is finished, but one of its files is missing or altered.
     """
     try:
         record = unsealed(read_json(run / COMPLETE))
@@ -84,14 +84,14 @@ def completed(run: Path, part: str = "") -> dict[str, Any] | None:
 
 
 def check_finished(path: Path, key: str = "") -> None:
-    """Make sure that a model to be used is not that of a run which is still to end, or ends anew.
+    """Check that a model does not come from a run that is not finished.
 
     Args:
         path: a run, or an export, in its run or by itself.
-        key: the setting that names it, for the error.
+        key: the setting that names it, for the message.
 
     Raises:
-        UserError: the run is not finished, or damaged.
+        UserError: the run is not finished, or is damaged.
     """
     run = path.absolute().parent if path.name == "export" else path
     begun = (run / "config.yaml").exists() or (run / "checkpoints").exists()

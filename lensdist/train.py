@@ -3,8 +3,8 @@
     python -m lensdist.train --config configs/mae/debug.yaml run.dir=runs/try
     accelerate launch --config_file accelerate_config.yaml -m lensdist.train --config …
 
-Exit codes: 0 done; 1 failure; 2 bad configuration or input, nothing was started; 75 the run was
-asked to stop and has saved: run the same command again.
+Exit codes: 0 done; 1 failure; 2 bad configuration or input, nothing was started; 75 the run
+stopped on request and was saved: run the same command again.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m lensdist.train`; returns its exit code."""
+    """Run `python -m lensdist.train` and return its exit code."""
     parser = argparse.ArgumentParser(prog="lensdist train")
     add_arguments(parser)
     return conclude(lambda: launch(parse(parser, argv)))
@@ -65,9 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         default="auto",
         metavar="auto|never|PATH",
-        help="auto (default): from the newest whole checkpoint, if any; never: refuse if there are "
-        "any; PATH: start from that checkpoint, or from the newest of that run, where this run has "
-        "none of its own yet",
+        help="auto (default): continue from the newest undamaged checkpoint, if any; never: refuse "
+        "if there are any; PATH: start from that checkpoint, or from the newest of that run, if "
+        "this run has none yet",
     )
     parser.add_argument(
         "words",
@@ -78,12 +78,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def launch(args: argparse.Namespace) -> int:
-    """Train as asked; returns the exit code. Several processes leave by themselves.
+    """Train one phase and return the exit code; with several processes, exit the process.
 
     Raises:
-        UserError: nothing was started.
-        RunError: training had begun and could not go on.
-        DeviceError: this node is not fit for the run.
+        UserError: bad configuration or input; nothing was started.
+        RunError: training had begun and cannot continue.
+        DeviceError: this node did not pass its check.
     """
     signals.begin(trains=True)
     set_rank(rank_of(os.environ), int(os.environ.get("WORLD_SIZE") or 1))
@@ -97,7 +97,7 @@ def launch(args: argparse.Namespace) -> int:
         return EXIT_DONE
     if asked.unread:
         unread = ", ".join(asked.unread)
-        log.info("%s: left unread, and none changes a result: %s", asked.whose, unread)
+        log.info("%s: not used, without effect on results: %s", asked.whose, unread)
     check_shares(cfg.train, cfg.fewest, asked.processes or 1)
     from lensdist.runs.phase import context_of, run
 
@@ -112,7 +112,7 @@ def launch(args: argparse.Namespace) -> int:
 
 
 def _leave_with_the_others(world: DistributedContext, work: Callable[[], int]) -> NoReturn:
-    """The word is left before the process group is taken down: whoever hears of that may kill."""
+    """Write the exit report before destroying the process group; the launcher may kill us then."""
     together = False
     try:
         code = conclude(work)
@@ -120,7 +120,7 @@ def _leave_with_the_others(world: DistributedContext, work: Callable[[], int]) -
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else EXIT_FAILED
     except BaseException:
-        # The interpreter's teardown under a live process group may abort, or wait for the others.
+        # Python's exit with a live process group may abort, or wait for the other processes.
         traceback.print_exc()
         code = EXIT_FAILED
     world.close(code, together=together)

@@ -1,1 +1,1 @@
-"""One file a sub-command of `lensdist`; importing them imports no torch."""
+"""The sub-commands of `lensdist`, one per file (torch-free at import)."""

@@ -1,4 +1,4 @@
-"""`lensdist bench`: benchmarks, which lie beside the package in the repository (torch-free)."""
+"""`lensdist bench`: run the benchmarks of the repository (torch-free)."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from lensdist.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = {
-    "few-labels": ("experiments.cli", "what pretraining is worth when labels are few"),
-    "common": ("experiments.cli", "the common task: `best` beside `reference`"),
+    "few-labels": ("experiments.cli", "measure the gain of pretraining with few labels"),
+    "common": ("experiments.cli", "compare `best` with `reference` on the common task"),
     "super-resolution": (
         "experiments.cli",
-        "super-resolution: what the MAE adds, beside interpolation, a linear filter and EDSR",
+        "compare super-resolution with interpolation, a linear filter and EDSR",
     ),
     "speed": (
         "benchmarks.speed.run",
-        "how fast a run trains here, and beside what else one would use",
+        "measure the speed of training, and compare it with other tools",
     ),
 }
-"""Command -> the repository's module that runs it, and a line about it."""
+"""The repository's module that runs a command, and the command's summary."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the names of the benchmarks; each reads its own arguments."""
     commands = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
     for name, (_, summary) in BENCHMARKS.items():
-        # No character begins a flag here, so that the flags of a benchmark reach it.
+        # No character begins a flag here, so that flags are passed to the benchmark.
         one = commands.add_parser(name, help=summary, add_help=False, prefix_chars="\0")
         one.add_argument("words", nargs="*")
 
@@ -43,10 +43,10 @@ def run(args: argparse.Namespace) -> int:
     module = BENCHMARKS[args.benchmark][0]
     if not (ROOT / module.replace(".", "/")).with_suffix(".py").is_file():
         raise UserError(
-            "benchmarks come with the repository, not with the package: clone it, run "
-            "`pip install -e '.[bench]'` there, and give the command again"
+            "benchmarks are in the repository, not in the package: clone it, run "
+            "`pip install -e '.[bench]'` there, and repeat the command"
         )
-    # In front: a folder of the user's may have the name of one of the repository's packages.
+    # First on the path, because a folder of the user's may have the name of one of these packages.
     sys.path.insert(0, str(ROOT))
     code: int = import_module(module).main([args.benchmark, *args.words])
     return code

@@ -11,9 +11,9 @@ EXAMPLES = """examples:
   lensdist check packed                                  # every file of a packed set, hashed
   lensdist check runs/mae                                # a run: checkpoints, export, scores, data
   lensdist check runs/mae/checkpoints/step-00000400 runs/mae/export
-  lensdist check runs                                    # all that is found below
+  lensdist check runs                                    # everything below a folder
 
-Exit codes: 0 all is whole; 1 something is damaged; 2 there is nothing to check.
+Exit codes: 0 nothing is damaged; 1 something is damaged; 2 there is nothing to check.
 """
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         type=Path,
         nargs="+",
-        help="a packed set, run, checkpoint or export, or a folder of such",
+        help="a packed set, run, checkpoint or export, or a folder of them",
     )
 
 

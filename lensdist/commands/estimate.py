@@ -1,4 +1,4 @@
-"""`lensdist estimate`: a run on a cluster, on paper (torch-free)."""
+"""`lensdist estimate`: estimate memory and time of a run on a cluster (torch-free)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ EXAMPLES = """examples:
   lensdist estimate --config configs/mae/best.yaml --cluster configs/clusters/slurm-8gpu.yaml \\
       --gpus 1,8,64 --json estimate.json train.global_batch=4096 engine=fsdp
 
-The network is run once without memory or arithmetic, and what is found is cached; nothing trains.
-What a GPU and the links between GPUs can do is the cluster's `hardware:`.
+The network is traced once on torch's meta device, and the result is cached; nothing trains.
+The cluster's `hardware:` describes the GPUs and the links between them.
 """
 
 
@@ -34,16 +34,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--config", type=Path, help="a configuration file, in place of a preset")
-    parser.add_argument("--cluster", type=Path, help="as configs/clusters/*.yaml")
     parser.add_argument(
-        "--gpus", help="numbers of GPUs, such as 1,8,64 (default: powers of two up to 1024)"
+        "--cluster", type=Path, help="a cluster's file, such as those of configs/clusters/"
     )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write all of it")
+    parser.add_argument(
+        "--gpus", help="the numbers of GPUs, such as 1,8,64 (default: powers of two up to 1024)"
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, help="also write the estimate to a JSON file"
+    )
     parser.add_argument(
         "words",
         metavar="PRESET key=value",
         nargs="*",
-        help="a preset and settings; cluster.key=value: the cluster's",
+        help="a preset and settings; cluster.key=value changes the cluster's",
     )
 
 
@@ -86,14 +90,14 @@ def _counts(text: str | None) -> list[int]:
 
 
 def _cluster(file: Path | None, words: list[str]) -> Shape:
-    """Of a cluster's file, what an estimate needs; all else in it is the launcher's."""
+    """Read the parts of a cluster's file that an estimate needs; the launcher reads the others."""
     from pydantic import create_model
 
     from lensdist.estimate.hardware import Shape
 
     own = Shape.model_fields
     others = [] if file is None else [key for key in raw(file)[0] if key not in own]
-    # A misspelt key of ours is left to `load`, which says so.
+    # `load` reports a misspelt key of ours.
     fields: dict[str, Any] = {
         key: (Any, None) for key in others if not get_close_matches(key, own, cutoff=0.8)
     }

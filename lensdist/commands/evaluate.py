@@ -16,7 +16,7 @@ EXAMPLES = """examples:
   lensdist evaluate runs/finetune --data packed --hard       # and runs/finetune/eval/hard.json
   lensdist evaluate runs/finetune/export --data hard --out runs/finetune/hard
 
-Validation chose the model; look at the test split once.
+The model was selected on the validation split; use the test split only once.
 """
 
 
@@ -26,17 +26,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", metavar="RUN_OR_EXPORT", type=Path, help="a finished run")
     parser.add_argument("--data", type=Path, required=True, help="a packed set")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="test")
     parser.add_argument(
-        "--out", type=Path, help="folder for eval/ and figures/ (default: the run, or the export)"
+        "--split",
+        choices=("train", "val", "test"),
+        default="test",
+        help="the split to score (default: %(default)s)",
     )
-    parser.add_argument("--batch", type=int, default=256, help="images at a time")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="the folder for eval/ and figures/ (default: the run, or the export)",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=256, help="the images at a time (default: %(default)s)"
+    )
     parser.add_argument(
         "--tta",
         choices=("rot180", "dihedral"),
-        help="also average a classifier's probabilities over turned images: rot180, 2 views, the "
-        "one exact symmetry of these data; dihedral, all 8 turns and mirror images, of which the "
-        "data know only 2 (default: none)",
+        help="also average a classifier's probabilities over rotated images. rot180: 2 views, the "
+        "only exact symmetry of these data; dihedral: all 8 rotations and mirror images, of which "
+        "only 2 are symmetries of the data (default: none)",
     )
     hard = parser.add_argument_group("harder images")
     hard.add_argument(
@@ -45,14 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs="?",
         const=300,
-        help="also simulate the same lenses plain, for classifiers with a third and a tenth of the "
-        "mass in substructure, and with a PSF 30 %% wider and narrower, and score each (default: "
-        "300 images a class in each)",
+        help="also simulate and score variants of the same lenses: plain, with a PSF 30 %% wider "
+        "and narrower, and for classifiers with a third and a tenth of the mass in substructure "
+        "(default: 300 images per class and variant)",
     )
     hard.add_argument(
         "--family",
         choices=get_args(FamilyName),
-        help="what simulates such images, for a set that `lensdist simulate` did not pack itself",
+        help="the simulator's family for a set that `lensdist simulate` did not pack",
     )
 
 
@@ -60,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
     """Score, print the scores, and write `eval/<split>.json` and figures.
 
     Raises:
-        UserError: see `assess.open_subject`, `assess.score_split` and `hard.plan`.
+        UserError: see `open_subject`, `score_split` and `robustness.plan`.
     """
     if args.family and args.hard is None:
-        raise UserError("--family goes with --hard: it names what simulates the harder images")
+        raise UserError("--family needs --hard: it sets the simulator of the harder images")
     if args.batch < 1:
         raise UserError(f"--batch must be 1 or more, not {args.batch}")
     from lensdist.evaluate import robustness as hard
@@ -83,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         for name in scores["lacking"]:
             print(f"no images of {printable(name)}, which is a class of the model")
         for what in scores["not_computed"]:
-            print(f"left out: {what}, for there are more than {MANY_CLASSES} classes")
+            print(f"left out: {what}, because there are more than {MANY_CLASSES} classes")
         if planned is not None:
             variants, more = hard.score_hard(subject, planned)
             written += more

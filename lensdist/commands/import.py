@@ -1,4 +1,4 @@
-"""`lensdist import`: published PyTorch weights as one of our exports (torch-free at import)."""
+"""`lensdist import`: convert published PyTorch weights to an export (torch-free at import)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ EXAMPLES = """examples:
   lensdist import mae.pth --out imported/mae            # then: encoder=imported/mae
   lensdist evaluate imported/ensemble --data packed
 
-Reads what torch.save wrote, a state_dict or a whole module, without executing or importing anything
-that the file names. Known networks: torchvision's DenseNets and ResNets with a single linear layer
-or the recipe's head, one or several in a file; the recipe's masked autoencoder and classifier.
-A whole module must be as its library builds it, or it is refused. A state_dict holds weights only:
-what is assumed in place of the rest is named, and kept under "assumed" in config.json.
+The command reads files of torch.save, with a state_dict or a whole module, and executes nothing in
+them. It supports torchvision's DenseNets and ResNets with a single linear layer or the recipe's
+head, one or several in a file, and the recipe's masked autoencoder and classifier. A whole module
+must be as its library builds it. A state_dict holds weights only: the command prints what it
+assumes for the rest, and keeps it under "assumed" in config.json.
 """
 
 
@@ -36,40 +36,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels",
         type=_names,
         metavar="A,B,…",
-        help="classes in the order of the network's outputs (default: the recipe's, "
+        help="the classes in the order of the network's outputs (default: the recipe's, "
         "no,sphere,vort or axion,no_sub,cdm)",
     )
     parser.add_argument(
-        "--size", type=_pixels, help="pixels a side of your images (default: the recipe's, 150)"
+        "--size", type=_pixels, help="the pixels a side of your images (default: the recipe's, 150)"
     )
     parser.add_argument(
         "--resize",
         type=_resize,
         metavar="N|none",
-        help="pixels a side that a torchvision network was trained on (default: 224)",
+        help="the pixels a side that a torchvision network was trained on; none: as on disk "
+        "(default: 224)",
     )
     parser.add_argument(
         "--bands",
         type=int,
-        help="of your images (default: 1, shown three times to a network for RGB; else its own)",
+        help="the bands of your images (default: 1, repeated three times, for a network for RGB; "
+        "else the network's)",
     )
     parser.add_argument(
         "--preprocess",
         choices=("none", "minmax", "imagenet"),
-        help="what the network was trained to see: the numbers on disk, each image scaled to 0..1, "
-        "or numbers from 0 to 1 less ImageNet's mean, over its deviation (default: the recipe's)",
+        help="the preprocessing that the network was trained with. none: the numbers on disk; "
+        "minmax: each image scaled to 0..1; imagenet: numbers from 0 to 1, normalised with "
+        "ImageNet's mean and standard deviation (default: the recipe's)",
     )
-    for name, what in (("mean", "taken off then"), ("std", "divided by then")):
+    for name, what in (("mean", "subtract this afterwards"), ("std", "divide by this afterwards")):
         parser.add_argument(
             f"--{name}",
             type=_positive if name == "std" else _numbers,
             metavar="X[,Y,Z]",
-            help=f"{what}: one number, or one a band (default: none)",
+            help=f"{what}: one number, or one per band (default: none)",
         )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the export, and say what was found and what was assumed."""
+    """Write the export, and print what was found and what was assumed."""
     from lensdist.export.from_published import convert
     from lensdist.weights.choices import Choices
 
@@ -97,13 +100,13 @@ def _numbers(text: str) -> tuple[float, ...]:
     except ValueError:
         found = (math.nan,)
     if not all(map(math.isfinite, found)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not made of numbers with commas between")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers with commas")
     return found
 
 
 def _positive(text: str) -> tuple[float, ...]:
     if min(found := _numbers(text)) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} holds a deviation that is not above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} holds a number that is not above 0")
     return found
 
 

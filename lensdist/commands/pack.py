@@ -1,4 +1,4 @@
-"""`lensdist pack`: make a folder of image files into one memory-mapped set (torch-free)."""
+"""`lensdist pack`: convert a folder of image files to a packed set (torch-free)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ EPILOG = """examples:
   lensdist pack stamps/ packed/survey --layout images   # FITS stamps without labels
   lensdist pack euclid/ packed/vis --hdu VIS_FLUX       # one of several images in each file
 
-DEST/report.json names every file that was left out, and why; where no set could be made,
-DEST.report.json does.
+DEST/report.json lists every file that was left out, with the reason; DEST.report.json does so if
+no set could be made.
 """
 
 

@@ -8,20 +8,20 @@ from pathlib import Path
 from lensdist.utils.errors import EXIT_DONE, EXIT_FAILED, UserError
 
 EXAMPLES = """examples:
-  lensdist predict runs/finetune cutouts --out classes.csv           # a folder, and those in it
+  lensdist predict runs/finetune cutouts --out classes.csv           # a folder with subfolders
   lensdist predict runs/finetune a.npy 'tiles/**/lens*.fits' --out classes.parquet
   lensdist predict runs/sr cutouts --out sharper                     # sharper/<same names>
   lensdist predict runs/mae cutouts --out drawn --format fits --overwrite
-  lensdist predict runs/find survey --hdu VIS_FLUX --out classes.csv   # of several images in a file
+  lensdist predict runs/find survey --hdu VIS_FLUX --out classes.csv   # one image of each file
 
-A classifier writes a table, a row a file: file, label, prob_<class>, logit_<class>. Models that
-make images write one for each file, named as it is below its INPUT: .npy of (C, H, W) or (H, W), or
-FITS with the input's header, and its coordinates on the new pixels.
+A classifier writes a table with one row per file: file, label, prob_<class>, logit_<class>. Models
+that make images write one per file, with the file's name below its INPUT: .npy of (C, H, W) or
+(H, W), or FITS with the input's header and its coordinates on the new pixels.
 
-Files that cannot be used are named with a reason, skipped, and listed in DEST.skipped.csv or
-DEST/skipped.csv; the exit code is 1 then. So are files that a pattern matches and that are not
-images; those in a folder are counted by kind. CSV holds file names and labels as they are: a
-spreadsheet may take one that begins with =, +, - or @ for a formula.
+Files that cannot be used are skipped. They are printed with a reason, and listed in
+DEST.skipped.csv or DEST/skipped.csv; the exit code is then 1. So are files that a pattern matches
+and that are not images; those in a folder are counted by kind. CSV holds file names and labels
+unchanged: a spreadsheet may take one that begins with =, +, - or @ for a formula.
 .parquet needs: pip install 'lensdist[parquet]'.
 """
 
@@ -48,26 +48,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=("auto", "npy", "fits"),
-        help="of images; auto: FITS for FITS, else .npy (default: auto)",
+        help="the format of images. auto: FITS if the input is FITS, else .npy (default: auto)",
     )
     parser.add_argument(
         "--hdu",
         metavar="NAME|N",
-        help="which image of a FITS file with several, or array of a .npz (default: the only one)",
+        help="the image of a FITS file, by name or number, or the array of a .npz, by name "
+        "(default: the only one)",
     )
-    parser.add_argument("--batch", type=int, default=64, help="images at a time (default: 64)")
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="default: cuda where there is one, else cpu"
+        "--batch", type=int, default=64, help="the images at a time (default: %(default)s)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="the device (default: cuda if there is one)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict, and say how many files were and were not.
+    """Predict, and print how many files were predicted and skipped.
 
     Raises:
-        UserError: see `find` and `predict_files`; nothing was written then.
-        RunError: the destination cannot be written any more, or memory ran out.
+        UserError: see `find` and `predict_files`; nothing was written.
+        RunError: writing failed, or memory ran out.
     """
     if args.batch < 1:
         raise UserError(f"--batch must be 1 or more, not {args.batch}")

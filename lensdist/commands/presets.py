@@ -1,4 +1,4 @@
-"""`lensdist presets`: the configurations that come with lensdist, with their size and time."""
+"""`lensdist presets`: list the configurations that come with lensdist, with size and time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lensdist.utils.errors import EXIT_DONE
 
 EXAMPLES = """examples:
   lensdist presets              # all
-  lensdist presets mae          # of one task
+  lensdist presets mae          # those of one task
   lensdist train mae/small      # train one
 """
 
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("task", nargs="?", help="default: all tasks")
+    parser.add_argument("task", nargs="?", help="the task (default: all)")
 
 
 def run(args: argparse.Namespace) -> int:

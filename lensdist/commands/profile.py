@@ -1,4 +1,4 @@
-"""`lensdist profile`: where the time of a run's steps goes (torch-free at import)."""
+"""`lensdist profile`: measure the time of each part of a step (torch-free at import)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ EXAMPLES = """examples:
   lensdist profile --config configs/mae/best.yaml --out compiled speed.compile=blocks
   accelerate launch --multi_gpu --num_processes 8 -m lensdist.cli profile --config … --out …
 
-DIR/profile.json holds what is printed; DIR/trace.json.gz opens in ui.perfetto.dev or in
-chrome://tracing. The run itself is thrown away, unless run.dir=… says where to leave it.
+OUT/profile.json holds the printed numbers; open OUT/trace.json.gz in ui.perfetto.dev or in
+chrome://tracing. The run itself is deleted, unless run.dir=… sets its folder.
 """
 
 
@@ -28,19 +28,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--config", type=Path, help="a configuration file, in place of a preset")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
+    parser.add_argument("--out", type=Path, required=True, help="the folder for the two files")
     parser.add_argument(
-        "--steps", type=int, default=10, help="to time, and to trace (default: %(default)s)"
+        "--steps",
+        type=int,
+        default=10,
+        help="the number of steps to time and to trace (default: %(default)s)",
     )
-    parser.add_argument("words", nargs="*", metavar="PRESET key=value", help="preset, settings")
+    parser.add_argument(
+        "words", nargs="*", metavar="PRESET key=value", help="a preset and settings"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the configuration's first steps and say what they spend their time on.
+    """Run the configuration's first steps, and print the time of their parts.
 
     Raises:
         UserError: as for any run; nothing was started.
-        RunError: it was told to stop before it was done.
+        RunError: a stop was requested before the end.
     """
     if args.steps < 1:
         raise UserError(f"--steps must be 1 or more, not {args.steps}")

@@ -1,4 +1,4 @@
-"""`lensdist report`: finished runs in one table (torch-free)."""
+"""`lensdist report`: collect finished runs in one table (torch-free)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="finished runs")
-    parser.add_argument("--out", type=Path, required=True, help="folder for results.md and .json")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the folder for results.md and results.json"
+    )
     parser.add_argument(
         "--partial",
         action="store_true",
-        help="runs that are not there yet, or are damaged, are named in the table, not refused",
+        help="list runs that are missing or damaged in the table, in place of an error",
     )
-    parser.add_argument("--title", default="Results", help="heading (default: %(default)s)")
+    parser.add_argument("--title", default="Results", help="the heading (default: %(default)s)")
     parser.add_argument(
         "--note", action="append", default=[], help="a sentence below the table; may be repeated"
     )
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     bad = [row["problem"] for row in [*rows, *hard] if "problem" in row]
     if bad and not args.partial:
         raise UserError(
-            f"{'; '.join(dict.fromkeys(bad))} (--partial names it in the table instead)"
+            f"{'; '.join(dict.fromkeys(bad))} (--partial lists it in the table instead)"
         )
     figures = [p for folder in args.runs for p in sorted((folder / "figures").glob("*.png"))]
     with begun(args.out):

@@ -1,4 +1,4 @@
-"""`lensdist settings`: every key of a configuration, with type, default and meaning."""
+"""`lensdist settings`: print every key of a configuration, with its meaning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lensdist.utils.errors import EXIT_DONE
 EXAMPLES = """examples:
   lensdist settings mae              # all settings of task mae
   lensdist settings mae/best         # with the values of a preset
-  lensdist settings --markdown       # of all tasks, as docs/settings.md
+  lensdist settings --markdown       # all tasks, as docs/settings.md
 """
 
 
@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("name", metavar="TASK[/PRESET]", nargs="?", help="default: all tasks")
+    parser.add_argument(
+        "name", metavar="TASK[/PRESET]", nargs="?", help="the task or preset (default: all tasks)"
+    )
     parser.add_argument("--markdown", action="store_true", help="print tables in Markdown")
 
 

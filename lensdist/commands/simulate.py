@@ -104,9 +104,9 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.seed < 2**63:
         raise UserError(f"--seed must be 0 to 2^63 - 1, not {args.seed}")
     if args.params and args.layout != "raw":
-        raise UserError("--params goes with --layout raw: a packed set holds images only")
+        raise UserError("--params needs --layout raw: a packed set holds images only")
     if args.truth and (args.family != "sr" or args.layout != "packed"):
-        raise UserError("--truth goes with --family sr --layout packed")
+        raise UserError("--truth needs --family sr --layout packed")
     _check_device(args.device)
 
     from lensdist.data.packing.simulated import write_packed, write_raw

@@ -1,4 +1,4 @@
-"""`lensdist slurm`: the commands of `slurm/submit.py` (torch-free)."""
+"""`lensdist slurm`: run the commands of `slurm/submit.py` (torch-free)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ examples:
   lensdist slurm why    --chain chain.yaml
   lensdist slurm submit --help
 
-In a clone, `python slurm/submit.py` is the same.
+In a clone, `python slurm/submit.py` is the same command.
 """
 
 

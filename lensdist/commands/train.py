@@ -1,4 +1,4 @@
-"""`lensdist train` is `python -m lensdist.train`."""
+"""`lensdist train`: run `lensdist.train`."""
 
 from lensdist.train import add_arguments
 from lensdist.train import launch as run

@@ -1,4 +1,4 @@
-"""Configuration files: see `loader`. Imports no torch, so that mistakes are told in no time."""
+"""Configuration files: see `loader`. Torch-free, so that mistakes are reported at once."""
 
 from lensdist.config.loader import dump, json_schema, load, raw, save
 

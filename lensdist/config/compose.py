@@ -1,4 +1,4 @@
-"""Several files and the command line to one tree: `defaults:` below, the file, overrides on top."""
+"""Merging of files and the command line: `defaults:`, then the file, then overrides."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _NO_INDEX = "items of a list cannot be set one by one; give the whole list, as i
 
 
 def compose(file: File | None, overrides: Sequence[str], problems: list[Problem]) -> Node:
-    """The merged tree; adds to `problems` what was refused and left out of it.
+    """Return the merged tree without refused values, which are added to `problems`.
 
-    Raises UserError if any file could not be read: what else would be said without its content
-    (missing keys, above all) might be wrong.
+    Raises:
+        UserError: a file cannot be read; without it other errors, such as missing keys, might be
+            wrong.
     """
     files = _Files(problems)
     tree = Node({}, COMMAND_LINE) if file is None else files.main(file)
@@ -32,7 +33,7 @@ def compose(file: File | None, overrides: Sequence[str], problems: list[Problem]
 
 
 class _Files:
-    """Reads each file once, however many others build on it: no 2^n from n files."""
+    """A reader that reads each file once, however many other files build on it."""
 
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
@@ -51,7 +52,7 @@ class _Files:
         return Node({}, problem.where)
 
     def _compose(self, file: File, users: tuple[File, ...]) -> Node:
-        """`file` over its own defaults; `users` are the files that led here, outermost first."""
+        """Merge `file` over its defaults; `users` are the files that led here, outermost first."""
         known = file.resolve()
         if known not in self.composed:
             node = read_file(file, str(file), self.problems)
@@ -81,14 +82,14 @@ class _Files:
         try:
             return self._compose(base, users)
         except UnreadableError as error:
-            if error.problem.where.line:  # the base is there and itself broken, at that line
+            if error.problem.where.line:  # the base exists and is broken at that line
                 return self._give_up(error.problem)
             text = f"'{base}': {error.problem.text}{_nearby(base)}"
             return self._give_up(Problem(entry.where, text, (DEFAULTS,)))
 
 
 def _nearby(file: File) -> str:
-    """A hint at a file of the same folder whose name is nearly that of a missing one."""
+    """Return a hint at a file in the same folder whose name is close to that of a missing file."""
     if file.exists() or not file.parent.is_dir():
         return ""
     others = {other.stem: other for other in sorted(file.parent.glob("*.y*ml"))}
@@ -97,7 +98,7 @@ def _nearby(file: File) -> str:
 
 
 def _override(tree: Node, text: str, problems: list[Problem]) -> Node:
-    """`tree` with one `key.sub=value` set, or unchanged if that is malformed."""
+    """Return `tree` with one `key.sub=value` set, or unchanged if that is malformed."""
 
     def refuse(why: str) -> Node:
         problems.append(Problem(COMMAND_LINE, f"{text!r}: {why}"))

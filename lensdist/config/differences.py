@@ -1,5 +1,6 @@
-"""Two questions about settings that differ: may a run go on with them, and is a finished run what
-is asked for now (torch-free).
+"""Comparison of a run's saved settings with the current ones (torch-free).
+
+It decides whether a run may continue with them, and whether a finished run matches them.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from typing import Any
 from lensdist.config.schema import recorded_schema
 from lensdist.utils.errors import UserError
 
-# Change no result: where a run lies, what it is called, how often it is saved and shown. Paths of
-# inputs say nothing of what lies there, which may be moved: `asked.other_inputs` compares that.
+# These settings change no result: the run's folder and name, the intervals of checkpoints and logs.
+# Inputs may be moved, so `asked.other_inputs` compares their content, not their paths.
 _IDLE = (
     "run.",
     "preset",
@@ -25,33 +26,33 @@ _IDLE = (
     "weights.",
 )
 
-# Change a result by rounding at most: any engine goes on from what any other has saved.
+# These change a result by rounding at most: any engine continues from any other's checkpoint.
 _ROUNDING = ("engine", "shard.", "speed.")
 
-# When a run ends. It may learn another end on its way: of the first two only where neither the
-# learning rate is drawn over the whole length, nor stages share it out.
+# These decide when a run ends, and may change on the way. The first two may not if the learning
+# rate or the stages are spread over the whole length.
 _STEPS = ("train.epochs", "train.max_steps")
 LENGTH = {*_STEPS, "train.early_stop"}
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Settings with which a run cannot go on, as `key: old -> new`."""
+    """Return the settings with which a run cannot continue, as `key: old -> new`."""
     free = (*_IDLE, *_ROUNDING, "train.early_stop")
     return _differences(saved, now, free if drawn_over_its_length(now) else free + _STEPS)
 
 
 def unmet(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Settings that decide the result, and are not what a finished run was asked for."""
+    """Return the settings in which a finished run differs from the current ones in its result."""
     return _differences(saved, now, _IDLE + _ROUNDING)
 
 
 def changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Settings that may change a result, be it the last bits, whether or not a run may go on."""
+    """Return the settings that may change a result, if only in the last bits."""
     return _differences(saved, now, _IDLE)
 
 
 def drawn_over_its_length(now: dict[str, Any]) -> str:
-    """What spans the whole run, so that another length is another run; empty where nothing does."""
+    """Return what is spread over the whole run, so that its length must not change, or ''."""
     if now["optim"]["schedule"]["kind"] == "cosine":
         return "the cosine of the learning rate"
     return "unfreezing" if now.get("unfreeze") == "progressive" else ""
@@ -62,10 +63,10 @@ def _differences(saved: dict[str, Any], now: dict[str, Any], free: tuple[str, ..
 
 
 def _as_today(saved: dict[str, Any]) -> dict[str, Any]:
-    """With today's defaults for settings that were not there when the run began."""
+    """Add today's defaults for settings that did not exist when the run began."""
     try:
         return recorded_schema(saved).model_validate(saved).model_dump(mode="json")
-    except (UserError, ValueError):  # what is no longer a setting will be named as a difference
+    except (UserError, ValueError):  # a setting that no longer exists becomes a difference
         return saved
 
 

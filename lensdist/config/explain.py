@@ -1,4 +1,4 @@
-"""pydantic's validation errors to sentences that name the key, the line and the likely remedy."""
+"""Conversion of pydantic's errors to sentences with the key, the line and the likely remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from lensdist.utils.yaml_nodes import Node, Path, Problem, Where, dotted
 
-# Where pydantic's own "Input should be ..." is jargon. Its other messages are kept, reworded.
+# These replace pydantic's "Input should be ..." where it is jargon. Others are only reworded.
 _WANTED = {
     "missing": "required but missing",
     "int_type": "must be a whole number",
@@ -28,25 +28,25 @@ _WANTED = {
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a mapping"),
 }
 _OWN_WORDS = ("value_error", "assertion_error")  # raised by the schema's validators
-_ABSENT = ("missing", "extra_forbidden", "union_tag_not_found")  # nothing there to quote
+_ABSENT = ("missing", "extra_forbidden", "union_tag_not_found")  # no value to quote
 
 
 @dataclass(frozen=True)
 class _Finding:
-    """One error, placed: what pydantic's `loc` means in the data and in the schema."""
+    """One error with its place in the data and in the schema."""
 
     path: Path
     where: Where
-    node: Node | None  # the value complained about, if there is one
+    node: Node | None  # the wrong value, if there is one
     owner: type[BaseModel] | None  # the innermost model around it
-    unions: tuple[tuple[Path, str], ...] = ()  # those passed: where, which alternative was tried
+    unions: tuple[tuple[Path, str], ...] = ()  # the unions on the way: path, tried alternative
     rivals: tuple[Any, ...] = ()  # all alternatives of the last union
     text: str = ""
-    got: str = ""  # what follows `text`: the value, and a suggestion
+    got: str = ""  # the text after `text`: the value, and a suggestion
 
 
 def explain(error: ValidationError, tree: Node, model: type[BaseModel]) -> list[Problem]:
-    """One problem for each mistake in `tree`, which `model` has refused."""
+    """Return one problem for each mistake for which `model` has refused `tree`."""
     found = []
     for details in error.errors(include_url=False):
         finding = _place(details["loc"], tree, model)
@@ -60,13 +60,13 @@ def explain(error: ValidationError, tree: Node, model: type[BaseModel]) -> list[
 
 
 def _place(loc: Path, tree: Node, model: type[BaseModel]) -> _Finding:
-    """Follow `loc` through data and schema together: only the schema tells keys from union tags."""
+    """Follow `loc` through data and schema: only the schema distinguishes keys from union tags."""
     node: Node | None = tree
     finding = _Finding((), tree.where, tree, None)
     kind: Any = model
     for position, step in enumerate(loc):
         members = _members(kind)
-        if len(members) > 1:  # this step names the alternative that pydantic tried
+        if len(members) > 1:  # this step is the alternative that pydantic tried
             kind = _chosen(members, str(step))
             unions = (*finding.unions, (finding.path, str(step)))
             finding = replace(finding, unions=unions, rivals=tuple(members))
@@ -74,7 +74,7 @@ def _place(loc: Path, tree: Node, model: type[BaseModel]) -> _Finding:
         child = node.child(step) if node else None
         last = position == len(loc) - 1
         if child is None and (not last or step == "[key]"):
-            continue  # pydantic's marks for "the key itself" and for validators in between
+            continue  # pydantic's marks of keys and of validators
         inner = members[0] if members else Any
         owner = inner if _is_model(inner) else finding.owner
         where = child.where if child else finding.where
@@ -84,7 +84,7 @@ def _place(loc: Path, tree: Node, model: type[BaseModel]) -> _Finding:
 
 
 def _tell(details: ErrorDetails, finding: _Finding) -> _Finding:
-    """The finding with its sentence."""
+    """Return the finding with its sentence."""
     kind, context = details["type"], details.get("ctx", {})
     if kind in _OWN_WORDS:
         return replace(finding, text=str(context.get("error", details["msg"])))
@@ -113,7 +113,7 @@ def _tell(details: ErrorDetails, finding: _Finding) -> _Finding:
 
 
 def _settle(found: list[_Finding], depth: int) -> list[_Finding]:
-    """One statement for each union at `depth`: pydantic complains about every alternative."""
+    """Merge the findings of each union at `depth`: pydantic reports every alternative."""
     settled = [one for one in found if len(one.unions) < depth]
     unions: dict[Any, dict[str, list[_Finding]]] = {}
     for one in found:
@@ -123,7 +123,7 @@ def _settle(found: list[_Finding], depth: int) -> list[_Finding]:
             outer = replace(one, unions=tuple(around))
             unions.setdefault(key, {}).setdefault(label, []).append(outer)
     for (_, path), alternatives in unions.items():
-        # An alternative that got inside the value was probably the one meant.
+        # An alternative with an error inside the value was probably meant.
         inside = [ones for ones in alternatives.values() if any(o.path != path for o in ones)]
         if inside:
             fewest: list[_Finding] = min(inside, key=len)
@@ -171,7 +171,7 @@ def _quote(node: Node) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-# What follows reads type annotations, as pydantic does.
+# The functions below read type annotations, as pydantic does.
 
 
 def _is_model(kind: Any) -> TypeGuard[type[BaseModel]]:
@@ -179,12 +179,12 @@ def _is_model(kind: Any) -> TypeGuard[type[BaseModel]]:
 
 
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields by the names that a file uses."""
+    """Return the fields by the names that a file uses."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _members(kind: Any) -> list[Any]:
-    """The alternatives of a union other than None; a single one for what is no union."""
+    """Return the alternatives of a union without None; the type itself if it is not a union."""
     if get_origin(kind) is Annotated:
         return _members(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
@@ -194,7 +194,7 @@ def _members(kind: Any) -> list[Any]:
 
 
 def _chosen(members: list[Any], label: str) -> Any:
-    """The alternative that pydantic calls `label`: by discriminator value or by type name."""
+    """Return the alternative with the name `label`: a discriminator value or a type name."""
     for member in members:
         kind = _members(member)[0]
         fields = _fields(kind).values() if _is_model(kind) else ()
@@ -210,7 +210,7 @@ def _literals(field: FieldInfo) -> tuple[Any, ...]:
 
 
 def _inside(kind: Any, step: str | int) -> Any:
-    """The type of a model's field, or of an item of a list, tuple or mapping."""
+    """Return the type of a model's field, or of an item of a list, tuple or mapping."""
     if _is_model(kind):
         field = _fields(kind).get(str(step))
         return field.annotation if field else Any
@@ -223,7 +223,7 @@ def _inside(kind: Any, step: str | int) -> Any:
 def _all_paths(
     model: type[BaseModel], prefix: str = "", around: tuple[type[BaseModel], ...] = ()
 ) -> Iterator[str]:
-    """Every dotted key of the schema; a model inside itself is entered once."""
+    """Yield every dotted key of the schema; a model inside itself is entered once."""
     for name, field in _fields(model).items():
         yield prefix + name
         for kind in _members(field.annotation):

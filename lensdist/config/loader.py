@@ -1,9 +1,9 @@
-"""Configuration: YAML files and `key=value` overrides in, a validated pydantic model out.
+"""Loading of configurations: YAML files and `key=value` overrides to a pydantic model.
 
     config = load(Path("configs/mae/debug.yaml"), ["optim.lr=1e-3"], schema=MaeConfig)
 
-A file may name others to build on, relative to itself, under `defaults:`. Every mistake, in any
-file or on the command line, is told at once, with its line and the likely remedy.
+A file may name others to build on, relative to itself, under `defaults:`. All mistakes in files
+and on the command line are reported together, with line and likely remedy.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ def load(
     *,
     schema: type[M] | Callable[[dict[str, Any]], type[M]],
 ) -> M:
-    """The configuration in `path` (None: nothing but overrides), checked against `schema`.
+    """Load the configuration in `path` (None: overrides only) and check it against `schema`.
 
-    `schema` is a model, or a function that chooses one from the merged raw mapping (by its
-    `task`, say) and may raise UserError; "key: what is wrong" is told with the key's line.
-    Unknown keys are refused whatever the model says, and no value changes its type on the way in:
-    "3" is no number, 1.0 no whole number, and an unquoted `no` is a string.
+    `schema` is a model, or a function that chooses one from the merged raw mapping, for example
+    by its `task`. It may raise UserError; "key: what is wrong" is reported with the key's line.
+    Unknown keys are refused whatever the model allows, and no value is converted: "3" is not a
+    number, 1.0 is not a whole number, and an unquoted `no` is a string.
 
-    Raises UserError with one line for each mistake, sorted by file and line.
+    Raises:
+        UserError: a line for each mistake, sorted by file and line.
     """
     problems: list[Problem] = []
     tree = compose(path, overrides, problems)
@@ -48,14 +49,14 @@ def load(
     config: M | None = None
     try:
         model: type[M] = schema if isinstance(schema, type) else schema(tree.plain())
-        # As JSON, because strict then means "of that JSON type": lists become tuples and strings
-        # enums and paths, which a strict check of Python objects would refuse.
+        # Given as JSON, because strict mode then converts lists to tuples, and strings to enums
+        # and paths, which it refuses for Python objects.
         text = json.dumps(tree.plain())
         config = model.model_validate_json(text, strict=True, extra="forbid")
     except UserError as error:
         problems.append(_placed(str(error), tree))
     except ValidationError as error:
-        # A value refused while reading was left out: what follows from that is no second mistake.
+        # A value that was refused while reading is missing here, which is not a second mistake.
         problems += (one for one in explain(error, tree, model) if one.path not in told)
     if config is None or problems:
         raise UserError(report(problems))
@@ -63,16 +64,16 @@ def load(
 
 
 def dump(config: BaseModel) -> str:
-    """YAML that `load` reads back to an equal configuration, with nothing left to defaults."""
-    # round_trip leaves out computed fields, which could not be read back.
+    """Return YAML with all settings, from which `load` makes an equal configuration."""
+    # round_trip leaves out computed fields, which `load` would refuse.
     data = config.model_dump(mode="json", by_alias=True, round_trip=True)
     return _to_yaml(data)
 
 
 def raw(path: Path) -> tuple[dict[str, Any], bool]:
-    """What a file says, unchecked, and whether it is as `save` writes files.
+    """Return a file's unchecked content, and whether the file is exactly as `save` writes it.
 
-    It is not where somebody has added a comment, say. Of a file that cannot be read: {}, False.
+    An added comment, for example, makes it differ. For a file that cannot be read: {}, False.
     """
     problems: list[Problem] = []
     try:
@@ -87,12 +88,12 @@ def _to_yaml(data: Any) -> str:
 
 
 def save(config: BaseModel, path: Path) -> None:
-    """Write `dump(config)` to `path`: after a crash, all of it is there, or the old file."""
+    """Write `dump(config)` to `path` atomically."""
     write_atomic(path, dump(config))
 
 
 def json_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of the model's files, `defaults:` included, for editors."""
+    """Return the JSON schema of the model's files, with `defaults:`, for editors."""
     schema = model.model_json_schema()
     name = {"type": "string"}
     schema.setdefault("properties", {})[DEFAULTS] = {
@@ -102,7 +103,7 @@ def json_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _placed(text: str, tree: Node) -> Problem:
-    """What a `schema` function had to say; if it starts with `key: `, with that key's place."""
+    """Return the error of a `schema` function, with the key's place if it starts with `key: `."""
     key, _, rest = text.partition(": ")
     if rest and (child := tree.child(key)):
         return Problem(child.where, rest, (key,))
@@ -110,13 +111,13 @@ def _placed(text: str, tree: Node) -> Problem:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes strings in quotes if any version of YAML would take them for something else."""
+    """A dumper that quotes strings that any version of YAML would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True  # load refuses anchors
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        # U+0085 and its like are line breaks to YAML, and PyYAML does not bring them back.
+        # YAML takes U+0085 and similar characters for line breaks, which PyYAML does not restore.
         style = None if data.isprintable() else '"'
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
@@ -127,7 +128,7 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(str, _Dumper.represent_str)
 _Dumper.add_representer(list, _Dumper.represent_list)
-# SafeDumper knows the words and numbers of YAML 1.1; these are the numbers that 1.2 adds.
+# SafeDumper handles the words and numbers of YAML 1.1; these are the numbers that 1.2 adds.
 for _tag, _number in (("int", INT), ("float", FLOAT)):
     _Dumper.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_number.pattern})\Z"), list("-+.0123456789")

@@ -8,7 +8,7 @@ from pathlib import Path
 import lensdist
 from lensdist.utils.errors import UserError
 
-# In a clone a link to `configs/`, in a wheel a copy of it.
+# In a clone this is a link to `configs/`, in a wheel a copy of it.
 FOLDER = Path(lensdist.__file__).parent / "presets"
 
 
@@ -22,7 +22,7 @@ def presets() -> list[str]:
 
 
 def preset_file(name: str) -> Path:
-    """Return the file of a preset, relative to the current folder where it lies below that.
+    """Return the file of a preset, relative to the current folder if it is below that.
 
     Raises:
         UserError: there is no such preset.
@@ -37,10 +37,10 @@ def preset_file(name: str) -> Path:
 
 
 def chosen(config: Path | None, words: list[str]) -> tuple[Path, list[str]]:
-    """Tell the preset or `--config` of a command line from its settings.
+    """Separate the preset or `--config` of a command line from its settings.
 
     Args:
-        config: of `--config`.
+        config: the value of `--config`.
         words: the other arguments: at most one preset, and `key=value`.
 
     Returns:

@@ -1,6 +1,6 @@
 """The configuration of a run: the keys that `configs/<task>/<preset>.yaml` may hold (torch-free).
 
-Each part declares its own settings beside the code that reads them; here they are composed.
+Settings are declared beside the code that reads them; this module composes them.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ class BaseRun(TaskSettings):
     """The settings of every run, whatever its task."""
 
     task: str = Field(
-        description="the task that is trained: its name, or the import path of your own"
+        description="The task to train: its name, or the import path of one of your own."
     )
-    preset: str = Field("custom", description="name of the preset, written into every result")
-    seed: int = Field(0, ge=0, lt=2**63, description="every random number comes from it")
+    preset: str = Field("custom", description="The name of the preset, written into every result.")
+    seed: int = Field(0, ge=0, lt=2**63, description="The seed of all random numbers of the run.")
     engine: Literal["ddp", "fsdp", "deepspeed"] = Field(
         "ddp",
-        description="how processes share the work: ddp, each holds all of the network; fsdp "
-        "(torch's FSDP2) and deepspeed (its ZeRO), each holds a share (`shard`). Left out: what "
-        "accelerate's launcher was told, else ddp",
+        description="The parallel strategy: with ddp every process holds the whole network; with "
+        "fsdp (torch's FSDP2) and deepspeed (ZeRO) each holds a shard (see `shard`). If left out: "
+        "the choice of accelerate's launcher, else ddp.",
     )
     shard: ShardConfig = ShardConfig()
     precision: Literal["no", "fp16", "bf16", "fp8"] = Field(
         "no",
-        description="of matrix products and convolutions; weights and optimizer state stay "
-        "float32. fp8: of wide linear layers, on GPUs that have it, and bf16 elsewhere",
+        description="The precision of matrix products and convolutions; weights and optimizer "
+        "state stay in float32. fp8: in wide linear layers on GPUs with fp8, bf16 elsewhere.",
     )
     speed: SpeedConfig = SpeedConfig()
     run: RunConfig
@@ -65,7 +65,7 @@ class BaseRun(TaskSettings):
 
     @property
     def fewest(self) -> int:
-        """Images that a micro-batch needs, for BatchNorm after pooling."""
+        """The fewest images of a micro-batch, which BatchNorm after pooling decides."""
         return 2 if self.pools_into_batchnorm and not self.train.sync_batchnorm else 1
 
     @model_validator(mode="after")
@@ -73,34 +73,34 @@ class BaseRun(TaskSettings):
         if self.train.micro() < (2 if self.pools_into_batchnorm else 1):
             raise ValueError("the head's BatchNorm needs micro-batches of 2 images or more")
         if self.train.sync_batchnorm and self.speed.compile == "whole":
-            raise ValueError("train.sync_batchnorm goes with speed.compile: no, not whole")
+            raise ValueError("train.sync_batchnorm needs speed.compile: no, not whole")
         return self
 
     @model_validator(mode="after")
     def _engine_can(self) -> Self:
         if self.engine == "ddp":
             if self.shard.offload:
-                raise ValueError("shard.offload goes with engine: fsdp or deepspeed, not ddp")
+                raise ValueError("shard.offload needs engine: fsdp or deepspeed, not ddp")
             if self.speed.cuda_graphs and self.speed.compile != "whole":
-                raise ValueError("speed.cuda_graphs goes with speed.compile: whole")
+                raise ValueError("speed.cuda_graphs needs speed.compile: whole")
             return self
         if self.train.reproducible:
-            raise ValueError("train.reproducible goes with engine: ddp")
+            raise ValueError("train.reproducible needs engine: ddp")
         if self.engine == "fsdp" and self.shard.stage == 1:
             raise ValueError("shard.stage: fsdp has stages 2 and 3; deepspeed has 1")
         if self.engine == "fsdp" and self.shard.offload and self.precision == "fp16":
             raise ValueError(
-                "shard.offload: fsdp cannot agree on fp16's scale where gradients are in the "
-                "machine's memory; use bf16"
+                "shard.offload: fsdp cannot use fp16's loss scale with gradients in the machine's "
+                "memory; use bf16"
             )
         if self.engine == "deepspeed" and self.precision == "fp16":
             raise ValueError(
-                "precision: fp16 goes with engine ddp or fsdp; DeepSpeed would keep half-precision "
-                "weights, which no other engine could go on from; use bf16"
+                "precision: fp16 needs engine ddp or fsdp; DeepSpeed would keep half-precision "
+                "weights, from which no other engine could continue; use bf16"
             )
         if self.speed.cuda_graphs or self.speed.compile == "whole":
             raise ValueError(
-                "speed.compile: whole and cuda_graphs go with engine: ddp; use compile: blocks"
+                "speed.compile: whole and cuda_graphs need engine: ddp; use compile: blocks"
             )
         return self
 
@@ -127,10 +127,10 @@ def run_schema(task: str) -> type[BaseRun]:
 
 
 def schema_of(raw: dict[str, Any]) -> type[BaseRun]:
-    """Return the model of a configuration that the user gives, whose import paths are trusted.
+    """Return the model of a configuration that the user gives; trust its import paths.
 
     Raises:
-        UserError: `task` is missing or names none.
+        UserError: `task` is missing or names no task.
     """
     model = raw.get("model")
     members = model.get("members") if isinstance(model, dict) else None
@@ -143,7 +143,7 @@ def recorded_schema(raw: dict[str, Any]) -> type[BaseRun]:
     """Return the model of a configuration that was found in a run's folder.
 
     Raises:
-        UserError: as `schema_of`, or its task is a program that the user has not named.
+        UserError: as `schema_of`, or its task is a class that the user has not named.
     """
     task = raw.get("task")
     if not isinstance(task, str):

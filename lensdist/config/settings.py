@@ -1,4 +1,4 @@
-"""Every setting of a task with its type, default and meaning, for people (torch-free)."""
+"""Lists of all settings of a task, with type, default and meaning (torch-free)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Setting:
     """One key of a configuration."""
 
     key: str
-    """Dotted, such as `optim.lr`."""
+    """The dotted key, such as `optim.lr`."""
     type: str
     default: str
     meaning: str
@@ -25,7 +25,7 @@ def settings(task: str, values: dict[str, Any] | None = None) -> list[Setting]:
     """List all settings of a task, in the order of a configuration.
 
     Args:
-        task: its name.
+        task: the task's name.
         values: a configuration, whose values are shown in place of the defaults.
 
     Raises:
@@ -36,15 +36,15 @@ def settings(task: str, values: dict[str, Any] | None = None) -> list[Setting]:
 
 
 def markdown(tasks: list[str]) -> str:
-    """Write all settings as Markdown tables: those of every run, then those of each task."""
+    """Return all settings as Markdown tables: those of every run, then those of each task."""
     each = {task: settings(task) for task in tasks}
     first, *others = each.values()
     shared = [one for one in first if all(one in other for other in others)]
     parts = [
         "# Settings",
-        "All keys of a configuration. `lensdist settings TASK` or `lensdist settings TASK/PRESET` "
-        "prints them, and this page is made by `lensdist settings --markdown`. Set them in a file "
-        "or on the command line: `lensdist train mae/debug optim.lr=1e-3`.",
+        "This page lists all keys of a configuration. `lensdist settings --markdown` makes it, and "
+        "`lensdist settings TASK` or `lensdist settings TASK/PRESET` prints the keys of a task. "
+        "Set keys in a file or on the command line: `lensdist train mae/debug optim.lr=1e-3`.",
         "## Every run",
         _table(shared),
     ]

@@ -1,1 +1,1 @@
-"""`lensdist predict`: a model applied to image files."""
+"""The work of `lensdist predict`: a model is applied to image files."""

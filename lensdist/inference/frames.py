@@ -1,4 +1,4 @@
-"""What a predicted image inherits from its file: shape and FITS headers (torch-free)."""
+"""Image files as read, with the shape and FITS headers for the output (torch-free)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from lensdist.inference.inputs import Input
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """How a file held its image."""
+    """The shape and headers of an image in its file."""
 
     leading: tuple[int, ...]
-    """Sizes before (H, W): (), (C,), or FITS's (1, 1)."""
+    """The axes before (H, W): (), (C,), or FITS's (1, 1)."""
     science: Any = None
-    """Header of the HDU with the image; None: not FITS."""
+    """The header of the HDU with the image; None: not FITS."""
     primary: Any = None
-    """Header of the primary HDU where that is another."""
+    """The header of the primary HDU, if that is another HDU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,10 @@ class Item:
 
 
 def read_item(source: Input, framed: bool, hdu: str | None = None) -> Item:
-    """A file's image and, if `framed`, how the file held it, from one reading of its bytes.
+    """Read a file's image and, if `framed`, its shape and headers.
 
     Raises:
-        BadFile: it is of another kind, or see `readers.parse`.
+        BadFile: the file is of another kind, or see `readers.parse`.
     """
     named = form(source.path.name)
     if named is None:
@@ -59,14 +59,14 @@ def read_item(source: Input, framed: bool, hdu: str | None = None) -> Item:
         if not framed:
             return Item(source, reading, Frame(()))
         if suffix == ".npy":
-            # An axion file's own shape is (2,), which leaves () for its image of (H, W).
+            # The shape of an axion file is (2,), so its image of (H, W) has no axis before.
             return Item(source, reading, Frame(read_header(io.BytesIO(data))[0][:-2]))
         if suffix == ".npz":
             return Item(source, reading, Frame(_shape_in_archive(data, hdu)[:-2]))
         return Item(source, reading, _fits_frame(data, hdu))
     except BadFile:
         raise
-    except Exception as error:  # bytes that made pixels may still spell anything else
+    except Exception as error:  # damaged bytes may raise anything
         raise BadFile(f"it is damaged ({type(error).__name__})") from error
 
 

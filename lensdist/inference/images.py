@@ -1,4 +1,4 @@
-"""Predicted images as .npy or FITS (torch-free)."""
+"""Writing of predicted images as .npy or FITS (torch-free)."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def write_image(
     factor: int,
     history: Sequence[str],
 ) -> None:
-    """Write an image, in FITS if `path` ends so, else as .npy; appears whole or not at all.
+    """Write an image atomically, as FITS if `path` has a FITS ending, else as .npy.
 
     Args:
-        path: of the image; `sigma` goes beside an .npy, and into a FITS file as `SIGMA`.
-        image: (C, H, W); written as (H, W) where the input was, in FITS as the input's shape.
-        sigma: (C, H, W), standard deviation of each pixel.
-        frame: of the input.
-        factor: pixels a side of the image that one of the input became.
+        path: the image's path; `sigma` goes beside an .npy file, or into a FITS file as `SIGMA`.
+        image: (C, H, W); written in the shape of the input, such as (H, W).
+        sigma: (C, H, W), the standard deviation of each pixel.
+        frame: the shape and headers of the input.
+        factor: the pixels a side of the output for one pixel of the input.
         history: sentences for FITS's HISTORY.
 
     Raises:
@@ -58,7 +58,7 @@ def _fits(
     from astropy.io import fits
 
     stream = io.BytesIO()
-    with warnings.catch_warnings(action="ignore"):  # astropy warns of every odd card
+    with warnings.catch_warnings(action="ignore"):  # astropy warns about every unusual card
         header = fits.Header() if frame.science is None else rescaled(frame.science, factor)
         _sign(header, history)
         shape = (*frame.leading, *image.shape[1:])
@@ -79,5 +79,5 @@ def _sign(header: Header, history: Sequence[str]) -> None:
     now: Any = datetime.now(UTC).replace(tzinfo=None)
     header["DATE"] = (now.isoformat(timespec="seconds"), "UTC, when this file was written")
     for sentence in history:
-        # FITS knows printable ASCII only.
+        # FITS allows printable ASCII only.
         header.add_history("".join(c if " " <= c <= "~" else "?" for c in sentence))

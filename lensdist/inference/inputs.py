@@ -1,4 +1,4 @@
-"""Finds the image files that a command line means: files, folders and patterns (torch-free)."""
+"""Search for the image files of a command line: files, folders and patterns (torch-free)."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ class Input:
 
     path: Path
     name: Path
-    """Relative to the INPUT folder that it was found in, or to a pattern's part before the first
-    wildcard; never with `..`."""
+    """The path below the INPUT folder, or below a pattern's part before the first wildcard; it
+    never contains `..`."""
 
 
 def find(words: Sequence[str], dest: Path, passed: Passed | None = None) -> list[Input]:
-    """The files that are meant, each once, in the order of `words` and then of their names.
+    """Find the files that words name, each once, in the order of `words` and then of their names.
 
-    What a pattern matches is all there, also where it is not an image, for it was asked for.
+    All matches of a pattern are returned, also files that are not images.
 
     Args:
-        words: files, folders (searched with all below them; hidden names, `__MACOSX` and files of
-            other kinds are passed over) and patterns with `*`, `?`, `[...]` and `**`.
-        dest: where results go. As a folder below another that is searched it is passed over: what
-            it holds are earlier results.
-        passed: counts what is passed over in folders.
+        words: files, folders with their subfolders (hidden names, `__MACOSX` and files of other
+            kinds are skipped), and patterns with `*`, `?`, `[...]` and `**`.
+        dest: the destination of results; inside a searched folder it is skipped, because it holds
+            earlier results.
+        passed: counts what is skipped in folders.
 
     Raises:
-        UserError: a word means no image file, a named file is of no known type, or a folder cannot
-            be listed or is a packed set.
+        UserError: a word names no image file, a file has an unknown type, or a folder cannot be
+            listed or is a packed set.
     """
     found: dict[str, Input] = {}
     passed = Passed() if passed is None else passed
@@ -58,21 +58,21 @@ def find(words: Sequence[str], dest: Path, passed: Passed | None = None) -> list
 
 
 def place(path: Path) -> str:
-    """The same for all ways to a name in a folder. Links to files are files of their own."""
+    """Return one string for all paths to a file name; a link to a file is a separate file."""
     return f"{_real(os.path.join(os.getcwd(), path.parent))}/{path.name}"
 
 
 def _meant(word: str, apart: Identity, passed: Passed) -> Iterator[Input]:
     path = Path(word)
-    if word and os.path.lexists(path):  # also a file that is really called `a[1].npy`
+    if word and os.path.lexists(path):  # before patterns: a file may be named `a[1].npy`
         if os.path.isdir(path):
             yield from _below(path, path, apart, passed)
         elif form(path.name):
             yield Input(path, Path(path.name))
         else:
             raise UserError(
-                f"{printable(word)} is no image file: give files that end in {ENDINGS}, or their "
-                "folder, where others are passed over"
+                f"{printable(word)} is not an image file: give files that end in {ENDINGS}, or "
+                "their folder, where others are skipped"
             )
         return
     wild = [bool(_MAGIC & set(part)) for part in path.parts]
@@ -91,22 +91,22 @@ def _meant(word: str, apart: Identity, passed: Passed) -> Iterator[Input]:
 
 
 def _below(folder: Path, base: Path, apart: Identity, passed: Passed) -> Iterator[Input]:
-    """The image files of a folder and all below it."""
+    """Yield the image files of a folder and its subfolders."""
     for _, files in walk(folder, passed, apart):
         yield from (Input(folder / file, _name(folder / file, base)) for file in files)
 
 
 def _matches(folder: Path, parts: Sequence[str], apart: Identity, passed: Passed) -> Iterator[Path]:
-    """What a pattern's parts lead to, as `glob` has it, but each folder of a `**` once only.
+    """Yield the matches of a pattern's parts as `glob` does, but enter each folder of `**` once.
 
-    `glob` follows links: two that lead back to their own folder keep it busy for ever.
+    `glob` follows links: links that lead back to their own folder keep it in a loop.
     """
     if not parts:
         yield folder
         return
     first, rest = parts[0], parts[1:]
     if first == "**":
-        # Where more parts follow, those decide which files are meant.
+        # If more parts follow, they decide which files match.
         for below, files in walk(folder, Passed() if rest else passed, apart):
             if rest:
                 yield from _matches(folder / below, rest, apart, passed)

@@ -1,4 +1,4 @@
-"""Where results go, and that nothing of anybody's is lost there (torch-free)."""
+"""Paths of results, and checks that no file is lost (torch-free)."""
 
 from __future__ import annotations
 
@@ -33,14 +33,12 @@ def table_for(dest: Path) -> None:
 def images_for(
     inputs: Sequence[Input], folder: Path, form: Format, sigma: bool
 ) -> dict[Input, Path]:
-    """The file that each input's image goes to; FITS if its name ends so, else .npy.
+    """Return the output path of each input; inputs that are not images by name have none.
 
-    Inputs that are not images by their names have none.
-
-    With `sigma`, the name beside each .npy for its uncertainties is kept free, too.
+    With `sigma`, the name of the uncertainties beside each .npy is reserved as well.
 
     Raises:
-        UserError: two inputs would share a file, or `folder` is or looks like a file.
+        UserError: two inputs would share a file, or `folder` is a file or looks like one.
     """
     if (folder.suffix.lower() in TABLES and not folder.is_dir()) or folder.is_file():
         raise UserError(f"--out {printable(folder)}: this model writes images; give a folder")
@@ -59,20 +57,20 @@ def images_for(
 
 
 def is_fits(path: Path) -> bool:
-    """Whether a file is FITS by its name."""
+    """Return whether a file's name is that of a FITS file."""
     return path.suffix.lower() in _FITS
 
 
 def sigma_beside(image: Path) -> Path:
-    """Where an .npy image's uncertainties go; a FITS file holds them itself."""
+    """Return the path of an image's uncertainties; a FITS file holds them itself."""
     return image if is_fits(image) else image.with_suffix(".sigma.npy")
 
 
 def refuse_losses(outputs: Iterable[Path], inputs: Sequence[Input], overwrite: bool) -> None:
-    """Check that nothing would be lost.
+    """Check that no existing file would be lost.
 
     Raises:
-        UserError: an output is an input, or not a regular file; or exists, and `overwrite` is off.
+        UserError: an output is an input, or a folder; or it exists, and `overwrite` is off.
     """
     standing = [path for path in outputs if os.path.lexists(path)]
     given: Mapping[tuple[int, int], Input] = {}

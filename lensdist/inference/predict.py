@@ -1,4 +1,4 @@
-"""Applies a model to files, a few at a time, and writes what it says of each."""
+"""Prediction for files, a few at a time, and writing of the results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lensdist.utils.files import printable
 
 log = logging.getLogger(__name__)
 
-# In memory at a time, unless one image has more; answers may have 16 times as many.
+# The pixels in memory at a time, unless one image has more; outputs may have 16 times as many.
 _PIXELS = 1 << 22
 Skip = Callable[[Input, str], None]
 
@@ -37,24 +37,24 @@ def predict_files(
     overwrite: bool = False,
     hdu: str | None = None,
 ) -> dict[Input, str]:
-    """Predict for every file; what cannot be is said on standard error and listed beside results.
+    """Predict for every file; log and list the files that cannot be used.
 
     Args:
         model: see `lensdist.load`.
         inputs: the files.
         dest: a classifier's table (.csv, .parquet), or the folder for images.
         batch: images at a time; those of one shape are predicted together.
-        form: of images; None: FITS for FITS, else .npy.
-        overwrite: replace results that are there.
-        hdu: which image of FITS files, by number or name, or which array of .npz.
+        form: the format of images; None: FITS for FITS, else .npy.
+        overwrite: whether to replace existing results.
+        hdu: the image of FITS files, by number or name, or the array of .npz files.
 
     Returns:
-        Why each file was skipped, in the order of `inputs`.
+        The reason for each skipped file, in the order of `inputs`.
 
     Raises:
-        UserError: `dest` or `form` does not suit the model, something would be lost, or nothing
-            can be written there; nothing was computed then.
-        RunError: results cannot be written any more, or memory ran out.
+        UserError: `dest` or `form` does not suit the model, a file would be lost, or `dest` cannot
+            be written; nothing was computed.
+        RunError: writing failed, or memory ran out.
     """
     kind = ImageSink if model.does.draws else TableSink
     sink = kind(model, inputs, dest, form, overwrite)
@@ -77,7 +77,7 @@ def predict_files(
             if ordered:
                 write_skipped(sink.skipped, {str(one.path): why for one, why in ordered.items()})
             else:
-                sink.skipped.unlink(missing_ok=True)  # of what is overwritten now
+                sink.skipped.unlink(missing_ok=True)  # the list of an earlier run
         except OSError as error:
             raise RunError(f"cannot write {printable(dest)}: {error.strerror or error}") from error
     return ordered
@@ -102,12 +102,12 @@ def _stream(
             else:
                 write(item, answer)
         done += len(items)
-        if sys.stderr.isatty():  # the next line, whatever it says, takes this one's place
+        if sys.stderr.isatty():  # the next line replaces this one
             print(f"{done:,} of {files:,} files", end="\r", file=sys.stderr, flush=True)
 
 
 def _readings(inputs: Sequence[Input], framed: bool, hdu: str | None, skip: Skip) -> Iterator[Item]:
-    """The files that can be read."""
+    """Yield the files that can be read."""
     for one in inputs:
         try:
             yield read_item(one, framed, hdu)
@@ -116,7 +116,7 @@ def _readings(inputs: Sequence[Input], framed: bool, hdu: str | None, skip: Skip
 
 
 def _windows(readings: Iterator[Item], batch: int) -> Iterator[list[Item]]:
-    """As many at a time as go together into memory."""
+    """Yield lists of as many files as are held in memory at a time."""
     window: list[Item] = []
     pixels = 0
     for item in readings:
@@ -131,7 +131,7 @@ def _windows(readings: Iterator[Item], batch: int) -> Iterator[list[Item]]:
 
 
 def _answers(model: Model, items: Sequence[Item], batch: int) -> list[Found | str]:
-    """What the model says of images of one shape; of one that does not suit it, why."""
+    """Return the predictions for images of one shape, or the reason where one does not suit."""
     images = np.stack([item.reading.image for item in items])
     bad = [item.bad for item in items if item.bad is not None]
     more = {"good": ~np.stack(bad)} if bad else {}
@@ -153,12 +153,12 @@ def _answers(model: Model, items: Sequence[Item], batch: int) -> list[Found | st
 
 
 def _sound(found: Found, item: Item) -> Found | str:
-    """An answer, if all of it is numbers; but bad pixels of an image may be blank in it, too."""
+    """Return a prediction if it is finite outside the input's bad pixels; else the reason."""
     for value in found.values():
         fits = np.isfinite(value)
         if item.bad is not None and value.ndim == 3:
             factor = value.shape[-1] // item.bad.shape[-1]
             fits |= item.bad.repeat(factor, -1).repeat(factor, -2)
         if not fits.all():
-            return "the model's answer is not finite: no such image was among those it learnt from"
+            return "the prediction is not finite: the model was not trained on such images"
     return found

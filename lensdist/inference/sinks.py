@@ -1,4 +1,4 @@
-"""Where answers of a model are written: a table, or a folder of images (torch-free)."""
+"""Destinations of predictions: a table, or a folder of images (torch-free)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from lensdist.tasks.registry import AnyTask
 from lensdist.utils.errors import UserError
 
 Found = dict[str, npt.NDArray[Any]]
-"""The answer to one image: arrays by name."""
+"""The prediction for one image: arrays by name."""
 Write = Callable[[Item, Found], None]
 
 
 class Model(Protocol):
-    """What is asked of a model: see `lensdist.export.model.LoadedModel`."""
+    """The interface of a model that is used here: see `lensdist.export.model.LoadedModel`."""
 
     does: AnyTask
     description: dict[str, Any]
@@ -42,7 +42,7 @@ class TableSink:
     """A table with a row for each image.
 
     Raises:
-        UserError: `dest` is no table's name, or something would be lost.
+        UserError: `dest` is not the name of a table, or a file would be lost.
     """
 
     framed = False
@@ -56,7 +56,7 @@ class TableSink:
         overwrite: bool,
     ) -> None:
         if form is not None:
-            raise UserError("--format is for models that draw images, and this one fills a table")
+            raise UserError("--format is for models that make images; this one writes a table")
         table_for(dest)
         self.skipped = dest.with_suffix(".skipped.csv")
         refuse_losses((dest, self.skipped), inputs, overwrite)
@@ -64,7 +64,7 @@ class TableSink:
 
     @contextmanager
     def open(self) -> Iterator[Write]:
-        """Where answers go, one by one; all of the table appears at the end, or nothing."""
+        """Open the table for single rows; it appears at the end, or not at all."""
         with open_table(self._dest, self._task.columns) as add:
             yield lambda item, found: add(str(item.source.path), self._task.row(found))
 
@@ -73,7 +73,7 @@ class ImageSink:
     """A folder of images.
 
     Raises:
-        UserError: `dest` is no folder, two images would share a file, or something would be lost.
+        UserError: `dest` is not a folder, two images would share a file, or one would be lost.
     """
 
     framed = True
@@ -86,7 +86,7 @@ class ImageSink:
         form: Format | None,
         overwrite: bool,
     ) -> None:
-        # Not every model of such a task draws sigma, but then an old file must not stay.
+        # A model without sigma must not leave the sigma file of an earlier run.
         self._draws_sigma = "sigma" in model.does.draws
         self._paths = images_for(inputs, dest, form or "auto", self._draws_sigma)
         self.skipped = dest / "skipped.csv"
@@ -98,7 +98,7 @@ class ImageSink:
 
     @contextmanager
     def open(self) -> Iterator[Write]:
-        """Where answers go, one by one, each into a file of its own."""
+        """Open the folder for single images, each in its own file."""
         self._dest.mkdir(parents=True, exist_ok=True)
         yield self._write
 

@@ -1,4 +1,4 @@
-"""Tables of answers, CSV or Parquet, a row a file (torch-free)."""
+"""Tables of predictions in CSV or Parquet, one row per file (torch-free)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from lensdist.utils.errors import UserError
 from lensdist.utils.files import fsync, write_atomic
 from lensdist.utils.owners import temporary
 
-_TOGETHER = 8192  # rows of a Parquet row group: small ones are slow to read
+_TOGETHER = 8192  # rows of a Parquet row group: small groups are slow to read
 Row = Sequence[str | float]
 AddRow = Callable[[str, Row], None]
-"""Takes a file's name, and the values of its columns."""
+"""A function of a file's name and the values of its columns."""
 
 
 @contextmanager
 def open_table(dest: Path, columns: Mapping[str, type]) -> Iterator[AddRow]:
-    """Open a table of the column `file` and of `columns`, each of type str or float.
+    """Open a table with the column `file` and `columns`, each of type str or float.
 
-    It is written beside `dest` as rows come, and named `dest` when all went well.
+    Rows are written to a temporary file, which is renamed to `dest` at the end.
 
     Raises:
-        UserError: a .parquet is wanted and pyarrow is missing.
-        OSError: it cannot be written.
+        UserError: `dest` is .parquet and pyarrow is missing.
+        OSError: the table cannot be written.
     """
     named = [("file", str), *((_text(name), kind) for name, kind in columns.items())]
     kind = _csv
@@ -52,7 +52,7 @@ def open_table(dest: Path, columns: Mapping[str, type]) -> Iterator[AddRow]:
 
 
 def write_skipped(path: Path, skipped: Mapping[str, str]) -> None:
-    """Write which files were skipped, and why: columns `file`, `reason`."""
+    """Write the skipped files with their reasons, in the columns `file` and `reason`."""
     stream = io.StringIO()
     rows = csv.writer(stream, lineterminator="\n")
     rows.writerow(("file", "reason"))
@@ -70,14 +70,14 @@ def _require_pyarrow() -> None:
 
 
 def _text(text: str) -> str:
-    r"""A file's name need not be UTF-8, which tables are: what is not is written \udcff."""
+    r"""Escape what is not UTF-8, as a file's name may hold it: \udcff."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 @contextmanager
 def _csv(path: Path, columns: Sequence[tuple[str, type]]) -> Iterator[Callable[[Row], Any]]:
     with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")  # floats by repr: every digit
+        rows = csv.writer(file, lineterminator="\n")  # writes floats with every digit
         rows.writerow([name for name, _ in columns])
         yield rows.writerow
 

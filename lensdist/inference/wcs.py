@@ -1,7 +1,7 @@
 """FITS headers for images on finer pixels: coordinates, distortion and sections (torch-free).
 
-A pixel's centre has whole coordinates, so its edges are at n - 1/2. Cut into f x f, what was at p
-is at p' = f (p - 1/2) + 1/2, and u pixels from it become f u. From that follows all that is here.
+A pixel's centre has whole coordinates, so its edges are at n - 1/2. Where each pixel is cut into
+f x f pixels, position p becomes p' = f (p - 1/2) + 1/2, and an offset of u pixels becomes f u.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ Header = Any
 """An `astropy.io.fits.Header`."""
 
 _AXES = (1, 2)  # x and y, in FITS's counting
-# What holds of the stored pixels only, which these no longer are.
+# These cards describe the stored pixels of the input only.
 _OF_THE_DATA = ("BLANK", "BSCALE", "BZERO", "CHECKSUM", "DATASUM", "DATAMAX", "DATAMIN")
-_HUGE = 1e300  # no coordinate, and times a factor no float
+_HUGE = 1e300  # not a coordinate; times a factor it would overflow
 _SECTIONS = ("DATASEC", "TRIMSEC", "CCDSEC", "DETSEC", "BIASSEC")
 _SCALES = ("PIXSCALE", "PIXSCAL1", "PIXSCAL2", "SECPIX", "SECPIX1", "SECPIX2")  # arcsec a pixel
 _SIP = re.compile(r"(?:A|B|AP|BP)_(\d+)_(\d+)")
-# CDi_ja and PCi_ja, and what they were called in drafts of the standard: CD00i00j, PC00i00j.
+# CDi_ja and PCi_ja, and their names in drafts of the standard: CD00i00j, PC00i00j.
 _MATRIX = re.compile(r"(CD|PC)(?:0*(\d+)_(\d+)([A-Z]?)|(\d{3})(\d{3}))")
 _WCS = re.compile(r"(?:CTYPE|CRPIX|CRVAL|CDELT|CROTA|CD|PC)0*[12](?:_?\d+)?([A-Z]?)")
 _PHYSICAL = re.compile(r"LTV[12]|LTM[12]_[12]")  # IRAF: p = LTM (pixel of the parent image) + LTV
-# Tables of distortion are HDUs of their own, in pixels of the input.
+# Distortion tables are separate HDUs, in pixels of the input.
 _TABLES = re.compile(
     r"(?:CPDIS|CQDIS|CPERR|CQERR|D2IMDIS|D2IMERR)\d+[A-Z]?|(?:DP|DQ|D2IM)\d+[A-Z]?(?:\..*)?"
     r"|D2IMARR|D2IMEXT|AXISCORR"
@@ -32,14 +32,14 @@ _TABLES = re.compile(
 
 
 def rescaled(header: Header, factor: int) -> Header:
-    """The header of an image with each pixel cut into `factor` x `factor`.
+    """Return the header for an image with each pixel cut into `factor` x `factor`.
 
-    Positions on the sky stay to rounding: of linear WCS in any form, primary or alternate, and of
-    SIP. Unreadable and repeated cards, structural keywords and what the new pixels make untrue are
-    left out; so is distortion kept in tables, and a HISTORY card says so.
+    Positions on the sky are kept to rounding, for linear WCS in any form, primary or alternate, and
+    for SIP. Unreadable and repeated cards, structural keywords and cards that no longer hold are
+    left out. So are distortion tables, which a HISTORY card states.
 
     Args:
-        header: of the image as it was; stays as it is.
+        header: the input's header, which is not changed.
         factor: 1 or more.
     """
     new = _readable(header).copy(strip=True)
@@ -72,16 +72,16 @@ def rescaled(header: Header, factor: int) -> Header:
 
 
 def _readable(header: Header) -> Header:
-    """The cards that can be read and written again; of those with one keyword the first."""
+    """Return the cards that can be read and written; of repeated keywords the first."""
     from astropy.io import fits
 
     new = fits.Header()
     for original in header.cards:
         card = copy(original)
         try:
-            card.comment = card.comment  # raises where a card has no form, which verify passes over
+            card.comment = card.comment  # raises for a malformed card, which verify accepts
             card.verify("silentfix+exception")
-            if str(card)[:8] != str(card)[:8].upper():  # which astropy reads, but does not mend
+            if str(card)[:8] != str(card)[:8].upper():  # astropy reads this, but does not fix it
                 card = fits.Card(card.keyword, card.value, card.comment)
             if card.keyword in ("COMMENT", "HISTORY", "") or card.keyword not in new:
                 new.append(card, end=True)
@@ -91,10 +91,10 @@ def _readable(header: Header) -> Header:
 
 
 def _rescale_linear(header: Header, factor: int, letter: str) -> None:
-    """CRPIX, and what takes offsets in pixels to the sky: CD, or CDELT with PC or CROTA.
+    """Rescale CRPIX, and the linear terms: CD, or CDELT with PC or CROTA.
 
-    The sky coordinate i is CDELT_i sum_j PC_ij (p_j - CRPIX_j), or sum_j CD_ij (p_j - CRPIX_j):
-    to divide what multiplies p_1 and p_2, divide CDELT_1 and CDELT_2, or else the matrix.
+    The sky coordinate i is CDELT_i sum_j PC_ij (p_j - CRPIX_j), or sum_j CD_ij (p_j - CRPIX_j).
+    So the factors of p_1 and p_2 are divided in CDELT_1 and CDELT_2, or else in the matrix.
     """
     elements = {
         key: (m[1], int(m[2] or m[5]), int(m[3] or m[6]))
@@ -102,14 +102,14 @@ def _rescale_linear(header: Header, factor: int, letter: str) -> None:
         if (m := _MATRIX.fullmatch(key)) and (m[4] or "") == letter
     }
     kinds = {kind for kind, _, _ in elements.values()}
-    # Without CDELT it is PC that holds the scale; without either, a pixel is one unit.
+    # Without CDELT, PC holds the scale; without either, a pixel is one unit.
     by_row = {i for i in _AXES if f"CDELT{i}{letter}" in header or "PC" not in kinds}
     for key, (kind, i, j) in elements.items():
         by_matrix = kind == "CD" or i not in by_row
         if by_matrix and j in _AXES:
             _change(header, key, 1 / factor)
         elif not by_matrix and j not in _AXES:
-            # The row's CDELT is divided below, which is not meant for wavelength and the like.
+            # The row's CDELT is divided below, which other axes, such as wavelength, must undo.
             _change(header, key, factor)
     for i in _AXES:
         _change(header, f"CRPIX{i}{letter}", factor, (1 - factor) / 2, default=0.0)
@@ -124,9 +124,9 @@ def _rescale_linear(header: Header, factor: int, letter: str) -> None:
 def _change(
     header: Header, key: str, by: float, plus: float = 0.0, default: float | None = None
 ) -> None:
-    """Make a card's value `by` times it `plus`; an absent one counts as `default`, if that is one.
+    """Replace a card's value x by `by` x + `plus`; an absent card has the value `default`.
 
-    A card that should hold a number, and does not, stays as useless as it was.
+    A card without a number is not changed.
     """
     value = header.get(key, default)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)

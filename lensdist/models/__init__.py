@@ -1,1 +1,1 @@
-"""Networks. Importing this package imports no torch; import the modules."""
+"""The networks. Importing this package does not import torch; import the modules."""

@@ -1,9 +1,9 @@
 """Image classifiers of torchvision, timm and the user, cut into sections from the stem to the head.
 
-A section is what progressive unfreezing sets free at once, and where a frozen network's outputs can
-be kept: DenseNets and ResNets come in six (stem, four blocks, head), all others of torchvision and
-timm in two (trunk, head), a network of your own in one. Weights keep torchvision's own names until
-`Backbone` renames them by section.
+Progressive unfreezing unfreezes one section at a time, and the outputs of a frozen section can be
+cached. DenseNets and ResNets have six sections (stem, four blocks, head), other networks of
+torchvision and timm have two (trunk, head), and a network of your own has one. `Backbone` renames
+torchvision's weights by section.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from lensdist.utils.torchvision_compat import import_torchvision
 
 TIMM = "timm/"
 
-# SqueezeNets end in a convolution; MNASNets load their weights only beside a version number that no
-# format but a pickle keeps; GoogLeNet and Inception return more than logits, and scale their inputs
-# when their weights are ImageNet's.
+# SqueezeNets end in a convolution. MNASNets load weights only with a version number, which only
+# pickles keep. GoogLeNet and Inception return more than logits, and scale their inputs when their
+# weights are ImageNet's.
 _UNFIT = ["squeezenet*", "mnasnet*", "googlenet", "inception*"]
 
 
 class Backbone(nn.Module):
-    """One classifier with its last layer replaced: (B, C, H, W) -> (B, classes).
+    """A classifier with its last layer replaced: (B, C, H, W) -> (B, classes).
 
     Args:
         architecture: torchvision's name; `lensnet`; timm's name after `timm/`; or the import path
             of a class or function of the user's, `mylab.nets:MyNet`, that is called with the number
             of bands and of classes and returns a module (B, C, H, W) -> (B, classes).
-        cfg: of the ensemble.
-        classes: to tell apart.
-        bands: of what it sees, where that is not `cfg.in_channels`.
+        cfg: the settings of the ensemble.
+        classes: the number of classes.
+        bands: the bands of the input, if not `cfg.in_channels`.
 
     Attributes:
-        sections: by name, in the order in which an image passes them, the last one `head`.
+        sections: the sections by name, in the order of the forward pass; the last is `head`.
         names: torchvision's name of every weight -> its name here.
 
     Raises:
-        UserError: there is no such classifier, or it cannot be used so.
+        UserError: there is no such classifier, or it cannot be a member.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Backbone(nn.Module):
             _channels_last(self)
             return
         self._repeat = bands == 1 and cfg.grey == "repeat"
-        # The head once where the classifier was, so that torchvision's names are known; then out.
+        # The head first replaces the classifier, to find torchvision's names, and is then cut off.
         net, place = whole(architecture, cfg, classes, bands)
         head = net.get_submodule(place)
         _channels_last(net)
@@ -74,34 +74,34 @@ class Backbone(nn.Module):
         self.names = {theirs[id(t)]: name for name, t in self.state_dict(keep_vars=True).items()}
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Images as the first section takes them."""
+        """Return images in the bands and memory format of the first section."""
         x = x.expand(-1, 3, -1, -1) if self._repeat else x
         return x.contiguous(memory_format=self._layout)
 
     def channels_first(self) -> None:
-        """Lay weights and images out as torch does by itself; a network is built channels-last."""
+        """Switch weights and images from channels-last to torch's default memory format."""
         if self._layout == torch.contiguous_format:
-            return  # what has been sharded meanwhile cannot be laid out anew
+            return  # the layout of sharded weights cannot be changed
         self._layout = torch.contiguous_format
         for p in self.parameters():
-            # Not by `to`: of one band both layouts hold, so it would leave the strides alone.
+            # `to` would not change the strides of one band, which has both layouts.
             p.data = torch.empty_like(p, memory_format=torch.contiguous_format).copy_(p.detach())
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
-        """From section number `first` on."""
+        """Compute the sections from number `first` on."""
         for section in list(self.sections.values())[first:]:
             x = section(x)
         return x
 
     def adopt(self, state: dict[str, Tensor], *, head: bool = True) -> dict[str, Tensor]:
-        """Weights by torchvision's names -> by ours, of the shapes that this network has.
+        """Rename weights from torchvision's names to ours, and fold their kernels to our bands.
 
         Args:
-            state: all of a network's weights.
-            head: without it the last layer's are left out, whatever they are called there.
+            state: all weights of a network.
+            head: whether to include the weights of the last layer.
 
         Raises:
-            UserError: weights that are missing, unknown or of another shape.
+            UserError: weights are missing, unknown or of another shape.
         """
         own = self.state_dict()
         wanted = {t: o for t, o in self.names.items() if head or not o.startswith("sections.head.")}
@@ -109,7 +109,7 @@ class Backbone(nn.Module):
         if not head:
             place = _last_linear(_on_meta(self.architecture))[0]
             given = {k: v for k, v in state.items() if not k.startswith(f"{place}.")}
-        # Files from before torch 1.0 lack the counters, which count from then on.
+        # Files from before torch 1.0 lack these counters.
         missing = [t for t in wanted if t not in given and not t.endswith("num_batches_tracked")]
         unknown = [t for t in given if t not in wanted]
         if missing or unknown:
@@ -138,7 +138,7 @@ class Backbone(nn.Module):
 def _own_sections(
     architecture: str, cfg: EnsembleConfig, classes: int, bands: int
 ) -> dict[str, nn.Module] | None:
-    """Make the sections of a network that is not torchvision's; None: it is."""
+    """Build the sections of a network that is not torchvision's; None for torchvision's."""
     if architecture == LENSNET:
         return {**lensnet(bands, cfg.head_dropout), "head": make_head(WIDTH, cfg, classes)}
     if architecture.startswith(TIMM):
@@ -153,7 +153,7 @@ def _own_sections(
 
 
 def _timm(name: str, bands: int) -> Any:
-    import_torchvision()  # before timm does, which would import it as it is
+    import_torchvision()  # before timm imports it without the work-around
     try:
         import timm
     except ImportError as e:
@@ -166,17 +166,17 @@ def _timm(name: str, bands: int) -> Any:
 
 
 def _channels_last(net: nn.Module) -> None:
-    """The layout that convolutions are faster in: by a tenth on a CPU.
+    """Convert a network to channels-last, in which convolutions on a CPU are a tenth faster.
 
-    Of one band both layouts are the same, and then the weights' is the one that counts.
+    Images of one band have both layouts, and then the layout of the weights decides.
     """
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def make_head(features: int, cfg: EnsembleConfig, classes: int) -> nn.Module:
-    """(B, features) -> (B, classes), in the recipe's order: linear, ReLU, BatchNorm, dropout."""
+    """Build the head (B, features) -> (B, classes): linear, ReLU, BatchNorm, dropout (recipe)."""
     if not cfg.head_dims:
-        return nn.Linear(features, classes)  # as torchvision has it, under torchvision's name
+        return nn.Linear(features, classes)  # the same layer and name as in torchvision
     layers: list[nn.Module] = []
     widths = [features, *cfg.head_dims]
     for before, after in pairwise(widths):
@@ -186,18 +186,21 @@ def make_head(features: int, cfg: EnsembleConfig, classes: int) -> nn.Module:
 
 
 def fold(kernels: Tensor, bands: int) -> Tensor:
-    """Kernels for RGB (O, 3, h, w) -> (O, bands, h, w), which answer to the mean of the bands as
-    the old ones do to that mean repeated three times."""
+    """Fold kernels for RGB (O, 3, h, w) to (O, bands, h, w).
+
+    Their output equals that of the old kernels on the mean of the bands, repeated three times.
+    """
     return (kernels.sum(1, keepdim=True) / bands).expand(-1, bands, -1, -1).contiguous()
 
 
 def whole(
     architecture: str, cfg: EnsembleConfig, classes: int, bands: int
 ) -> tuple[nn.Module, str]:
-    """torchvision's own network with the first and last layers of `cfg`, and the last one's name.
+    """Build torchvision's network with the first and last layers of `cfg`; return it and its head's
+    name.
 
     Raises:
-        UserError: torchvision has no such classifier, or it cannot be used so.
+        UserError: torchvision has no such classifier, or it cannot be a member.
     """
     net = _build(architecture)
     place, last = _last_linear(net)
@@ -209,7 +212,7 @@ def whole(
 
 
 def architectures() -> list[str]:
-    """The classifiers of torchvision that can be members, by name."""
+    """Return the names of torchvision's classifiers that can be members."""
     models = import_torchvision().models
     return cast(list[str], models.list_models(module=models, exclude=_UNFIT))
 
@@ -220,8 +223,8 @@ def _build(architecture: str) -> nn.Module:
         near = [name for name in known if name.startswith(architecture[:4])] or known[:5]
         raise UserError(
             f"model.members: {architecture!r} is neither {LENSNET} nor a classifier of torchvision "
-            f"that can be a member, such as {', '.join(near)}; timm's begin with {TIMM}, your own "
-            "are import paths such as mylab.nets:MyNet"
+            f"that can be a member, such as {', '.join(near)}; names of timm begin with {TIMM}, "
+            "and your own are import paths such as mylab.nets:MyNet"
         )
     torchvision = import_torchvision()
     if not architecture.startswith("regnet"):
@@ -247,11 +250,11 @@ def _put(net: nn.Module, place: str, module: nn.Module) -> None:
 
 
 def _fold_first(net: nn.Module, bands: int) -> None:
-    """The first convolution for `bands` bands in place of RGB."""
+    """Replace the first convolution for RGB by one for `bands` bands."""
     place, old = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
     if bands == old.in_channels:
         return
-    with torch.device(old.weight.device):  # meta, where no memory may be taken
+    with torch.device(old.weight.device):  # may be meta, to take no memory
         new = nn.Conv2d(
             bands,
             old.out_channels,
@@ -266,18 +269,18 @@ def _fold_first(net: nn.Module, bands: int) -> None:
 
 
 def _cut(net: nn.Module) -> dict[str, nn.Module]:
-    """What comes before the head, by section; together they compute what `net` does."""
+    """Cut a network without its head into sections, which together compute the same."""
     models = import_torchvision().models
     if isinstance(net, models.DenseNet):
         f = net.features
-        # A transition goes with the block before it: its output is ten times smaller to keep.
+        # A transition joins the block before it, because its output is ten times smaller to cache.
         blocks = {
             f"block{i}": nn.Sequential(
                 f.get_submodule(f"denseblock{i}"), f.get_submodule(f"transition{i}")
             )
             for i in (1, 2, 3)
         }
-        # The last activation stands in torchvision's `forward` only.
+        # The last activation is only in torchvision's `forward`.
         last = nn.Sequential(f.denseblock4, f.norm5, nn.ReLU(), *_pool())
         stem = nn.Sequential(f.conv0, f.norm0, f.relu0, f.pool0)
         return {"stem": stem, **blocks, "block4": last}

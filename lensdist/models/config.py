@@ -6,36 +6,45 @@ from pydantic import Field, model_validator
 
 from lensdist.utils.settings import Strict, Width
 
-# Upper limits are far beyond use: they bound what a stranger's description can ask for.
+# Upper limits are far beyond use: they bound the memory that a file from elsewhere can request.
 
 
 class EncoderConfig(Strict):
     """The vision transformer that every MAE-based task shares."""
 
     image_size: int = Field(
-        64, ge=8, le=16_384, description="pixels a side; DeepLenseSim II and III are 64"
+        64,
+        ge=8,
+        le=16_384,
+        description="The pixels a side of an image, 64 in DeepLenseSim's Models II and III.",
     )
-    patch_size: int = Field(8, ge=2, le=4096, description="pixels a side of a patch; 10 suits 150")
+    patch_size: int = Field(
+        8,
+        ge=2,
+        le=4096,
+        description="The pixels a side of a patch, which must divide image_size; use 10 for 150.",
+    )
     stem: Literal["patch", "conv"] = Field(
         "patch",
-        description="patch: one convolution as large as a patch (the recipe); conv: 3x3 "
-        "convolutions that halve the side each, which learn from far fewer images "
-        "(Xiao et al. 2021, arXiv:2106.14881)",
+        description="The patch embedding. patch: one convolution as large as a patch (the recipe); "
+        "conv: 3x3 convolutions that each halve the side, which learn from far fewer images (Xiao "
+        "et al. 2021, arXiv:2106.14881).",
     )
     block: Literal["prenorm", "postnorm"] = Field(
         "prenorm",
-        description="prenorm: LayerNorm before attention and MLP and after the last layer, GELU "
-        "(Xiong et al. 2020, arXiv:2002.04745: no warm-up needed); postnorm: LayerNorm after each "
-        "sum, ReLU, up-convolutions with ReLU too, as in the published weights (`lensdist import`)",
+        description="The form of a transformer layer. prenorm: LayerNorm before attention and MLP "
+        "and after the last layer, GELU (Xiong et al. 2020, arXiv:2002.04745: no warm-up needed); "
+        "postnorm: LayerNorm after each sum, and ReLU, also in the up-convolutions, as in the "
+        "published weights (`lensdist import`).",
     )
-    in_channels: int = Field(1, ge=1, le=4096, description="bands")
-    dim: int = Field(512, ge=8, le=65_536, description="width of a token")
-    depth: int = Field(6, ge=1, le=256, description="transformer layers")
-    heads: int = Field(8, ge=1, description="attention heads; divides dim")
-    mlp_dim: int = Field(
-        1024, ge=8, le=2**20, description="width of the hidden layer between attentions"
+    in_channels: int = Field(1, ge=1, le=4096, description="The number of bands of an image.")
+    dim: int = Field(512, ge=8, le=65_536, description="The width of a token.")
+    depth: int = Field(6, ge=1, le=256, description="The number of transformer layers.")
+    heads: int = Field(8, ge=1, description="The number of attention heads, which must divide dim.")
+    mlp_dim: int = Field(1024, ge=8, le=2**20, description="The width of the MLP's hidden layer.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="The dropout rate of attention outputs and MLPs."
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="in attention output and MLP")
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -49,27 +58,28 @@ class EncoderConfig(Strict):
 
     @property
     def grid(self) -> int:
-        """Patches a side."""
+        """The number of patches a side."""
         return self.image_size // self.patch_size
 
 
 class MaeConfig(EncoderConfig):
-    """Encoder + decoder."""
+    """The masked autoencoder: encoder and decoder."""
 
     decoder: Literal["upconv", "tokens"] = Field(
         "upconv",
-        description="upconv: the recipe's, masked patches stay in the sequence; tokens: as He et "
-        "al. 2022, the encoder sees visible patches only, so a mask of 0.75 is four times cheaper",
+        description="The form of the decoder. upconv: up-convolutions, with masked patches in the "
+        "sequence (the recipe); tokens: a transformer as in He et al. 2022, where the encoder sees "
+        "visible patches only, so a mask of 0.75 is four times cheaper.",
     )
     decoder_dim: Width = Field(
         256,
         ge=8,
         le=65_536,
-        description="channels of the first up-convolution's output; or width of the decoder's "
-        "tokens, which heads must divide",
+        description="The output channels of the first up-convolution, or the width of the "
+        "decoder's tokens, which heads must divide.",
     )
     decoder_depth: int = Field(
-        1, ge=1, le=256, description="tokens: transformer layers of the decoder"
+        1, ge=1, le=256, description="The number of transformer layers of decoder: tokens."
     )
 
     @model_validator(mode="after")
@@ -80,70 +90,80 @@ class MaeConfig(EncoderConfig):
 
 
 class MaskConfig(Strict):
-    """Which patches are hidden from the encoder, in the pixels."""
+    """The choice of the patches that are hidden from the encoder."""
 
     ratio: float = Field(
-        0.05, gt=0, lt=1, description="share of patches masked (rounded down, at least one)"
+        0.05,
+        gt=0,
+        lt=1,
+        description="The fraction of patches that are masked, rounded down to at least one patch.",
     )
     informative: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="share of the masked patches taken from the top of the entropy ranking; "
-        "the rest are drawn at random from those that are left",
+        description="The fraction of masked patches that are those of highest entropy; the others "
+        "are drawn at random from the remaining patches.",
     )
 
 
 class ClassifierConfig(EncoderConfig):
-    """Encoder + global average pooling over patch tokens + head."""
+    """The classifier: encoder, average pooling over patch tokens, and head."""
 
     head_dims: tuple[Width, ...] = Field(
         (256,),
         max_length=64,
-        description="hidden widths of the head (the recipe's 512 -> 256 -> classes)",
+        description="The widths of the head's hidden layers, (256,) in the recipe.",
     )
     head_norm: bool = Field(
         False,
-        description="BatchNorm without scale and shift between pooling and head, as in He et al. "
-        "2022: what tells the classes apart is a small part of the pooled features' size",
+        description="Use BatchNorm without scale and shift between pooling and head (He et al. "
+        "2022), because the differences between classes are small in the pooled features.",
     )
-    head_dropout: float = Field(0.0, ge=0, lt=1, description="before each linear layer")
+    head_dropout: float = Field(
+        0.0, ge=0, lt=1, description="The dropout rate before each linear layer of the head."
+    )
 
 
 class EnsembleConfig(Strict):
-    """The common task's networks: torchvision classifiers, each with a head of its own."""
+    """The networks of the common task: image classifiers, each with its own head."""
 
     members: tuple[str, ...] = Field(
         ("densenet161", "resnet18"),
         min_length=1,
         max_length=64,
-        description="image classifiers: of torchvision by name; of timm after `timm/`; your own by "
-        "import path, mylab.nets:MyNet; or lensnet, our small one for fitted lenses. One makes a "
-        "single network",
+        description="The image classifiers: of torchvision by name, of timm after `timm/`, your "
+        "own by import path (mylab.nets:MyNet), or lensnet, a small network for fitted lenses. One "
+        "member makes a single network.",
     )
-    image_size: int = Field(150, ge=8, le=16_384, description="pixels a side, as on disk")
-    in_channels: int = Field(1, ge=1, le=4096, description="bands")
+    image_size: int = Field(
+        150, ge=8, le=16_384, description="The pixels a side of an image on disk."
+    )
+    in_channels: int = Field(1, ge=1, le=4096, description="The number of bands of an image.")
     resize: int | None = Field(
         None,
         ge=8,
         le=4096,
-        description="pixels a side that the networks see (the recipe: 224); null: as on disk",
+        description="The pixels a side that the networks see, 224 in the recipe. null: as on disk.",
     )
     grey: Literal["repeat", "fold"] = Field(
         "repeat",
-        description="how other than three bands meet kernels for RGB: repeat one band three "
-        "times; or fold the kernels over the bands, the same outputs for less work",
+        description="The input of networks for RGB. repeat: one band is repeated three times; "
+        "fold: the first kernels are summed over the bands, for the same outputs with less work.",
     )
     head_dims: tuple[Width, ...] = Field(
         (1024, 64),
         max_length=64,
-        description="widths of the head's linear + ReLU + BatchNorm + dropout layers",
+        description="The widths of the head's hidden layers, each of linear, ReLU, BatchNorm and "
+        "dropout.",
     )
-    head_dropout: float = Field(0.33, ge=0, lt=1, description="after each of them")
+    head_dropout: float = Field(
+        0.33, ge=0, lt=1, description="The dropout rate after each hidden layer of the head."
+    )
     combine: Literal["logits", "probabilities", "learned"] = Field(
         "logits",
-        description="mean of the members' logits (the recipe) or of their probabilities; learned: "
-        "logits with learned weights that add up to 1",
+        description="The mean over the members: of their logits (the recipe), of their "
+        "probabilities, or of logits with learned weights that add up to 1.",
     )
 
     @model_validator(mode="after")
@@ -154,34 +174,37 @@ class EnsembleConfig(Strict):
 
 
 class SuperResolverConfig(Strict):
-    """Super-resolution: the MAE's encoder, and what draws the large image from it."""
+    """The super-resolution network: the MAE's encoder, and a decoder of the large image."""
 
-    image_size: int = Field(75, ge=8, le=16_384, description="pixels a side of LR, as on disk")
-    factor: Literal[2, 3, 4] = Field(2, description="HR is so many times as large as LR")
-    in_channels: int = Field(1, ge=1, le=4096, description="bands")
+    image_size: int = Field(75, ge=8, le=16_384, description="The pixels a side of LR on disk.")
+    factor: Literal[2, 3, 4] = Field(2, description="The pixels a side of HR over those of LR.")
+    in_channels: int = Field(1, ge=1, le=4096, description="The number of bands of an image.")
     encoder: EncoderConfig = Field(
-        EncoderConfig(), description="of the MAE; where its image_size is not LR's, LR is resized"
+        EncoderConfig(),
+        description="The MAE's encoder; if its image_size is not LR's, LR is resized.",
     )
     decoder: Literal["upconv", "residual"] = Field(
         "residual",
-        description="upconv: the recipe's up-convolutions from the encoder's tokens alone, and a "
-        "smoothing convolution; residual: what bicubic interpolation lacks, from the tokens and "
-        "from convolutions at LR's own resolution; it expects brightness from 0 to about 1 "
-        "(preprocess.scale: minmax)",
+        description="The form of the decoder. upconv: up-convolutions from the encoder's tokens, "
+        "and a smoothing convolution (the recipe); residual: a correction to bicubic "
+        "interpolation, from the tokens and from convolutions at LR's resolution, for brightness "
+        "from 0 to about 1 (preprocess.scale: minmax).",
     )
     width: int = Field(
         32,
         ge=4,
         le=65_536,
-        description="channels: residual, at LR's resolution; upconv, at the largest size",
+        description="The channels at LR's resolution (residual) or at the largest size (upconv).",
     )
-    depth: int = Field(4, ge=0, le=256, description="residual: blocks of convolutions")
+    depth: int = Field(
+        4, ge=0, le=256, description="The number of convolution blocks of decoder: residual."
+    )
     exact_means: bool = Field(
         True,
-        description="residual: every block of factor x factor pixels has the mean of its LR pixel, "
-        "which is what LR is made of; so no flux is lost or made",
+        description="Give every block of factor x factor pixels the mean of its LR pixel, so that "
+        "flux is conserved (decoder: residual).",
     )
-    sigma: bool = Field(False, description="also draw each pixel's standard deviation")
+    sigma: bool = Field(False, description="Also predict each pixel's standard deviation.")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -194,7 +217,7 @@ class SuperResolverConfig(Strict):
 
 
 def prime_factors(n: int) -> list[int]:
-    """Ascending: 8 -> [2, 2, 2], 10 -> [2, 5]."""
+    """Return the prime factors in ascending order: 8 -> [2, 2, 2], 10 -> [2, 5]."""
     for f in range(2, int(n**0.5) + 1):
         if n % f == 0:
             return [f, *prime_factors(n // f)]
@@ -202,5 +225,5 @@ def prime_factors(n: int) -> list[int]:
 
 
 def masked_count(cfg: MaskConfig, patches: int) -> int:
-    """How many of an image's patches are hidden (the reference's 5 % of 64 is 3)."""
+    """Return the number of hidden patches of an image (3 in the recipe: 5 % of 64)."""
     return max(1, int(cfg.ratio * patches))

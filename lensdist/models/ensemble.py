@@ -1,5 +1,5 @@
-"""The common task's network: an average of torchvision classifiers, which can be cut in two where
-its frozen part ends."""
+"""The network of the common task: an average of classifiers, which can be cut after its frozen
+part."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Features = tuple[Tensor, ...]
 
 
 class Ensemble(nn.Module):
-    """(B, C, H, W) -> logits (B, classes).
+    """An ensemble (B, C, H, W) -> logits (B, classes).
 
-    `combine: probabilities` returns the logarithm of the members' mean probabilities, which are
-    logits too: their softmax is that mean, and their cross-entropy its likelihood.
+    `combine: probabilities` returns the logarithm of the members' mean probabilities. These are
+    logits too: their softmax is that mean, and their cross-entropy its negative log-likelihood.
 
     Args:
-        cfg: the members.
-        classes: to tell apart.
-        bands: of what the network sees, where preprocessing makes other than `cfg.in_channels`.
-        members: in place of those that `cfg` names, by whoever builds them.
+        cfg: the settings of the ensemble.
+        classes: the number of classes.
+        bands: the bands after preprocessing, if not `cfg.in_channels`.
+        members: the members, in place of those that `cfg` names.
 
     Raises:
-        UserError: a member is no torchvision classifier.
+        UserError: a member is not a known classifier.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Ensemble(nn.Module):
         return [cast(Backbone, member) for member in self.members]
 
     def features(self, x: Tensor, depths: tuple[int, ...]) -> Features:
-        """What the first `depths[k]` sections of member k make of images, for each k."""
+        """Compute the outputs of the first `depths[k]` sections of each member k."""
         if self.cfg.resize is not None and self.cfg.resize != x.shape[-1]:
             size = (self.cfg.resize, self.cfg.resize)
-            # Antialiased, so that a smaller size averages the pixels in place of leaving some out.
+            # Antialiased, so that a smaller size averages pixels and does not skip any.
             x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
         found = []
         for member, depth in zip(self.backbones, depths, strict=True):
@@ -74,7 +74,7 @@ class Ensemble(nn.Module):
         return tuple(found)
 
     def combine(self, features: Features, depths: tuple[int, ...]) -> Tensor:
-        """From `features` of the same depths to logits."""
+        """Compute logits from the `features` of the same depths."""
         logits = torch.stack(
             [m(y, d) for m, y, d in zip(self.backbones, features, depths, strict=True)]
         )
@@ -87,7 +87,7 @@ class Ensemble(nn.Module):
         return logits.mean(0)
 
     def frozen(self, trains: Callable[[str], bool]) -> tuple[int, ...]:
-        """How many of each member's first sections hold no parameter that trains."""
+        """Return the number of first sections of each member without a parameter that trains."""
         depths = []
         for k, member in enumerate(self.backbones):
             count = 0
@@ -100,17 +100,17 @@ class Ensemble(nn.Module):
         return tuple(depths)
 
     def check(self, image_size: int) -> None:
-        """Make sure that the members can take images of so many pixels a side.
+        """Check that the members can take images of this size; fast on the meta device.
 
         Raises:
-            UserError: one cannot; a network on the meta device finds out in no time.
+            UserError: one cannot.
         """
         device = next(self.parameters()).device
         x = torch.zeros(2, self._bands, image_size, image_size, device=device)
         try:
             with torch.no_grad():
                 shape = self(x).shape
-        except Exception as e:  # whatever a network raises when an image is too small for it
+        except Exception as e:  # a network may raise anything if an image is too small
             why = " ".join(str(e).split())[:120]
             raise UserError(
                 f"model.members: {', '.join(self.cfg.members)} cannot take images of "
@@ -120,9 +120,9 @@ class Ensemble(nn.Module):
 
 
 def sections_of(model: Ensemble) -> list[tuple[tuple[str, ...], int]]:
-    """Sections from the heads back to the stems: prefixes of parameter names, number of parameters.
+    """Return the sections from the heads back to the stems: parameter prefixes, parameter counts.
 
-    Members go hand in hand: a section is each member's next one, where it has one left.
+    A section holds the next section of every member that has one left.
     """
     stages: list[tuple[tuple[str, ...], int]] = []
     depth = max(len(member.sections) for member in model.backbones)

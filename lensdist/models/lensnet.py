@@ -1,4 +1,4 @@
-"""A small convolutional network for what fitted lenses leave: 17,000 parameters."""
+"""A small convolutional network for the residuals of fitted lenses: 17,000 parameters."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ WIDTH = 32
 
 
 def lensnet(bands: int, dropout: float) -> dict[str, nn.Module]:
-    """Sections (B, bands, H, W) -> (B, 32), in order.
+    """Build the sections (B, bands, H, W) -> (B, 32), in order.
 
-    The residual of a lens is noise but for a few spots and streaks, so the network is shallow, sees
-    half the resolution, and takes the mean over all pixels. What tells the classes apart is a small
-    part of that mean: it is normalised before the head.
+    The residual of a lens is noise with a few spots and streaks. So the network is shallow, works
+    at half the resolution, and takes the mean over all pixels. Classes differ little in that mean,
+    so it is normalised before the head.
     """
     return OrderedDict(
         stem=nn.Sequential(nn.AvgPool2d(2), *_layer(bands, 16, 5)),

@@ -1,9 +1,8 @@
-"""Masked autoencoder: the encoder sees the image with patches zeroed in its pixels, and a decoder
-draws the whole image.
+"""A masked autoencoder: it reconstructs images in which patches are set to zero.
 
-After He et al. 2022 (arXiv:2111.06377). Two forms: as the recipe of task VI.A has it, masked
-patches stay in the sequence and up-convolutions draw; or as there, the encoder computes visible
-patches only and a small transformer draws.
+After He et al. 2022 (arXiv:2111.06377), in two forms. In the recipe of task VI.A masked patches
+stay in the sequence, and up-convolutions decode. In that paper the encoder computes visible patches
+only, and a small transformer decodes.
 """
 
 from __future__ import annotations
@@ -20,8 +19,10 @@ from lensdist.models.vit import Block, Encoder, activation, init_linear
 
 
 class Decoder(nn.Module):
-    """Tokens (B, N, D) -> image (B, C, H, W): an up-convolution for each prime factor of the patch,
-    so a patch of 8 is drawn by three doublings, one of 10 by a doubling and a factor of 5.
+    """A decoder, tokens (B, N, D) -> image (B, C, H, W), of up-convolutions.
+
+    It has one for each prime factor of the patch: three of factor 2 for a patch of 8, factors 2
+    and 5 for a patch of 10.
     """
 
     def __init__(self, cfg: MaeConfig) -> None:
@@ -31,7 +32,7 @@ class Decoder(nn.Module):
         widths = [cfg.dim, *(max(cfg.decoder_dim >> i, 16) for i in range(len(factors)))]
         layers: list[nn.Module] = []
         for (before, after), f in zip(pairwise(widths), factors, strict=True):
-            # Kernels overlap by a pixel on each side, or patch borders would show.
+            # Kernels overlap by a pixel on each side, so that patch borders do not show.
             layers += [nn.ConvTranspose2d(before, after, f + 2, stride=f, padding=1)]
             layers += [activation(cfg)]
         self.up = nn.Sequential(*layers)
@@ -44,7 +45,10 @@ class Decoder(nn.Module):
 
 
 class TokenDecoder(nn.Module):
-    """Tokens (B, M, D) of patches `keep` (B, M), a learned one elsewhere -> image (B, C, H, W)."""
+    """A decoder, tokens (B, M, D) of the patches `keep` (B, M) -> image (B, C, H, W).
+
+    A learned token stands for every other patch.
+    """
 
     def __init__(self, cfg: MaeConfig) -> None:
         super().__init__()
@@ -75,10 +79,10 @@ class TokenDecoder(nn.Module):
 
 
 class MaskedAutoencoder(nn.Module):
-    """(images (B, C, H, W), mask (B, N) true = hidden) -> reconstruction (B, C, H, W).
+    """An autoencoder: images (B, C, H, W), mask (B, N) true = hidden -> images (B, C, H, W).
 
-    With the token decoder every row of `mask` hides the same number of patches, `hidden`; left
-    out, it is counted, which makes a GPU wait.
+    With the token decoder every row of `mask` hides `hidden` patches; without that argument they
+    are counted, which makes a GPU wait.
     """
 
     def __init__(self, cfg: MaeConfig) -> None:
@@ -88,7 +92,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder = Decoder(cfg) if cfg.decoder == "upconv" else TokenDecoder(cfg)
 
     def forward(self, x: Tensor, mask: Tensor, hidden: int | None = None) -> Tensor:
-        # Zeroed in the pixels in both forms: a convolutional stem looks across patch borders.
+        # Pixels are zeroed in both forms, because a convolutional stem sees across patch borders.
         x = torch.where(pixel_mask(mask, self.cfg.patch_size), 0.0, x)
         if self.cfg.decoder == "upconv":
             return cast(Tensor, self.decoder(self.encoder(x)))
@@ -98,19 +102,19 @@ class MaskedAutoencoder(nn.Module):
 
 
 def without_sort(network: MaskedAutoencoder, x: Tensor, mask: Tensor, hidden: int) -> Tensor:
-    """Compute what `network(x, mask, hidden)` does, without the stable sort that ONNX lacks."""
+    """Compute `network(x, mask, hidden)` without the stable sort, which ONNX lacks."""
     if network.cfg.decoder == "upconv":
         return cast(Tensor, network(x, mask))
     x = torch.where(pixel_mask(mask, network.cfg.patch_size), 0.0, x)
     patches = mask.shape[1]
-    # Numbers that all differ need no stable sort.
+    # These numbers all differ, so no stable sort is needed.
     place = mask.to(torch.int64) * patches + torch.arange(patches, device=mask.device)
     keep = place.topk(patches - hidden, dim=1, largest=False).indices
     return cast(Tensor, network.decoder(network.encoder(x, keep), keep))
 
 
 def pixel_mask(mask: Tensor, patch: int) -> Tensor:
-    """A patch mask (B, N), row-major, as a pixel mask (B, 1, H, W)."""
+    """Convert a row-major patch mask (B, N) to a pixel mask (B, 1, H, W)."""
     side = int(mask.shape[1] ** 0.5)
     grid = rearrange(mask, "b (h w) -> b 1 h w", h=side)
     return grid.repeat_interleave(patch, 2).repeat_interleave(patch, 3)

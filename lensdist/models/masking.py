@@ -1,9 +1,8 @@
-"""Which patches to hide: the informative ones, random ones, or a mixture.
+"""Masks of the patches to hide: informative ones, random ones, or a mixture.
 
-How informative a patch is = the Shannon entropy (bits) of its pixels as 8-bit grey levels, the
-image's own minimum to maximum spread over 0..255. That equals
-`skimage.measure.shannon_entropy` of the patch, batched and on the device of the images. It depends
-on the image alone, so a mask follows its image through any augmentation.
+The information in a patch is the Shannon entropy (bits) of its pixels as 8-bit grey levels, where
+the image's minimum and maximum are 0 and 255. It equals `skimage.measure.shannon_entropy` of the
+patch. It depends on the image only, so a mask follows its image through any augmentation.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from lensdist.utils import rng
 
 
 def grey_levels(images: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H, W) int64 in 0..255: the mean over bands, stretched per image."""
+    """Compute grey levels (B, C, H, W) -> (B, H, W) int64 in 0..255, scaled for each image."""
     grey = images.float().mean(1)
     low = reduce(grey, "b h w -> b 1 1", "min")
     span = reduce(grey, "b h w -> b 1 1", "max") - low
     stretched = (grey - low) / span.clamp_min(torch.finfo(grey.dtype).tiny)
-    # NaN has no grey level; whoever draws a mask for it will find the loss to be none either.
+    # NaN has no grey level; the loss of such an image will be NaN in any case.
     return (stretched * 255).round().nan_to_num(0).clamp(0, 255).long()
 
 
 def patch_entropy(images: Tensor, patch: int) -> Tensor:
-    """Shannon entropy of each patch's grey levels, in bits: (B, C, H, W) -> (B, N) row-major."""
+    """Compute the entropy of each patch's grey levels, bits: (B, C, H, W) -> (B, N) row-major."""
     levels = rearrange(grey_levels(images), "b (h p) (w q) -> b (h w) (p q)", p=patch, q=patch)
     counts = torch.zeros(*levels.shape[:2], 256, device=images.device)
     counts.scatter_add_(2, levels, torch.ones_like(levels, dtype=counts.dtype))
@@ -39,10 +38,10 @@ def patch_entropy(images: Tensor, patch: int) -> Tensor:
 
 
 def _ranked(images: Tensor, patch: int) -> Tensor:
-    """Patch numbers, most informative first, (B, N).
+    """Return patch numbers, the most informative first, (B, N).
 
-    Patches of equal entropy (flat sky, mostly) follow in the order of their brightness, which turns
-    with the image; by their place they would not.
+    Patches of equal entropy, mostly flat sky, are ordered by brightness, because that order, unlike
+    their position, turns with the image.
     """
     light = reduce(images.double(), "b c (h p) (w q) -> b (h w)", "mean", p=patch, q=patch)
     order = light.sort(dim=1, descending=True, stable=True).indices
@@ -57,7 +56,7 @@ def make_mask(images: Tensor, patch: int, cfg: MaskConfig, key: int, samples: Te
         images: (B, C, H, W).
         patch: pixels a side of a patch.
         key: from `lensdist.utils.rng.key`.
-        samples: (B,) sample numbers; image i's random part depends on `key` and `samples[i]` alone.
+        samples: (B,) sample numbers; image i's random part depends on `key` and `samples[i]` only.
 
     Returns:
         (B, N) bool, true = hidden, the same number in every row.

@@ -1,4 +1,4 @@
-"""Make images larger and smaller."""
+"""Functions that enlarge and reduce images."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 def bicubic(x: Tensor, factor: int) -> Tensor:
     """Interpolate bicubically (Keys 1981, a = -0.5, as PIL): (B, C, H, W) -> (B, C, f H, f W).
 
-    torch's default is a = -0.75, which is worse on lenses; `antialias` makes it -0.5, and changes
-    nothing else where an image grows.
+    torch's default is a = -0.75, which is worse on lenses. `antialias` sets it to -0.5, without
+    another effect on images that grow.
     """
     return F.interpolate(x, scale_factor=factor, mode="bicubic", antialias=True)
 
 
 def resized(x: Tensor, size: int) -> Tensor:
-    """Resize bicubically without aliases: (B, C, H, W) -> (B, C, size, size)."""
+    """Resize bicubically with antialiasing: (B, C, H, W) -> (B, C, size, size)."""
     if x.shape[-2:] == (size, size):
         return x
     return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True)

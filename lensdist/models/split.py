@@ -1,4 +1,4 @@
-"""A network cut in two where its frozen part ends."""
+"""A network that is cut in two after its frozen part."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import nn
 
 
 class Part(nn.Module):
-    """A part of a network as a module of its own, which can be wrapped for training.
+    """A part of a network as a separate module, which can be wrapped for training.
 
     Args:
-        whole: the network; its parameters are this module's.
-        compute: what this part does, by the network's own modules.
+        whole: the network, whose parameters this module shares.
+        compute: the forward pass of this part.
     """
 
     def __init__(self, whole: nn.Module, compute: Callable[..., Any]) -> None:

@@ -1,10 +1,8 @@
-"""Super-resolution with the MAE's encoder: the recipe's up-convolutions, or bicubic and what it
-lacks.
+"""Super-resolution with the MAE's encoder: the recipe's up-convolutions, or corrections to bicubic.
 
-LR is the mean of HR over blocks of factor x factor pixels, and both carry the noise of counted
-photons: what can be gained over bicubic interpolation is small, and easily lost again by drawing
-the whole image anew. So `residual` draws only the difference, and puts back into each block the
-mean that is known.
+LR is the mean of HR over blocks of factor x factor pixels, and both have photon noise. The possible
+gain over bicubic interpolation is small, and a network that computes the whole image loses it
+easily. So `residual` computes only the difference, and restores the known mean of each block.
 """
 
 from __future__ import annotations
@@ -21,17 +19,19 @@ from lensdist.models.config import SuperResolverConfig, prime_factors
 from lensdist.models.resample import bicubic, enlarge, resized, with_means
 from lensdist.models.vit import Encoder
 
-_CENTRE = 0.25  # of square-rooted brightness between 0 and 1, for inputs about 0
-_DARK = 0.02  # brightness below which the square root turns flat: the sky's noise
-_LN_SIGMA = -3.5  # where training starts: 0.03 of the range, as noise of such images is
+_CENTRE = 0.25  # of the square root of brightness, so that inputs are about 0
+_DARK = 0.02  # brightness below which the square root becomes flat: the sky's noise
+_LN_SIGMA = -3.5  # the initial value: 0.03 of the range, the typical noise
 
 
 class SuperResolver(nn.Module):
-    """LR (B, C, H, W) as preprocessed -> HR (B, C, f H, f W), and behind it, with `sigma`, the
-    natural logarithm of each pixel's standard deviation, (B, 2 C, f H, f W) together.
+    """A super-resolution network: preprocessed LR (B, C, H, W) -> HR (B, C, f H, f W).
+
+    With `sigma` the natural logarithm of each pixel's standard deviation follows, for an output of
+    (B, 2 C, f H, f W).
 
     Args:
-        cfg: its shape; H = W = `cfg.image_size`.
+        cfg: the network's settings; H = W = `cfg.image_size`.
     """
 
     def __init__(self, cfg: SuperResolverConfig) -> None:
@@ -47,8 +47,10 @@ class SuperResolver(nn.Module):
 
 
 class UpConvolutions(nn.Module):
-    """The recipe's: tokens to the encoder's pixels, once more by the factor, then to HR's size and
-    a convolution that smooths.
+    """The recipe's decoder, of up-convolutions.
+
+    They enlarge tokens to the encoder's pixels and by the factor. Then the image is resized to HR's
+    size, and a convolution smooths it.
     """
 
     def __init__(self, cfg: SuperResolverConfig) -> None:
@@ -57,7 +59,7 @@ class UpConvolutions(nn.Module):
         widths = [cfg.width << i for i in range(len(factors) - 1, -1, -1)]
         layers: list[nn.Module] = []
         for (before, after), f in zip(pairwise([cfg.encoder.dim, *widths]), factors, strict=True):
-            # Kernels overlap by a pixel on each side, or patch borders would show.
+            # Kernels overlap by a pixel on each side, so that patch borders do not show.
             layers += [nn.ConvTranspose2d(before, after, f + 2, stride=f, padding=1), nn.ReLU()]
         self.up = nn.Sequential(*layers)
         self.out = nn.Conv2d(cfg.width, cfg.in_channels, 3, padding=1)
@@ -73,11 +75,11 @@ class UpConvolutions(nn.Module):
 
 
 class Residual(nn.Module):
-    """Bicubic interpolation, and what it lacks: by convolutions at LR's resolution and at half of
-    it (after Ronneberger et al. 2015, arXiv:1505.04597), where the encoder's tokens come in.
+    """A decoder that adds a correction to bicubic interpolation.
 
-    Square roots of brightness go in, whose noise is alike everywhere (Anscombe 1948), and what
-    comes out is in units of that noise.
+    Convolutions work at LR's resolution, and at half of it with the encoder's tokens (after
+    Ronneberger et al. 2015, arXiv:1505.04597). The input is the square root of brightness, whose
+    noise is equal everywhere (Anscombe 1948); the output is in units of that noise.
     """
 
     def __init__(self, cfg: SuperResolverConfig) -> None:
@@ -99,15 +101,15 @@ class Residual(nn.Module):
         noise = (x.clamp_min(0) + _DARK).sqrt()
         hidden = self._hidden((noise - _CENTRE) * 4, features)
         noise = enlarge(noise, factor)
-        # In float32 from here on: half precision holds the small difference, but not the image.
+        # In float32 from here: half precision suffices for the small difference, not for the image.
         drawn = F.pixel_shuffle(self.out(hidden).float(), factor)
         image = bicubic(x, factor) + 0.1 * noise * drawn
         if self.cfg.exact_means:
             image = with_means(image, x)
         if self.spread is None:
             return image
-        # What noise remains must not steer what is drawn: it is hundreds of times as large as what
-        # bicubic lacks.
+        # Detached, because the remaining noise is hundreds of times as large as the correction to
+        # bicubic, and sigma's gradients would dominate.
         spread = F.pixel_shuffle(_bounded(self.spread(hidden.detach())), factor)
         return torch.cat([image, spread + noise.log() + _LN_SIGMA], 1)
 
@@ -123,7 +125,7 @@ class Residual(nn.Module):
 
 
 class Block(nn.Module):
-    """A convolution added to its input."""
+    """A convolution that is added to its input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -134,12 +136,12 @@ class Block(nn.Module):
 
 
 def _bounded(ln_sigma: Tensor) -> Tensor:
-    """Images unlike any that were trained on must not make a sigma of 0 or infinity."""
+    """Bound ln sigma, so that no image, however unusual, gives a sigma of 0 or infinity."""
     return ln_sigma.float().clamp(-6, 6)
 
 
 def _from_zero(width: int, cfg: SuperResolverConfig) -> nn.Conv2d:
-    """(B, width, H, W) -> (B, C f^2, H, W), zero until it is trained: bicubic comes first."""
+    """Return a convolution (B, width, H, W) -> (B, C f^2, H, W) that starts from zero."""
     conv = nn.Conv2d(width, cfg.in_channels * cfg.factor**2, 3, padding=1)
     nn.init.zeros_(conv.weight)
     nn.init.zeros_(cast(Tensor, conv.bias))

@@ -1,4 +1,4 @@
-"""Apply a network of one image size to frames of any size."""
+"""Application of a network of one image size to frames of any size."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lensdist.models.resample import enlarge
 def tiled(
     draw: Callable[[Tensor], Tensor], frames: Tensor, size: int, factor: int, batch: int
 ) -> Tensor:
-    """Enlarge frames by tiles that overlap by a third and are blended, so that no seam shows.
+    """Enlarge frames in tiles that overlap by a third and are blended, so that no seam shows.
 
-    Each pixel of a frame has one weight for its whole block of the result, so blocks keep the means
-    that their tiles give them.
+    Each pixel of a frame has one weight for its whole block of the result, so the means of blocks
+    are kept.
 
     Args:
         draw: (B, C, size, size) -> (B, D, f size, f size).
@@ -58,14 +58,14 @@ def tiled(
 
 def _mirrored(frames: Tensor, size: int) -> Tensor:
     """Mirror frames below and to the right until they have at least `size` pixels per side."""
-    while min(frames.shape[-2:]) < size:  # a mirror can repeat all pixels but the last
+    while min(frames.shape[-2:]) < size:  # one reflection can repeat all pixels but the last
         more = [min(max(size - side, 0), side - 1) for side in frames.shape[-2:]]
         frames = F.pad(frames, (0, more[1], 0, more[0]), mode="reflect")
     return frames
 
 
 def _starts(side: int, size: int, overlap: int) -> list[int]:
-    """Return the first pixels of tiles, at equal distances from one end to the other."""
+    """Return the first pixels of tiles, equally spaced from one end to the other."""
     gaps = -(-(side - size) // (size - overlap))
     return [round(i * (side - size) / gaps) for i in range(gaps)] + [side - size]
 

@@ -1,7 +1,7 @@
-"""Vision transformer encoder with a convolutional patch embedding.
+"""A vision transformer encoder with a convolutional patch embedding.
 
-Dosovitskiy et al. 2021 (arXiv:2010.11929), learned positions, no class token: the tasks read the
-patch tokens, by average pooling or as a feature map.
+Dosovitskiy et al. 2021 (arXiv:2010.11929) with learned positions and without class token: the tasks
+use the patch tokens, by average pooling or as a feature map.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lensdist.models.config import EncoderConfig, prime_factors
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over the tokens of one image: (B, N, D) -> (B, N, D)."""
+    """A multi-head self-attention over the tokens of one image: (B, N, D) -> (B, N, D)."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -33,10 +33,10 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each added to its input: behind a LayerNorm, or with one behind the sum.
+    """A transformer layer: attention and MLP, with LayerNorm before each or after each sum.
 
-    `postnorm` is `nn.TransformerEncoderLayer(..., batch_first=True)` with its defaults, whose
-    weights fit by another name.
+    `postnorm` computes the same as `nn.TransformerEncoderLayer(..., batch_first=True)` with its
+    defaults; the weights have other names.
     """
 
     def __init__(self, cfg: EncoderConfig) -> None:
@@ -62,7 +62,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(B, C, H, W) -> (B, N, D), the N = (H / patch)^2 tokens in row-major order."""
+    """An encoder (B, C, H, W) -> (B, N, D), with N = (H / patch)^2 tokens in row-major order."""
 
     def __init__(self, cfg: EncoderConfig) -> None:
         super().__init__()
@@ -70,13 +70,13 @@ class Encoder(nn.Module):
         self.embed = _embedding(cfg)
         self.position = nn.Parameter(torch.zeros(1, cfg.grid**2, cfg.dim))
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
-        # After a postnorm block the tokens are normalised already.
+        # After a postnorm block the tokens are already normalised.
         self.norm = nn.LayerNorm(cfg.dim) if cfg.block == "prenorm" else nn.Identity()
         nn.init.trunc_normal_(self.position, std=0.02)
         self.apply(init_linear)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """`keep` (B, M): only these tokens are computed, in this order -> (B, M, D)."""
+        """Encode images; with `keep` (B, M) only these tokens, in this order -> (B, M, D)."""
         tokens = rearrange(self.embed(x), "b d h w -> b (h w) d") + self.position
         if keep is not None:
             tokens = tokens.gather(1, keep[:, :, None].expand(-1, -1, tokens.shape[2]))
@@ -86,13 +86,15 @@ class Encoder(nn.Module):
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The transformer layers of a network, in the order in which it runs them; [] where it has
-    none. What is sharded, compiled and computed again in the backward pass goes by them."""
+    """Return the transformer layers of a network in order; [] if it has none.
+
+    They are the units of sharding, of compilation and of recomputation.
+    """
     return [module for module in model.modules() if isinstance(module, Block)]
 
 
 def _embedding(cfg: EncoderConfig) -> nn.Module:
-    """(B, C, H, W) -> (B, D, H / patch, W / patch)."""
+    """Build the patch embedding (B, C, H, W) -> (B, D, H / patch, W / patch)."""
     if cfg.stem == "patch":
         return nn.Conv2d(cfg.in_channels, cfg.dim, cfg.patch_size, stride=cfg.patch_size)
     factors = prime_factors(cfg.patch_size)
@@ -105,7 +107,7 @@ def _embedding(cfg: EncoderConfig) -> nn.Module:
 
 
 def activation(cfg: EncoderConfig) -> nn.Module:
-    """What is between the linear layers of a block and the up-convolutions of a decoder."""
+    """Build the activation function of MLPs and of up-convolutions."""
     return nn.GELU() if cfg.block == "prenorm" else nn.ReLU()
 
 

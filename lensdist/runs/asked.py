@@ -95,9 +95,7 @@ def _other_data(saved: Mapping[str, Any], cfg: BaseRun, before: str | None) -> b
     path = cfg.data.path
     if path is None:
         path = cfg.run.dir / "data"
-        if not (
-            path / MANIFEST
-        ).exists():  # simulated again from settings, which are compared
+        if not (path / MANIFEST).exists():  # simulated again from settings, which are compared
             return before is not None
     return saved.get("data") not in (None, Manifest.load(path).fingerprint)
 

@@ -1,4 +1,4 @@
-"""`lensdist check`: what was written, read again (torch-free until there are tensors)."""
+"""Verification of sets, runs, checkpoints and exports (torch-free until there are tensors)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from lensdist.utils.errors import RunError, UserError
 from lensdist.utils.files import sha256
 from lensdist.utils.sealed import parse_json, read_json, unsealed
 
-_PARTS = ("checkpoints", "data", "eval", "export", "figures", "wandb")  # of a run
+_PARTS = ("checkpoints", "data", "eval", "export", "figures", "wandb")  # the folders of a run
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was verified.
+    """The result for one item that was verified.
 
     Attributes:
-        path: of the thing.
-        what: a set, a file of one, a checkpoint …
-        bytes: read of it.
-        wrong: a sentence; empty where nothing is.
+        path: the item's path.
+        what: its kind: a set, a file of one, a checkpoint …
+        bytes: its size.
+        wrong: a sentence; empty where nothing is wrong.
     """
 
     path: Path
@@ -38,7 +38,7 @@ Check = Callable[[], Iterator[Finding]]
 
 
 def find(path: Path) -> list[Check]:
-    """The sets, runs, checkpoints and exports that `path` is or holds, each ready to be verified.
+    """Find the sets, runs, checkpoints and exports that `path` is or holds.
 
     Raises:
         UserError: there is none.
@@ -82,13 +82,13 @@ def _names(folder: Path) -> set[str]:
 
 
 def _one(path: Path, what: str, check: Callable[[], object]) -> Iterator[Finding]:
-    """What a check that raises has to say."""
+    """Yield the finding of a check that raises an error if something is wrong."""
     wrong = ""
     try:
         check()
     except (UserError, RunError) as e:
         wrong = str(e)
-    except Exception as e:  # what a reader did not foresee is damage like any other
+    except Exception as e:  # an unexpected error of a reader means damage, too
         wrong = f"{path}: {' '.join(str(e).split())[:200] or type(e).__name__}"
     yield Finding(path, what, _size(path), wrong)
 
@@ -181,7 +181,7 @@ def _read_config(path: Path) -> None:
 
 
 def _read_rows(path: Path) -> None:
-    # A process that was killed may have left half a row; the next one cuts it off.
+    # A killed process may leave half a row, which the next one removes.
     *rows, _ = path.read_bytes().split(b"\n")
     for number, row in enumerate(rows, start=1):
         try:

@@ -17,7 +17,7 @@ Ellipticity = Annotated[float, Field(gt=-0.7, lt=0.7)]
 
 
 class LensLight(Strict):
-    """Light of the lensing galaxy, an elliptical Sersic profile at the centre; a stress test."""
+    """The light of the lensing galaxy, a central elliptical Sersic profile; a stress test."""
 
     magnitude: Magnitude = Field(
         description="The total magnitude. A bright lens of Euclid has about 18."

@@ -1,14 +1,14 @@
 """Fit smooth lenses to images of the common task; the residual is substructure and noise.
 
-A singular isothermal sphere in an external shear, of an elliptical Sersic source: nine parameters
-that a damped Gauss-Newton fit finds in a few steps (Levenberg 1944, doi:10.1090/qam/10666; robust
-by Huber's weights, 1964, doi:10.1214/aoms/1177703732). Three more are linear: flux and offset, for
-images are stored between 0 and 1, and the change with the width of the point-spread function, to
-first order, so that other optics than the family's leave no rings.
+The model is a singular isothermal sphere with external shear, and an elliptical Sersic source. A
+damped Gauss-Newton fit finds its nine parameters in a few steps (Levenberg 1944,
+doi:10.1090/qam/10666; robust by Huber's weights, 1964, doi:10.1214/aoms/1177703732). Three more
+parameters are linear: flux and offset, because images are stored between 0 and 1, and the first
+order in the width of the point-spread function, so that other optics leave no rings.
 
-The fit models the noise, but not substructure. Size and steepness of the source are fitted although
-the family has only one of each: with them fixed, a network that was trained on residuals took every
-source of another index (1.2 for 1.5) for substructure.
+The fit models the noise, but not substructure. It includes the size and index of the source,
+although the family has only one of each: with them fixed, a network that was trained on residuals
+took every source of another index (1.2 for 1.5) for substructure.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from lensdist.sim.noise import COMMON_EXPOSURE, COMMON_SKY
 from lensdist.sim.priors import sample
 from lensdist.utils import rng
 
-# theta_E, gamma1, gamma2; of the source x, y, e1, e2, the logarithm of its radius in units of the
-# family's, and its Sersic index. Well beyond the priors.
+# Bounds, well beyond the priors, of theta_E, gamma1, gamma2; of the source x, y, e1, e2, the
+# logarithm of its radius in units of the family's, and its Sersic index.
 _LOW = (0.9, -0.45, -0.45, -0.7, -0.7, -0.6, -0.6, -0.7, 0.6)
 _HIGH = (1.7, 0.45, 0.45, 0.7, 0.7, 0.6, 0.6, 0.7, 4.0)
 _SHAPE = len(_LOW)
 
-# Where in a batch an image lies changes the last bits of products, and the residual is a small
-# difference in units of the noise: float32 would show (2e-5 in the logits).
+# An image's position in the batch changes the last bits of products. The residual is a small
+# difference in units of the noise, so in float32 this would be visible (2e-5 in the logits).
 _DTYPE = torch.float64
-_BANK = 4_000  # lenses to start from
-_THUMB = 15  # pixels a side by which the nearest of them is found
+_BANK = 4_000  # lenses from which the nearest is the start
+_THUMB = 15  # pixels a side of the thumbnails that are compared with them
 _COARSE = 2  # pixels a side that are averaged for the first steps
 _STEPS = {_COARSE: 3, 1: 1}
-_CLIP = 3.0  # sigma from which on a pixel counts less: substructure must not bend the smooth lens
+_CLIP = 3.0  # sigma beyond which a pixel counts less, because of substructure
 _WIDER = 0.05  # step of the numerical derivative by the logarithm of the PSF's width
-# Images fitted together. On a CPU the derivatives of so few stay in its caches. Always as many, or
-# rounding, and with it which steps are taken, would depend on an image's batch-mates.
+# Images fitted together. On a CPU the derivatives of 16 images fit into its caches. The number is
+# fixed, so that rounding, and with it the choice of steps, does not depend on the batch.
 _TOGETHER = {"cpu": 16, "cuda": 256}
 
 
@@ -63,7 +63,7 @@ class SmoothLens:
 
 
 class SmoothLensFit:
-    """Fit images (N, H, W) of a family with isothermal spheres, each independently.
+    """A fit of images (N, H, W) of a family with isothermal spheres, each independently.
 
     Args:
         family: the family of the images; its `main_lens` is round.
@@ -86,7 +86,7 @@ class SmoothLensFit:
         parts = []
         with exact_matmul(self._device):
             for part in torch.split(images.to(_DTYPE), size):
-                # Filled up with its first image, so that every product has one shape.
+                # The last batch is filled up with its first image, so that all have one shape.
                 whole = torch.cat([part, part[:1].expand(size - len(part), -1, -1)])
                 parts.append([value[: len(part)] for value in self._fit(whole)])
         params, chi, light = (torch.cat(values).float() for values in zip(*parts, strict=True))
@@ -164,7 +164,7 @@ class SmoothLensFit:
         x = (torch.arange(n, dtype=_DTYPE, device=self._device) - (n - 1) / 2) * scale
         y = x.flip(0) if family.y_up else x
         x, y = x.expand(n, n), y[:, None].expand(n, n)
-        # To average pixels blurs, too: a box of `binning` has this variance.
+        # Averaging pixels also blurs: a box of `binning` pixels has this variance.
         box = FWHM_PER_SIGMA * family.pixel_scale * math.sqrt((binning**2 - 1) / 12)
         blurs = [
             blur_matrix(

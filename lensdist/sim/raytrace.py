@@ -122,7 +122,7 @@ def _tensors(family: Family, params: Mapping[str, Any]) -> dict[str, torch.Tenso
             raise UserError(f"params: {name} is not an array of numbers") from error
     device, n = p["source_xy"].device, len(p["source_xy"])
     p = {k: v.to(device) for k, v in p.items()}
-    if "kwargs_main" in p and p["kwargs_main"].shape == (5,):  # as the golden files have it
+    if "kwargs_main" in p and p["kwargs_main"].shape == (5,):  # the shape in the golden files
         p["kwargs_main"] = p["kwargs_main"].expand(n, 5)
     for name, value in p.items():
         shape, tail = tuple(value.shape), _SHAPES[name]

@@ -16,11 +16,11 @@ from lensdist.sim.raytrace import render
 from lensdist.utils import rng
 
 BLOCK = 128
-"""Images that share a noise generator in a simulated set; a part of what its seed means."""
+"""The number of images that share a noise generator; changing it changes every simulated set."""
 
 
 class Simulator:
-    """Simulate any samples of an endless set, as a pure function of (key, samples).
+    """A simulator of the samples of an endless set, as a pure function of (key, samples).
 
     The parameters of a lens depend on its own sample number. Pixel noise is drawn for the whole
     block of samples, keyed by the first of them, so only the same blocks have the same noise.
@@ -45,33 +45,33 @@ class Simulator:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Class names in label order."""
+        """The class names in label order."""
         return self.cfg.labels
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(channels, H, W) of `image`."""
+        """The shape (channels, H, W) of `image`."""
         n = self.family.n_pix // (2 if self._pairs else 1)
         return (1, n, n)
 
     @property
     def target_shape(self) -> tuple[int, int, int] | None:
-        """(channels, H, W) of `target`; None: no pairs."""
+        """The shape (channels, H, W) of `target`; None: no pairs."""
         return (1, self.family.n_pix, self.family.n_pix) if self._pairs else None
 
     @property
     def pixel_scale(self) -> float:
-        """Arcsec per pixel of `image`."""
+        """The pixel scale of `image`, arcsec."""
         return self.family.pixel_scale * (2 if self._pairs else 1)
 
     @property
     def psf_fwhm(self) -> float:
-        """FWHM of the point-spread function, arcsec."""
+        """The FWHM of the point-spread function, arcsec."""
         return self.family.psf_fwhm
 
     @property
     def zero_point(self) -> float | None:
-        """Magnitude of one count per second; None where fluxes have no magnitudes."""
+        """The magnitude of one count per second; None if fluxes have no magnitudes."""
         return self.family.zero_point
 
     def params(self, key: int, samples: torch.Tensor) -> dict[str, torch.Tensor]:

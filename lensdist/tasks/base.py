@@ -36,39 +36,39 @@ S = TypeVar("S", bound=TaskSettings)
 
 
 class Task(Generic[S]):
-    """One thing that can be trained.
+    """The base class of all tasks.
 
     A subclass defines `settings`, `answer`, and the methods that raise NotImplementedError here.
-    All else has a default.
+    Everything else has a default.
 
     Args:
         cfg: the task's settings.
         labels: the classes of the data, in order.
         preprocess: from the units on disk to what the network sees.
-        weights: to start from, by the network's parameter names; None: random ones.
-        augment: applied to training images; None: nothing.
-        seed: of the random numbers that the evaluation draws.
-        thorough: also compute scores that take longer than the network does.
+        weights: the weights to start from, by the network's parameter names; None: random ones.
+        augment: the augmentation of training images; None: none.
+        seed: the seed of the random numbers that the evaluation draws.
+        thorough: whether to compute scores that take longer than the network does.
     """
 
     name: ClassVar[str]
-    """As configurations and exports say it."""
+    """The task's name in configurations and exports."""
     settings: ClassVar[type[TaskSettings]]
-    """The settings' class."""
+    """The class of the settings."""
     answer: ClassVar[str]
-    """The array that `predict` returns and an exported file gives too."""
+    """The name of the main array that `predict` returns; exported files return it too."""
     output: ClassVar[str] = ""
-    """What an exported file calls it, where that is another name."""
+    """The name of that array in an exported file, if it is different."""
     draws: ClassVar[tuple[str, ...]] = ()
-    """The images that `predict` writes to files, the main one first; none: it writes a table."""
+    """The images that `predict` writes to files, the main one first; empty: it writes a table."""
     needs_labels: ClassVar[bool] = False
     """Whether training and scoring need a class for every image."""
     pairs: ClassVar[bool] = False
     """Whether every image has a larger one to learn (`target`)."""
     wants_truth: ClassVar[bool] = False
-    """Whether a set that a run simulates for itself holds the images without noise, too."""
+    """Whether a set that a run simulates also holds the images without noise."""
     any_size: ClassVar[bool] = False
-    """Whether a trained model takes images of other sizes than it was trained on."""
+    """Whether a trained model takes images of other sizes than in training."""
     pools_pixels: ClassVar[bool] = False
     """Whether the loss is a mean over the pixels of a micro-batch, not over its images."""
     figures: ClassVar[tuple[str, ...]] = ()
@@ -78,7 +78,7 @@ class Task(Generic[S]):
     incomplete: ClassVar[tuple[str, ...]] = ()
     """Outputs that are NaN where the set does not know them."""
     averages_views: ClassVar[bool] = False
-    """Whether the answers to turned images can be averaged (`--tta`)."""
+    """Whether predictions for rotated and mirrored images can be averaged (`--tta`)."""
 
     def __init__(
         self,
@@ -103,15 +103,15 @@ class Task(Generic[S]):
 
     @classmethod
     def check_settings(cls, cfg: S, how: PreprocessConfig, world: DistributedContext) -> None:
-        """Check what can be checked before there is data, which may take minutes to simulate.
+        """Check the settings before the data exist, which may take minutes to simulate.
 
         Raises:
-            UserError: there is no such network, or its weights cannot be had.
+            UserError: there is no such network, or its weights are not available.
         """
 
     @classmethod
     def check_data(cls, cfg: S, packed: PackedSet, data: DataConfig) -> None:
-        """Check that a set holds what the task learns from.
+        """Check that a set holds the data that training needs.
 
         Raises:
             UserError: it does not.
@@ -119,7 +119,7 @@ class Task(Generic[S]):
 
     @classmethod
     def check_scored(cls, cfg: S, packed: PackedSet) -> None:
-        """Check that a set holds what the task's scores are made of.
+        """Check that a set holds the data that the scores need.
 
         Raises:
             UserError: it does not.
@@ -149,7 +149,7 @@ class Task(Generic[S]):
             fetch: whether public weights may be fetched from the network.
 
         Raises:
-            UserError: what the settings name is not there, not finished, or of another shape.
+            UserError: a run that the settings name is missing, not finished, or of another shape.
         """
         from lensdist.data.smooth import fit_smooth
         from lensdist.data.transforms import Preprocess
@@ -167,11 +167,11 @@ class Task(Generic[S]):
         return self.cfg.selects
 
     def network(self) -> nn.Module:
-        """Make the network, with weights drawn from torch's global generator."""
+        """Build the network, with weights drawn from torch's global generator."""
         raise NotImplementedError
 
     def build(self) -> nn.Module:
-        """Make the network with the weights that training starts from."""
+        """Build the network with the weights that training starts from."""
         model = self.network()
         if self.weights is not None:
             unknown = model.load_state_dict(self.weights, strict=False).unexpected_keys
@@ -187,11 +187,11 @@ class Task(Generic[S]):
         return [Stage(epochs, ("",))]
 
     def loss(self, model: nn.Module, batch: Batch, key: int) -> Tensor:
-        """Compute the mean loss of a micro-batch; `key` seeds all that is drawn for it."""
+        """Compute the mean loss of a micro-batch; `key` seeds its random numbers."""
         raise NotImplementedError
 
     def augmented(self, batch: Batch, key: int) -> Batch:
-        """Turn and mirror the images of a batch at random, with all that belongs to them."""
+        """Rotate and mirror the images of a batch at random, with their targets and masks."""
         from lensdist.data.augment import augment
         from lensdist.utils import rng
 
@@ -205,26 +205,26 @@ class Task(Generic[S]):
         return model(self.image(self.augmented(batch, key)))  # type: ignore[no-any-return]
 
     def image(self, batch: Batch) -> Tensor:
-        """Return what the network sees of a batch: (B, C, H, W)."""
+        """Return the preprocessed images of a batch: (B, C, H, W)."""
         from lensdist.data.masks import good_pixels
 
         if "seen" in batch:  # prepared once, for every epoch
             return batch["seen"]
         return self.preprocess(batch["image"], good_pixels(batch))
 
-    # ---- the frozen part of a network, which need not be computed at every step
+    # ---- the frozen part of a network, whose outputs can be cached
 
     def split(self, model: nn.Module, trains: Callable[[str], bool]) -> Split | None:
         """Cut the network where its frozen part ends; None: nothing is frozen.
 
-        A task that cuts has a `loss` that also takes `Split.rest` for the model, and a batch with
-        `features.0` and so on in place of images, as `forward` does. `trains` says of a
-        parameter's name whether it trains.
+        The `loss` of a task that cuts also accepts `Split.rest` as the model, with a batch that
+        holds `features.0` and so on in place of images, as `forward` does. `trains` returns
+        whether the parameter of a name trains.
         """
         return None
 
     def view(self, samples: Tensor, key: int) -> Tensor:
-        """Return which of its augmentation's views of each sample `loss` trains on: (B,) int64."""
+        """Return the number of the augmented view of each sample for this step: (B,) int64."""
         from lensdist.data.augment import draw_views
         from lensdist.utils import rng
 
@@ -234,7 +234,7 @@ class Task(Generic[S]):
     # ---- scores
 
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
-        """Compute what scoring needs of each sample: tensors with a leading batch axis."""
+        """Compute the outputs that scoring needs: tensors with a leading batch axis."""
         raise NotImplementedError
 
     def score(self, outputs: Batch) -> dict[str, Any]:
@@ -242,15 +242,15 @@ class Task(Generic[S]):
         raise NotImplementedError
 
     def intervals(self, outputs: Batch) -> dict[str, Any]:
-        """Compute 95 % intervals of scores, as `<score>_ci`."""
+        """Compute 95 % confidence intervals of scores, as `<score>_ci`."""
         return {}
 
     def not_computed(self) -> list[str]:
-        """Name the scores that there are too many classes for."""
+        """Return the names of scores that are left out because there are too many classes."""
         return []
 
     def average(self, outputs: Batch, views: Sequence[Batch]) -> dict[str, Any]:
-        """Score the mean of the answers to all views of each image; the first are `outputs`."""
+        """Score the mean prediction over all views of each image; `outputs` is the first view."""
         raise NotImplementedError
 
     def compare(self, outputs: Batch, plain: Batch) -> dict[str, Any]:
@@ -268,23 +268,23 @@ class Task(Generic[S]):
     # ---- use of a trained model
 
     def skeleton(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """Make the network that tensors of a file are to be loaded into, on torch's default device.
+        """Build the network for the tensors of a file, on torch's default device.
 
         Raises:
-            ValueError: the tensors are not those of the network.
+            ValueError: the tensors do not fit the network.
         """
         return self.network()
 
     def predict(
         self, model: nn.Module, raw: Tensor, good: Tensor | None, batch: int
     ) -> dict[str, Tensor]:
-        """Answer images in the units found on disk.
+        """Predict for images in the units found on disk.
 
         Args:
             model: the trained network.
             raw: (N, C, H, W).
             good: bool, of the shape of `raw`; false where a pixel is bad. None: all are good.
-            batch: images at a time where the task cuts them further.
+            batch: tiles at a time, for tasks that cut images into tiles.
 
         Returns:
             Tensors with a leading axis of N, by name; by default the network's output.
@@ -293,27 +293,27 @@ class Task(Generic[S]):
 
     @property
     def columns(self) -> Columns:
-        """The columns of `predict`'s table, besides the file's name."""
+        """The columns of `predict`'s table, without the file's name."""
         return {self.answer: float}
 
     def row(self, answer: Answer) -> list[str | float]:
-        """Put one image's answer into the columns."""
+        """Return the table's row for one image."""
         return [float(x) for x in answer[self.answer].ravel()]
 
     def history(self, factor: int) -> list[str]:
-        """Return lines for the header of a drawn image that is `factor` times as large."""
+        """Return lines for the header of an output image that is `factor` times as large."""
         return []
 
     # ---- exports
 
     def describe(self) -> dict[str, Any]:
-        """Return what an exported model needs besides its weights, as JSON."""
+        """Return the settings that an exported model needs besides its weights, as JSON."""
         kept = self.cfg.model_dump(mode="json", include=set(self.cfg.described))
         return {**kept, "init": self.init}
 
     @property
     def init(self) -> str:
-        """Where the first weights came from."""
+        """The origin of the initial weights."""
         return "random" if self.weights is None else "given"
 
     def example(self, n: int) -> tuple[Any, ...]:
@@ -329,20 +329,20 @@ class Task(Generic[S]):
         return {"image": images}
 
     def graph(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Compute what an exported file computes: `file_inputs` in, the answer out."""
+        """Compute the output of an exported file from its inputs (`file_inputs`)."""
         answer: Tensor = model(self.preprocess(image))
         return answer
 
     def file_facts(self) -> dict[str, Any]:
-        """Return what the user of an exported file must know besides."""
+        """Return further facts that the user of an exported file needs."""
         return {}
 
     @classmethod
     def combine(cls, runs: Sequence[tuple[Path, Described]], how: str) -> Described:
-        """Put the networks of finished runs into one export.
+        """Combine the networks of finished runs in one export.
 
         Raises:
-            UserError: they do not go together, or nothing of this task does.
+            UserError: they cannot be combined, or the task does not support it.
         """
         raise UserError(
             f"{runs[0][0]} is of task {cls.name}; only runs of task common can be combined"

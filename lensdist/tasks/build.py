@@ -1,4 +1,4 @@
-"""The task of a run's configuration."""
+"""Construction of the task of a run's configuration."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def build_task(
     *,
     thorough: bool = False,
 ) -> AnyTask:
-    """Make the task of a configuration.
+    """Build the task of a configuration.
 
     Args:
         cfg: the run's configuration.
         labels: the classes of the data, in order.
         preprocess: from the units on disk to what the network sees.
-        weights: to start from.
-        thorough: also compute scores that take too long while training.
+        weights: the weights to start from.
+        thorough: whether to compute scores that take too long during training.
     """
     return task_class(cfg.task)(
         cfg, labels, preprocess, weights, augment=cfg.augment, seed=cfg.seed, thorough=thorough

@@ -32,10 +32,14 @@ class ClassifierSettings(TaskSettings):
     """The settings that all classifiers share."""
 
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of each label that the cross-entropy spreads over all"
+        0.0,
+        ge=0,
+        lt=1,
+        description="The label smoothing of the cross-entropy: the fraction of each label that is "
+        "spread over all classes.",
     )
     select: Literal["accuracy", "nll", "auc"] = Field(
-        "accuracy", description="the validation score that selects the best checkpoint"
+        "accuracy", description="The validation score that selects the best checkpoint."
     )
 
     @property
@@ -47,7 +51,7 @@ C = TypeVar("C", bound=ClassifierSettings)
 
 
 class ClassificationTask(Task[C]):
-    """Tell the classes of substructure apart: the network maps (B, C, H, W) to (B, classes)."""
+    """The base class of classification tasks; the network maps (B, C, H, W) to (B, classes)."""
 
     answer = "logits"
     needs_labels = True
@@ -91,13 +95,15 @@ class ClassificationTask(Task[C]):
         return ["ROC curves", "intervals of AUCs"] if many else []
 
     def average(self, outputs: Batch, views: Sequence[Batch]) -> dict[str, Any]:
-        """Score the mean probabilities, and `accuracy_gain` with its interval: accuracy with the
-        averaging minus without, paired over the images."""
+        """Score the mean probabilities.
+
+        `accuracy_gain` is the accuracy with averaging minus that without, paired over the images.
+        """
         from lensdist.metrics.bootstrap import paired_bootstrap
 
         truth = outputs["label"]
         log_p = torch.stack([view["logits"].double().log_softmax(1) for view in views])
-        mean = log_p.logsumexp(0) - math.log(len(views))  # their softmax is the mean
+        mean = log_p.logsumexp(0) - math.log(len(views))  # its softmax is the mean probability
         gain = paired_bootstrap(mean.argmax(1) == truth, outputs["logits"].argmax(1) == truth)
         averaged = {**outputs, "logits": mean}
         return {

@@ -1,4 +1,4 @@
-"""Networks of the common task that were trained by themselves, put into one ensemble."""
+"""Combination of separately trained networks of the common task into one ensemble."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _OWN = ("members", "combine", "head_dropout")
-"""Settings of a model in which runs that are combined may differ; no other has a place for two."""
+"""The settings of a model in which combined runs may differ."""
 
 
 def combined(runs: Sequence[tuple[Path, Described]], how: str) -> Described:
-    """Description and weights of the ensemble of all members of finished runs, in their order.
+    """Return the description and weights of the ensemble of all members of finished runs.
 
     Args:
-        runs: finished runs of task common, each with what it exports.
-        how: the mean of the members' `logits`, or of their `probabilities`.
+        runs: finished runs of task common, each with its export.
+        how: average the members' `logits`, or their `probabilities`.
 
     Raises:
-        UserError: they do not take the same images the same way and tell the same classes apart.
+        UserError: the runs differ in images, preprocessing or classes.
     """
     leader, (first, shared) = runs[0]
     model = _model(leader, first, first["task"])
@@ -67,7 +67,7 @@ def combined(runs: Sequence[tuple[Path, Described]], how: str) -> Described:
 
 
 def _renumbered(weights: dict[str, Tensor], first: int) -> dict[str, Tensor]:
-    """The members' weights, member 0 as member `first` and so on; nothing else of them."""
+    """Return the members' weights only, with member 0 renamed to member `first` and so on."""
     found = {}
     for name, value in weights.items():
         if name.startswith("members."):
@@ -84,16 +84,16 @@ def _model(run: Path, description: dict[str, Any], task: str) -> EnsembleConfig:
     model = EnsembleConfig(**description["model"])
     if model.combine == "learned" and len(model.members) > 1:
         raise UserError(
-            f"{run} weighs its members by learned weights, which an ensemble of several runs has "
-            "no place for; combine runs of one network each"
+            f"{run} has learned weights of its members, which an ensemble of several runs cannot "
+            "keep; combine runs of one network each"
         )
     return model
 
 
 def _facts(description: dict[str, Any], model: EnsembleConfig) -> dict[str, Any]:
-    """What runs must have in common, by name."""
+    """Return the settings that combined runs must share, by name."""
     how = dict(description.get("preprocessing") or {})
-    # Of the image alone: the rest has no effect.
+    # These scales depend on the image only: the other settings have no effect.
     if how.get("scale") in ("minmax", "none") and not how.get("normalise"):
         how = {"scale": how["scale"]}
     settings = model.model_dump(mode="json", exclude=set(_OWN))
@@ -111,18 +111,18 @@ def _refuse_differences(
         if mine.get(name) != theirs.get(name):
             raise UserError(
                 f"{one} and {other} cannot be combined: {name} is {mine.get(name)} in the one and "
-                f"{theirs.get(name)} in the other; train them with the same"
+                f"{theirs.get(name)} in the other; train them with the same value"
             )
 
 
 def _refuse_other_basis(
     one: Path, mine: dict[str, Tensor], other: Path, theirs: dict[str, Tensor]
 ) -> None:
-    """`preprocess.scale: residual` keeps what it takes off as tensors."""
+    """Check that runs share the tensors that `preprocess.scale: residual` subtracts."""
     if any(
         name not in theirs or not torch.equal(value, theirs[name]) for name, value in mine.items()
     ):
         raise UserError(
-            f"{one} and {other} cannot be combined: their preprocessing takes different smooth "
-            "parts off; train them with the same data"
+            f"{one} and {other} cannot be combined: their preprocessing subtracts different smooth "
+            "parts; train them with the same data"
         )

@@ -1,4 +1,4 @@
-"""Tasks that may start from the encoder of a pretrained masked autoencoder."""
+"""The base of tasks that may start from the encoder of a pretrained masked autoencoder."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ class EncoderSettings(TaskSettings):
     """The settings of a task that may start from a pretrained encoder."""
 
     encoder: Path | None = Field(
-        None, description="a finished run of task mae, or its export; null: random weights"
+        None,
+        description="The pretrained encoder: a finished run of task mae, or its export. null: "
+        "random weights.",
     )
     frozen_epochs: int = Field(
         10,
         ge=0,
         le=10**12,
-        description="epochs at the start in which a pretrained encoder does not train; then "
-        "everything trains",
+        description="The number of epochs at the start in which a pretrained encoder is frozen.",
     )
 
     @property
     def encoder_settings(self) -> tuple[EncoderConfig, str]:
-        """The encoder's settings, and the key that they stand under."""
+        """The encoder's settings, and their key."""
         model: EncoderConfig = getattr(self, "model")  # noqa: B009, a field of the subclass
         return model, "model"
 
@@ -63,7 +64,7 @@ class EncoderSettings(TaskSettings):
         return self.fitting(shape, *() if same else (f"model.patch_size={theirs['patch_size']}",))
 
     def _pretrained(self, read: ReadExport) -> dict[str, int] | None:
-        """Return bands, pixels a side and of a patch of the pretrained encoder, if known."""
+        """Return the bands, image size and patch size of the pretrained encoder, if known."""
         if self.encoder is None:
             return None
         try:
@@ -80,7 +81,7 @@ E = TypeVar("E", bound=EncoderSettings)
 
 
 class EncoderTask(Task[E]):
-    """A task whose network has an `encoder`; `head` names the parameters beside it."""
+    """The base class of tasks whose network has an `encoder`."""
 
     head: ClassVar[str]
     """The prefix of the parameters that train while the encoder is frozen."""
@@ -97,7 +98,7 @@ class EncoderTask(Task[E]):
         *,
         fetch: bool = True,
     ) -> Start:
-        """A pretrained network brings its own preprocessing: in other units it is worth nothing."""
+        """Start from the pretrained encoder and its own preprocessing, which the run must share."""
         from lensdist.phases import WEIGHTS, check_finished
 
         if cfg.encoder is None:
@@ -109,8 +110,8 @@ class EncoderTask(Task[E]):
             cfg.check_preprocess(theirs.cfg)
         except ValueError as e:
             raise UserError(
-                f"encoder: {cfg.encoder} was pretrained with another preprocessing than this task "
-                f"takes ({e}); pretrain one with task mae and such a scale"
+                f"encoder: {cfg.encoder} was pretrained with preprocessing that this task cannot "
+                f"use ({e}); pretrain one with task mae and such a scale"
             ) from e
         refuse_other_preprocess(how, theirs, cfg.encoder)
         return Start(theirs, weights, described[0]["sha256"][WEIGHTS])
@@ -122,7 +123,7 @@ class EncoderTask(Task[E]):
         return model  # type: ignore[no-any-return]
 
     def stages(self, epochs: int) -> list[Stage]:
-        # Freezing a random encoder would only waste epochs: from scratch everything trains.
+        # Freezing a random encoder would waste epochs, so from scratch everything trains.
         frozen = min(self.cfg.frozen_epochs, epochs) if self.weights is not None else 0
         stages = [Stage(frozen, (self.head,)), Stage(epochs - frozen, ("",))]
         return [stage for stage in stages if stage.epochs]
@@ -160,7 +161,7 @@ def encoder_of(
         raise UserError(
             f"{path} is of task {description['task']}; give a run of task mae as encoder"
         )
-    # An export from before a field existed is of its default.
+    # An older export may lack a field that had no other value then than its default.
     fields = EncoderConfig.model_fields.items()
     theirs = {field: model.get(field, known.get_default()) for field, known in fields}
     odd = [f for f in theirs if f != "dropout" and theirs[f] != getattr(wanted, f)]

@@ -1,4 +1,4 @@
-"""Task `common`: an ensemble of image classifiers, trained at once or progressively unfrozen."""
+"""Task `common`: an ensemble of image classifiers, which may be unfrozen progressively."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ class EnsembleSettings(ClassifierSettings):
     model: EnsembleConfig = EnsembleConfig()
     init: Literal["imagenet", "random"] = Field(
         "imagenet",
-        description="weights to start from; imagenet: torchvision's IMAGENET1K_V1, which networks "
-        "of timm and your own do not have",
+        description="The weights to start from. imagenet: torchvision's IMAGENET1K_V1, which "
+        "networks of timm and your own do not have.",
     )
     weights: dict[str, Path] = Field(
         {},
-        description="torchvision's .pth files by the networks' names, for machines without network",
+        description="Torchvision's .pth files by network name, for machines without internet.",
     )
     members_from: tuple[Path, ...] = Field(
-        (), description="finished runs of one network each, to start the members from instead"
+        (), description="Finished runs of one network each, from which the members start instead."
     )
     unfreeze: Literal["all", "progressive"] = Field(
         "all",
-        description="progressive: first the heads train, then one section more a stage, back to "
-        "the stem (the recipe)",
+        description="The parts that train. all: everything at once; progressive: first the heads, "
+        "then one more section per stage, back to the stem (the recipe).",
     )
     unfreeze_epochs: tuple[int, ...] | None = Field(
         None,
-        description="epochs of each stage, from the heads back; null: train.epochs, shared out in "
-        "proportion to the parameters of each section, at least 1",
+        description="The epochs of each stage, from the heads back. null: train.epochs divided in "
+        "proportion to the parameters of each section, at least 1 each.",
     )
 
     @property
@@ -65,7 +65,7 @@ class EnsembleSettings(ClassifierSettings):
 
     def remedy(self, shape: Shape, read: ReadExport) -> str | None:
         if self.members_from and shape != self.image_shape:
-            return "no setting changes that, for members_from names networks that take no others"
+            return "no setting changes that: the networks of members_from take no other images"
         return super().remedy(shape, read)
 
     def fitting(self, shape: Shape, *more: str) -> str:
@@ -76,8 +76,8 @@ class EnsembleSettings(ClassifierSettings):
         bands, size, _ = self.image_shape
         if how.scale == "lens_fit" and (bands, size) != (1, 150):
             raise ValueError(
-                "preprocess.scale: lens_fit fits one band of 150x150 pixels, the common task's, "
-                f"not {bands} of {size}x{size}"
+                "preprocess.scale: lens_fit fits one band of 150x150 pixels, as in the common "
+                f"task, not {bands} of {size}x{size}"
             )
 
     @model_validator(mode="after")
@@ -86,7 +86,7 @@ class EnsembleSettings(ClassifierSettings):
         if unknown:
             raise ValueError(f"weights: {unknown[0]} is not one of model.members")
         if self.weights and (self.init != "imagenet" or self.members_from):
-            raise ValueError("weights are ImageNet's: they go with init: imagenet alone")
+            raise ValueError("weights are ImageNet's: they need init: imagenet, no members_from")
         if self.members_from and len(self.members_from) != len(self.model.members):
             raise ValueError(
                 f"members_from names {len(self.members_from)} runs for "
@@ -94,7 +94,7 @@ class EnsembleSettings(ClassifierSettings):
             )
         if self.unfreeze_epochs is not None:
             if self.unfreeze != "progressive":
-                raise ValueError("unfreeze_epochs goes with unfreeze: progressive")
+                raise ValueError("unfreeze_epochs needs unfreeze: progressive")
             if min(self.unfreeze_epochs, default=0) < 1:
                 raise ValueError("unfreeze_epochs must be 1 or more each")
         return self
@@ -108,7 +108,7 @@ class EnsembleSettings(ClassifierSettings):
 
 
 class EnsembleTask(ClassificationTask[EnsembleSettings]):
-    """Tell the classes apart with an ensemble."""
+    """Classification with an ensemble."""
 
     name = "common"
     settings = EnsembleSettings
@@ -150,7 +150,7 @@ class EnsembleTask(ClassificationTask[EnsembleSettings]):
         cfg, classes = self.cfg.model, len(self.labels)
 
         def members() -> Any:
-            # Each is compared before the next is made: that takes half a second.
+            # Each is compared before the next is built, which takes half a second.
             for k, name in enumerate(cfg.members):
                 member = Backbone(name, cfg, classes, self._bands)
                 if problem := misfit(member.state_dict(), under(f"members.{k}.", tensors)):
@@ -169,17 +169,17 @@ class EnsembleTask(ClassificationTask[EnsembleSettings]):
         members, asked = ", ".join(self.cfg.model.members), self.cfg.unfreeze_epochs
         if asked is not None and len(asked) != len(sections):
             raise UserError(
-                f"unfreeze_epochs has {len(asked)} stages but {members} come in {len(sections)} "
+                f"unfreeze_epochs has {len(asked)} stages but {members} have {len(sections)} "
                 "sections"
             )
         if epochs < len(sections):
             raise UserError(
-                f"train.epochs {epochs} is less than one for each of the {len(sections)} sections "
-                "to unfreeze"
+                f"train.epochs {epochs} is less than one epoch for each of the {len(sections)} "
+                "sections to unfreeze"
             )
         shares = asked or share_out(epochs, [n for _, n in sections])
         stages = []
-        trainable: tuple[str, ...] = ("mix",)  # the members' weights, where they are learned
+        trainable: tuple[str, ...] = ("mix",)  # the weights of the members, if learned
         for (prefixes, _), share in zip(sections, shares, strict=True):
             trainable += prefixes
             stages.append(Stage(share, trainable))
@@ -219,19 +219,19 @@ class EnsembleTask(ClassificationTask[EnsembleSettings]):
 
 
 def share_out(total: int, weights: list[int]) -> list[int]:
-    """Divide `total` into whole parts in proportion to `weights`: largest remainder, at least 1."""
+    """Divide `total` in proportion to `weights` by largest remainder; each part is at least 1."""
     quotas = [total * weight / sum(weights) for weight in weights]
     shares = [max(1, int(quota)) for quota in quotas]
     while sum(shares) < total:
         shares[max(range(len(shares)), key=lambda i: quotas[i] - shares[i])] += 1
-    while sum(shares) > total:  # parts that were raised to 1 take from the one most above its due
+    while sum(shares) > total:  # parts raised to 1 take from the part furthest above its quota
         above_one = [i for i, share in enumerate(shares) if share > 1]
         shares[max(above_one, key=lambda i: shares[i] - quotas[i])] -= 1
     return shares
 
 
 def _shape(cfg: EnsembleSettings, how: PreprocessConfig, classes: int) -> Ensemble:
-    """Make the network on the meta device: its shape, in no time and no memory."""
+    """Build the network on the meta device, which takes no memory."""
     from lensdist.models.ensemble import Ensemble
 
     bands, _ = how.seen(cfg.model.in_channels, cfg.model.image_size)
@@ -242,13 +242,13 @@ def _shape(cfg: EnsembleSettings, how: PreprocessConfig, classes: int) -> Ensemb
 def _imagenet(
     cfg: EnsembleSettings, how: PreprocessConfig, classes: int, world: DistributedContext
 ) -> dict[str, Tensor]:
-    """Return torchvision's weights of all members, by our names; the heads start at random."""
+    """Return torchvision's weights of all members by our names; heads are left random."""
     from lensdist.weights.imagenet import imagenet_state
 
     for name in cfg.model.members:
         if ":" in name or "/" in name:
-            raise UserError(f"init: imagenet knows no weights of {name}; set init=random")
-    if world.main:  # one process of a job fetches them, the others find them there
+            raise UserError(f"init: imagenet has no weights of {name}; set init=random")
+    if world.main:  # one process downloads them for all
         for name in cfg.model.members:
             imagenet_state(name, cfg.weights.get(name))
     world.barrier()
@@ -286,12 +286,12 @@ def _members(
     odd = [name for name, value in initial.items() if wanted.get(name) != value.shape]
     if tuple(description["labels"]) != labels:
         raise UserError(
-            f"members_from: {named} tell {', '.join(description['labels'])} apart, not "
-            f"{', '.join(labels)}; set data.classes to that, in that order"
+            f"members_from: {named} have the classes {', '.join(description['labels'])}, not "
+            f"{', '.join(labels)}; set data.classes to these, in this order"
         )
     if odd:
         raise UserError(
-            f"members_from: {named} are of another shape than model asks for ({odd[0]}); give the "
+            f"members_from: {named} have another shape than model sets ({odd[0]}); give the "
             "same grey, in_channels and head_dims"
         )
     preprocess = Preprocess.from_state(description["preprocessing"], under(PREPROCESS, weights))

@@ -1,5 +1,4 @@
-"""Task `finetune`: classification with the MAE's encoder (task VI.A), fine-tuned, probed, or from
-scratch."""
+"""Task `finetune`: classification with the MAE's encoder (task VI.A), or from scratch."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ class FinetuneSettings(ClassifierSettings, EncoderSettings):
     """Classification with a vision transformer."""
 
     model: ClassifierConfig = ClassifierConfig()
-    linear_probe: bool = Field(False, description="train the head only, in all epochs")
+    linear_probe: bool = Field(False, description="Train only the head, in all epochs.")
 
     @property
     def pools_into_batchnorm(self) -> bool:
@@ -29,7 +28,7 @@ class FinetuneSettings(ClassifierSettings, EncoderSettings):
 
 
 class FinetuneTask(EncoderTask[FinetuneSettings], ClassificationTask[FinetuneSettings]):
-    """Tell the classes apart with a vision transformer."""
+    """Classification with a vision transformer."""
 
     name = "finetune"
     settings = FinetuneSettings

@@ -29,17 +29,18 @@ class MaeSettings(TaskSettings):
     model: MaeConfig = MaeConfig()
     mask: MaskConfig = MaskConfig()
     loss: Literal["image", "masked"] = Field(
-        "image", description="mean squared error over the whole image, or the masked pixels only"
+        "image",
+        description="The pixels of the mean squared error: the whole image, or only masked pixels.",
     )
 
     @property
     def selects(self) -> Choice:
-        # A loss of masked pixels leaves the others untrained, so that their error means nothing.
+        # A loss of masked pixels leaves the others untrained, so their error has no meaning.
         return ("mse_masked" if self.loss == "masked" else "mse", "min")
 
 
 class MaeTask(Task[MaeSettings]):
-    """Reconstruct images whose informative patches are hidden."""
+    """Reconstruction of images with hidden patches."""
 
     name = "mae"
     settings = MaeSettings
@@ -98,7 +99,7 @@ class MaeTask(Task[MaeSettings]):
         from lensdist.metrics import pictures
         from lensdist.models.mae import pixel_mask
 
-        # As the network sees them: under `scale: residual` the arc is not the network's to draw.
+        # Drawn as the network sees them: under `scale: residual` the network does not draw the arc.
         seen = self.image(what.images.gather(np.arange(min(_SHOWN, len(what.images)))))
         drawn, mask = self._reconstruct(what.network, seen)
         hidden = pixel_mask(mask, self.cfg.model.patch_size)
@@ -129,7 +130,7 @@ class MaeTask(Task[MaeSettings]):
         return {"image": images, "mask": self._same_mask(self.preprocess(images))}
 
     def file_facts(self) -> dict[str, Any]:
-        # Every row of a mask must hide so many: the token decoder's graph holds the number.
+        # Every mask must hide this number of patches: the graph of the token decoder fixes it.
         return {"hidden_patches": self._hidden} if self.cfg.model.decoder == "tokens" else {}
 
     def graph(self, model: nn.Module, image: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -153,21 +154,21 @@ class MaeTask(Task[MaeSettings]):
         from lensdist.data.masks import pixel_weight
         from lensdist.models.masking import make_mask
 
-        image = self.image(batch)  # the content of a bad pixel must reach neither network nor loss
+        image = self.image(batch)  # without bad pixels, which must not reach network or loss
         mask = make_mask(image, self.cfg.model.patch_size, self.cfg.mask, key, batch["sample"])
         return image, mask, pixel_weight(batch)
 
     def _same_mask(self, x: Tensor) -> Tensor:
         from lensdist.models.masking import make_mask
 
-        # One draw for all: the mask must not depend on an image's place among others.
+        # All images use one sample number: a mask must not depend on the place in the batch.
         samples = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         return make_mask(x, self.cfg.model.patch_size, self.cfg.mask, 0, samples)
 
     def _reconstruct(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw preprocessed images (N, C, H, W); return them and their masks (N, patches).
+        """Reconstruct preprocessed images (N, C, H, W); return also their masks (N, patches).
 
-        A network trained on hidden pixels only draws nothing meaningful elsewhere: there the
+        The output of a network trained on hidden pixels only has no meaning elsewhere: there the
         pixels of `x` are kept.
         """
         from lensdist.models.mae import pixel_mask

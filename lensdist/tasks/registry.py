@@ -1,8 +1,8 @@
-"""Tasks by name: the modules of this package, and classes of the user's own by import path.
+"""Look-up of tasks: those of this package by name, the user's own by import path.
 
 `task: mae` is the task of that name in this package; `task: mylab.masses:MassTask` is the class
-`MassTask` of the user's module `mylab.masses`, which is imported from the current folder or from
-where Python finds packages.
+`MassTask` of the user's module `mylab.masses`, which lies in the current folder or on Python's
+path.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def built_in() -> dict[str, type[AnyTask]]:
 
 @cache
 def task_class(name: str) -> type[AnyTask]:
-    """Find the task of a name or import path.
+    """Find the task with a name or import path.
 
     Raises:
-        UserError: there is none, or its module is not trusted.
+        UserError: there is no such task, or its module is not trusted.
     """
     if name in built_in():
         return built_in()[name]

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LOOKED_AT = 16  # training pairs
-_UNLIKE = 0.3  # of HR's own contrast; LR that is a noisy exposure of its own is below it
+_LOOKED_AT = 16  # training pairs that are checked
+_UNLIKE = 0.3  # in units of HR's contrast; an LR that is a separate noisy exposure is below it
 _SHOWN = 2  # pairs of a figure, in two rows each
 
 
 class SuperResolutionSettings(EncoderSettings):
-    """Super-resolution of pairs."""
+    """Super-resolution, trained on pairs of images."""
 
     described: ClassVar[tuple[str, ...]] = ("model", "learn", "loss", "floor", "data_range")
 
@@ -40,26 +40,25 @@ class SuperResolutionSettings(EncoderSettings):
         5,
         ge=0,
         le=10**12,
-        description="epochs at the start in which a pretrained encoder does not train; then "
-        "everything trains",
+        description="The number of epochs at the start in which a pretrained encoder is frozen.",
     )
     loss: Literal["mse", "poisson"] = Field(
         "mse",
-        description="mse: squared error; poisson: squared error divided by the variance that "
-        "counting photons makes, which is brightness plus `floor`",
+        description="The loss of a pixel. mse: the squared error; poisson: the squared error "
+        "divided by the variance of photon noise, which is brightness plus `floor`.",
     )
     floor: Positive = Field(
         0.02,
-        description="poisson: brightness, as the network sees it, at which the sky's noise equals "
-        "the source's",
+        description="The brightness at which the sky's noise equals the source's, for loss: "
+        "poisson, after preprocessing.",
     )
     learn: Literal["hr", "truth"] = Field(
         "hr",
-        description="hr: learn HR as it is; truth: HR without its noise, which only simulated "
-        "pairs have; set model.exact_means=false then, because LR's own noise is in its means",
+        description="The target. hr: HR with its noise; truth: HR without noise, which only "
+        "simulated pairs have; it needs model.exact_means=false, because LR's means contain noise.",
     )
     data_range: Positive = Field(
-        1.0, description="largest minus smallest value on disk, for PSNR and SSIM"
+        1.0, description="The largest minus the smallest value on disk, for PSNR and SSIM."
     )
 
     @property
@@ -76,7 +75,7 @@ class SuperResolutionSettings(EncoderSettings):
     @model_validator(mode="after")
     def _truth_has_no_noise(self) -> Self:
         if self.learn == "truth" and self.model.decoder == "residual" and self.model.exact_means:
-            raise ValueError("learn: truth goes with model.exact_means: false, or LR's noise stays")
+            raise ValueError("learn: truth needs model.exact_means: false, or LR's noise stays")
         return self
 
     def check_preprocess(self, how: PreprocessConfig) -> None:
@@ -87,15 +86,15 @@ class SuperResolutionSettings(EncoderSettings):
             )
         if how.scale == "standard" and (self.model.decoder == "residual" or self.loss == "poisson"):
             raise ValueError(
-                "preprocess.scale: standard goes with decoder: upconv and loss: mse; noise grows "
-                "with brightness, which minmax and none keep"
+                "preprocess.scale: standard needs decoder: upconv and loss: mse; others need "
+                "minmax or none, where noise grows with brightness"
             )
 
 
 class SuperResolutionTask(EncoderTask[SuperResolutionSettings]):
-    """Draw the large image (HR) from the small one (LR).
+    """Super-resolution: the large image (HR) from the small one (LR).
 
-    HR is scaled as LR is: scaled by its own range it would lose the flux that both share.
+    HR is scaled as LR is. Scaled by its own range it would not keep LR's flux.
     """
 
     name = "sr"
@@ -117,7 +116,7 @@ class SuperResolutionTask(EncoderTask[SuperResolutionSettings]):
         if data.source == "stream":
             from lensdist.sim.simulator import Simulator
 
-            assert data.sim is not None  # the configuration has checked
+            assert data.sim is not None  # checked by the configuration
             simulated, about = Simulator(data.sim), packed.manifest
             shapes = (simulated.image_shape, simulated.target_shape)
             if shapes != (about.image_shape, about.target_shape):
@@ -129,7 +128,7 @@ class SuperResolutionTask(EncoderTask[SuperResolutionSettings]):
         low, high = min(packed.manifest.statistics.min), max(packed.manifest.statistics.max)
         if high - low > 2 * cfg.data_range:
             log.warning(
-                f"{packed.path} runs from {low:g} to {high:g}; PSNR and SSIM are of data_range "
+                f"{packed.path} has values from {low:g} to {high:g}; PSNR and SSIM use data_range "
                 f"{cfg.data_range:g}"
             )
 
@@ -169,7 +168,7 @@ class SuperResolutionTask(EncoderTask[SuperResolutionSettings]):
             ssim=self.thorough,
         )
         if self.cfg.learn == "truth" and "truth" not in batch:
-            return scores  # what follows is of what was learned, which is not there
+            return scores  # the scores below need the truth, which the set lacks
         scores["error"] = image_means(self._error(drawn, wanted, seen), weight)
         if self.cfg.model.sigma:
             pull = (drawn[:, :bands] - wanted).abs() * (-drawn[:, bands:]).exp()
@@ -257,18 +256,18 @@ class SuperResolutionTask(EncoderTask[SuperResolutionSettings]):
         drawn = model(self.preprocess(image))
         return self.preprocess.inverse(drawn[:, : image.shape[1]], image)
 
-    # ---- the loss's parts
+    # ---- the parts of the loss
 
     def _drawn(
         self, model: nn.Module, batch: Batch
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return what the network draws, its target, its input, and the weights of pixels."""
+        """Return the network's output, its target, its input, and the weights of pixels."""
         from lensdist.data.masks import good_pixels, pixel_weight
         from lensdist.models.resample import enlarge
 
         raw, weight, good = batch["image"], pixel_weight(batch), good_pixels(batch)
         seen = self.preprocess(raw, good)
-        # Scoring what learned the truth may do without it; training has checked that it is there.
+        # A set to score on may lack the truth; for training `check_data` has required it.
         wanted = batch["target"] if self.cfg.learn == "hr" else batch.get("truth", batch["target"])
         wanted = self.preprocess.alike(wanted, raw, good)
         if weight is not None:
@@ -282,15 +281,17 @@ class SuperResolutionTask(EncoderTask[SuperResolutionSettings]):
         error = (drawn[:, : wanted.shape[1]] - wanted).square()
         if self.cfg.loss == "mse":
             return error
-        # A noisy pixel is not a measure of its own variance: bright by chance, it would count less.
+        # A noisy pixel does not measure its own variance: bright by chance, it would count less.
         around = F.avg_pool2d(seen, 3, 1, 1, count_include_pad=False).clamp_min(0)
-        # In thousandths: about 1 where the brightest pixel counts a thousand photons.
+        # The factor makes the loss about 1 if the brightest pixel counts a thousand photons.
         return 1e3 * error / (enlarge(around, self.cfg.model.factor) + self.cfg.floor)
 
 
 def _surprise(drawn: Tensor, wanted: Tensor) -> Tensor:
-    """Return -ln p of each pixel under a normal distribution with the drawn sigma; only sigma
-    learns from it."""
+    """Return -ln p of each pixel under a normal distribution with the predicted sigma.
+
+    Only sigma gets gradients.
+    """
     bands = wanted.shape[1]
     ln_sigma = drawn[:, bands:]
     error = (drawn[:, :bands].detach() - wanted).square()
@@ -314,6 +315,6 @@ def _check_means(cfg: SuperResolutionSettings, packed: PackedSet) -> None:
         slope = float(np.polyfit(means.flatten().numpy(), lr.flatten().numpy(), 1)[0])
         raise UserError(
             f"{packed.path}: LR is not the mean of HR's {cfg.model.factor}x{cfg.model.factor} "
-            f"blocks (it is {slope:.3g} times that, at best); rescale one of them, or set "
+            f"blocks (the best fit is {slope:.3g} times that); rescale one of them, or set "
             "model.exact_means=false"
         )

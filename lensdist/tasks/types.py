@@ -22,23 +22,23 @@ else:
     Answer = Mapping
 
 Described = tuple[dict[str, Any], dict[str, "Tensor"]]
-"""An export as it is read: its `config.json`, and its tensors by name."""
+"""The content of an export: its `config.json`, and its tensors by name."""
 ReadExport = Callable[[Path], Described]
-"""Reads the export of a finished run, or one by itself; raises UserError."""
+"""A function that reads the export of a finished run, or one by itself; raises UserError."""
 Columns = dict[str, type[str] | type[float]]
 """The columns of a table, by name."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training in which the same parameters train."""
+    """A part of training in which the same parameters train."""
 
     epochs: int
     trainable: tuple[str, ...]
-    """Prefixes of parameter names; `("",)` is all of them."""
+    """The prefixes of parameter names; `("",)` matches all."""
 
     def trains(self, parameter: str) -> bool:
-        """Whether the parameter of that name trains."""
+        """Return whether the parameter of that name trains."""
         return parameter.startswith(self.trainable)
 
 
@@ -47,25 +47,25 @@ class Split:
     """A network cut in two where its frozen part ends: `rest(*trunk(x))` is `model(x)`."""
 
     trunk: nn.Module
-    """Images as the network sees them (B, C, H, W) -> a tuple of tensors (B, …)."""
+    """Preprocessed images (B, C, H, W) -> a tuple of tensors (B, …)."""
     rest: nn.Module
-    """Those tensors -> what the network returns."""
+    """Those tensors -> the network's output."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What training starts from."""
+    """The preprocessing and the weights that training starts from."""
 
     preprocess: Preprocess
     weights: dict[str, Tensor] | None = None
-    """By the network's parameter names; None: random ones."""
+    """The weights by the network's parameter names; None: random ones."""
     digest: str | None = None
-    """A hash of the finished runs that they come from."""
+    """A hash of the finished runs that the weights come from."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What a task draws its figures from."""
+    """The input of a task's figures."""
 
     outputs: Batch
     """The task's outputs for all images of the split."""
@@ -74,6 +74,6 @@ class Drawing:
     images: Images
     """The split."""
     pixel_scale: float | None
-    """Arcseconds a pixel."""
+    """Arcseconds per pixel."""
     folder: Path
     title: str

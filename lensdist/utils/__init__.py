@@ -1,1 +1,1 @@
-"""Small parts that all others use: errors, files, logging, random numbers."""
+"""Helpers that every package uses: errors, files, logging, random numbers."""

@@ -1,7 +1,7 @@
 """Errors of commands, and their exit codes (torch-free).
 
-Exit codes are part of the contract with shells, schedulers and `slurm/submit.py`:
-0 done; 1 failure; 2 bad configuration or input, nothing was started; 75 saved, run me again.
+Shells, schedulers and `slurm/submit.py` rely on the exit codes: 0 done; 1 failure; 2 bad
+configuration or input, nothing was started; 75 stopped and saved, run the command again.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
-_MOMENT = 3  # s; torchrun looks ten times a second whether a process has left
+_MOMENT = 3  # s; torchrun checks ten times a second whether a process has exited
 
 
 class UserError(Exception):
@@ -29,14 +29,14 @@ class UserError(Exception):
     It is raised before any work is started or any file is written, so commands exit with 2.
 
     Attributes:
-        told: another process of the run prints it.
+        told: whether another process of the run prints it.
     """
 
     told = False
 
 
 class Busy(UserError):
-    """Another process writes to the same place; it may end soon."""
+    """An error: another process writes to the same place; it may end soon."""
 
 
 class RunError(Exception):
@@ -57,14 +57,14 @@ _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.ETXTBSY, errno.EINVA
 
 
 def refusal(error: OSError, where: object = None) -> str | None:
-    """Return a sentence for an error of a disk; None if it is another kind of error.
+    """Return a sentence for an error of the file system; None for any other error.
 
     Args:
-        error: what was raised.
+        error: the exception.
         where: the file or folder that was being written, if the error does not name one.
     """
     number, name = error.errno, error.filename if error.filename is not None else where
-    if number is None and "requested and" in str(error):  # NumPy's, of a full disk
+    if number is None and "requested and" in str(error):  # NumPy's message on a full disk
         number = errno.ENOSPC
     if number not in (
         _FULL | _BROKEN | (_MAY_NOT | _NO_SUCH | _TAKEN if name is not None else set())
@@ -75,24 +75,24 @@ def refusal(error: OSError, where: object = None) -> str | None:
     if number in _FULL:
         why += "; make room, then run the command again"
     elif number in _MAY_NOT:
-        why += "; look at its owner and permissions (ls -ld), or give another place"
+        why += "; check its owner and permissions (ls -ld), or give another path"
     return f"{'the disk' if name is None else final_name(os.fsdecode(str(name)))}: {why}"
 
 
 def is_mistake(error: OSError) -> bool:
-    """Return whether the path is wrong; otherwise the disk is full or fails."""
+    """Return whether the path is wrong; if not, the disk is full or fails."""
     return error.errno in _MAY_NOT | _NO_SUCH
 
 
 @contextlib.contextmanager
 def begun(where: object = None) -> Iterator[None]:
-    """Turn errors of a disk into failures (exit code 1), because work has begun.
+    """Turn errors of the file system into failures (exit code 1), because work has begun.
 
     Args:
         where: as in `refusal`.
 
     Raises:
-        RunError: the disk is full, fails or refuses.
+        RunError: the disk is full or fails, or the file system refuses.
     """
     try:
         yield
@@ -107,7 +107,7 @@ _rank, _size = 0, 1
 
 
 def set_rank(rank: int, size: int = 1) -> None:
-    """Set which of a run's processes this is. Others are alone, whatever RANK a shell has left."""
+    """Set the rank of this process. Without it a process is alone, whatever RANK a shell holds."""
     global _rank, _size
     _rank, _size = rank, size
 
@@ -118,18 +118,18 @@ def process() -> tuple[int, int]:
 
 
 def tell(line: str) -> None:
-    """Print the sentence that a command ends with; a stream that is closed changes nothing."""
+    """Print the last sentence of a command; do nothing if the stream is closed."""
     if sys.stderr is not None:  # else it would go to standard output
-        with contextlib.suppress(OSError, ValueError):  # closed, or its reader has left
+        with contextlib.suppress(OSError, ValueError):  # it or its reader is closed
             print(line, file=sys.stderr, flush=True)
 
 
 def tell_error(error: Exception) -> None:
-    """Tell a person the error that ends a command, once however many processes there are.
+    """Print the error that ends a command, once for any number of processes.
 
-    An error of one node only is not known to the first process. An error of all processes is told
-    by the first of a node: a launcher ends the others as soon as one has left, while they wait.
-    torchrun's report, which comes last, has the sentence too.
+    The first process of each node prints, since an error of one node is not known elsewhere. The
+    others wait: the launcher ends them once one process has exited. torchrun's report, which
+    comes last, holds the sentence too.
     """
     if _rank == 0 or os.environ.get("LOCAL_RANK") == "0":
         _tell_torchrun(str(error))
@@ -141,7 +141,7 @@ def tell_error(error: Exception) -> None:
 
 
 def _tell_torchrun(sentence: str) -> None:
-    """Write the file of torch's own `torch.distributed.elastic.multiprocessing.errors.record`."""
+    """Write the file that `torch.distributed.elastic.multiprocessing.errors.record` writes."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
         extra = {"py_callstack": f"error: {sentence}", "timestamp": str(int(time.time()))}

@@ -1,4 +1,4 @@
-"""Files that are never half-written, and JSON that every parser accepts (torch-free)."""
+"""Atomic file writes, and JSON that every parser accepts (torch-free)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 
 def write_atomic(path: Path, data: str | bytes) -> Path:
-    """Write `path` so that a reader, or a crash at any moment, meets the old file or the new one.
+    """Write `path` atomically: readers, also after a crash, find the old file or the new one.
 
     Raises:
-        OSError: the disk is full or read-only; the old file is untouched then.
+        OSError: the disk is full or read-only; the old file is then unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = temporary(path)
@@ -32,7 +32,7 @@ def write_atomic(path: Path, data: str | bytes) -> Path:
             sync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        # A full disk names no file, and people do not know the hidden one.
+        # The error of a full disk names no file, and users do not know the hidden one.
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         beside.unlink(missing_ok=True)
@@ -41,7 +41,7 @@ def write_atomic(path: Path, data: str | bytes) -> Path:
 
 
 def sync(handle: int) -> None:
-    """Wait until the disk has an open file, where the file system knows how to wait.
+    """Wait until an open file is on the disk, where the file system supports it.
 
     Raises:
         OSError: the disk is full, or fails.
@@ -56,8 +56,8 @@ def sync(handle: int) -> None:
 def fsync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk.
 
-    A rename in a folder that was not synced may be lost with the power. Some file systems cannot
-    sync a folder, and some folders may be written to but not opened: nothing is waited for then.
+    A power cut may undo a rename in a folder that was not synced. Where the file system cannot
+    sync a folder, or the folder cannot be opened, this returns at once.
     """
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -73,10 +73,10 @@ def fsync(path: Path) -> None:
 
 
 def is_private(folder: Path) -> bool:
-    """Whether a folder is this user's own, and nobody else can write to it.
+    """Return whether this user owns a folder and nobody else can write to it.
 
     Raises:
-        OSError: it is not there.
+        OSError: the folder does not exist.
     """
     found = folder.lstat()
     mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
@@ -84,7 +84,7 @@ def is_private(folder: Path) -> bool:
 
 
 def cache_folder() -> Path | None:
-    """Make the user's cache folder of this toolkit, if need be; None where it is not private."""
+    """Return the user's cache folder of lensdist, made if missing; None if it is not private."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "lensdist"
     try:
         if not folder.is_absolute():
@@ -97,15 +97,15 @@ def cache_folder() -> Path | None:
 
 
 def sha256(path: Path) -> str:
-    """Of a regular file's bytes, in hexadecimal; read in pieces."""
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for ever
+    """Return the SHA-256 of a regular file in hexadecimal; the file is read in pieces."""
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would block
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def printable(text: object) -> str:
-    r"""A stranger's text, such as a file's name, in one line and harmless to a terminal.
+    r"""Return text from outside, such as a file's name, as one line that a terminal can show.
 
     Control and bidirectional characters, and bytes that are not UTF-8, are escaped: \x1b, \u202e.
     """
@@ -114,10 +114,10 @@ def printable(text: object) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Turn tensors, arrays, paths and NumPy scalars into what JSON knows; NaN and ±inf to None.
+    """Convert tensors, arrays, paths and NumPy scalars to JSON's types; NaN and ±inf to None.
 
     Raises:
-        TypeError: a value that has no meaning in JSON.
+        TypeError: JSON has no type for a value.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -135,5 +135,5 @@ def plain(value: Any) -> Any:
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:
-    """JSON text of `plain(value)`. NaN is not JSON: Python writes it, most parsers refuse it."""
+    """Return `plain(value)` as JSON, without NaN, which Python writes and most parsers refuse."""
     return json.dumps(plain(value), indent=indent, allow_nan=False)

@@ -1,6 +1,6 @@
-"""What a launcher tells a run, by environment variables: never set by users (torch-free).
+"""Environment variables through which a launcher controls a run (torch-free).
 
-Where it listens for the answer is `lensdist.utils.outcome`'s.
+Users never set them. `lensdist.utils.outcome` is the way back, from the run to the launcher.
 """
 
 from collections.abc import MutableMapping
@@ -8,13 +8,13 @@ from collections.abc import MutableMapping
 from lensdist.utils.errors import UserError
 
 DEADLINE = "LENSDIST_DEADLINE"
-"""Seconds since 1970 at which this job will be killed."""
+"""The time at which this job will be killed, in seconds since 1970."""
 PREFLIGHT = "LENSDIST_PREFLIGHT"
-"""1 asks for the check of every process's device, and of the way between them."""
+"""1 to check the device of every process, and the communication between processes."""
 DEVICE = "LENSDIST_DEVICE"
-"""`cuda` means that the launcher has asked for a GPU for each process."""
+"""`cuda` if the launcher has requested a GPU for each process."""
 MIN_TFLOPS = "LENSDIST_MIN_TFLOPS"
-"""Slower GPUs are bad; 1e12 operations a second in bfloat16."""
+"""The speed below which a GPU fails the check, in 1e12 operations a second in bfloat16."""
 
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _ALL = (*_RANKS, "MASTER_ADDR", "MASTER_PORT")
@@ -22,9 +22,9 @@ _OF_MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def rank_of(environment: MutableMapping[str, str]) -> int:
-    """Which of a run's processes this is, from what a launcher sets for each of them.
+    """Return the rank of this process, from the variables that a launcher sets.
 
-    What a shell inside a job has left of it, and means one process, is taken away.
+    An incomplete set that means one process, as a shell inside a job may leave, is removed.
 
     Raises:
         UserError: the variables contradict each other, or some are missing.
@@ -39,8 +39,8 @@ def rank_of(environment: MutableMapping[str, str]) -> int:
         alike = [name for name in _OF_MPI if environment.get(name, "1") not in ("", "1")]
         if alike and "MASTER_ADDR" in missing:
             raise UserError(
-                f"MPI started {environment[alike[0]]} processes ({alike[0]}), and each would be a "
-                f"run of its own; start them with torchrun or accelerate launch, or `unset "
+                f"MPI started {environment[alike[0]]} processes ({alike[0]}), and each would train "
+                f"a separate run; start them with torchrun or accelerate launch, or `unset "
                 f"{' '.join(alike)}` to train in one process"
             )
         return 0
@@ -66,7 +66,7 @@ def _left_over(environment: MutableMapping[str, str], why: str) -> UserError:
     names = [name for name in _ALL if environment.get(name)]
     told = " ".join(f"{name}={environment[name]}" for name in names)
     return UserError(
-        f"the environment says that a launcher started this process, but not how ({told}: {why}); "
+        f"a launcher's environment variables are set, but are incomplete or wrong ({told}: {why}); "
         f"to train in one process, `unset {' '.join(names)}`; to train in several, use torchrun or "
         "accelerate launch, which set all of them"
     )

@@ -1,7 +1,7 @@
 """torch under its usual names, imported when it is first used.
 
-The launcher and `--help` read the settings of tasks, which stand beside what a task computes, and
-must not wait for torch. Such a module says `from lensdist.utils.lazy import F, torch`.
+The launcher and `--help` import the modules of tasks for their settings, and must not wait for
+torch. Such a module uses `from lensdist.utils.lazy import F, torch`.
 """
 
 from __future__ import annotations

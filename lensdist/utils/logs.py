@@ -1,6 +1,6 @@
-"""Python's `logging` for the messages of commands: levels, lines and processes (torch-free).
+"""Set-up of Python's `logging` for commands: level, format and rank (torch-free).
 
-Modules write `log = logging.getLogger(__name__)`. Nothing is configured at import: an entry point
+Modules use `log = logging.getLogger(__name__)`. Nothing is configured at import: an entry point
 opens `to_stderr`, and a program that has configured logging itself keeps its own handlers.
 """
 
@@ -15,18 +15,18 @@ from collections.abc import Iterator
 from lensdist.utils.errors import UserError, process
 
 LEVEL = "LENSDIST_LOG"
-"""Environment variable: the lowest level that is shown."""
+"""The environment variable with the lowest level that is shown."""
 LEVELS = ("debug", "info", "warning", "error")
 ANY_RANK = {"any_rank": True}
-"""`extra` of a message about one process, which that process writes whatever its rank."""
+"""The `extra` of a message that a process writes whatever its rank."""
 
 
 @contextlib.contextmanager
 def to_stderr() -> Iterator[None]:
-    """Write the package's messages to standard error meanwhile, unless logging is configured.
+    """Write the package's messages to standard error inside, unless logging is configured.
 
-    The main process writes all of them. Other processes write errors and what has `ANY_RANK`: they
-    find the same as the main one.
+    The main process writes all messages. Other processes repeat most of them, so they write only
+    errors and messages with `ANY_RANK`.
 
     Raises:
         UserError: `LENSDIST_LOG` is not a level.
@@ -53,7 +53,7 @@ def to_stderr() -> Iterator[None]:
 
 
 class _Stderr(logging.Handler):
-    """Write to what `sys.stderr` is now; a stream that is closed changes nothing."""
+    """A handler that writes to the current `sys.stderr`, and does nothing if that is closed."""
 
     def emit(self, record: logging.LogRecord) -> None:
         main = process()[0] == 0
@@ -66,7 +66,7 @@ class _Stderr(logging.Handler):
 
 
 class _Line(logging.Formatter):
-    """`2026-11-30 16:13:38 WARNING rank 3: message`; one process has no rank."""
+    """A formatter: `2026-11-30 16:13:38 WARNING rank 3: message`; without rank for one process."""
 
     def format(self, record: logging.LogRecord) -> str:
         rank, size = process()

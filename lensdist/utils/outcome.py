@@ -1,8 +1,8 @@
-"""What a process of a run says for whoever started it: that it is ready, and its end (torch-free).
+"""Reports of a run's processes to the launcher: ready, and how they ended (torch-free).
 
-A launcher cannot tell from exit codes what became of a run: accelerate's exits with 1 whether one
-of its processes crashed or all of them saved and left. So where `LENSDIST_OUTCOME` names a folder,
-every process leaves a file there, and the launcher reads who ended first, how, and why.
+Exit codes do not suffice: accelerate's launcher exits with 1 whether one process crashed or all of
+them saved and stopped. So where `LENSDIST_OUTCOME` names a folder, every process writes a file
+there, and the launcher reads which process ended first, how, and why.
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ from lensdist.utils.settings import Strict
 from lensdist.utils.streams import output_lost, tolerant
 
 FOLDER = "LENSDIST_OUTCOME"
-"""Environment variable: where to leave the word; nothing is left without it."""
+"""The environment variable with the folder of the reports; without it none is written."""
 
 Kind = Literal["done", "saved", "input", "failed", "crashed", "device", "busy"]
 
 W = TypeVar("W", bound=Strict)
 _OF_CODE: dict[int, Kind] = {EXIT_DONE: "done", EXIT_REQUEUE: "saved", EXIT_BAD_INPUT: "input"}
-# What processes meet that wait for one which has fallen.
+# Errors raised in the peers of a process that has crashed.
 _ECHO = re.compile(r"\bDist\w*Error\b|gloo|nccl", re.IGNORECASE)
 
 
 class DeviceError(Exception):
-    """This process's device, or the node's driver, does not work; another node's may."""
+    """A fault of this process's device, or of the node's driver; another node may work."""
 
 
 class Outcome(Strict):
-    """How one process ended.
+    """The report of how one process ended.
 
     Attributes:
         kind: done; saved (asked to stop, run again); input (bad configuration or data, exit 2);
-            failed (the run's own word for why it cannot go on, exit 1); crashed (any other
-            exception); device (this node did not pass its check before the run).
-        rank: of the process.
+            failed (a RunError, exit 1); crashed (any other exception); device (this node did not
+            pass its check before the run).
+        rank: the rank of the process.
         host: the node's name.
         time: seconds since 1970.
         error: one sentence; empty where nothing is wrong.
-        traceback: of what was not foreseen.
-        echo: it crashed in an exchange with other processes: most likely one of them fell first.
+        traceback: the traceback of a crash.
+        echo: whether it crashed in communication, most likely because a peer crashed first.
     """
 
     kind: Kind
@@ -76,20 +76,20 @@ class Outcome(Strict):
 
     @property
     def bad(self) -> bool:
-        """Whether this process ended otherwise than it should."""
+        """Whether this process ended with an error."""
         return self.kind not in ("done", "saved")
 
 
 class Ready(Strict):
-    """What one process found before it read any data.
+    """The report of one process's check before it reads any data.
 
     Attributes:
-        rank: of the process.
+        rank: the rank of the process.
         host: the node's name.
         time: seconds since 1970.
         device: `cpu`, or `cuda:0` and the GPU's name.
         tflops: 1e12 operations a second of a matrix product in bfloat16; None: not measured.
-        seconds: that finding out took.
+        seconds: the duration of the check.
     """
 
     rank: int
@@ -101,13 +101,13 @@ class Ready(Strict):
 
 
 def conclude(work: Callable[[], int]) -> int:
-    """Do a command's work, leave this process's word of how it went, and return its exit code.
+    """Do a command's work, write this process's report, and return the exit code.
 
     Args:
         work: returns an exit code.
 
     Raises:
-        BaseException: what nobody foresaw, and SystemExit, once the word is left.
+        BaseException: any unexpected error, and SystemExit, after the report is written.
     """
     with tolerant():
         return _conclude(work)
@@ -149,11 +149,11 @@ def _conclude(work: Callable[[], int]) -> int:
 
 
 def leave(kind: Kind, error: BaseException | str = "") -> None:
-    """Leave this process's word, if anybody has asked for it. Never raises: it is the last thing.
+    """Write this process's report, if a launcher asked for it. Never raises.
 
     Args:
         kind: as in `Outcome`.
-        error: what went wrong; of an exception that is no sentence, the traceback is kept.
+        error: the error's sentence, or the exception, whose traceback is kept for a crash.
     """
     folder = os.environ.get(FOLDER)
     if not folder:
@@ -169,11 +169,11 @@ def leave(kind: Kind, error: BaseException | str = "") -> None:
 
 
 def leave_for(folder: Path, rank: int, kind: Kind, error: str) -> None:
-    """Leave the word of a process that cannot do so itself, unless it has. Never raises.
+    """Write the report of a process that cannot do so itself, unless it exists. Never raises.
 
     Args:
-        folder: that the processes leave their words in.
-        rank: of the process; its host is taken to be this one.
+        folder: the folder of the reports.
+        rank: the rank of the process; its host is taken to be this one.
         kind: as in `Outcome`.
         error: a sentence.
     """
@@ -183,10 +183,10 @@ def leave_for(folder: Path, rank: int, kind: Kind, error: str) -> None:
 
 
 def read(folder: Path) -> list[Outcome]:
-    """The words left in a folder, the process that ended badly first in front.
+    """Read the reports in a folder; the process that failed first comes first.
 
-    Clocks of nodes differ, so who fell over another's end comes after those who did not. A file
-    that is torn or of another version is passed over.
+    Clocks of nodes differ, so processes that failed because of a peer come after the others. A
+    file that is damaged or of another version is skipped.
     """
     found = _all(folder, "rank", Outcome)
     return sorted(found, key=lambda word: (not word.bad, word.echo, word.time))
@@ -195,16 +195,16 @@ def read(folder: Path) -> list[Outcome]:
 def announce(
     what: Literal["device", "ready"], device: str, tflops: float | None, seconds: float
 ) -> None:
-    """Say that this process's device works, or that it has reached all other processes too.
+    """Report that this process's device works, or that it has reached all other processes.
 
     Args:
-        what: which.
+        what: `device` or `ready`: which of the two.
         device: as in `Ready`.
         tflops: as in `Ready`.
         seconds: as in `Ready`.
 
     Raises:
-        OSError: the folder cannot be written; whoever waits would wait in vain.
+        OSError: the folder cannot be written; the launcher would wait in vain.
     """
     folder = os.environ.get(FOLDER)
     if folder:
@@ -221,17 +221,17 @@ def announce(
 
 
 def devices(folder: Path) -> list[Ready]:
-    """The processes whose device works, in no order that means anything."""
+    """Return the reports of the processes whose device works, in no particular order."""
     return _all(folder, "device", Ready)
 
 
 def ready(folder: Path) -> list[Ready]:
-    """The processes that have reached all others, in no order that means anything."""
+    """Return the reports of the processes that have reached all others, in no particular order."""
     return _all(folder, "ready", Ready)
 
 
 def node_name() -> str:
-    """This node, by the name that SLURM knows it by where there is a SLURM."""
+    """Return the name of this node, SLURM's name inside a SLURM job."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
@@ -243,10 +243,10 @@ def _complained(kind: Kind, error: Exception, code: int) -> int:
 
 def _leave_code(code: object) -> None:
     if code is not None and not isinstance(code, int):
-        leave("failed", str(code))  # sys.exit("a sentence"), of which Python makes exit code 1
+        leave("failed", str(code))  # sys.exit("a sentence") exits with code 1
         return
     kind = _OF_CODE.get(code or 0, "failed")
-    leave(kind, "" if kind in ("done", "saved") else f"it left with exit code {code}; see its log")
+    leave(kind, "" if kind in ("done", "saved") else f"it ended with exit code {code}; see its log")
 
 
 def _write(
@@ -267,7 +267,7 @@ def _write(
 def _all(folder: Path, what: str, kind: type[W]) -> list[W]:
     found = []
     for file in sorted(folder.glob(f"{what}-*.json")):
-        with contextlib.suppress(OSError, ValueError):  # pydantic's and Unicode's are such
+        with contextlib.suppress(OSError, ValueError):  # pydantic's errors are ValueErrors
             found.append(kind.model_validate_json(file.read_text()))
     return found
 

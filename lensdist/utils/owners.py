@@ -1,10 +1,10 @@
-"""Which process a file belongs to, as the file's name says it, and whether it lives (torch-free).
+"""Names of temporary files that identify the process that made them (torch-free).
 
     .NAME.PID-START-TOKEN@MACHINE-HOST.tmp
 
-Every temporary file and folder of the toolkit has such a name, and so has the lock of a run's
-folder. A process that is killed leaves its files behind. Whoever writes to the same folder next
-removes them, if they are of this machine and their process is gone.
+Every temporary file and folder of lensdist has such a name, and so has the lock of a run's
+folder. A process that is killed leaves its files behind. The next process that writes to the same
+folder removes them, if they were made on this machine and their process has ended.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from typing import NamedTuple
 _TAG = r"(\d+)-(\d+)-[0-9a-f]{6}@([0-9a-f]{8})-([\w.-]+?)"
 _OWNED = re.compile(rf"\..+\.{_TAG}(?:\.tmp(?:\..+)?)?")
 _TEMPORARY = re.compile(rf"\.(.+)\.{_TAG}\.tmp(?:\..+)?")
-# Earlier versions named no machine, so only who holds a run's lock may remove these.
+# Earlier versions named no machine, so only the holder of a run's lock may remove these.
 _OLDER = re.compile(r"\..+\.(?:\d+\.(?:tmp|old)|[0-9a-f]{8}\.partial)")
 
 
 class Owner(NamedTuple):
-    """A process.
+    """A process that made a file.
 
     Attributes:
-        pid: its number.
-        started: clock ticks from the machine's start to its own; 0 where nobody can tell.
-        machine: of this start of this machine, and of this space of process numbers.
+        pid: its process id.
+        started: its start in clock ticks since boot; 0 where unknown.
+        machine: a hash of the machine's boot and of the namespace of process ids.
         host: the machine's name.
     """
 
@@ -47,12 +47,12 @@ class Owner(NamedTuple):
 
     @property
     def here(self) -> bool:
-        """Whether this machine can tell if it lives."""
+        """Whether it belongs to this machine, which can then check whether it runs."""
         return self.machine == _machine()
 
     @property
     def dead(self) -> bool:
-        """Whether it is certain to be gone. Of a process elsewhere, nothing is certain."""
+        """Whether it has certainly ended; False for a process on another machine."""
         if not self.here:
             return False
         try:
@@ -66,7 +66,7 @@ class Owner(NamedTuple):
 
 
 def tag() -> str:
-    """This process, and a few random digits, in characters that fit a file's name."""
+    """Return this process and a few random digits, in characters that suit a file name."""
     about = _about(os.getpid())
     host = re.sub(r"[^\w.-]", "_", os.environ.get("SLURMD_NODENAME") or socket.gethostname())
     started = about[1] if about else 0
@@ -74,31 +74,32 @@ def tag() -> str:
 
 
 def owner_of(name: str) -> Owner | None:
-    """Whose a file is by its name; None where the name does not say it."""
+    """Return the process that a file's name identifies; None if it identifies none."""
     found = _OWNED.fullmatch(name)
     return Owner(int(found[1]), int(found[2]), found[3], found[4]) if found else None
 
 
 def temporary(path: Path) -> Path:
-    """A hidden name beside `path`, to write to and then rename.
+    """Return a hidden path beside `path`, to write to and then rename.
 
-    The first in a folder also removes what killed processes of this machine have left there.
+    The first call for a folder also removes what killed processes of this machine left there.
     """
     _sweep_once(path.parent)
     return path.with_name(f".{path.name[:32]}.{tag()}.tmp")
 
 
 def final_name(path: str) -> str:
-    """A path in which temporary names are those that people know."""
+    """Return a path with temporary names replaced by the names that they stand for."""
     return "/".join(_TEMPORARY.sub(r"\1", part) for part in path.split("/"))
 
 
 def sweep(folder: Path, *, locked: bool = False) -> None:
-    """Remove temporary files whose process is gone.
+    """Remove temporary files whose process has ended.
 
     Args:
-        folder: where; folders in it are not looked into.
-        locked: nobody else can be writing there: remove those of other machines too.
+        folder: the folder; subfolders are not searched.
+        locked: whether no other process can be writing there; then remove those of other machines
+            too.
     """
     for path in _listed(folder):
         owner = owner_of(path.name) if _TEMPORARY.fullmatch(path.name) else None
@@ -108,7 +109,7 @@ def sweep(folder: Path, *, locked: bool = False) -> None:
 
 
 def leftovers(dest: Path) -> list[Path]:
-    """Temporary names of `dest` that other processes made and nobody here may remove."""
+    """Return the temporary files for `dest` that `sweep` has left."""
     return [
         path
         for path in _listed(dest.parent)
@@ -118,7 +119,7 @@ def leftovers(dest: Path) -> list[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder and all in it; what cannot be removed stays."""
+    """Remove a file, a link, or a folder with its content; ignore errors."""
     with contextlib.suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -139,7 +140,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _about(pid: int) -> tuple[str, int] | None:
-    """State and start of a process, where the system tells."""
+    """Return the state and the start of a process; None where /proc does not tell."""
     try:
         words = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return words[0].decode(), int(words[19])
@@ -149,7 +150,7 @@ def _about(pid: int) -> tuple[str, int] | None:
 
 @cache
 def _machine() -> str:
-    """Not the host's name alone: two may have one name, and containers number processes anew."""
+    """Return a hash of boot id and pid namespace; two machines may share a host name."""
     told = socket.gethostname()
     with contextlib.suppress(OSError):
         told = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,7 +1,7 @@
-"""Classes of the user's own, by import path: `mylab.masses:MassTask` (torch-free).
+"""The user's own classes, by import path: `mylab.masses:MassTask` (torch-free).
 
-A configuration or an export may name such a class. It is a program: it is imported only where the
-user has named its module, on the command line or in a configuration given there.
+A configuration or an export may name such a class. Importing it runs code, so that happens only if
+the user has named its module, on the command line or in a configuration given there.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from typing import Any
 from lensdist.utils.errors import UserError
 
 _named: set[str] = set()
-"""Modules that the user has named in this process."""
+"""The modules that the user has named in this process."""
 
 
 class Untrusted(UserError):
-    """A file names a program that the user has not named."""
+    """An error: a file names a module that the user has not named."""
 
 
 def trust(*paths: str) -> None:
-    """Allow the import of the user's modules, given as `mylab.masses` or `mylab.masses:Mass`."""
+    """Allow the import of modules, given as `mylab.masses` or `mylab.masses:Mass`."""
     _named.update(path.partition(":")[0] for path in paths)
 
 
 def check_trusted(path: str) -> None:
-    """Refuse an import path of the user's that only a file names.
+    """Check that the user has named the module of an import path.
 
     Raises:
-        UserError: the user has not named its module.
+        UserError: only a file names it.
     """
     module = path.partition(":")[0]
     if module not in _named:
         raise Untrusted(
-            f"{path} is a program of its maker's, which is not run unless you name it; if you "
+            f"{path} is code that comes with the file and is not run unless you name it; if you "
             f"trust it, add --trust {module}"
         )
 
@@ -48,7 +48,7 @@ def load_object(path: str, key: str) -> Any:
         key: the setting that names it, for the message.
 
     Raises:
-        UserError: it is not trusted, or there is no such thing.
+        UserError: it is not trusted, or cannot be imported.
     """
     check_trusted(path)
     module, _, name = path.partition(":")
@@ -57,7 +57,7 @@ def load_object(path: str, key: str) -> Any:
         sys.path.append(here)
     try:
         return getattr(import_module(module), name)
-    except Exception as e:  # whatever the user's module raises when it is imported
+    except Exception as e:  # the user's module may raise anything when it is imported
         why = " ".join(str(e).split())[:300]
         raise UserError(
             f"{key}: cannot import {path} ({type(e).__name__}: {why}); its module must lie in the "

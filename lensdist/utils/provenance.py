@@ -1,4 +1,4 @@
-"""Which code made a result: the modules in use, each with its hash (torch-free)."""
+"""Record of the code that made a result: the modules in use, with their hashes (torch-free)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def code() -> dict[str, str]:
-    """Of each module of the toolkit that this process has loaded: path below the package -> hash.
+    """Return the hashes of all modules of lensdist that this process has loaded, by path.
 
-    What a run does depends on these and no others: an edit elsewhere does not make it outdated.
+    A run depends on these modules only: an edit elsewhere does not make it outdated.
     """
     found = {}
     for name, module in [*sys.modules.items()]:
         if name.partition(".")[0] not in (PACKAGE.name, "__main__"):
-            continue  # to look at the files of thousands takes a sixth of a second
+            continue  # checking the files of thousands of modules takes a sixth of a second
         file = getattr(module, "__file__", None)
         path = Path(file).resolve() if file else None
         if path and path.suffix == ".py" and path.is_relative_to(PACKAGE):
@@ -32,13 +32,13 @@ def code() -> dict[str, str]:
 
 
 def changed(recorded: Mapping[str, str], package: Path, old: Path | None = None) -> list[str]:
-    """Modules that say something else now than was recorded, or are gone.
+    """Return the modules that differ from the recorded ones, or are missing.
 
     Args:
-        recorded: what `code` gave.
-        package: the toolkit's folder, now.
-        old: the folder that the result was made with, if it was kept: then comments, layout and
-            docstrings make no difference.
+        recorded: what `code` returned.
+        package: the package's current folder.
+        old: the package's folder that made the result, if it was kept; then changes of comments,
+            layout and docstrings do not count.
     """
     return [name for name, digest in recorded.items() if not _same(name, digest, package, old)]
 

@@ -1,8 +1,8 @@
 """Random numbers as pure functions of (seed, purpose, epoch, sample).
 
-Nothing in lensdist draws from a generator that carries state from one step to the next, so a
-resumed run has no generator to restore, and a sample gets the same numbers on any rank of any
-number of processes. The mixing function is SplitMix64 (Steele, Lea & Flood 2014, OOPSLA,
+No generator in lensdist carries state from one step to the next. So a resumed run has no generator
+to restore, and a sample gets the same numbers on any rank of any number of processes. The mixing
+function is SplitMix64 (Steele, Lea & Flood 2014, OOPSLA,
 doi:10.1145/2714064.2660195), whose integer arithmetic is exact and equal on CPU and GPU.
 """
 
@@ -45,7 +45,7 @@ def _signed(z: int) -> int:
 
 
 def _shift(z: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical right shift: torch's >> on int64 copies the sign bit, so mask what it brings in."""
+    """Shift right without sign: torch's >> on int64 copies the sign bit, so it is masked."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -57,7 +57,7 @@ def _mix_tensor(z: torch.Tensor) -> torch.Tensor:
 
 
 def uniform(k: int, samples: torch.Tensor, n: int) -> torch.Tensor:
-    """Uniform numbers in the open interval (0, 1), a row for each sample.
+    """Return uniform numbers in the open interval (0, 1), one row per sample.
 
     Args:
         k: a key from `key`.
@@ -65,7 +65,7 @@ def uniform(k: int, samples: torch.Tensor, n: int) -> torch.Tensor:
         n: numbers per sample.
 
     Returns:
-        (N, n) float64 on the device of `samples`; row i depends on `k` and `samples[i]` alone.
+        (N, n) float64 on the device of `samples`; row i depends on `k` and `samples[i]` only.
     """
     import torch
 
@@ -76,14 +76,14 @@ def uniform(k: int, samples: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def generator(k: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator for one fixed block of work (pixel noise of a batch, say)."""
+    """Return a torch generator for one fixed block of work, such as the noise of a batch."""
     import torch
 
     return torch.Generator(device=device).manual_seed(k & ((1 << 63) - 1))
 
 
 def permutation(k: int, n: int) -> npt.NDArray[np.int64]:
-    """A permutation of range(n), the same under every version of NumPy."""
+    """Return a permutation of range(n), the same under every version of NumPy."""
     with np.errstate(over="ignore"):
         z = np.arange(n, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(k)
         for shift, factor in ((30, _M1), (27, _M2)):

@@ -1,7 +1,7 @@
-"""JSON that may be damaged, or a stranger's: read within bounds, and sealed (torch-free).
+"""Bounded reading of untrusted JSON, and seals that show damage (torch-free).
 
-A sealed file holds, under `seal`, the SHA-256 of all else that it says. The seal shows damage; it
-does not show who wrote the file, so what a sealed file says is checked all the same.
+A sealed file holds the SHA-256 of its other content under `seal`. The seal shows damage. It does
+not show who wrote the file, so the content is validated as well.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from pydantic import BaseModel, ValidationError
 from lensdist.utils.files import plain
 
 LIMIT = 2**24
-"""Bytes of a JSON file, at most: a confusion matrix of 1,000 classes takes ten million."""
+"""The most bytes of a JSON file: a confusion matrix of 1,000 classes takes ten million."""
 
-_DEPTH = 50  # far beyond what any file of ours holds, far below Python's recursion limit
+_DEPTH = 50  # far more than our files need, far below Python's recursion limit
 _TOO_DEEP = f"nested more than {_DEPTH} deep"
 _SEAL = "seal"
 
 
 def seal(value: Mapping[str, Any]) -> str:
-    """SHA-256 of what a JSON object says, in any order and layout."""
+    """Return the SHA-256 of a JSON object, whatever its order and layout."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """As plain JSON, with its seal."""
+    """Return a mapping as plain JSON, with its seal."""
     facts: dict[str, Any] = plain(value)
     return {**facts, _SEAL: seal(facts)}
 
 
 def unsealed(value: Mapping[str, Any], *, required: bool = False) -> dict[str, Any]:
-    """Without its seal, which is checked; unless `required`, there may be none.
+    """Check a mapping's seal and return the mapping without it; `required`: there must be one.
 
     Raises:
-        ValueError: the seal is of something else.
+        ValueError: the seal does not match the content.
     """
     facts = {key: item for key, item in value.items() if key != _SEAL}
     if (required or _SEAL in value) and value.get(_SEAL) != seal(facts):
@@ -50,13 +50,13 @@ def unsealed(value: Mapping[str, Any], *, required: bool = False) -> dict[str, A
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """All of a regular file.
+    """Read all of a regular file.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is larger than `limit` bytes, or not a regular file.
     """
-    found = path.stat()  # before opening: opening a named pipe would wait for ever
+    found = path.stat()  # before opening: opening a named pipe would block
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("not a regular file")
     if found.st_size <= limit:
@@ -68,11 +68,11 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
-    """A JSON file that holds a mapping, of at most `limit` bytes.
+    """Read a JSON file that holds a mapping, of at most `limit` bytes.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not such a file, in one sentence.
+        ValueError: it is not such a file.
     """
     value = parse_json(read_bytes(path, limit))
     if not isinstance(value, dict):
@@ -81,7 +81,7 @@ def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """JSON without what its parsers disagree on, and nothing that ends one of them.
+    """Parse JSON strictly, within what all parsers agree on.
 
     Raises:
         ValueError: not JSON; NaN, infinity, or a number that no float holds; text that is not
@@ -106,10 +106,10 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def fits(model: type[BaseModel], value: Mapping[str, Any]) -> None:
-    """Make sure that a JSON object is what a model describes, without any conversion.
+    """Check a JSON object against a pydantic model, without any conversion.
 
     Raises:
-        ValueError: it is not; the first mistake, in one sentence.
+        ValueError: it does not fit; the message is the first mistake.
     """
     try:
         model.model_validate(value, strict=True)
@@ -118,7 +118,7 @@ def fits(model: type[BaseModel], value: Mapping[str, Any]) -> None:
 
 
 def first_of(error: ValidationError) -> str:
-    """The first mistake that pydantic found, in a line of bounded length."""
+    """Return the first mistake that pydantic found, as a line of bounded length."""
     first = error.errors(include_url=False, include_input=False)[0]
     text = f"{'.'.join(map(str, first['loc']))[:80]}: {first['msg'][:200]}"
     return " ".join(text.split()).removeprefix(": ")

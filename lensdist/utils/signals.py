@@ -1,7 +1,7 @@
-"""Being asked to stop: by which signals, and by the end of the launcher (torch-free).
+"""Stop requests: signals, and the end of the launcher (torch-free).
 
-SIGUSR2 is what `sbatch --signal` is told to send (NCCL uses SIGUSR1), SIGTERM is preemption and
-scancel, SIGINT is a person, SIGHUP is a terminal or a connection that was closed.
+`sbatch --signal` is set to send SIGUSR2, because NCCL uses SIGUSR1. Preemption and scancel send
+SIGTERM, Ctrl-C sends SIGINT, and a closed terminal or connection sends SIGHUP.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _LAUNCHERS = {
 
 _heard: str | None = None
 _launcher: int | None = None
-_gone = False  # the launcher
+_gone = False  # whether the launcher has ended
 
 
 def heard() -> str | None:
-    """The first request since the last `begin`, if there was one."""
+    """Return the first request since the last `begin`; None if there was none."""
     return _heard
 
 
 def begin(*, trains: bool) -> None:
-    """Until something else listens there is nothing to save: leave with one sentence.
+    """Exit with one sentence on a request, until `listen` is called: there is nothing to save yet.
 
     Args:
-        trains: whether this is a training, which the same command starts again (exit code 75).
-            Other commands take Ctrl-C only, and exit with 1.
+        trains: whether the command trains, so that running it again continues (exit code 75).
+            Other commands handle Ctrl-C only, and exit with 1.
     """
     global _heard, _launcher
     _heard = None
@@ -54,7 +54,7 @@ def begin(*, trains: bool) -> None:
     rank = os.environ.get("RANK", "")
     if (
         rank.isdigit() and "MASTER_ADDR" in os.environ
-    ):  # `lensdist.utils.launched` looks more closely
+    ):  # `lensdist.utils.launched` checks them fully
         size = os.environ.get("WORLD_SIZE", "")
         set_rank(int(rank), int(size) if size.isdigit() else 1)
     listen(_too_early)
@@ -63,8 +63,8 @@ def begin(*, trains: bool) -> None:
 def listen(hear: Callable[[int, str], None]) -> None:
     """Call `hear` with the number and the name of every request from now on.
 
-    SIGINT and SIGHUP that were ignored at the start (`nohup`, a job in a shell's background) stay
-    ignored, but not under a launcher: torchrun passes them on, and kills who does not leave.
+    SIGINT and SIGHUP that were ignored at the start (`nohup`, a shell's background job) stay
+    ignored, except under a launcher: torchrun passes them on, and kills processes that stay.
     """
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -80,7 +80,7 @@ def listen(hear: Callable[[int, str], None]) -> None:
 
 
 def launcher() -> int | None:
-    """The process of the torchrun, accelerate or DeepSpeed that started this one; Linux only."""
+    """Return the id of the torchrun, accelerate or DeepSpeed process above this one; Linux only."""
     process = os.getppid()
     while process > 0:
         folder = Path("/proc") / str(process)
@@ -89,16 +89,16 @@ def launcher() -> int | None:
             if any(os.path.basename(word) in _LAUNCHERS for word in words):
                 return process
             process = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:  # no Linux, or it has just ended
+        except OSError:  # not Linux, or the process has just ended
             return None
     return None
 
 
 def _leave_without(process: int) -> None:
-    """Send this process SIGTERM once its launcher has ended, however that ended.
+    """Send this process SIGTERM once its launcher has ended.
 
-    A launcher that is killed leaves its processes training, and nobody looks after them. (The
-    kernel's PR_SET_PDEATHSIG is about the thread that started a process, not about its process.)
+    A launcher that is killed would leave its processes training. (The kernel's PR_SET_PDEATHSIG
+    follows the thread that started a process, not the process of that thread.)
     """
 
     def wait() -> None:
@@ -111,7 +111,7 @@ def _leave_without(process: int) -> None:
             pass
         except OSError:  # a kernel before 5.3
             return
-        if _heard is None:  # else it is leaving: a second request could end it before it has saved
+        if _heard is None:  # else it is stopping, and a second request could end it before it saves
             _gone = True
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -120,7 +120,7 @@ def _leave_without(process: int) -> None:
 
 def _too_early(number: int, name: str) -> NoReturn:
     if process()[0] == 0:
-        tell(f"told to stop ({name}) before training began; run it again")
+        tell(f"stopped ({name}) before training began; run it again")
     raise SystemExit(EXIT_REQUEUE)
 
 

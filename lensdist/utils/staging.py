@@ -1,4 +1,4 @@
-"""Write folders whole or not at all, and never replace a user's files (torch-free)."""
+"""Atomic writes of folders, and checks that no file of a user is replaced (torch-free)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Staging:
     """
 
     def __init__(self, dest: str | os.PathLike[str]) -> None:
-        self.dest = Path(os.path.realpath(dest))  # a link to an empty folder is filled
+        self.dest = Path(os.path.realpath(dest))  # `dest` may be a link to an empty folder
         check_free(self.dest)
         sweep(self.dest.parent)
         self.folder = temporary(self.dest)
         for left in leftovers(self.dest):
             who = owner_of(left.name) or "a killed process"
-            log.warning("%s: left by %s; remove it, unless that is still at work", left, who)
+            log.warning("%s: left by %s; remove it, unless that is still running", left, who)
         try:
             self.folder.mkdir(parents=True)
         except OSError as error:
@@ -38,7 +38,7 @@ class Staging:
         """Sync every file to the disk, then rename: a crash before that leaves no `dest`.
 
         Raises:
-            UserError: `dest` was made meanwhile.
+            UserError: `dest` was created in the meantime.
             OSError: the disk is full.
         """
         for path in self.folder.iterdir():
@@ -54,10 +54,10 @@ class Staging:
 
 
 def check_free(dest: Path) -> None:
-    """Check that a destination holds nothing: files of a user are never touched.
+    """Check that a destination does not exist, or is an empty folder.
 
     Raises:
-        UserError: `dest` is a file, or a folder with something in it.
+        UserError: `dest` is a file, or a folder that is not empty.
     """
     try:
         free = not _stands(dest) or (dest.is_dir() and not any(dest.iterdir()))
@@ -68,16 +68,16 @@ def check_free(dest: Path) -> None:
 
 
 def check_ours(path: Path, *keys: str, flag: str = "--out", beside: tuple[Path, ...] = ()) -> None:
-    """Check that results may be written: no file of a user is replaced, and the folder is writable.
+    """Check that results can be written without replacing a file of the user.
 
     Args:
         path: a JSON file of results; it need not exist.
-        keys: keys that it holds if this command wrote it.
-        flag: the option that chooses another place.
-        beside: files that are written with it; where it is not ours, neither are they.
+        keys: the keys that it holds if this command wrote it.
+        flag: the option that sets another path.
+        beside: files that are written with it, by the same command.
 
     Raises:
-        UserError: a file was not written by this command, or no file can be written there.
+        UserError: a file was not written by this command, or the folder is not writable.
     """
     check_writable(path.parent)
     standing = [one for one in (path, *beside) if os.path.lexists(one)]
@@ -93,7 +93,7 @@ def check_ours(path: Path, *keys: str, flag: str = "--out", beside: tuple[Path, 
 
 
 def check_writable(folder: Path) -> None:
-    """Check that a folder can be written to, before any work is done for it.
+    """Check that a folder can be written to, before the work begins.
 
     Raises:
         UserError: it, or the nearest existing parent, is not a folder or not writable.
@@ -104,14 +104,14 @@ def check_writable(folder: Path) -> None:
             raise UserError(f"cannot write to {folder}: {place} is not a folder")
         if not os.access(place, os.W_OK | os.X_OK):
             raise UserError(
-                f"cannot write to {folder}: no permission in {place}; give another place"
+                f"cannot write to {folder}: no permission in {place}; give another path"
             )
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def _stands(path: Path) -> bool:
-    """Tell whether a file or folder of this name exists; raise OSError where none can."""
+    """Return whether a file or folder of this name exists; raise OSError if none can."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):

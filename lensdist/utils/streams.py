@@ -1,7 +1,7 @@
-"""Standard output and error that may be closed, and escape control characters (torch-free).
+"""Standard streams that may be closed, and that escape control characters (torch-free).
 
-`lensdist … | head -1` and `2>&-` must not change what a command does, or its exit code. Python
-raises an error where something is printed, and again when it flushes at its end (exit code 120).
+`lensdist … | head -1` and `2>&-` must not change the work or the exit code of a command. Without
+these streams Python raises at a print, and again when it flushes at its end (exit code 120).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any, TextIO, cast
 
 from lensdist.utils.files import printable
 
-# Control characters of the commands themselves: lines, tabs, a line that is written again.
+# The control characters that commands print: ends of lines, tabs, erasing a line.
 _OWN = re.compile(r"(\x1b\[K|[\t\n\r])")
 
 
 def escaped(text: str) -> str:
-    r"""Return a text with its control characters, which a file may hold, as escapes (\x1b)."""
-    parts = _OWN.split(text)  # the odd ones are our own
+    r"""Return a text with the control characters of others, as in file names, escaped (\x1b)."""
+    parts = _OWN.split(text)  # the odd parts are our own control characters
     return "".join(part if i % 2 else printable(part) for i, part in enumerate(parts))
 
 
@@ -30,11 +30,11 @@ class Stream:
     """A text stream whose writes never raise; it escapes control characters.
 
     Args:
-        stream: what is written to.
-        escapes: False if the writer itself escapes text from files, and moves the cursor.
+        stream: the stream to write to.
+        escapes: False for a writer that moves the cursor and escapes foreign text itself.
 
     Attributes:
-        lost: the first error, after which nothing is written; None: there was no error.
+        lost: the first error, after which nothing is written; None if there was none.
     """
 
     def __init__(self, stream: TextIO, *, escapes: bool = True) -> None:
@@ -42,7 +42,7 @@ class Stream:
         self.lost: OSError | None = None
 
     def unescaped(self) -> Stream:
-        """Return the same stream for a writer that moves the cursor."""
+        """Return the same stream without escapes, for a writer that moves the cursor."""
         return Stream(self._stream, escapes=False)
 
     def __getattr__(self, name: str) -> Any:
@@ -65,18 +65,18 @@ class Stream:
     def _tolerant(self) -> Iterator[None]:
         try:
             yield
-        except UnicodeEncodeError as error:  # a file's name need not be text
+        except UnicodeEncodeError as error:  # a file's name may hold bytes that are not text
             self.write(error.object.encode("ascii", "backslashreplace").decode())
-        except (OSError, ValueError) as error:  # ValueError: somebody has closed it
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
             lost = error if isinstance(error, OSError) else OSError(errno.EBADF, str(error))
             self.lost = self.lost or lost
             with contextlib.suppress(OSError, ValueError):
-                _to_nowhere(self._stream.fileno())  # what it still holds is flushed there
+                _to_nowhere(self._stream.fileno())  # so that flushing its buffer cannot fail
 
 
 @contextlib.contextmanager
 def tolerant() -> Iterator[None]:
-    """Let nothing that is printed inside raise an error."""
+    """Let no print inside raise an error."""
     before = sys.stdout, sys.stderr
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -97,7 +97,7 @@ def tolerant() -> Iterator[None]:
 
 
 def output_lost() -> str | None:
-    """Return why a part of standard output was lost; None if its reader has closed it."""
+    """Return why output was lost; None if nothing was, or if only the reader closed it."""
     sys.stdout.flush()
     lost = getattr(sys.stdout, "lost", None)
     if lost is None or lost.errno in (errno.EPIPE, errno.EBADF):
@@ -106,7 +106,7 @@ def output_lost() -> str | None:
 
 
 def _open_nowhere(number: int, name: str) -> None:
-    """Open it, or the next file that is opened gets its number, and what C code prints."""
+    """Open a stream that is missing; else the next file gets its number and C code's output."""
     try:
         os.fstat(number)
     except OSError:

@@ -1,4 +1,4 @@
-"""Safetensors files: written hashed on the way, and read only when the header is whole."""
+"""Safetensors files: hashed while they are written, and read only if the header is valid."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
-    """Write CPU tensors in the safetensors format and fsync, hashing on the way.
+    """Write CPU tensors in the safetensors format, and fsync; hash while writing.
 
-    The library's own writer needs the whole file in memory or a second read to hash it, and holds
-    the interpreter lock while it writes, which would stall the training thread. The format is a
-    length, a JSON header and the raw bytes.
+    The library's own writer needs the whole file in memory, or a second read to hash it, and holds
+    the interpreter lock, which would stall the training thread. The format is a length, a JSON
+    header and the raw bytes.
 
     Returns:
         The file's size in bytes and its SHA-256.
     """
-    # Wide types first: every tensor then starts at a multiple of its own item size.
+    # Wide types come first, so that every tensor starts at a multiple of its item size.
     order = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))
     header: dict[str, Any] = {}
     offset = 0
@@ -74,17 +74,17 @@ def _parts(head: bytes, tensors: Iterable[Tensor]) -> Iterable[bytes | memoryvie
 
 
 def read_shapes(path: Path) -> tuple[int, dict[str, Tensor]]:
-    """What a safetensors file holds, by its header alone.
+    """Read the names, shapes and types of a safetensors file from its header.
 
     Returns:
         The file's size in bytes, and tensors on the meta device, by name.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not a whole safetensors file.
+        ValueError: it is not a complete safetensors file.
     """
     size = path.stat().st_size
-    if not path.is_file():  # opening a named pipe would wait for ever
+    if not path.is_file():  # opening a named pipe would block
         raise ValueError("not a regular file")
     with path.open("rb") as file:
         head = file.read(8)
@@ -93,10 +93,10 @@ def read_shapes(path: Path) -> tuple[int, dict[str, Tensor]]:
 
 
 def read_safetensors(path: Path, size: int, sha256: str) -> dict[str, Tensor]:
-    """The tensors of a file of this size and SHA-256; a size from `read_shapes` bounds memory.
+    """Read the tensors of a file of this size and SHA-256; the size bounds memory.
 
-    The bytes are taken once: what is checked is what is used. (A memory map would be shorter, but
-    a file truncated under its reader ends the process.)
+    The bytes are read once, so the checked bytes are the used ones. (A memory map would be
+    simpler, but the process would be killed if the file is truncated meanwhile.)
 
     Raises:
         OSError: it cannot be read.
@@ -105,18 +105,18 @@ def read_safetensors(path: Path, size: int, sha256: str) -> dict[str, Tensor]:
     data = read_bytes(path, size)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError("altered since it was written")
-    _shapes(data, len(data))  # the library panics at some headers, and passes over others' mistakes
+    _shapes(data, len(data))  # the library panics at some bad headers, and accepts others
     found: dict[str, Tensor] = load(data)
     return found
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with a prefix, by their names without it."""
+    """Return the tensors whose names begin with a prefix, under the rest of their names."""
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
-    """How tensors differ from what a network holds, but for their values; None where they fit."""
+    """Return how tensors differ from a network's in name, shape or type; None if they fit."""
     for name in wanted.keys() - given.keys():
         return f"{name} is missing"
     for name, value in given.items():
@@ -131,15 +131,15 @@ def misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | N
 
 
 def nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of a tensor that holds NaN or infinity, if any does."""
+    """Return the name of a tensor that holds NaN or infinity; None if none does."""
     return next((name for name, value in tensors.items() if not value.isfinite().all()), None)
 
 
 def _shapes(head: bytes, size: int) -> dict[str, Tensor]:
-    """By the beginning of a file of `size` bytes.
+    """Return meta tensors from the first bytes of a file of `size` bytes.
 
     Raises:
-        ValueError: it is not that of a whole safetensors file.
+        ValueError: it is not a complete safetensors file.
     """
     length = int.from_bytes(head[:8], "little")
     if size < 8 or length > min(size - 8, LIMIT):
@@ -154,9 +154,9 @@ def _shapes(head: bytes, size: int) -> dict[str, Tensor]:
             counts = [*shape, begin, end]
             whole = all(type(n) is int and n >= 0 for n in counts) and len(shape) <= 16
             if not whole or math.prod(n or 1 for n in shape) > 2**60:
-                raise ValueError(f"{name[:80]} has a shape that no tensor has")
+                raise ValueError(f"{name[:80]} has a shape that no tensor can have")
             if math.prod(shape) * kind.itemsize != end - begin:
-                raise ValueError(f"{name[:80]} is not as long as its shape says")
+                raise ValueError(f"{name[:80]} has a length that does not match its shape")
             found[name] = torch.empty(shape, dtype=kind, device="meta")
             places.append((begin, end))
     except (LookupError, TypeError, AttributeError, ValueError) as e:

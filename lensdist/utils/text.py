@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-_SKEW = 60  # s that the clocks of one cluster may differ
+_SKEW = 60  # s by which the clocks of one cluster may differ
 
 
 def some(names: Iterable[object], most: int = 3) -> str:
@@ -21,9 +21,9 @@ def counted(number: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time span as people write it: 40 s, 3 min, 2:10 h, 3 d 4 h.
+    """Return a time span as text: 40 s, 3 min, 2:10 h, 3 d 4 h.
 
-    Times of two machines may give less than nothing, which says only that a clock was changed.
+    A negative span means that a clock was changed, or that the clocks of two machines differ.
     """
     whole = round(seconds)
     if whole < 0:

@@ -1,10 +1,9 @@
-"""The one place that imports torchvision first.
+"""Import of torchvision where its compiled operators do not match torch.
 
-CPU builds of torch beside the torchvision of PyPI are a common pair: `pip install torch` from
-the CPU index, then anything that depends on torchvision. torchvision's compiled operators do not
-load there, and `import torchvision` ends in `operator torchvision::nms does not exist`; so do
-torchmetrics and lightning, which import it. Models, transforms and export need none of
-those operators, so all that is missing is the freedom to import the rest.
+A CPU build of torch beside PyPI's torchvision is common: `pip install torch` from the CPU index,
+then anything that depends on torchvision. There torchvision's compiled operators do not load, and
+`import torchvision` fails with `operator torchvision::nms does not exist`; so do torchmetrics and
+lightning, which import it. Models, transforms and export need none of those operators.
 """
 
 from __future__ import annotations
@@ -19,12 +18,11 @@ _lock = threading.Lock()  # two patching threads could each restore the other's 
 
 
 def import_torchvision() -> ModuleType:
-    """Import torchvision, whether or not its compiled operators fit this torch.
+    """Import torchvision, whether or not its compiled operators match this torch.
 
-    While torchvision is imported, `torch.library.register_fake` passes over the operators of
-    torchvision that do not exist, and is restored afterwards. Where they all exist, nothing
-    differs from a plain import. Without them `nms`, `deform_conv2d` and `io.read_image` raise
-    when called; models, transforms v2, `torch.compile` and export work.
+    During the import `torch.library.register_fake` skips the operators of torchvision that do not
+    exist. If all of them exist, this is a plain import. If not, `nms`, `deform_conv2d` and
+    `io.read_image` raise when called; models, transforms v2, `torch.compile` and export work.
 
     Returns:
         The torchvision module.

@@ -1,4 +1,4 @@
-"""Configuration values that remember where they were written, and what is wrong with them."""
+"""Configuration values with the file and line of each, and the mistakes in them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMAND_LINE = Where("command line")
 
 @dataclass(frozen=True)
 class Node:
-    """A value and its place: the line of its key in a mapping, its own line in a list."""
+    """A value and its line: the line of its key in a mapping, its own line in a list."""
 
     value: Scalar | dict[str, Node] | list[Node]
     where: Where
@@ -38,7 +38,7 @@ class Node:
         return None
 
     def plain(self) -> Any:
-        """The value without places, as the types of JSON."""
+        """Return the value without lines, in the types of JSON."""
         if isinstance(self.value, dict):
             return {key: child.plain() for key, child in self.value.items()}
         if isinstance(self.value, list):
@@ -47,39 +47,39 @@ class Node:
 
 
 def merge(old: Node, new: Node) -> Node:
-    """`new` over `old`: mappings key by key, anything else replaced. Neither is changed."""
+    """Return `old` with `new` merged over it: mappings key by key, other values replaced."""
     if not (isinstance(old.value, dict) and isinstance(new.value, dict)):
         return new
     merged = dict(old.value)
     for key, child in new.value.items():
         merged[key] = merge(merged[key], child) if key in merged else child
-    # `optim.lr=1` says nothing about `optim` itself: complaints about it belong to the file.
+    # `optim.lr=1` does not set `optim` itself, so errors about `optim` name the file.
     return Node(merged, old.where if new.where == COMMAND_LINE else new.where)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake, told in one line."""
+    """One mistake, which prints as one line."""
 
     where: Where
     text: str
     path: Path = ()
 
     def __str__(self) -> str:
-        # A validator's message may hold line breaks; one line a mistake is what people count on.
+        # A validator's message may hold line breaks, and a mistake must stay one line.
         text = " ".join(self.text.split())
         place = f"{dotted(self.path)} ({self.where})" if self.path else str(self.where)
         return f"{place}: {text}"
 
 
 def report(problems: Iterable[Problem]) -> str:
-    """All problems, by file and line, those of the command line last."""
+    """Return all problems as lines, by file and line, those of the command line last."""
     order = sorted(problems, key=lambda p: (p.where == COMMAND_LINE, p.where, dotted(p.path)))
     return "\n".join(map(str, order))
 
 
 def dotted(path: Path) -> str:
-    """`("phases", 0, "optim", "lr")` as `phases[0].optim.lr`."""
+    """Return a path as text: `("phases", 0, "optim", "lr")` as `phases[0].optim.lr`."""
     text = ""
     for step in path:
         if isinstance(step, int):

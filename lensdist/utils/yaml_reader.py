@@ -1,8 +1,8 @@
-"""YAML text to nodes: the plain part of YAML 1.2, and nothing that can surprise or do harm.
+"""A reader of plain YAML 1.2: no aliases, no tags, no repeated keys.
 
-PyYAML's own loaders read `1e-4` as a string, `no` as False, keep the last of two equal keys and
-expand nested aliases without limit, so only its event parser is used here and values are made by
-the few rules of YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema).
+PyYAML's own loaders read `1e-4` as a string and `no` as False, keep the last of two equal keys,
+and expand nested aliases without limit. So only its event parser is used, and values follow YAML
+1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from yaml import events
 from lensdist.utils.errors import UserError
 from lensdist.utils.yaml_nodes import COMMAND_LINE, Node, Path, Problem, Scalar, Where
 
-MAX_BYTES = 2**20  # a configuration is a few KB; a megabyte is another file given by mistake
+MAX_BYTES = 2**20  # a configuration is a few KB; a larger file was given by mistake
 MAX_PROBLEMS = 1000
-MAX_DEPTH = 50  # far beyond any schema, far below Python's recursion limit
+MAX_DEPTH = 50  # far more than any schema needs, far below Python's recursion limit
 
 INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
@@ -35,7 +35,7 @@ WORDS: dict[str, Scalar] = {
 
 
 class UnreadableError(Exception):
-    """The text cannot be read at all, so nothing more can be said about its content."""
+    """An error: the text cannot be read, so its content cannot be checked."""
 
     def __init__(self, where: Where, text: str) -> None:
         super().__init__(text)
@@ -43,10 +43,10 @@ class UnreadableError(Exception):
 
 
 def read_file(file: File, shown: str, problems: list[Problem]) -> Node:
-    """The mapping in `file`, called `shown` in messages; adds to `problems` what it must refuse."""
+    """Read the mapping in `file`, called `shown` in messages; add its mistakes to `problems`."""
     here = Where(shown)
     try:
-        # Asked before opening: opening a named pipe would wait for ever.
+        # Checked before opening: opening a named pipe would block.
         if not file.is_file():
             raise UnreadableError(here, "not a regular file" if file.exists() else "no such file")
         with file.open("rb") as stream:
@@ -69,10 +69,10 @@ def read_file(file: File, shown: str, problems: list[Problem]) -> Node:
 
 
 def read_plain(file: File) -> dict[str, Any]:
-    """The mapping in a YAML file that no schema is known of, within the same bounds.
+    """Read the mapping in a YAML file without a schema, within the same bounds.
 
     Raises:
-        UserError: it cannot be read; the first mistake, with its line.
+        UserError: it cannot be read; the message is the first mistake, with its line.
     """
     problems: list[Problem] = []
     try:
@@ -86,10 +86,10 @@ def read_plain(file: File) -> dict[str, Any]:
 
 
 def read_value(text: str, path: Path, problems: list[Problem]) -> Node | None:
-    """The value of a `key=value` override: a plain scalar, quotes, or `[...]` and `{...}`.
+    """Read the value of a `key=value` override: a plain scalar, quotes, or `[...]` and `{...}`.
 
-    Whatever YAML does not read specially is taken as it stands, so that `name=trial #2` keeps its
-    second half (YAML would drop it as a comment) and `glob=a: b` is no mapping.
+    Other text is taken literally: `name=trial #2` keeps its second half, which YAML would drop as
+    a comment, and `glob=a: b` is not a mapping.
     """
     text = text.strip()
     if not text:
@@ -101,9 +101,10 @@ def read_value(text: str, path: Path, problems: list[Problem]) -> Node | None:
 
 
 def scalar(text: str) -> Scalar:
-    """An unquoted word by YAML 1.2's core schema: `1e-4` is a float, `no` and `12:30` are strings.
+    """Convert an unquoted word by YAML 1.2's core schema: `1e-4` is a float, `no` a string.
 
-    Raises ValueError for numbers that neither an int nor a float field could hold faithfully.
+    Raises:
+        ValueError: a number is too large for an int or float field.
     """
     if text in WORDS:
         return WORDS[text]
@@ -133,8 +134,8 @@ def _plain(text: str, where: Where, path: Path, problems: list[Problem]) -> Node
 
 
 def _unicode(value: Scalar, where: Where, path: Path, problems: list[Problem]) -> Scalar:
-    # A lone surrogate ("\ud800", or a byte of the command line that is not UTF-8) is a string that
-    # no file can hold; it would fail far from here, while the run is being saved.
+    # No file can hold a lone surrogate ("\ud800", or a byte of the command line that is not
+    # UTF-8): saving the run would fail later.
     if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
         problems.append(Problem(where, "holds bytes that are not Unicode text", path))
         return None
@@ -142,7 +143,7 @@ def _unicode(value: Scalar, where: Where, path: Path, problems: list[Problem]) -
 
 
 class _Builder:
-    """One YAML document to nodes, by recursive descent over the parser's events."""
+    """A builder of nodes from one YAML document, by recursive descent over parser events."""
 
     def __init__(self, text: str, shown: str, problems: list[Problem]) -> None:
         self.shown, self.problems = shown, problems
@@ -180,10 +181,10 @@ class _Builder:
     def _refuse(self, where: Where, text: str, path: Path) -> None:
         self.problems.append(Problem(where, text, path))
         if len(self.problems) > MAX_PROBLEMS:
-            raise UnreadableError(where, f"{text}; there are more such mistakes than anybody mends")
+            raise UnreadableError(where, f"{text}, after {MAX_PROBLEMS} other mistakes")
 
     def _node(self, event: events.Event, path: Path, where: Where | None = None) -> Node:
-        """The value that starts with `event`; `where` is its key's place if it has a key."""
+        """Build the value that starts with `event`; `where` is the place of its key, if any."""
         where = where or self._where(event)
         if len(path) > MAX_DEPTH:
             raise UnreadableError(where, f"nested more than {MAX_DEPTH} deep")

@@ -1,1 +1,1 @@
-"""Weights that others published: read without executing them, and put into our networks."""
+"""Published weights: they are read without executing code, and loaded into our networks."""

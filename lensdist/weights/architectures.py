@@ -1,4 +1,4 @@
-"""torchvision's name for a network, from the names and shapes of its weights."""
+"""Recognition of torchvision's networks by the names and shapes of their weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from lensdist.utils.errors import UserError
 
 Weights = dict[str, Tensor]
 
-# (stem's width, layers a block) and (layers a block, first 3x3 kernels' shape, bottlenecks).
+# The keys are (width of the stem, layers per block) for DenseNets, and (layers per block, shape of
+# the first 3x3 kernels, whether bottlenecks) for ResNets.
 _DENSENETS: dict[Any, str] = {
     (64, (6, 12, 24, 16)): "densenet121",
     (96, (6, 12, 36, 24)): "densenet161",
@@ -31,12 +32,12 @@ _RESNETS: dict[Any, str] = {
     ((3, 4, 6, 3), (128, 128), True): "wide_resnet50_2",
     ((3, 4, 23, 3), (128, 128), True): "wide_resnet101_2",
 }
-MAX_LAYERS = 32  # of a head
+MAX_LAYERS = 32  # the most layers of a head
 _OLD_DENSE = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.[a-z_]+)")
 
 
 def architecture_of(state: Weights) -> str | None:
-    """torchvision's name for the network, from the names and shapes of its weights."""
+    """Return torchvision's name for the network of these weights; None if it is unknown."""
     stem = state.get("features.conv0.weight")
     if stem is not None:
         blocks = _counts(state, r"features\.denseblock(\d+)\.denselayer(\d+)\.")
@@ -55,10 +56,10 @@ def _counts(state: Weights, pattern: str) -> tuple[int, ...]:
 
 
 def members_of(tensors: Weights) -> list[tuple[str, Weights]]:
-    """The networks in a file, each with its architecture.
+    """Return the networks in a file, each with its architecture.
 
     Raises:
-        UserError: a tensor belongs to none that is known.
+        UserError: a tensor belongs to an unknown network.
     """
     whole = architecture_of(tensors)
     if whole is not None:
@@ -68,14 +69,14 @@ def members_of(tensors: Weights) -> list[tuple[str, Weights]]:
         # `model1.features…`, `densenet.features…`, or a list's `members.0.features…`
         match = re.fullmatch(r"([^.]+(?:\.\d+)?)\.(.+)", name)
         if match is None:
-            raise UserError(f"its tensor {name!a} is of no network that can be imported")
+            raise UserError(f"its tensor {name!a} belongs to no network that can be imported")
         groups.setdefault(match[1], {})[match[2]] = value
     found = []
     for prefix, state in groups.items():
         architecture = architecture_of(state)
         if architecture is None:
             raise UserError(
-                f"its {some([f'{prefix}.{name}' for name in state])} are of no network that can "
+                f"its {some([f'{prefix}.{name}' for name in state])} belong to no network that can "
                 "be imported: DenseNets and ResNets of torchvision, and the recipe's autoencoder "
                 "and classifier"
             )
@@ -84,7 +85,7 @@ def members_of(tensors: Weights) -> list[tuple[str, Weights]]:
 
 
 def head_of(state: Weights) -> tuple[tuple[int, ...], int, int]:
-    """Hidden widths of the last layers, classes and the first convolution's bands.
+    """Return the head's hidden widths, the classes, and the bands of the first convolution.
 
     Raises:
         UserError: the network does not end in linear layers.
@@ -93,19 +94,19 @@ def head_of(state: Weights) -> tuple[tuple[int, ...], int, int]:
     first = "features.conv0.weight" if place == "classifier" else "conv1.weight"
     linear = {n: t for n, t in state.items() if n.startswith(f"{place}.") and t.dim() == 2}
     if not linear:
-        raise UserError(f"its network ends without a {place} layer, so it tells no classes apart")
+        raise UserError(f"its network has no {place} layer, so it is not a classifier")
     if len(linear) > MAX_LAYERS:
         raise UserError(f"its {place} holds {len(linear)} layers, more than {MAX_LAYERS}")
-    # `fc.weight`, or in order `fc.0.weight`, `fc.4.weight`, …; all else is refused later.
+    # These are `fc.weight`, or `fc.0.weight`, `fc.4.weight`, … in order; others are refused later.
     widths = [linear[name].shape[0] for name in sorted(linear, key=lambda n: (len(n), n))]
     return tuple(widths[:-1]), widths[-1], dim(state, first, 4, 1)
 
 
 def modern_names(state: Weights) -> Weights:
-    """DenseNet's names as torchvision has had them since PyTorch 0.4 forbade dots in names.
+    """Rename DenseNet's weights from before PyTorch 0.4, which forbade dots in names.
 
     Raises:
-        UserError: one weight goes by both names.
+        UserError: a weight is there under both names.
     """
     renamed = {_OLD_DENSE.sub(r"\1\2", name): value for name, value in state.items()}
     if len(renamed) < len(state):
@@ -114,7 +115,7 @@ def modern_names(state: Weights) -> Weights:
 
 
 def dim(tensors: Weights, name: str, dims: int, axis: int) -> int:
-    """The length of an axis of a tensor that has `dims` of them.
+    """Return the length of an axis of a tensor with `dims` axes.
 
     Raises:
         UserError: there is no such tensor.
@@ -125,6 +126,6 @@ def dim(tensors: Weights, name: str, dims: int, axis: int) -> int:
 
 
 def some(names: list[str]) -> str:
-    """A few of the names, for a sentence."""
+    """Return the first names and the number of the others, for a message."""
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return ", ".join(names[:4]) + more

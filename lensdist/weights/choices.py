@@ -1,4 +1,4 @@
-"""What a user says of a weight file that the file itself does not (torch-free)."""
+"""Options of `import` for facts that a weight file does not hold (torch-free)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 from lensdist.utils.errors import UserError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and deviation of ImageNet's images, whose numbers run from 0 to 1."""
+"""The mean and standard deviation of ImageNet's images, with values from 0 to 1."""
 
 RECIPE_SIZE = 150  # pixels a side of the common task's images
 RECIPE_RESIZE = 224
@@ -16,15 +16,15 @@ RECIPE_RESIZE = 224
 
 @dataclass(frozen=True)
 class Choices:
-    """Options of `import`. None: assumed to be as in the recipe, and said so.
+    """The options of `import`. None: the recipe's value is assumed and reported.
 
     Attributes:
         labels: the classes in the order of the outputs.
-        size: pixels a side of the images on disk.
-        resize: pixels a side that torchvision's networks see; 0: as on disk.
-        bands: of the images on disk.
-        preprocess: what is done to the numbers on disk first.
-        mean, std: then taken off and divided by; one number, or one a band that the network sees.
+        size: the pixels a side of the images on disk.
+        resize: the pixels a side that torchvision's networks see; 0: as on disk.
+        bands: the bands of the images on disk.
+        preprocess: the scaling of the numbers on disk.
+        mean, std: subtracted and divided by after that; one number, or one per band of the network.
     """
 
     labels: tuple[str, ...] | None = None
@@ -36,17 +36,19 @@ class Choices:
     std: tuple[float, ...] | None = None
 
     def normalisation(self, seen: int) -> tuple[list[float], list[float]] | None:
-        """Mean and deviation of each of the `seen` bands that the network sees; None: neither.
+        """Return the mean and standard deviation of the network's `seen` bands; None: neither.
 
         Raises:
             UserError: the options contradict each other or the network.
         """
         mean, std = self.mean, self.std
         if (mean is None) != (std is None):
-            raise UserError("--mean and --std go together; give both or neither")
+            raise UserError("--mean and --std need each other; give both or neither")
         if self.preprocess == "imagenet":
             if mean is not None:
-                raise UserError("--preprocess imagenet is a mean and a deviation; leave --mean out")
+                raise UserError(
+                    "--preprocess imagenet has its own mean; leave out --mean and --std"
+                )
             if seen != 3:
                 raise UserError(
                     f"--preprocess imagenet is for 3 bands, but the network sees {seen}; give "
@@ -65,11 +67,11 @@ class Choices:
         return wide[0], wide[1]
 
     def scale(self, recipe: Literal["none", "minmax"]) -> Literal["none", "minmax"]:
-        """As in `PreprocessConfig`, where the recipe's networks have `recipe`."""
+        """Return the `scale` of `PreprocessConfig`; `recipe` is that of the recipe's networks."""
         return "none" if self.preprocess == "imagenet" else self.preprocess or recipe
 
     def assumed(self, seen: int, bands: int, recipe: str, labels: tuple[str, ...]) -> list[str]:
-        """What was not given, and what was taken in its place, one option a line."""
+        """Return a line for each option that was not given, with the assumed value."""
         found = []
         if self.labels is None and labels:
             found.append(f"--labels {','.join(labels)}: the recipe's, in this order")
@@ -77,10 +79,10 @@ class Choices:
             does = "each image scaled to 0..1" if recipe == "minmax" else "the numbers on disk"
             found.append(f"--preprocess {recipe}: {does}, as in the recipe")
         if self.mean is None and self.preprocess != "imagenet":
-            found.append("no --mean and --std: nothing is taken off and divided by")
+            found.append("no --mean and --std: images are not normalised")
         if self.preprocess == "imagenet":
-            found.append("numbers on disk run from 0 to 1, as ImageNet's mean and deviation do")
+            found.append("numbers on disk from 0 to 1, as for ImageNet's mean and deviation")
         if self.bands is None:
             more = ", repeated three times" if bands < seen else ""
-            found.append(f"--bands {bands}: of the images on disk{more}")
+            found.append(f"--bands {bands}: bands of the images on disk{more}")
         return found

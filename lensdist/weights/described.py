@@ -1,6 +1,7 @@
-"""What a pickle's objects and calls become: descriptions, by a table of ours (torch-free).
+"""Descriptions of the objects and calls in a pickle (torch-free).
 
-A class is its name; an object is its name and its state; a call is looked up here or refused.
+A class becomes its name, and an object its class and its state. A call is looked up in the tables
+of this module, or refused.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ from typing import Any
 
 
 class BadPickle(Exception):
-    """The pickle is damaged, hostile or of a kind that no weights need; the message is a clause."""
+    """An error: a pickle is damaged, hostile or not one of weights; the message is a clause."""
 
 
 @dataclass(frozen=True, eq=False)
 class Global:
-    """A class or function, by name only."""
+    """A class or function, of which only the name is known."""
 
     name: str
 
 
 @dataclass(eq=False)
 class Object:
-    """An object that the file would have made: what it would have been given, unexamined."""
+    """An object that the file would have made, with its unchecked arguments and state."""
 
     kind: str
     args: tuple[Any, ...]
@@ -34,21 +35,21 @@ class Object:
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """A stretch of numbers elsewhere in the file."""
+    """A range of numbers elsewhere in the file."""
 
     type: str
     key: str
     count: int
-    """Number of elements."""
+    """The number of elements."""
 
     start: int
     whole: int
-    """Elements of the stored whole, of which this is `count` from `start` on."""
+    """The elements of the full storage, of which this is `count` from `start` on."""
 
 
 @dataclass(frozen=True, eq=False)
 class Strided:
-    """A tensor as described: nothing of it has been checked."""
+    """The unchecked description of a tensor."""
 
     storage: Any
     offset: Any
@@ -56,11 +57,11 @@ class Strided:
     stride: Any
 
 
-# ---- what may be called
+# ---- the calls that are allowed
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Strided:
-    # requires_grad, hooks, and a dictionary with the bits of conjugate and negative views
+    # `rest`: requires_grad, hooks, and a dictionary with the flags of conjugate and negative views
     if len(rest) > 2 and rest[2]:
         raise BadPickle("it holds a conjugate or negative view of a tensor; save a copy of it")
     return Strided(storage, offset, size, stride)
@@ -71,10 +72,10 @@ def _first(tensor: Any, *rest: Any) -> Any:
 
 
 def _subclass(function: Any, kind: Any, args: Any, state: Any) -> Any:
-    """A tensor with attributes of its own; they are not weights.
+    """Return a tensor without its attributes, which are not weights.
 
     Raises:
-        BadPickle: it is of a class of its own, which computes as its code says.
+        BadPickle: its class is not torch's, so its code is unknown.
     """
     name = kind.name if isinstance(kind, Global) else type(kind).__name__
     if name not in _TENSORS:
@@ -83,7 +84,7 @@ def _subclass(function: Any, kind: Any, args: Any, state: Any) -> Any:
 
 
 def mapping(pairs: Iterable[Any] = ()) -> dict[Any, Any]:
-    """The dictionary of key and value pairs."""
+    """Return the dictionary of key and value pairs."""
     return {_key(key): value for key, value in pairs}
 
 
@@ -92,12 +93,12 @@ def _ordered(pairs: Any = None) -> dict[Any, Any]:
         return pairs
     out = mapping(pairs or ())  # Python 2 wrote ordered dictionaries as lists of pairs
     if pairs:
-        pairs.clear()  # or a long list, named again and again, would cost its length each time
+        pairs.clear()  # so that a long list, used many times, costs its length only once
     return out
 
 
 def _list(items: Any = None) -> Any:
-    return [] if items is None else items  # sets too: only their items matter here
+    return [] if items is None else items  # also for sets: only the items matter here
 
 
 _CALLS: dict[str, Callable[..., Any]] = {
@@ -119,7 +120,7 @@ _TENSORS = frozenset(
     | {f"torch.nn.parameter.{name}" for name in ("Parameter", "Buffer")}
 )
 
-# What stands beside weights in checkpoints: kept as a description, of no further use.
+# Calls for other content of checkpoints: they are kept as descriptions and not used.
 _BESIDE = frozenset(
     {
         "_codecs.encode",
@@ -140,7 +141,7 @@ _BESIDE = frozenset(
         "pathlib.PosixPath",
         "pathlib.PurePosixPath",
         "torch.device",
-        "torch.nn.backends.thnn._get_thnn_function_backend",  # in whole modules before 1.5
+        "torch.nn.backends.thnn._get_thnn_function_backend",  # in whole modules before torch 1.5
     }
     | {
         f"numpy.{core}.multiarray.{f}"
@@ -152,18 +153,18 @@ _BUILTIN_CLASSES = frozenset({f"builtins.{t}" for t in ("int", "float", "bool", 
 
 
 def find_global(module: Any, name: Any) -> Global:
-    """A class or function by its name.
+    """Describe a class or function.
 
     Raises:
-        BadPickle: it is Python's own and none of those that stand beside weights.
+        BadPickle: it belongs to Python's standard library and is not in the tables.
     """
     if not (isinstance(module, str) and isinstance(name, str)):
         raise BadPickle("its pickle asks for a class without a name")
     if len(module) + len(name) > 200:
         raise BadPickle("its pickle asks for a class with an impossible name")
-    full = f"{module}.{name}".replace("__builtin__.", "builtins.")  # as Python 2 called it
+    full = f"{module}.{name}".replace("__builtin__.", "builtins.")  # the name in Python 2
     if not all(part.isidentifier() for part in full.split(".")):
-        raise BadPickle(f"its pickle asks for {full!a}, which is no name")
+        raise BadPickle(f"its pickle asks for {full!a}, which is not a name")
     ours = full in _CALLS or full in _BESIDE or full in _BUILTIN_CLASSES
     if not ours and full.split(".")[0] in sys.stdlib_module_names:
         raise BadPickle(f"its pickle asks for {full}, which no weights need")
@@ -171,13 +172,13 @@ def find_global(module: Any, name: Any) -> Global:
 
 
 def call(function: Any, args: Any) -> Any:
-    """What takes the place of a call in the file.
+    """Return the replacement of a call in the file.
 
     Raises:
         BadPickle: it is in neither table.
     """
     if not isinstance(function, Global) or not isinstance(args, tuple):
-        raise BadPickle("its pickle calls something that is no function")
+        raise BadPickle("its pickle calls something that is not a function")
     if function.name in _CALLS:
         return _CALLS[function.name](*args)
     if function.name in _BESIDE:
@@ -188,30 +189,30 @@ def call(function: Any, args: Any) -> Any:
 
 
 def make(kind: Any, args: Any) -> Any:
-    """What takes the place of an object of any class."""
+    """Return the description of an object of any class."""
     if not isinstance(kind, Global) or not isinstance(args, tuple):
-        raise BadPickle("its pickle makes an object of something that is no class")
+        raise BadPickle("its pickle makes an object of something that is not a class")
     return _ordered(*args) if kind.name == "collections.OrderedDict" else Object(kind.name, args)
 
 
 def _key(key: Any) -> Any:
-    # Tuples would be hashed item by item, nested ones in C without a limit; and integers beyond 64
-    # bits can be made to collide. The keys of weights are names.
+    # Hashing nested tuples recurses in C without a limit, and integers beyond 64 bits can be made
+    # to collide. The keys of weights are names.
     if key is None or isinstance(key, (str, bytes, float, Global, Object, Strided)):
         return key
     if isinstance(key, int) and abs(key) < 1 << 63:
         return key
-    raise BadPickle("its pickle holds a dictionary whose keys are no names")
+    raise BadPickle("its pickle holds a dictionary whose keys are not names")
 
 
 def find_storage(pid: Any) -> Any:
-    """A persistent id: a storage, or (before 1.6) a class together with its source code."""
+    """Resolve a persistent id: a storage, or (before 1.6) a class with its source code."""
     if not isinstance(pid, tuple) or len(pid) < 2:
-        raise BadPickle("its pickle refers to something that is no storage")
+        raise BadPickle("its pickle refers to something that is not a storage")
     if pid[0] == "module":
         return pid[1]
     if pid[0] != "storage" or len(pid) not in (5, 6):
-        raise BadPickle("its pickle refers to something that is no storage")
+        raise BadPickle("its pickle refers to something that is not a storage")
     kind, key, _, count = pid[1:5]
     named = isinstance(kind, Global) and isinstance(key, str)
     if not named or type(count) is not int or count < 0:
@@ -219,17 +220,17 @@ def find_storage(pid: Any) -> Any:
     name = kind.name.rsplit(".", 1)[-1]
     if len(pid) == 5 or pid[5] is None:
         return Storage(name, key, count, 0, count)
-    _, start, part = pid[5]  # storages could be parts of others once
+    _, start, part = pid[5]  # in old versions a storage could be a part of another
     if not all(type(n) is int and n >= 0 for n in (start, part)) or start + part > count:
         raise BadPickle("its pickle describes an impossible storage")
     return Storage(name, key, part, start, count)
 
 
 def set_state(target: Any, state: Any) -> None:
-    """Record an object's state, which a file would have put into its attributes."""
+    """Record an object's state, from which the file would have set its attributes."""
     if isinstance(target, Object):
         if target.state is not None:  # Python would merge them
             raise BadPickle("its pickle sets the state of one object twice")
         target.state = state
     elif not isinstance(target, dict):  # an ordered dictionary's attributes: _metadata
-        raise BadPickle("its pickle changes something that is no object")
+        raise BadPickle("its pickle changes something that is not an object")

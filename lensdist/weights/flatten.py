@@ -1,4 +1,4 @@
-"""From what a weight file describes to one flat dictionary of tensors (torch-free)."""
+"""Conversion of a weight file's description to a flat dictionary of tensors (torch-free)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any, Literal
 from lensdist.weights.described import BadPickle, Object, Storage, Strided
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network")
-_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.compile
-_MAX_NAMES = (
-    50_000  # of 16 DenseNet-201: 20,000; modules may hold each other: 2^n names from n modules
-)
+_PREFIXES = ("module.", "_orig_mod.")  # from DistributedDataParallel and torch.compile
+# 16 DenseNet-201 have 20,000 names. n modules that hold each other would make 2^n names.
+_MAX_NAMES = 50_000
 _MAX_DEPTH = 100
 
 
 @dataclass(frozen=True)
 class Flat:
-    """Described tensors by name, and what else the file holds; as in `pth.Pth`."""
+    """The described tensors by name, and the file's other content, as in `pth.Pth`."""
 
     tensors: dict[str, Strided]
     kind: Literal["module", "state_dict"]
@@ -28,10 +27,10 @@ class Flat:
 
 
 def flatten(root: Any) -> Flat:
-    """The state dict that `root` is, holds, or would have.
+    """Return the state dict that `root` is, holds, or would make.
 
     Raises:
-        BadPickle: it is not made of tensors.
+        BadPickle: it does not consist of tensors.
     """
     beside: tuple[str, ...] = ()
     if isinstance(root, dict) and not _is_module(root):
@@ -60,14 +59,14 @@ def flatten(root: Any) -> Flat:
             tensor = _as_tensor(value)
             if not isinstance(key, str) or tensor is None:
                 raise BadPickle(
-                    f"its entry {_shown(key)} is no tensor; save the state_dict() alone"
+                    f"its entry {_shown(key)} is not a tensor; save the state_dict() alone"
                 )
             named[key] = tensor
         kind, classes = "state_dict", ()
     if not named:
         raise BadPickle("it holds no weights")
     odd = next((name for name in named if not name.isprintable() or len(name) > 500), None)
-    if odd is not None:  # sentences show names, and a terminal obeys some
+    if odd is not None:  # messages print names, which may hold control characters
         raise BadPickle(f"its tensor {_shown(odd)} has an impossible name")
     module = root if kind == "module" else None
     return Flat(_without_prefixes(named), kind, classes, beside, module)
@@ -79,7 +78,7 @@ def _is_module(value: Any) -> bool:
 
 
 def _as_tensor(value: Any) -> Strided | None:
-    """A described tensor; also as PyTorch before 0.4 wrote variables and parameters."""
+    """Return a described tensor, also in PyTorch's format before 0.4; None if it is not one."""
     if isinstance(value, Strided):
         return value
     if not isinstance(value, Object):
@@ -95,7 +94,7 @@ def _as_tensor(value: Any) -> Strided | None:
 
 
 class _Walk:
-    """The names that `Module.state_dict()` would give, without a module."""
+    """A walk over described modules that gives the names of `Module.state_dict()`."""
 
     def __init__(self) -> None:
         self.classes: set[str] = set()
@@ -116,13 +115,13 @@ class _Walk:
                     continue
                 tensor = _as_tensor(value)
                 if tensor is None:
-                    raise BadPickle(f"its {_shown(prefix + name)} is no tensor")
+                    raise BadPickle(f"its {_shown(prefix + name)} is not a tensor")
                 yield prefix + name, tensor
         for name, child in self._entries(state, "_modules"):
             if child is None:
                 continue
             if not _is_module(child):
-                raise BadPickle(f"its {_shown(prefix + name)} is no module")
+                raise BadPickle(f"its {_shown(prefix + name)} is not a module")
             yield from self.tensors(child, f"{prefix}{name}.", depth + 1)
 
     def _entries(self, state: dict[Any, Any], group: str) -> list[tuple[str, Any]]:

@@ -15,19 +15,19 @@ from lensdist.weights.architectures import modern_names
 from lensdist.weights.modules import check_module
 from lensdist.weights.pth import read_pth
 
-_HASH = re.compile(r"-([0-9a-f]{8,64})\.")  # of the content, in the names of published files
+_HASH = re.compile(r"-([0-9a-f]{8,64})\.")  # the content's hash in the name of a published file
 
 
 def imagenet_state(architecture: str, file: Path | None = None) -> dict[str, Tensor]:
-    """The IMAGENET1K_V1 weights of a torchvision classifier, by torchvision's names.
+    """Return the IMAGENET1K_V1 weights of a torchvision classifier, by torchvision's names.
 
     Args:
-        architecture: as torchvision calls it, `densenet161`.
-        file: where they are. None: looked for in torch's cache, then downloaded into it.
+        architecture: torchvision's name, such as `densenet161`.
+        file: the file with the weights. None: torch's cache, into which they are downloaded.
 
     Raises:
-        UserError: torchvision has none, or they cannot be had, or the file is not what its name
-            says; the sentence says what to get and where to put it.
+        UserError: torchvision has no such weights, the download failed, or the file does not match
+            the hash in its name; the message names the URL and the path for the file.
     """
     url = _url(architecture)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
@@ -71,11 +71,11 @@ def _download(architecture: str, url: str, target: Path) -> None:
     prefix = _HASH.search(target.name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Into a temporary file, which takes this name when its hash has been checked.
+        # This downloads into a temporary file, and renames it when the hash is correct.
         torch.hub.download_url_to_file(
             url, str(target), prefix[1] if prefix else None, progress=False
         )
-    except (OSError, RuntimeError) as error:  # no network, a full disk, or another file's hash
+    except (OSError, RuntimeError) as error:  # no network, a full disk, or a wrong hash
         raise UserError(
             f"the ImageNet weights of {architecture} could not be downloaded ({error}): get {url} "
             f"elsewhere and put it at {target}, or name it with weights.{architecture}=PATH, or "

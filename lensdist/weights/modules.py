@@ -1,8 +1,8 @@
-"""What a pickled module says of itself, held against the network that is built for its weights.
+"""Comparison of a pickled module with the network that is built here for its weights.
 
-A file holds classes by name and objects' attributes, but not the code of a class. So a class must
-be torch's or torchvision's own, and every attribute and every sub-module must be as it is in the
-network built here, but for what changes nothing in eval mode.
+A file holds the names of classes and the attributes of objects, but not the code of classes. So a
+class must be torch's or torchvision's own. Every attribute and sub-module must equal that of the
+network built here, except for those without effect in eval mode.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from lensdist.utils.errors import UserError
 from lensdist.weights.architectures import some
 from lensdist.weights.described import Global, Object
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")  # of all hooks, these take part in a forward
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")  # the only hooks that act in a forward pass
 _BOOKKEEPING = frozenset(vars(nn.Module())) | {"_backend"}
 # fmt: off
 _WITHOUT_EFFECT = frozenset({
-    # Of dropout and of batch statistics, which eval mode does not use; of memory and speed.
+    # Dropout and batch statistics, which eval mode does not use; memory and speed.
     "p", "drop_rate", "dropout", "momentum", "inplace", "memory_efficient", "enable_nested_tensor",
     "use_nested_tensor", "mask_check",
-    # Of the constructor alone; and the shape of a weight, which is compared itself.
+    # Arguments of the constructor only; and shapes of weights, which are compared directly.
     "inplanes", "base_width", "_norm_layer", "in_channels",
-    # What the recipe's networks are known to have got wrong, for which they carry a note.
+    # A known mistake of the recipe's networks, which a note reports.
     "batch_first",
 })
-_LATER = frozenset({  # older versions of torch and torchvision lack them, and do as their default
+_LATER = frozenset({  # older versions of torch and torchvision lack them, and use the default
     "padding_mode", "_reversed_padding_repeated_twice", "track_running_stats", "groups", "dilation",
     "norm_first", "activation_relu_or_gelu",
 })
 # fmt: on
-_EARLIER = {"threshold": 0, "value": 0}  # of ReLU, in PyTorch before 1.1
+_EARLIER = {"threshold": 0, "value": 0}  # attributes of ReLU in PyTorch before 1.1
 _COUNTER = {"num_batches_tracked"}  # files from before PyTorch 0.4.1 lack it
-_HINT = "where the difference does not matter, import the state_dict() of the network"
+_HINT = "if the difference does not matter, import the state_dict() of the network"
 _DATA_PARALLEL = "torch.nn.parallel.data_parallel.DataParallel"
 
 
 def stand_in(name: str, **parts: Any) -> nn.Module:
-    """A module in place of a published class, whose code only its notebook has."""
+    """Return a module in place of a published class, whose code is only in its notebook."""
     module: nn.Module = type(name, (nn.Module,), {})()
     for key, part in parts.items():
         setattr(module, key, part)
@@ -48,29 +48,29 @@ def stand_in(name: str, **parts: Any) -> nn.Module:
 
 
 def values_of(found: Object, name: str) -> list[Any]:
-    """The values of an attribute in a module that was checked, and in all that it holds."""
+    """Return the values of an attribute in a checked module and in all its sub-modules."""
     own = [found.state[name]] if name in found.state else []
     children = found.state["_modules"].values()
     return own + [v for child in children if child is not None for v in values_of(child, name)]
 
 
 def check_module(found: Object, built: nn.Module) -> None:
-    """Make sure that the module in a file computes what ours does, as far as a file can say.
+    """Check that the module in a file computes the same as ours, as far as a file shows.
 
     Args:
         found: the module, as `pickles.parse` describes it.
-        built: as its library builds it; its weights do not matter. `stand_in` where there is none.
+        built: the module as its library builds it, with any weights; `stand_in` for the recipe's.
 
     Raises:
-        UserError: they differ; names the module and the attribute.
+        UserError: they differ; the message names the module and the attribute.
     """
-    if found.kind == _DATA_PARALLEL:  # on one device it calls what it holds
+    if found.kind == _DATA_PARALLEL:  # on one device it only calls its module
         state = found.state
         _no_hooks(state, "its DataParallel")
         odd = state.keys() - _BOOKKEEPING - {"device_ids", "output_device", "src_device_obj"}
         plain = state.get("dim", 0) == 0 and list(state["_modules"]) == ["module"]
         if odd - {"dim", "module"} or not plain:
-            raise UserError("its DataParallel is not a plain one; save the module that it holds")
+            raise UserError("its DataParallel is unusual; save the module that it holds")
         found = state["_modules"]["module"]
     _check(found, built, "")
 
@@ -80,14 +80,14 @@ def _check(found: Object, built: nn.Module, place: str) -> None:
     _check_class(found, built, named)
     theirs, ours = found.state, vars(built)
     if found.args or found.items:
-        raise UserError(f"{named} is made from more than its attributes")
+        raise UserError(f"{named} holds more than attributes")
     _no_hooks(theirs, named)
     for name in [*ours, *(name for name in theirs if name not in ours)]:
         if name not in _BOOKKEEPING and name not in _WITHOUT_EFFECT:
             _check_attribute(name, theirs, ours, named)
     for group in ("_parameters", "_buffers", "_modules"):
         have, want = _names(theirs, group), _names(ours, group)
-        # A Sequential computes in the order of its modules; weights go by their names.
+        # The order of modules matters in a Sequential; weights are identified by name.
         ordered = group == "_modules"
         if list(have) != list(want) if ordered else (have.keys() ^ want.keys()) - _COUNTER:
             raise UserError(
@@ -100,7 +100,7 @@ def _check(found: Object, built: nn.Module, place: str) -> None:
 
 def _check_class(found: Object, built: nn.Module, named: str) -> None:
     wanted = _path(type(built))
-    if wanted.startswith(__name__):  # a stand-in: notebooks are modules of any name
+    if wanted.startswith(__name__):  # a stand-in: the module of a notebook's class has any name
         known = found.kind.rpartition(".")[2] == type(built).__name__
     else:
         known = found.kind == wanted
@@ -137,7 +137,7 @@ def _no_hooks(state: dict[Any, Any], named: str) -> None:
 
 
 def _names(state: dict[Any, Any], group: str) -> dict[str, Any]:
-    """What a module holds, by name; without the dots that DenseNet's names had before torch 0.4."""
+    """Return a module's entries by name, without the dots of DenseNet's names before torch 0.4."""
     entries = state.get(group) or {}
     found = {name.replace(".", ""): value for name, value in entries.items() if value is not None}
     if len(found) < sum(value is not None for value in entries.values()):
@@ -146,7 +146,7 @@ def _names(state: dict[Any, Any], group: str) -> dict[str, Any]:
 
 
 def _same(theirs: Any, ours: Any) -> bool:
-    """Whether a described value is that of ours; one number stands for two."""
+    """Return whether a described value equals ours; one number equals a pair of it."""
     if isinstance(ours, (tuple, list)) and type(theirs) is int:
         theirs = (theirs,) * len(ours)
     elif type(ours) is int and isinstance(theirs, (tuple, list)) and len(theirs) == 2:

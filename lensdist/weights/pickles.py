@@ -1,10 +1,9 @@
-"""The pickle inside a PyTorch file as plain data; nothing of it is imported or called (torch-free).
+"""A reader of the pickle in a PyTorch file that imports and calls nothing in it (torch-free).
 
-`torch.load` would run whatever a file's author put into it. Here Python's own unpickler is not used
-at all: a small interpreter of the format's opcodes builds a description. A class becomes its name,
-an object its name and its state, a call is looked up in a table of ours (tensors, ordered
-dictionaries, sets) or refused. Nothing is allocated on the file's word: what a file can cost is
-bounded by its size.
+`torch.load` would run any code that the file's author put in. Here a small interpreter of the
+format's opcodes builds a description, without Python's unpickler. A class becomes its name, and an
+object its class and its state. A call is looked up in a table (tensors, ordered dictionaries, sets)
+or refused. Memory and time are bounded by the file's size, whatever sizes the file claims.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from lensdist.weights.described import (
     set_state,
 )
 
-_MAX_OPCODES = 1_000_000  # the whole DenseNet-161 + ResNet-18 pickled as modules: about 200,000
+_MAX_OPCODES = 1_000_000  # DenseNet-161 + ResNet-18 as whole modules have about 200,000
 
 
 def parse(data: bytes) -> tuple[Any, int]:
     """Read one pickle at the start of `data`.
 
     Returns:
-        What it holds, of None, bool, int, float, str, bytes, list, tuple, dict and the classes of
-        `described.py`, and the number of bytes that it takes. It may refer to itself.
+        Its content, of None, bool, int, float, str, bytes, list, tuple, dict and the classes of
+        `described.py`, and its number of bytes. The content may refer to itself.
 
     Raises:
-        BadPickle: it is damaged, or asks for something that no weights need.
+        BadPickle: it is damaged, or uses something that no weights need.
     """
     machine = _Machine()
     try:
@@ -47,24 +46,24 @@ def parse(data: bytes) -> tuple[Any, int]:
             machine.step(opcode.name, arg)
     except BadPickle:
         raise
-    except Exception as error:  # damaged pickles raise whatever their bytes happen to spell
+    except Exception as error:  # damaged pickles may raise anything
         raise BadPickle(f"its pickle is damaged ({type(error).__name__})") from error
     raise BadPickle("its pickle is cut short")
 
 
 class _Machine:
-    """Stack, marks and memo of the pickle format, holding descriptions only."""
+    """An interpreter with the stack, marks and memo of the pickle format."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}  # no array, which would grow to the index that a file names
+        self.memo: dict[int, Any] = {}  # not a list, which would grow to any index in the file
 
     def pop(self) -> Any:
         return self.stack.pop()
 
     def marked(self) -> list[Any]:
-        """Everything since the last mark."""
+        """Return everything since the last mark."""
         items, self.stack = self.stack, self.below.pop()
         return items
 
@@ -119,13 +118,13 @@ class _Machine:
         elif isinstance(target, Object):
             target.items |= {len(target.items) + i: item for i, item in enumerate(items)}
         else:
-            raise BadPickle("its pickle adds to something that is no list")
+            raise BadPickle("its pickle adds to something that is not a list")
 
     def set_(self, items: list[Any]) -> None:
         target = self.stack[-1]
         into = target.items if isinstance(target, Object) else target
         if not isinstance(into, dict):
-            raise BadPickle("its pickle adds to something that is no dictionary")
+            raise BadPickle("its pickle adds to something that is not a dictionary")
         into.update(mapping(zip(items[::2], items[1::2], strict=True)))
 
     def setitem(self, _: Any) -> None:

@@ -1,8 +1,8 @@
-"""PyTorch weight files (`torch.save`) without `torch.load`: nothing in them is executed.
+"""A reader of PyTorch weight files (`torch.save`) that executes nothing in them.
 
-Two containers hold the same pickle. Since PyTorch 1.6 a zip archive, whose members are stored as
-they are: `NAME/data.pkl`, and the numbers of storage K in `NAME/data/K`. Before, and in many files
-that are still published, a stream: five pickles (a magic number, the version, facts about the
+There are two containers of the same pickle. Since PyTorch 1.6 it is a zip archive without
+compression: `NAME/data.pkl`, and the numbers of storage K in `NAME/data/K`. Older files, many of
+them still published, are a stream: five pickles (a magic number, the version, facts about the
 machine, the object, the keys of its storages), then each storage as a count and its numbers.
 """
 
@@ -27,10 +27,10 @@ from lensdist.weights.flatten import flatten
 from lensdist.weights.pickles import parse
 
 MAX_BYTES = 16 << 30
-_MAX_PICKLE = 64 << 20  # of DenseNet-161 + ResNet-18, whole modules: 0.5 MB
+_MAX_PICKLE = 64 << 20  # DenseNet-161 + ResNet-18 as whole modules take 0.5 MB
 _MAX_MEMBERS = 20_000
 _MAX_DIRECTORY = 4 << 20
-_SLACK = 4 << 20  # bytes beyond what a file holds, for small tensors that repeat numbers
+_SLACK = 4 << 20  # bytes beyond a file's size, for small tensors that repeat numbers
 _MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -44,20 +44,20 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_Fetch = Callable[[str, int], bytearray]  # a storage's key and its bytes' expected number
+_Fetch = Callable[[str, int], bytearray]  # takes a storage's key and its expected bytes
 
 
 @dataclass(frozen=True)
 class Pth:
-    """A weight file, read.
+    """The content of a weight file.
 
     Attributes:
-        tensors: by name, without the prefixes of DistributedDataParallel and torch.compile. Those
-            that share numbers in the file share them here; none needs a gradient.
+        tensors: the weights by name, without the prefixes of DistributedDataParallel and
+            torch.compile. Tensors that share memory in the file do so here; none has a gradient.
         kind: whether the file holds a whole module or a state dict.
-        classes: the module's classes, by name; they were not imported.
-        beside: what the file holds beside the weights (`epoch`, `optimizer`, …), by name.
-        module: what the file says of the whole module, for `modules.check_module`.
+        classes: the names of the module's classes, which were not imported.
+        beside: the names of the file's other content (`epoch`, `optimizer`, …).
+        module: the description of the whole module, for `modules.check_module`.
     """
 
     tensors: dict[str, Tensor]
@@ -71,7 +71,7 @@ def read_pth(path: str | os.PathLike[str]) -> Pth:
     """Read a file that `torch.save` wrote.
 
     Raises:
-        UserError: it is none, it is damaged or hostile, or holds something other than weights.
+        UserError: it is not such a file, is damaged or hostile, or does not hold weights.
     """
     path = Path(path)
     try:
@@ -97,7 +97,7 @@ def _read(file: io.BufferedReader, size: int) -> Pth:
         tensors = {name: _tensor(name, t, fetch, storages) for name, t in flat.tensors.items()}
     except (BadPickle, OSError):
         raise
-    except Exception as error:  # damaged archives raise whatever their bytes happen to spell
+    except Exception as error:  # damaged archives may raise anything
         raise BadPickle(f"it is damaged ({type(error).__name__}: {error})") from error
     return Pth(tensors, flat.kind, flat.classes, flat.beside, flat.module)
 
@@ -106,7 +106,7 @@ def _read(file: io.BufferedReader, size: int) -> Pth:
 
 
 class _Bounded(io.BufferedReader):
-    """A file whose reader cannot be made to read more at once than `limit`."""
+    """A file that reads at most `limit` bytes at once."""
 
     limit = _MAX_DIRECTORY
 
@@ -135,13 +135,13 @@ def _zip(file: io.BufferedReader, size: int) -> tuple[Any, _Fetch]:
     if folder + "constants.pkl" in names:
         raise BadPickle("it is a TorchScript program; save the network's state_dict() instead")
     for m in members:
-        # PyTorch stores members as they are; anything smaller than what it unpacks to is a trap.
+        # PyTorch does not compress members, so a compressed member may be a decompression bomb.
         if (
             m.compress_type != zipfile.ZIP_STORED
             or m.compress_size != m.file_size
             or m.flag_bits & 1
         ):
-            raise BadPickle("its zip archive is compressed or encrypted, as PyTorch's never are")
+            raise BadPickle("its zip archive is compressed or encrypted, unlike PyTorch's")
     if sum(m.file_size for m in members) > size:
         raise BadPickle("its zip archive claims more bytes than it has")
     order = names.get(folder + "byteorder")
@@ -165,9 +165,9 @@ def _stream(file: io.BufferedReader, size: int) -> tuple[Any, _Fetch]:
     if head[:1] != b"\x80":
         if head[8:9] == b"{":
             raise BadPickle(
-                "it is a safetensors file, not one of torch.save; `import` has no use for it"
+                "it is a safetensors file, not one of torch.save; `import` cannot use it"
             )
-        raise BadPickle("it is no file of torch.save")
+        raise BadPickle("it is not a file of torch.save")
     at = 0
     found = []
     for _ in range(5):
@@ -197,7 +197,7 @@ def _stream(file: io.BufferedReader, size: int) -> tuple[Any, _Fetch]:
 
 
 def _item_sizes(root: Any) -> dict[str, int]:
-    """Bytes per element of every storage that a stream refers to, which only its pickle knows."""
+    """Return the bytes per element of every storage of a stream, which its pickle describes."""
     sizes: dict[str, int] = {}
     seen: set[int] = set()
     waiting = [root]
@@ -223,7 +223,7 @@ def _item_sizes(root: Any) -> dict[str, int]:
 def _places(
     file: io.BufferedReader, at: int, size: int, keys: list[str], items: Mapping[str, int]
 ) -> dict[str, tuple[int, int]]:
-    """Where each storage's numbers begin, and how many bytes they are."""
+    """Return the first byte and the number of bytes of each storage."""
     places: dict[str, tuple[int, int]] = {}
     for key in keys:
         file.seek(at)
@@ -245,15 +245,15 @@ def _dtype(storage: Storage) -> torch.dtype:
     try:
         return _DTYPES[storage.type]
     except KeyError:
-        raise BadPickle(f"it holds numbers of type {storage.type}, which no network has") from None
+        raise BadPickle(f"it holds numbers of type {storage.type}, unlike any network") from None
 
 
 def _check_sizes(tensors: Mapping[str, Strided], held: int) -> None:
-    """Make sure of shapes, and that all tensors together are not far more than the file holds.
+    """Check shapes, and that all tensors together are not much larger than the file.
 
-    Strides of 0 and shared storages repeat numbers, without limit; copies of them take room.
+    Strides of 0 and shared storages repeat numbers without a limit, and copies take memory.
     """
-    left = 4 * held + _SLACK  # names of one weight, and small types that become float32
+    left = 4 * held + _SLACK  # small types become float32, and a weight may have several names
     for name, tensor in tensors.items():
         offset, size, stride = tensor.offset, tensor.size, tensor.stride
         if (
@@ -264,11 +264,11 @@ def _check_sizes(tensors: Mapping[str, Strided], held: int) -> None:
             raise BadPickle(f"its tensor {name!a} is of an impossible shape")
         left -= 4 * math.prod(size)
         if left < 0:
-            raise BadPickle("its tensors are of far more numbers than the file holds")
+            raise BadPickle("its tensors have far more numbers than the file holds")
 
 
 def _tensor(name: str, described: Strided, fetch: _Fetch, storages: dict[str, Tensor]) -> Tensor:
-    """The described tensor, if its elements are all within its storage."""
+    """Build the described tensor; its elements must all be within its storage."""
     storage = described.storage
     if not isinstance(storage, Storage):
         raise BadPickle(f"its tensor {name!a} has no numbers")

@@ -1,9 +1,9 @@
-"""Which network published tensors are of, and their names in ours.
+"""Recognition of published networks, and conversion of their weights to ours.
 
-Known are torchvision's DenseNets and ResNets with the recipe's head or a single linear layer, alone
-or several in one file (the recipe's `EnsembleModel`), and the recipe's masked autoencoder and the
-classifier made of it (github.com/Akhil-blanc/Deeplense-ML4SCI). Every tensor of a file is used, and
-every weight of ours comes from it, or the file is refused.
+Supported are torchvision's DenseNets and ResNets with the recipe's head or a single linear layer,
+alone or several in one file (the recipe's `EnsembleModel`), and the recipe's masked autoencoder and
+its classifier (github.com/Akhil-blanc/Deeplense-ML4SCI). A file is refused unless every tensor of
+it is used and every weight of ours comes from it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from lensdist.weights.modules import check_module, stand_in, values_of
 from lensdist.weights.recipe import custom_mae, mae_classifier
 
 _MAX_MEMBERS = 16
-_HEADS = 8  # attention heads of the recipe; no shape tells them
+_HEADS = 8  # the recipe's attention heads, which no shape shows
 _LAYER = {  # nn.TransformerEncoderLayer -> lensdist.models.vit.Block
     "self_attn.in_proj_": "attention.qkv.",
     "self_attn.out_proj.": "attention.out.",
@@ -56,21 +56,21 @@ _ACROSS = (
     "with attention across the images of a batch (nn.TransformerEncoder without batch_first), "
     "which stays within an image here"
 )
-_NOTE = "trained {}, so these weights do not do what they did there: fine-tune before use"
+_NOTE = "trained {}, so these weights give other outputs here: fine-tune before use"
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published network, in ours.
+    """A published network, converted to ours.
 
     Attributes:
-        classes: of its last layer; 0: it is no classifier.
+        classes: the number of outputs of the last layer; 0: it is not a classifier.
         labels: the classes in the order of the recipe's notebook.
-        scale: how the notebook scaled images, as in `PreprocessConfig`.
-        network: ours, with the weights, in float32.
-        seen: bands that the network's first layer sees.
-        assumed: of the network, since the file does not say it.
-        note: what a user must know of these weights, if anything.
+        scale: the notebook's scaling of images, as in `PreprocessConfig`.
+        network: our network, with the weights in float32.
+        seen: the bands that the network's first layer sees.
+        assumed: assumptions about the network, which the file does not state.
+        note: a warning about these weights, if there is one.
     """
 
     task: Literal["common", "mae", "finetune"]
@@ -87,16 +87,16 @@ class Published:
 def recognise(
     tensors: Weights, choices: Choices | None = None, module: Object | None = None
 ) -> Published:
-    """Find the network that the tensors are of, and put them into it.
+    """Find the network of the tensors, and load them into ours.
 
     Args:
-        tensors: by the names that they were published under.
-        choices: what the user says of them.
-        module: what the file says of the whole module; None: it holds a state dict.
+        tensors: the weights by their published names.
+        choices: the user's options.
+        module: the description of the whole module; None: the file holds a state dict.
 
     Raises:
-        UserError: no network here has exactly these weights, or computes what the module says;
-            names what differs.
+        UserError: no network here has exactly these weights or computes the same as the module;
+            the message names the difference.
     """
     choices = choices or Choices()
     empty = [n for n, t in tensors.items() if not t.numel()]
@@ -104,7 +104,7 @@ def recognise(
         raise UserError(f"its {some(empty)} hold no numbers")
     bad = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
-        raise UserError(f"its {some(bad)} hold NaN or infinity: they are of a failed training")
+        raise UserError(f"its {some(bad)} hold NaN or infinity: their training failed")
     if "pos_embed" in tensors:
         make = _mae if "patch_embed.weight" in tensors else _classifier
         found = make(tensors, module)
@@ -131,7 +131,7 @@ def _ensemble(
     if len(shapes) > 1:
         raise UserError("its networks have different heads or bands; import them one by one")
     dims, classes, seen = shapes.pop()
-    # Kernels for RGB are the recipe's, which showed them one band three times.
+    # The recipe repeats one band three times for kernels for RGB.
     bands = (1 if seen == 3 else seen) if choices.bands is None else choices.bands
     if bands not in ((1, 3) if seen == 3 else (seen,)):
         raise UserError(f"--bands {bands}: its first layer is for {seen} bands")
@@ -171,7 +171,7 @@ def _ensemble(
 
 
 def _as_published(cfg: EnsembleConfig, classes: int) -> nn.Module:
-    """The network as torchvision and the notebook build it."""
+    """Build the network as torchvision and the notebook do."""
     nets = [whole(name, cfg, classes, cfg.in_channels)[0] for name in cfg.members]
     if len(nets) == 1:
         return nets[0]
@@ -179,12 +179,12 @@ def _as_published(cfg: EnsembleConfig, classes: int) -> nn.Module:
 
 
 def _assumed(cfg: EnsembleConfig, choices: Choices, module: Object | None) -> tuple[str, ...]:
-    """What neither the file nor the user says."""
+    """Return the assumptions that neither the file nor the user states."""
     found = []
     if module is None:
         found.append(
             f"{' and '.join(cfg.members)} of torchvision, strides, pooling, activations and the "
-            "epsilon of BatchNorm (1e-5) included: a state_dict tells names and shapes only"
+            "epsilon of BatchNorm (1e-5) included: a state_dict holds names and shapes only"
         )
     if len(cfg.members) > 1:
         found.append("the mean of the members' logits, as in the recipe's EnsembleModel")
@@ -221,7 +221,7 @@ def _classifier(tensors: Weights, module: Object | None) -> Published:
     widths: list[int] = []
     while f"cls_head.{2 * len(widths)}.weight" in tensors and len(widths) <= MAX_LAYERS:
         i = len(widths)
-        # Ours has a dropout before each linear layer, so three modules to their two.
+        # Ours has a dropout before each linear layer, so three modules for their two.
         names |= {f"cls_head.{2 * i}.{k}": f"head.{3 * i + 1}.{k}" for k in ("weight", "bias")}
         widths.append(dim(tensors, f"cls_head.{2 * i}.weight", 2, 0))
     if not widths:
@@ -233,7 +233,7 @@ def _classifier(tensors: Weights, module: Object | None) -> Published:
             if module is not None:
                 check_module(module, mae_classifier(cfg, network))
     _fill(network, _renamed(tensors, names))
-    # The notebook showed it raw images, though its encoder was pretrained on scaled ones.
+    # The notebook trained it on raw images, although its encoder was pretrained on scaled ones.
     labels = ("axion", "no_sub", "cdm")
     assumed = _vit_assumed("MAEClassifier", module)
     note = _note(module, [])
@@ -250,15 +250,15 @@ def _note(module: Object | None, wrong: list[str]) -> str | None:
 
 def _vit_assumed(name: str, module: Object | None) -> tuple[str, ...]:
     if module is not None:
-        return (f"what {name} of the recipe computes: a file does not hold the code of a class",)
+        return (f"the code of {name} of the recipe: a file does not hold the code of a class",)
     return (
         f"{name} of the recipe, {_HEADS} heads, ReLU and the epsilon of LayerNorm (1e-5) included: "
-        "a state_dict tells names and shapes only",
+        "a state_dict holds names and shapes only",
     )
 
 
 def _encoder(tensors: Weights, conv: str, layers: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Settings of the encoder, and its weights' names: theirs -> ours."""
+    """Return the encoder's settings, and the names of its weights: theirs -> ours."""
     patch, tokens = dim(tensors, f"{conv}.weight", 4, 2), dim(tensors, "pos_embed", 3, 1)
     depth = 0
     names = {"pos_embed": "encoder.position"}
@@ -297,7 +297,7 @@ def _renamed(tensors: Weights, names: dict[str, str]) -> Weights:
 
 
 def _fill(network: nn.Module, weights: Weights) -> None:
-    """Give a network on the meta device its weights, which must be all and fit."""
+    """Load weights into a network on the meta device; they must be complete and fit."""
     for name, own in network.state_dict().items():
         if name in weights and weights[name].shape != own.shape:
             raise UserError(
@@ -314,9 +314,9 @@ def _fill(network: nn.Module, weights: Weights) -> None:
 
 @contextmanager
 def _sentences() -> Iterator[None]:
-    """Turn what impossible sizes make of settings and networks into a sentence."""
+    """Convert the errors that impossible sizes cause to a UserError."""
     try:
         yield
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"its shapes make no network: {reason}") from error
+        raise UserError(f"its shapes do not make a network: {reason}") from error

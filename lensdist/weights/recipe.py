@@ -1,4 +1,4 @@
-"""The recipe's transformers as its notebooks build them, to hold a pickled module against."""
+"""The recipe's transformers as its notebooks build them, for comparison with pickled modules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lensdist.weights.modules import stand_in
 
 
 def custom_mae(cfg: MaeConfig, network: MaskedAutoencoder) -> nn.Module:
-    """The autoencoder as the notebook builds it; layers of ours that are the same are taken."""
+    """Build the autoencoder as the notebook does, with our layers where they are the same."""
     decoder = cast(Decoder, network.decoder)
     return stand_in(
         "CustomMAE",
@@ -29,6 +29,7 @@ def custom_mae(cfg: MaeConfig, network: MaskedAutoencoder) -> nn.Module:
 
 
 def mae_classifier(cfg: ClassifierConfig, network: Classifier) -> nn.Module:
+    """Build the classifier as the notebook does, with our layers where they are the same."""
     return stand_in(
         "MAEClassifier",
         encoder=network.encoder.embed,

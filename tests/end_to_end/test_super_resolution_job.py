@@ -113,7 +113,7 @@ def test_from_the_stream(job: Path, tmp_path: Path) -> None:
         ({"learn": "truth", "model.exact_means": "false"}, "--truth"),
         ({"learn": "truth"}, "exact_means: false"),
         ({"preprocess.scale": "asinh"}, "use minmax, standard or none"),
-        ({"preprocess.scale": "standard"}, "goes with decoder: upconv"),
+        ({"preprocess.scale": "standard"}, "preprocess.scale: standard"),
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_is_written(

@@ -172,7 +172,8 @@ def test_a_signal_before_training_is_no_crash(number: str, tiny_set: Path, tmp_p
         run.send_signal(signal.Signals[number])
         told = run.communicate(timeout=120)[1]
     assert run.returncode == 75, told
-    assert f"told to stop ({number}) before training began; run it again" in told
+    assert f"({number})" in told
+    assert "run it again" in told
     assert "Traceback" not in told
     (word,) = outcome.read(tmp_path / "words")
     assert word.kind == "saved"

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.unit
     ("words", "sentence"),
     [
         (["--batch", "0"], "--batch must be 1 or more"),
-        (["--format", "fits"], "--format is for models that draw images"),
+        (["--format", "fits"], "--format is for models that make images"),
         (["nothing.npy"], "nothing.npy does not exist"),
     ],
 )

@@ -121,7 +121,7 @@ def test_earlier_results_below_the_input_are_no_input(here: Path) -> None:
         (["nowhere/**"], "cannot list nowhere"),
         (["d/*.txt"], "holds no image files"),
         (["empty"], "empty holds no image files: they end in .npy"),
-        (["d/x.txt"], "d/x.txt is no image file"),
+        (["d/x.txt"], "d/x.txt is not an image file"),
         (["packed"], "packed is a packed set already: train on it"),
         (["."], "packed is a packed set"),
         (["**/*.npy"], "packed is a packed set"),

@@ -128,7 +128,7 @@ DESTINATIONS = {
     "no table": (Classifier, "out", None, "ends in .csv or .parquet"),
     "a table, in another form": (Classifier, "out.tsv", None, "ends in .csv or .parquet"),
     "a folder called so": (Classifier, "folder.csv", None, "folder.csv is a folder"),
-    "a format for a table": (Classifier, "t.csv", "fits", "--format is for models that draw"),
+    "a format for a table": (Classifier, "t.csv", "fits", "--format is for models that make"),
     "a table for images": (
         SuperResolver,
         "t.csv",

@@ -51,8 +51,10 @@ def test_without_the_old_code_every_edit_counts(tmp_path: Path) -> None:
 
 
 def test_only_loaded_modules_are_recorded() -> None:
-    words = "import lensdist.train; from lensdist import provenance; print(*provenance.code())"
-    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    words = (
+        "import lensdist.train; from lensdist.utils import provenance; print(*provenance.code())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = done.stdout.split()
     assert "train.py" in names
     assert "config/loader.py" in names

@@ -34,10 +34,10 @@ def test_the_norm_is_of_the_gradient_before_clipping_and_changes_no_bit(
     clip: str, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted: list[float] = []
-    build_engine = loop.build_engine
+    build_strategy = loop.build_strategy
 
     def watched(*args: Any) -> Any:
-        engine = build_engine(*args)
+        engine = build_strategy(*args)
         step = engine.step
 
         def measured(*given: Any, **more: Any) -> Any:
@@ -48,7 +48,7 @@ def test_the_norm_is_of_the_gradient_before_clipping_and_changes_no_bit(
         monkeypatch.setattr(engine, "step", measured)
         return engine
 
-    monkeypatch.setattr(loop, "build_engine", watched)
+    monkeypatch.setattr(loop, "build_strategy", watched)
     more = {"optim.clip_norm": clip}
     rows, state = trained(tiny_set, tmp_path / "often", **more, **{"train.log_every": 1})
     assert [row["grad_norm"] for row in rows] == pytest.approx(wanted, rel=1e-5)

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("handlers")]
 # Starts what prints its launcher, and itself.
 _STARTS = """
 import os, subprocess, sys
-code = "from lensdist import signals; print(signals.launcher())"
+code = "from lensdist.utils import signals; print(signals.launcher())"
 subprocess.run([sys.executable, "-c", code], check=True)
 print(os.getpid())
 """

@@ -24,7 +24,7 @@ _THERE = "/home/me/.venv/lib/python3.11/site-packages/torch"
 _TRACEBACK = (
     "Traceback (most recent call last):\n"
     f'  File "{_HERE}/train.py", line 78, in launch\n    code = run(cfg, args.resume, world)\n'
-    f'  File "{_HERE}/engine/loop.py", line 107, in train\n    loss = task.loss(model, batch)\n'
+    f'  File "{_HERE}/training/loop.py", line 107, in train\n    loss = task.loss(model, batch)\n'
     "           ^^^^^^^^^^^^^^^^^^^^^^^^\n"
     + f'  File "{_THERE}/nn/modules/module.py", line 1773, in _call_impl\n    return f()\n'
     * 20

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.unit
 
 _SAVES = (
     "import pathlib, signal, sys, time\n"
-    "from lensdist import outcome\n"
+    "from lensdist.utils import outcome\n"
     "def saved(n, f):\n"
     "    time.sleep(0.5); pathlib.Path('saved').write_text(str(n))\n"
     "    pathlib.Path('finetune/checkpoints/step-00000003').mkdir(parents=True)\n"

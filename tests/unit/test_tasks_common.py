@@ -50,17 +50,17 @@ def test_all_at_once_is_one_stage() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(UserError, match=r"unfreeze_epochs has 2 stages but .* come in 6 sections"):
+    with pytest.raises(UserError, match=r"unfreeze_epochs has 2 stages .* 6 sections"):
         _task(unfreeze_epochs=(1, 2), train={"epochs": 3}).stages(3)
-    with pytest.raises(UserError, match=r"train\.epochs 5 is less than one for each of the 6"):
+    with pytest.raises(UserError, match=r"train\.epochs 5 .* each of the 6"):
         _task(train={"epochs": 5}).stages(5)
     with pytest.raises(ValueError, match=r"adds up to 3, not to train\.epochs 10"):
         _task(unfreeze_epochs=(1, 2))
-    with pytest.raises(ValueError, match="goes with unfreeze: progressive"):
+    with pytest.raises(ValueError, match="unfreeze: progressive"):
         _task(unfreeze="all", unfreeze_epochs=(10,))
     with pytest.raises(ValueError, match=r"weights: resnet50 is not one of model\.members"):
         _task(weights={"resnet50": "x.pth"})
-    with pytest.raises(ValueError, match="they go with init: imagenet alone"):
+    with pytest.raises(ValueError, match="init: imagenet"):
         _task(weights={"resnet18": "x.pth"})
     with pytest.raises(ValueError, match="micro-batches of 2 images or more"):
         _task(train={"micro_batch": 1, "epochs": 30})

@@ -86,7 +86,7 @@ def test_what_is_assumed_is_said_and_kept(
             "--labels no,sphere,vort",
             "--preprocess none",
             "no --mean and --std",
-            "--bands 1: of the images on disk, repeated three times",
+            "--bands 1: bands of the images on disk, repeated three times",
         ),
         strict=True,
     ):
@@ -108,9 +108,9 @@ def test_options_that_do_not_fit_are_refused_in_one_sentence(
     state = resnet.state_dict()
     mae = CustomMAE(fixed=True, dim=128, depth=1, mlp=48).state_dict()
     cases: list[tuple[dict[str, Tensor], str, tuple[str, ...]]] = [
-        (state, "--mean and --std go together", ("--mean", "0.5")),
+        (state, "--mean and --std need each other", ("--mean", "0.5")),
         (state, "--mean holds 2 numbers", ("--mean", "1,2", "--std", "1")),
-        (state, "leave --mean out", ("--preprocess", "imagenet", "--mean", "1", "--std", "1")),
+        (state, "leave out --mean", ("--preprocess", "imagenet", "--mean", "1", "--std", "1")),
         (state, "first layer is for 3 bands", ("--bands", "2")),
         (state, "--bands 0", ("--bands", "0")),
         (mae, "--preprocess imagenet", ("--preprocess", "imagenet")),

@@ -217,8 +217,8 @@ NO_WEIGHTS: dict[str, tuple[Any, str]] = {
     "a tensor": (torch.rand(3), "neither a network nor a state_dict"),
     "a list": ([torch.rand(3)], "neither a network nor a state_dict"),
     "nothing": ({}, "holds no weights"),
-    "a number among them": ({"a": torch.rand(3), "epoch": 3}, "'epoch' is no tensor"),
-    "numbers as names": ({3: torch.rand(3)}, "is no tensor"),
+    "a number among them": ({"a": torch.rand(3), "epoch": 3}, "'epoch' is not a tensor"),
+    "numbers as names": ({3: torch.rand(3)}, "is not a tensor"),
     "two networks": ({"model": {"a": torch.rand(1)}, "net": {"a": torch.rand(1)}}, "each of"),
     "complex": ({"a": torch.zeros(2, dtype=torch.complex64)}, "ComplexFloatStorage"),
     "a call": ({"a": _Old(np.load, ("x",))}, "numpy.load when it is read"),
@@ -246,8 +246,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, a=np.zeros(3))
     for data, why in (
-        (b"", "no file of torch.save"),
-        (b"<html>404</html>", "no file of torch.save"),
+        (b"", "not a file of torch.save"),
+        (b"<html>404</html>", "not a file of torch.save"),
         (pickle.dumps({"a": 1}), "not one of torch.save"),
         (buffer.getvalue(), "not one of torch.save"),
     ):
