@@ -38,7 +38,7 @@ def _complete(plan: Plan, index: int, **changes: Any) -> Path:
         "config": config.model_dump(mode="json"),
         "data": Manifest.load(config.data.path).fingerprint,
         "encoder": encoder and sha256(encoder / "export" / "model.safetensors"),
-        "code": {"rng.py": sha256(ROOT / "lensdist" / "rng.py")},
+        "code": {"utils/rng.py": sha256(ROOT / "lensdist/utils/rng.py")},
         "files": digests,
     }
     write_atomic(run / "COMPLETE.json", to_json(record | changes))
@@ -103,10 +103,10 @@ def test_another_encoder_runs_the_fine_tuning_again(tmp_path: Path, tiny_set: Pa
 
 def test_changed_code_is_named(tmp_path: Path, tiny_set: Path) -> None:
     plan = _finished(tmp_path, tiny_set)
-    _complete(plan, 0, code={"rng.py": "older", "gone.py": "x"})
+    _complete(plan, 0, code={"utils/rng.py": "older", "gone.py": "x"})
     found = _plan(tmp_path, data=tiny_set).steps[0].existing
     assert found.state == "again"
-    assert "changed code (rng.py, gone.py)" in found.text
+    assert "changed code (utils/rng.py, gone.py)" in found.text
     assert _states(_plan(tmp_path, data=tiny_set, triggers=("config", "data")))[0] == "done"
 
 
