@@ -41,7 +41,9 @@ def test_the_norm_is_of_the_gradient_before_clipping_and_changes_no_bit(
         step = engine.step
 
         def measured(*given: Any, **more: Any) -> Any:
-            gradients = [p.grad.double() for p in engine.bare.parameters() if p.grad is not None]
+            gradients = [
+                p.grad.double() for p in engine.unwrapped.parameters() if p.grad is not None
+            ]
             wanted.append(float(torch.cat([g.flatten() for g in gradients]).norm()))
             return step(*given, **more)
 

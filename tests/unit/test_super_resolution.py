@@ -27,6 +27,7 @@ from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import AnyTask, task_class
 from lensdist.utils.errors import UserError
 from tests.runs import SuperResolutionRun
+from tests.unit.data_files import add_all
 from tests.unit.exported import write_model
 
 pytestmark = pytest.mark.unit
@@ -328,8 +329,7 @@ def test_simulated_truth_is_hr_without_its_noise() -> None:
 
 def write_pairs(folder: Path, lr: Any, hr: Any, **more: Any) -> PackedSet:
     with PackedWriter(folder, labels=[], seed=0, source={}, kind="pairs") as writer:
-        n = len(lr)
-        writer.add_batch(lr, [-1] * n, [f"{i}" for i in range(n)], targets=hr, **more)
+        add_all(writer, lr, target=hr, **more)
         writer.finish()
     return PackedSet(folder)
 
