@@ -129,7 +129,7 @@ def test_a_file_means_what_accelerate_makes_of_it(
         ({"distributed_type": "MEGATRON_LM", "megatron_lm_config": {}}, "asks for MEGATRON_LM"),
         (deepspeed(zero_stage=0), "asks for ZeRO's stage 0, which is engine: ddp"),
         (deepspeed(zero_stage=4), "asks for ZeRO's stage 4; there are 1, 2 and 3"),
-        (deepspeed(zero_stage=3, offload_param_device="nvme"), "offloads to nvme; there is cpu"),
+        (deepspeed(zero_stage=3, offload_param_device="nvme"), "offloads to nvme"),
         (deepspeed(gradient_clipping="much"), "sets gradient_clipping to much; give a number"),
         (
             {"mixed_precision": "fp8", "fp8_config": {"backend": "TE"}},
