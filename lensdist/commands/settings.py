@@ -35,7 +35,10 @@ def run(args: argparse.Namespace) -> int:
     from lensdist.config.presets import preset_file
     from lensdist.config.settings import markdown, settings
     from lensdist.tasks.registry import built_in
+    from lensdist.utils.plugins import trust
 
+    if args.name and ":" in args.name:
+        trust(args.name)
     if args.markdown:
         print(markdown([args.name] if args.name else list(built_in())), end="")
         return EXIT_DONE

@@ -25,7 +25,7 @@ def table_for(dest: Path) -> None:
     """
     if dest.suffix.lower() not in TABLES:
         raise UserError(
-            f"--out {printable(dest)}: a classifier writes a table; give a name that ends in "
+            f"--out {printable(dest)}: this model writes a table; give a name that ends in "
             f"{' or '.join(TABLES)}"
         )
 

@@ -42,7 +42,7 @@ def predict_files(
     Args:
         model: see `lensdist.load`.
         inputs: the files.
-        dest: a classifier's table (.csv, .parquet), or the folder for images.
+        dest: a table (.csv, .parquet), or the folder for images.
         batch: images at a time; those of one shape are predicted together.
         form: the format of images; None: FITS for FITS, else .npy.
         overwrite: whether to replace existing results.

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lensdist.utils.errors import UserError
+from lensdist.utils.errors import RunError, UserError
 from lensdist.utils.files import fsync, write_atomic
 from lensdist.utils.owners import temporary
 
@@ -41,6 +41,11 @@ def open_table(dest: Path, columns: Mapping[str, type]) -> Iterator[AddRow]:
         with kind(beside, named) as put:
 
             def add(file: str, row: Row) -> None:
+                if len(row) != len(columns):
+                    raise RunError(
+                        f"the model answers {len(row)} numbers, but its task names {len(columns)} "
+                        "columns; let its property `columns` return a dict of name to float"
+                    )
                 put([_text(x) if isinstance(x, str) else x for x in (file, *row)])
 
             yield add

@@ -53,5 +53,27 @@ def task_class(name: str) -> type[AnyTask]:
     settings = getattr(found, "settings", None)
     if not (isinstance(settings, type) and issubclass(settings, TaskSettings)):
         raise UserError(f"task: {name} must have a class attribute `settings`: its TaskSettings")
+    _check_complete(name, found)
     found.name = name
     return found
+
+
+def _check_complete(name: str, found: type[AnyTask]) -> None:
+    """Refuse a task that lacks something which would be missed only after training had begun."""
+    lacking = [
+        method
+        for method in ("network", "loss", "outputs", "score")
+        if getattr(found, method) is getattr(Task, method)
+    ]
+    lacking += [] if hasattr(found, "answer") else ["answer"]
+    if lacking:
+        raise UserError(f"task: {name} lacks {', '.join(lacking)}; see docs/add-a-task.md")
+    if found.settings.selects is TaskSettings.selects:
+        raise UserError(f"task: the settings of {name} lack the property selects")
+    model = found.settings.model_fields.get("model")
+    fields = getattr(model.annotation, "model_fields", {}) if model else {}
+    if not {"image_size", "in_channels"} <= fields.keys():
+        raise UserError(
+            f"task: the settings of {name} must have a field model, a pydantic model with "
+            "image_size and in_channels"
+        )

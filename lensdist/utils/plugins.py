@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -56,10 +57,16 @@ def load_object(path: str, key: str) -> Any:
     if here not in sys.path:
         sys.path.append(here)
     try:
-        return getattr(import_module(module), name)
+        found = import_module(module)
     except Exception as e:  # the user's module may raise anything when it is imported
         why = " ".join(str(e).split())[:300]
         raise UserError(
             f"{key}: cannot import {path} ({type(e).__name__}: {why}); its module must lie in the "
             "current folder, in a folder of PYTHONPATH, or be installed"
         ) from e
+    if not hasattr(found, name):
+        near = get_close_matches(name, vars(found), n=1)
+        raise UserError(
+            f"{key}: module {module} has no {name!r}{f'; did you mean {near[0]}?' if near else ''}"
+        )
+    return getattr(found, name)

@@ -101,7 +101,8 @@ def test_its_export_runs_only_where_its_module_is_named(
 @pytest.mark.parametrize(
     ("member", "told"),
     [
-        ("{}:Large", "cannot import"),
+        ("{}:Large", "has no 'Large'"),
+        ("{}:Smal", "did you mean Small"),
         ("{}_gone:Small", "ModuleNotFoundError"),
         ("{}:number", "made a int"),
         ("resnet19", "mylab.nets:MyNet"),
@@ -122,7 +123,7 @@ def test_weights_of_imagenet_are_refused_for_networks_that_have_none(mynets: str
 def test_a_run_on_file_names_no_program_that_is_run(path: str) -> None:
     with pytest.raises(plugins.Untrusted):
         recorded_schema(json.loads(json.dumps({"task": path})))
-    with pytest.raises(UserError, match=r"not a subclass|cannot import"):
+    with pytest.raises(UserError, match=r"not a subclass|cannot import|has no"):
         schema_of({"task": path})
 
 
@@ -139,3 +140,26 @@ def test_settings_of_all_tasks_are_read_without_torch() -> None:
         "raise SystemExit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("settings = S", "lacks network, loss, outputs, score, answer"),
+        ("settings = S; answer = 'x'; network = loss = outputs = score = 1", "lack the property"),
+        ("settings = Chosen; answer = 'x'; network = loss = outputs = score = 1", "a field model"),
+        ("answer = 'x'", "class attribute `settings`"),
+    ],
+)
+def test_a_task_that_lacks_something_is_refused_before_it_trains(
+    mynets: str, tmp_path: Path, body: str, told: str
+) -> None:
+    name = f"mytask_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(
+        "from lensdist.tasks import Task, TaskSettings\n"
+        "class S(TaskSettings): pass\n"
+        "class Chosen(TaskSettings):\n    selects = property(lambda self: ('x', 'min'))\n"
+        f"class T(Task):\n    {body}\n"
+    )
+    with pytest.raises(UserError, match=told):
+        schema_of({"task": f"{name}:T"})
