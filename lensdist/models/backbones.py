@@ -140,7 +140,8 @@ def _own_sections(
 ) -> dict[str, nn.Module] | None:
     """Build the sections of a network that is not torchvision's; None for torchvision's."""
     if architecture == LENSNET:
-        return {**lensnet(bands, cfg.head_dropout), "head": make_head(WIDTH, cfg, classes)}
+        head = make_head(WIDTH, cfg, classes)  # its weights are drawn first, as they always were
+        return {**lensnet(bands, cfg.head_dropout), "head": head}
     if architecture.startswith(TIMM):
         trunk = _timm(architecture.removeprefix(TIMM), bands)
         return {"trunk": trunk, "head": make_head(int(trunk.num_features), cfg, classes)}

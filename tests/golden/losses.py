@@ -47,7 +47,7 @@ PRESETS = sorted(
 )
 STEPS = 20
 # Of three images, they jump with the last bit of one; or they are times.
-_UNSTEADY = {"time", "seconds", "accuracy", "auc_macro", "ece", "coverage_68", "coverage_95"}
+_UNSTEADY = {"time", "seconds", "accuracy", "auc_macro", "ece"}
 _ENCODER = {"dim": 32, "depth": 1, "heads": 2, "mlp_dim": 32}
 
 
@@ -136,7 +136,9 @@ def _text(run: Path) -> str:
         if row["kind"] == "train":
             lines.append(f"step {row['step']} lr {row['lr']!r} loss {row['loss']!r}")
         elif row["kind"] == "val":
-            known = {k: v for k, v in row.items() if isinstance(v, float) and k not in _UNSTEADY}
+            shares = {"coverage_68", "coverage_95"} if "rmse" in row else set()  # of three images
+            odd = _UNSTEADY | shares
+            known = {k: v for k, v in row.items() if isinstance(v, float) and k not in odd}
             lines.append(f"val {row['step']} " + " ".join(f"{k} {v!r}" for k, v in known.items()))
     exported = json.loads((run / "export/config.json").read_text())
     lines.append(f"export step {exported['metrics']['step']}")

@@ -203,7 +203,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
         ({"mix": torch.rand(2), **{f"a.{k}": v for k, v in resnet.items()}}, "'mix'", ()),
         (models.alexnet(weights=None).state_dict(), "features.0.weight", ()),
         (models.resnet18(weights=None).state_dict(), "has 1000 classes, but", ()),
-        ({n: v for n, v in resnet.items() if n[:2] != "fc"}, "without a fc layer", ()),
+        ({n: v for n, v in resnet.items() if n[:2] != "fc"}, "no fc layer", ()),
         ({**{f"a.{k}": v for k, v in resnet.items()},
           **{f"b.{k}": v for k, v in backbone("resnet18", 4).state_dict().items()}},
          "different heads", ()),
