@@ -19,7 +19,6 @@ from lensdist.config.differences import (
 )
 from lensdist.config.schema import BaseRun
 from lensdist.data.manifest import MANIFEST, Manifest
-from lensdist.utils import rng
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import plain, sha256
 from lensdist.utils.sealed import read_json
@@ -86,6 +85,8 @@ def _encoder(cfg: BaseRun) -> tuple[str, str | None]:
     """Return the setting that names trained weights to start from, and a hash of them."""
     for key, runs in cfg.starts_from().items():
         if isinstance(runs, tuple):
+            from lensdist.utils import rng  # NumPy, which `--help` need not wait for
+
             return key, f"{rng.key(*(_digest(key, run) for run in runs)):016x}"
         return key, _digest(key, runs)
     return "encoder", None
