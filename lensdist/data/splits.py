@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, Literal, cast
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lensdist.data.manifest import UNLABELLED
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
@@ -28,6 +29,8 @@ def content_digest(image: npt.NDArray[Any], target: npt.NDArray[Any] | None = No
 
     The packed dtype is left out, so float16 and float32 sets have the same splits.
     """
+    import numpy as np
+
     digest = hashlib.sha256()
     for array in (image,) if target is None else (image, target):
         digest.update(repr(array.shape).encode())
@@ -63,6 +66,8 @@ def assign_splits(
         (N,) uint8 of TRAIN, VAL, TEST. Samples of equal content are in the same split, and are
         counted once (under their lowest label) when the tenths are taken.
     """
+    import numpy as np
+
     split_of: dict[bytes, int] = {}
     for content, code in zip(contents, supplied.tolist(), strict=True):
         if code != UNDECIDED:
@@ -89,6 +94,8 @@ def count_classes(
     labels: npt.NDArray[Any], split: npt.NDArray[Any], names: Sequence[str]
 ) -> _Counts:
     """Count samples per split and class name; samples without a class are `unlabelled`."""
+    import numpy as np
+
     classes = {name: labels == number for number, name in enumerate(names)}
     if not names or (labels < 0).any():
         classes[UNLABELLED] = labels < 0
