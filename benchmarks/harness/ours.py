@@ -43,6 +43,7 @@ from lensdist.runs.phase import context_of
 from lensdist.runs.sizes import check_images
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import task_class
+from lensdist.tasks.types import Inputs
 from lensdist.training.async_saver import Saver
 from lensdist.training.loop import train
 from lensdist.training.prepared import PreparedView
@@ -98,7 +99,7 @@ class Ours:
         check_images(cfg, packed)
         validation = View(packed, "val", cfg.data, cfg.seed, self.world.device)
         labels = tuple(validation.labels)
-        start = kind.start(cfg, cfg.preprocess, packed, labels, self.world, read_export)
+        start = kind.start(cfg, Inputs(cfg.preprocess, packed, labels, self.world, read_export))
         self.task = build_task(cfg, labels, start.preprocess, start.weights)
         self.source, self.rows = self._source(labels)
         self.validation: Images = self._prepared(validation)

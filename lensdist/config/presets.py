@@ -30,8 +30,8 @@ def preset_file(name: str) -> Path:
     file = (FOLDER / f"{name}.yaml").resolve()
     if not file.is_file():
         near = get_close_matches(name, presets(), n=1, cutoff=0.4)
-        also = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"there is no preset {name!r}; {also}`lensdist presets` lists them all")
+        also = f"did you mean {near[0]}? If not, " if near else ""
+        raise UserError(f"unknown preset {name!r}; {also}type `lensdist presets` for a list")
     here = Path.cwd()
     return file.relative_to(here) if file.is_relative_to(here) else file
 

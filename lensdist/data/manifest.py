@@ -73,7 +73,7 @@ class Manifest(Strict):
     target_shape: tuple[Length, Length, Length] | None = None
     dtype: DType
     counts: dict[Literal["train", "val", "test"], dict[str, int]]
-    """Samples per split and class name (`unlabelled` if there are no classes)."""
+    """The number of samples, by split and class name. Without classes the name is `unlabelled`."""
     seed: int
     """Seed of the splits."""
     statistics: Statistics

@@ -15,8 +15,9 @@ _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 def close_to_others() -> None:
     """Create torch's folders for compiled code, or check them: torch runs the code in them.
 
-    The name of torch's default folder, in the temporary folder, can be guessed, and torch uses the
-    folder whoever created it. TORCHINDUCTOR_CACHE_DIR does not move precompiled headers from there.
+    Anybody can guess the name of torch's default folder, which lies in the temporary folder. torch
+    uses it even if another user created it. TORCHINDUCTOR_CACHE_DIR moves the compiled code, but
+    not the precompiled headers.
 
     Raises:
         UserError: somebody else owns a folder, or can write or replace it.

@@ -19,7 +19,7 @@ from lensdist.export.artifact import describe, read_export
 from lensdist.phases import CHECKPOINTS, checkpoint_name, completed
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import task_class
-from lensdist.tasks.types import Described
+from lensdist.tasks.types import Described, Inputs
 from lensdist.training import checkpoint, state
 from lensdist.training.checkpoint import Checkpoint, Damaged
 from lensdist.utils.errors import UserError
@@ -100,7 +100,7 @@ def _description(run: Path, saved: Checkpoint) -> Described:
     labels = cfg.data.classes or tuple(packed.manifest.labels)
     # Published weights that training started from are not fetched: they have been trained since.
     start = task_class(cfg.task).start(
-        cfg, cfg.preprocess, packed, labels, DistributedContext(), read_export, fetch=False
+        cfg, Inputs(cfg.preprocess, packed, labels, DistributedContext(), read_export, fetch=False)
     )
     fingerprint = packed.manifest.fingerprint
     _refuse_changes(saved, cfg.model_dump(mode="json"), fingerprint, start.digest)

@@ -38,6 +38,7 @@ from lensdist.runs.resume import bring, find_checkpoint
 from lensdist.runs.sizes import check_images
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import AnyTask, task_class
+from lensdist.tasks.types import Inputs
 from lensdist.training.async_saver import Saver
 from lensdist.training.checkpoint import Checkpoint
 from lensdist.training.loop import train
@@ -130,7 +131,7 @@ def _run(cfg: BaseRun, resume: str, world: DistributedContext, ends: float | Non
     check_images(cfg, packed)
     validation = View(packed, "val", cfg.data, cfg.seed, world.device)
     labels = tuple(validation.labels)
-    start = kind.start(cfg, cfg.preprocess, packed, labels, world, read_export)
+    start = kind.start(cfg, Inputs(cfg.preprocess, packed, labels, world, read_export))
     facts = {
         "config": cfg.model_dump(mode="json"),
         "data": packed.manifest.fingerprint,

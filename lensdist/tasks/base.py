@@ -6,6 +6,7 @@ group, no file of a run and no tracker.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -18,7 +19,7 @@ from lensdist.tasks.types import (
     Columns,
     Described,
     Drawing,
-    ReadExport,
+    Inputs,
     Split,
     Stage,
     Start,
@@ -35,10 +36,10 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=TaskSettings)
 
 
-class Task(Generic[S]):
+class Task(ABC, Generic[S]):
     """The base class of all tasks.
 
-    A subclass defines `settings`, `answer`, and the methods that raise NotImplementedError here.
+    A subclass defines `settings`, `answer` and the abstract methods.
     Everything else has a default.
 
     Args:
@@ -126,27 +127,8 @@ class Task(Generic[S]):
         """
 
     @classmethod
-    def start(
-        cls,
-        cfg: S,
-        how: PreprocessConfig,
-        packed: PackedSet,
-        labels: tuple[str, ...],
-        world: DistributedContext,
-        read: ReadExport,
-        *,
-        fetch: bool = True,
-    ) -> Start:
+    def start(cls, cfg: S, given: Inputs) -> Start:
         """Read or fit the preprocessing, and read the weights to start from.
-
-        Args:
-            cfg: the task's settings.
-            how: the run's preprocessing.
-            packed: the data.
-            labels: the classes.
-            world: the processes of the run, all of which call this.
-            read: reads the exports of finished runs that the settings name.
-            fetch: whether public weights may be fetched from the network.
 
         Raises:
             UserError: a run that the settings name is missing, not finished, or of another shape.
@@ -154,9 +136,9 @@ class Task(Generic[S]):
         from lensdist.data.smooth import fit_smooth
         from lensdist.data.transforms import Preprocess
 
+        how, statistics = given.how, given.packed.manifest.statistics
         fits = how.scale == "residual"
-        smooth = fit_smooth(packed, how.smooth_class, how.components) if fits else None
-        statistics = packed.manifest.statistics
+        smooth = fit_smooth(given.packed, how.smooth_class, how.components) if fits else None
         return Start(Preprocess(how, statistics.mean, statistics.std, smooth))
 
     # ---- training
@@ -166,9 +148,9 @@ class Task(Generic[S]):
         """The validation score that selects the best checkpoint, and which way is better."""
         return self.cfg.selects
 
+    @abstractmethod
     def network(self) -> nn.Module:
         """Build the network, with weights drawn from torch's global generator."""
-        raise NotImplementedError
 
     def build(self) -> nn.Module:
         """Build the network with the weights that training starts from."""
@@ -186,9 +168,9 @@ class Task(Generic[S]):
         """
         return [Stage(epochs, ("",))]
 
+    @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, key: int) -> Tensor:
         """Compute the mean loss of a micro-batch; `key` seeds its random numbers."""
-        raise NotImplementedError
 
     def augmented(self, batch: Batch, key: int) -> Batch:
         """Rotate and mirror the images of a batch at random, with their targets and masks."""
@@ -233,13 +215,13 @@ class Task(Generic[S]):
 
     # ---- scores
 
+    @abstractmethod
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
         """Compute the outputs that scoring needs: tensors with a leading batch axis."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, outputs: Batch) -> dict[str, Any]:
         """Compute the scores from the outputs of all samples of a split."""
-        raise NotImplementedError
 
     def intervals(self, outputs: Batch) -> dict[str, Any]:
         """Compute 95 % confidence intervals of scores, as `<score>_ci`."""

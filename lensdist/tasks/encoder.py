@@ -12,15 +12,13 @@ from lensdist.data.config import PreprocessConfig
 from lensdist.models.config import EncoderConfig
 from lensdist.tasks.base import Task
 from lensdist.tasks.settings import Shape, TaskSettings
-from lensdist.tasks.types import Described, ReadExport, Split, Stage, Start
+from lensdist.tasks.types import Described, Inputs, ReadExport, Split, Stage, Start
 from lensdist.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lensdist.data.dataset import PackedSet
     from lensdist.data.transforms import Preprocess
-    from lensdist.distributed.context import DistributedContext
 
 
 class EncoderSettings(TaskSettings):
@@ -87,24 +85,14 @@ class EncoderTask(Task[E]):
     """The prefix of the parameters that train while the encoder is frozen."""
 
     @classmethod
-    def start(
-        cls,
-        cfg: E,
-        how: PreprocessConfig,
-        packed: PackedSet,
-        labels: tuple[str, ...],
-        world: DistributedContext,
-        read: ReadExport,
-        *,
-        fetch: bool = True,
-    ) -> Start:
+    def start(cls, cfg: E, given: Inputs) -> Start:
         """Start from the pretrained encoder and its own preprocessing, which the run must share."""
         from lensdist.phases import WEIGHTS, check_finished
 
         if cfg.encoder is None:
-            return super().start(cfg, how, packed, labels, world, read, fetch=fetch)
+            return super().start(cfg, given)
         check_finished(cfg.encoder, "encoder")
-        described = read(cfg.encoder)
+        described = given.read(cfg.encoder)
         theirs, weights = encoder_of(cfg.encoder, described, *cfg.encoder_settings)
         try:
             cfg.check_preprocess(theirs.cfg)
@@ -113,7 +101,7 @@ class EncoderTask(Task[E]):
                 f"encoder: {cfg.encoder} was pretrained with preprocessing that this task cannot "
                 f"use ({e}); pretrain one with task mae and such a scale"
             ) from e
-        refuse_other_preprocess(how, theirs, cfg.encoder)
+        refuse_other_preprocess(given.how, theirs, cfg.encoder)
         return Start(theirs, weights, described[0]["sha256"][WEIGHTS])
 
     def build(self) -> nn.Module:

@@ -13,7 +13,7 @@ from lensdist.models.config import EnsembleConfig
 from lensdist.tasks.classification import ClassificationTask, ClassifierSettings
 from lensdist.tasks.encoder import refuse_other_preprocess
 from lensdist.tasks.settings import Shape
-from lensdist.tasks.types import Described, ReadExport, Split, Stage, Start
+from lensdist.tasks.types import Described, Inputs, ReadExport, Split, Stage, Start
 from lensdist.utils.errors import UserError
 from lensdist.utils.lazy import torch
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lensdist.config.schema import BaseRun
-    from lensdist.data.dataset import PackedSet
     from lensdist.distributed.context import DistributedContext
     from lensdist.models.ensemble import Ensemble
 
@@ -122,22 +121,13 @@ class EnsembleTask(ClassificationTask[EnsembleSettings]):
             _imagenet(cfg, how, 2, world)
 
     @classmethod
-    def start(
-        cls,
-        cfg: EnsembleSettings,
-        how: PreprocessConfig,
-        packed: PackedSet,
-        labels: tuple[str, ...],
-        world: DistributedContext,
-        read: ReadExport,
-        *,
-        fetch: bool = True,
-    ) -> Start:
+    def start(cls, cfg: EnsembleSettings, given: Inputs) -> Start:
         if cfg.members_from:
-            return _members(cfg, how, labels, read)
-        start = super().start(cfg, how, packed, labels, world, read)
-        if cfg.init == "imagenet" and fetch:
-            return Start(start.preprocess, _imagenet(cfg, how, len(labels), world))
+            return _members(cfg, given.how, given.labels, given.read)
+        start = super().start(cfg, given)
+        if cfg.init == "imagenet" and given.fetch:
+            classes = len(given.labels)
+            return Start(start.preprocess, _imagenet(cfg, given.how, classes, given.world))
         return start
 
     def network(self) -> Ensemble:

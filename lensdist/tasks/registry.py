@@ -60,15 +60,10 @@ def task_class(name: str) -> type[AnyTask]:
 
 def _check_complete(name: str, found: type[AnyTask]) -> None:
     """Refuse a task that lacks something which would be missed only after training had begun."""
-    lacking = [
-        method
-        for method in ("network", "loss", "outputs", "score")
-        if getattr(found, method) is getattr(Task, method)
-    ]
-    lacking += [] if hasattr(found, "answer") else ["answer"]
+    lacking = sorted(found.__abstractmethods__) + ([] if hasattr(found, "answer") else ["answer"])
     if lacking:
         raise UserError(f"task: {name} lacks {', '.join(lacking)}; see docs/add-a-task.md")
-    if found.settings.selects is TaskSettings.selects:
+    if found.settings.__abstractmethods__:
         raise UserError(f"task: the settings of {name} lack the property selects")
     model = found.settings.model_fields.get("model")
     fields = getattr(model.annotation, "model_fields", {}) if model else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -29,9 +30,9 @@ class TaskSettings(Strict):
     """The settings that an export keeps because scores and predictions need them."""
 
     @property
+    @abstractmethod
     def selects(self) -> Choice:
         """The validation score that selects the best checkpoint."""
-        raise NotImplementedError
 
     @property
     def image_shape(self) -> Shape:

@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor, nn
 
+    from lensdist.data.config import PreprocessConfig
+    from lensdist.data.dataset import PackedSet
     from lensdist.data.sampler import Images
     from lensdist.data.transforms import Preprocess
+    from lensdist.distributed.context import DistributedContext
 
     Batch = dict[str, Tensor]
     Answer = Mapping[str, npt.NDArray[np.generic]]
@@ -50,6 +53,20 @@ class Split:
     """Preprocessed images (B, C, H, W) -> a tuple of tensors (B, …)."""
     rest: nn.Module
     """Those tensors -> the network's output."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run has before its task starts: data, processes and preprocessing settings."""
+
+    how: PreprocessConfig
+    packed: PackedSet
+    labels: tuple[str, ...]
+    world: DistributedContext
+    read: ReadExport
+    """Reads the exports of finished runs that the settings name."""
+    fetch: bool = True
+    """Whether public weights may be fetched from the network."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Network(nn.Module):
 class ThreeStages(BatchNormTask):
     """Three stages, a boundary before and one after the state that others go on from."""
 
-    def build(self) -> nn.Module:
+    def network(self) -> nn.Module:
         return Network(self.dropout / 2)
 
     def stages(self, epochs: int) -> list[Stage]:

@@ -39,10 +39,10 @@ class BatchNormTask(Task[Any]):
     select = ("nll", "min")
 
     def __init__(self, cfg: Any, labels: tuple[str, ...], preprocess: Any, encoder: Any) -> None:
-        self.labels, self.preprocess = labels, preprocess
+        self.labels, self.preprocess, self.weights = labels, preprocess, None
         self.dropout = 0.0 if cfg.train.micro_batch == "auto" else 0.2
 
-    def build(self) -> nn.Module:
+    def network(self) -> nn.Module:
         return nn.Sequential(
             nn.Conv2d(1, 4, 5, stride=4, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
             nn.Conv2d(4, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(),

@@ -14,6 +14,7 @@ from lensdist.export.model import load
 from lensdist.models.ensemble import Ensemble
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import task_class
+from lensdist.tasks.types import Inputs
 from lensdist.utils.errors import UserError
 from lensdist.utils.torchvision_compat import import_torchvision
 from tests.conftest import forked, settings
@@ -34,7 +35,9 @@ def _run(**more: Any) -> CommonRun:
 
 def _start(cfg: CommonRun, data: Path) -> Any:
     kind = task_class(cfg.task)
-    start = kind.start(cfg, cfg.preprocess, PackedSet(data), LABELS, FakeWorld(), read_export)
+    start = kind.start(
+        cfg, Inputs(cfg.preprocess, PackedSet(data), LABELS, FakeWorld(), read_export)
+    )
     return start.preprocess, start.weights, start.digest
 
 

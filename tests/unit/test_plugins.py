@@ -145,7 +145,7 @@ def test_settings_of_all_tasks_are_read_without_torch() -> None:
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        ("settings = S", "lacks network, loss, outputs, score, answer"),
+        ("settings = S", "lacks loss, network, outputs, score, answer"),
         ("settings = S; answer = 'x'; network = loss = outputs = score = 1", "lack the property"),
         ("settings = Chosen; answer = 'x'; network = loss = outputs = score = 1", "a field model"),
         ("answer = 'x'", "class attribute `settings`"),

@@ -35,7 +35,7 @@ class StrategySettings:
     speed: SpeedConfig
     precision: str
     ema: float | None
-    """Decay of the average of the weights; None: there is no average."""
+    """The decay of the weight average (EMA). None: the run keeps no average."""
     reproducible: bool
     """Whether gradients are added in a fixed order (DDP only)."""
 
