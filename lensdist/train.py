@@ -39,7 +39,7 @@ from lensdist.utils.outcome import conclude
 if TYPE_CHECKING:
     from lensdist.distributed.context import DistributedContext
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("lensdist.train")  # `python -m` names this module `__main__`
 
 EXAMPLES = """examples:
   lensdist train mae/debug
