@@ -14,9 +14,12 @@ EXAMPLES = """examples:
   lensdist predict runs/mae cutouts --out drawn --format fits --overwrite
   lensdist predict runs/find survey --hdu VIS_FLUX --out classes.csv   # one image of each file
 
-A classifier writes a table with one row per file: file, label, prob_<class>, logit_<class>. Models
-that make images write one per file, with the file's name below its INPUT: .npy of (C, H, W) or
-(H, W), or FITS with the input's header and its coordinates on the new pixels.
+A classifier writes a table with one row per file: file, label, prob_<class>, logit_<class>. Where
+the preprocessing measures the images (scale: lens_fit, residual), columns with these numbers
+follow, then flag, 1 for an image that is unlike the training images, whose label is then worth
+little, and flagged_by, the columns that differ. Models that make images write one per file, with
+the file's name below its INPUT: .npy of (C, H, W) or (H, W), or FITS with the input's header and
+its coordinates on the new pixels.
 
 Files that cannot be used are skipped. They are printed with a reason, and listed in
 DEST.skipped.csv or DEST/skipped.csv; the exit code is then 1. So are files that a pattern matches
@@ -86,12 +89,13 @@ def run(args: argparse.Namespace) -> int:
     from lensdist.inference.predict import predict_files
 
     model = load(args.model, _device(args.device))
+    notes: list[str] = []
     skipped = predict_files(
-        model, inputs, args.out, args.batch, args.format, args.overwrite, args.hdu
+        model, inputs, args.out, args.batch, args.format, args.overwrite, args.hdu, notes
     )
     done = len(inputs) - len(skipped)
     print(f"predicted {done:,} of {len(inputs):,} files, {len(skipped):,} skipped: {args.out}")
-    print("".join(f"{line}\n" for line in passed.lines()), end="")
+    print("".join(f"{line}\n" for line in (*notes, *passed.lines())), end="")
     return EXIT_FAILED if skipped else EXIT_DONE
 
 

@@ -75,7 +75,9 @@ class LoadedModel:
             (N, C, H, W) in the units of `x`, and `mask` (N, patches), true = hidden from the
             encoder. Super-resolution of frames of any size, by a factor f: `image`
             (N, C, f H, f W) in the units of `x` and, if the model predicts it, `sigma` of its
-            pixels; NaN where `x` is bad.
+            pixels; NaN where `x` is bad. Where the preprocessing measures the images
+            (`scale: lens_fit`, `residual`), there are also its columns, (N,) each, and `flag` (N,)
+            bool, true for images unlike the training images.
 
         Raises:
             ValueError: `x` is not images, or not of the size that the model was trained on.

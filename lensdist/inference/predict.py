@@ -36,6 +36,7 @@ def predict_files(
     form: Format | None = None,
     overwrite: bool = False,
     hdu: str | None = None,
+    notes: list[str] | None = None,
 ) -> dict[Input, str]:
     """Predict for every file; log and list the files that cannot be used.
 
@@ -47,6 +48,7 @@ def predict_files(
         form: the format of images; None: FITS for FITS, else .npy.
         overwrite: whether to replace existing results.
         hdu: the image of FITS files, by number or name, or the array of .npz files.
+        notes: gets a line on the images that are unlike the training images, if the model can tell.
 
     Returns:
         The reason for each skipped file, in the order of `inputs`.
@@ -57,7 +59,7 @@ def predict_files(
         RunError: writing failed, or memory ran out.
     """
     kind = ImageSink if model.does.draws else TableSink
-    sink = kind(model, inputs, dest, form, overwrite)
+    sink: TableSink | ImageSink = kind(model, inputs, dest, form, overwrite)
     skipped: dict[Input, str] = {}
 
     def skip(one: Input, reason: str) -> None:
@@ -80,6 +82,8 @@ def predict_files(
                 sink.skipped.unlink(missing_ok=True)  # the list of an earlier run
         except OSError as error:
             raise RunError(f"cannot write {printable(dest)}: {error.strerror or error}") from error
+    if notes is not None:
+        notes += sink.notes(len(inputs) - len(ordered))
     return ordered
 
 

@@ -22,6 +22,7 @@ from lensdist.inference.outputs import (
 )
 from lensdist.inference.tables import open_table
 from lensdist.tasks.registry import AnyTask
+from lensdist.tasks.types import Columns
 from lensdist.utils.errors import UserError
 
 Found = dict[str, npt.NDArray[Any]]
@@ -61,12 +62,44 @@ class TableSink:
         self.skipped = dest.with_suffix(".skipped.csv")
         refuse_losses((dest, self.skipped), inputs, overwrite)
         self._dest, self._task = dest, model.does
+        self._measured = model.does.preprocess.columns
+        self._flagged = 0
 
     @contextmanager
     def open(self) -> Iterator[Write]:
         """Open the table for single rows; it appears at the end, or not at all."""
-        with open_table(self._dest, self._task.columns) as add:
-            yield lambda item, found: add(str(item.source.path), self._task.row(found))
+        columns: Columns = dict(self._task.columns)
+        if self._measured:
+            columns |= {**dict.fromkeys((*self._measured, "flag"), float), "flagged_by": str}
+        with open_table(self._dest, columns) as add:
+
+            def write(item: Item, found: Found) -> None:
+                add(str(item.source.path), [*self._task.row(found), *self._measures(found)])
+
+            yield write
+
+    def notes(self, done: int) -> list[str]:
+        """Return a line on how many of the `done` images are unlike the training images."""
+        if not self._measured:
+            return []
+        if self._task.preprocess.limits is None:
+            return [
+                "no image is flagged: this export is from before images were compared with the "
+                "training images; train again for that"
+            ]
+        return [f"{self._flagged:,} of {done:,} images are unlike the training images (see flag)"]
+
+    def _measures(self, found: Found) -> list[str | float]:
+        """Return what was measured in an image, and by which of it the image is flagged."""
+        if not self._measured:
+            return []
+        flag, limits = bool(found["flag"]), self._task.preprocess.limits or {}
+        self._flagged += flag
+        values = {name: float(found[name]) for name in self._measured}
+        odd = [
+            k for k, v in values.items() if k in limits and not limits[k][0] <= v <= limits[k][1]
+        ]
+        return [*values.values(), int(flag), " ".join(odd)]
 
 
 class ImageSink:
@@ -101,6 +134,10 @@ class ImageSink:
         """Open the folder for single images, each in its own file."""
         self._dest.mkdir(parents=True, exist_ok=True)
         yield self._write
+
+    def notes(self, done: int) -> list[str]:
+        """Return nothing: images have no column that says more."""
+        return []
 
     def _write(self, item: Item, found: Found) -> None:
         path, image, sigma = (

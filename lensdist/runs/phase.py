@@ -15,8 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from lensdist.config.schema import BaseRun
 from lensdist.data.dataset import PackedSet
+from lensdist.data.limits import limits_of
 from lensdist.data.manifest import Manifest
 from lensdist.data.packing.simulated import write_packed
 from lensdist.data.sampler import Images, PackedSource, Source
@@ -42,7 +45,7 @@ from lensdist.tasks.types import Inputs
 from lensdist.training.async_saver import Saver
 from lensdist.training.checkpoint import Checkpoint
 from lensdist.training.loop import train
-from lensdist.training.prepared import PreparedView
+from lensdist.training.prepared import PreparedView, measured
 from lensdist.training.run_logger import RunLogger
 from lensdist.training.stages import Phase
 from lensdist.training.stopping import STOP, Deadline, Stopper, job_ends
@@ -272,17 +275,28 @@ def _source(cfg: BaseRun, task: AnyTask, packed: PackedSet, world: DistributedCo
 
 
 def _prepared(phase: Phase, world: DistributedContext) -> Phase:
-    """Return the phase with slow preprocessing done, once for all epochs."""
+    """Return the phase with slow preprocessing done, once for all epochs.
+
+    The preprocessing gets the limits of its columns from the images of training and validation.
+    """
     cfg, preprocess = phase.cfg, phase.task.preprocess
     if not preprocess.slow:
+        if preprocess.columns:
+            columns = measured(phase.validation, preprocess, cfg.train.eval_batch, world)
+            preprocess.limits = limits_of(columns)
         return phase
 
-    def prepare(view: Images) -> Images:
+    def prepare(view: Images) -> PreparedView:
         if world.main:
             log.info(f"preparing {len(view):,} images, once ({cfg.preprocess.scale})")
         return PreparedView(view, preprocess, cfg.train.eval_batch, world)
 
-    validation, source = prepare(phase.validation), phase.source
+    views, source = [prepare(phase.validation)], phase.source
     if isinstance(source, PackedSource):
-        source = PackedSource(prepare(source.view), cfg.seed)
-    return replace(phase, validation=validation, source=source)
+        views.append(prepare(source.view))
+        source = PackedSource(views[-1], cfg.seed)
+    each = [view.columns for view in views]
+    preprocess.limits = limits_of(
+        {name: torch.cat([columns[name] for columns in each]) for name in preprocess.columns}
+    )
+    return replace(phase, validation=views[0], source=source)

@@ -271,7 +271,19 @@ class Task(ABC, Generic[S]):
         Returns:
             Tensors with a leading axis of N, by name; by default the network's output.
         """
-        return {self.answer: model(self.preprocess(raw, good))}
+        seen, measured = self.examined(raw, good)
+        return {self.answer: model(seen), **measured}
+
+    def examined(self, raw: Tensor, good: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the network's input, and what `predict` says of the images besides its answer.
+
+        These are the columns that `Preprocess.examine` measures, and `flag`, true for images
+        unlike the training images; nothing for scales that measure nothing.
+        """
+        found = self.preprocess.examine(raw, good)
+        if not self.preprocess.columns:
+            return found.seen, {}
+        return found.seen, {**found.columns, "flag": found.flagged}
 
     @property
     def columns(self) -> Columns:

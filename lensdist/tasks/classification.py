@@ -148,8 +148,9 @@ class ClassificationTask(Task[C]):
     def predict(
         self, model: nn.Module, raw: Tensor, good: Tensor | None, batch: int
     ) -> dict[str, Tensor]:
-        logits = model(self.preprocess(raw, good))
-        return {"logits": logits, "probs": logits.softmax(1)}
+        seen, measured = self.examined(raw, good)
+        logits = model(seen)
+        return {"logits": logits, "probs": logits.softmax(1), **measured}
 
     @property
     def columns(self) -> Columns:

@@ -93,6 +93,7 @@ def _model(run: Path, description: dict[str, Any], task: str) -> EnsembleConfig:
 def _facts(description: dict[str, Any], model: EnsembleConfig) -> dict[str, Any]:
     """Return the settings that combined runs must share, by name."""
     how = dict(description.get("preprocessing") or {})
+    how.pop("limits", None)  # of each run's own training images; those of the first are kept
     # These scales depend on the image only: the other settings have no effect.
     if how.get("scale") in ("minmax", "none") and not how.get("normalise"):
         how = {"scale": how["scale"]}

@@ -171,8 +171,10 @@ class MassTask(EncoderTask[MassSettings]):
     def predict(
         self, model: nn.Module, raw: Tensor, good: Tensor | None, batch: int
     ) -> dict[str, Tensor]:
-        found = self._estimate(model(self.preprocess(raw, good)))
-        return {"estimate": found, "log10_mass": found[:, 0], "log10_mass_sigma": found[:, 1]}
+        seen, measured = self.examined(raw, good)
+        found = self._estimate(model(seen))
+        own = {"estimate": found, "log10_mass": found[:, 0], "log10_mass_sigma": found[:, 1]}
+        return own | measured
 
     @property
     def columns(self) -> Columns:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lensdist.data.dataset import Batch
+from lensdist.data.masks import good_pixels
 from lensdist.data.sampler import Images
 from lensdist.data.transforms import Preprocess
 from lensdist.distributed.context import DistributedContext
 from lensdist.training.map_dataset import for_every_image
+
+_COLUMN = "column."  # prefix of columns among the entries of a batch
 
 
 class PreparedView:
@@ -21,6 +25,9 @@ class PreparedView:
         preprocess: applied to them.
         batch: images at a time.
         world: the processes, which share the work.
+
+    Attributes:
+        columns: (N,) what `Preprocess.examine` measured in the images, by name.
     """
 
     def __init__(
@@ -28,6 +35,7 @@ class PreparedView:
     ) -> None:
         self._view = view
         self._whole = for_every_image(view, batch, world, lambda images: _seen(images, preprocess))
+        self.columns = {name: self._whole.pop(_COLUMN + name) for name in preprocess.columns}
 
     def __len__(self) -> int:
         return len(self._whole["sample"])
@@ -42,6 +50,19 @@ class PreparedView:
         return {name: value[where] for name, value in self._whole.items()}
 
 
+def measured(
+    view: Images, preprocess: Preprocess, batch: int, world: DistributedContext
+) -> dict[str, Tensor]:
+    """Return the columns (N,) that `Preprocess.examine` measures in the images of a view."""
+
+    def columns(images: Batch) -> Batch:
+        return preprocess.examine(images["image"], good_pixels(images)).columns
+
+    return for_every_image(view, batch, world, columns)
+
+
 def _seen(images: Batch, preprocess: Preprocess) -> Batch:
     batch = {name: value for name, value in images.items() if value.dim() == 1}
-    return {**batch, "seen": preprocess(images["image"])}
+    found = preprocess.examine(images["image"])
+    columns = {_COLUMN + name: value for name, value in found.columns.items()}
+    return {**batch, **columns, "seen": found.seen}
