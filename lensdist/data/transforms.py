@@ -10,22 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.limits import Examined, Limits, outside
 from lensdist.data.smooth import Smooth
 from lensdist.sim.families import FAMILIES
-from lensdist.sim.fit import SmoothLensFit
+from lensdist.sim.fit import NUMBERS, SmoothLensFit
 from lensdist.utils.errors import UserError
 
-_COLUMNS = {
-    "lens_fit": (
-        "fit_chi2", "fit_einstein_radius", "fit_shear1", "fit_shear2", "fit_source_x",
-        "fit_source_y", "fit_source_e1", "fit_source_e2", "fit_source_size", "fit_source_index",
-    ),
-}  # fmt: skip
+_COLUMNS = {"lens_fit": tuple(f"fit_{name}" for name in NUMBERS)}
 
 
 class Preprocess:
@@ -122,12 +116,9 @@ class Preprocess:
         if x.device not in self._fits:
             self._fits[x.device] = SmoothLensFit(FAMILIES["common"], x.device)
         lens = self._fits[x.device](x[:, 0])
-        halved = F.avg_pool2d(torch.stack([lens.chi, lens.light], 1), 2)
-        chi, light = halved.unbind(1)
-        chi = 2 * chi.clamp(-6, 6)  # the mean of four pixels has half their standard deviation
-        seen = torch.stack([chi * (2 / 3), (light.clamp_min(0) + 0.1).log() / 2], 1)
-        values = [lens.chi.square().mean((1, 2)), *lens.params.unbind(1)]
-        return seen, dict(zip(self.columns, values, strict=True))
+        chi = lens.chi.clamp(-12, 12) * (2 / 3)
+        seen = torch.stack([chi, (lens.light.clamp_min(0) + 0.1).log() / 2], 1)
+        return seen, {f"fit_{name}": value for name, value in lens.numbers.items()}
 
     @property
     def slow(self) -> bool:

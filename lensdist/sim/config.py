@@ -109,6 +109,13 @@ class SimConfig(Strict):
         le=100,
         description="A factor on the mass of substructure; 1/3 and 1/10 make hard sets.",
     )
+    lightest: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="The smallest factor on the mass of substructure. Below 1, each image draws "
+        "its own between this and 1, evenly in the logarithm, on top of substructure_scale.",
+    )
     vortex: Vortex = Field(
         "points",
         description="How a vortex is computed. points: as 100 point masses, as the families' own "

@@ -125,3 +125,39 @@ def rod_deflection(x: torch.Tensor, y: torch.Tensor, rod: torch.Tensor, core: fl
     au = 0.5 * scale * ((ahead.square() + w2) / (behind.square() + w2)).log()
     av = scale * (v / w) * (torch.atan(ahead / w) - torch.atan(behind / w))
     return cos * au - sin * av, sin * au + cos * av
+
+
+def power_law_deflection(
+    x: torch.Tensor, y: torch.Tensor, lens: torch.Tensor, terms: int = 8
+) -> Pair:
+    """Deflect by an elliptical power law, mass within r growing as r^(3 - slope).
+
+    Tessore & Metcalf 2015 (A&A 580, A79), eq. 13 and 29, in lenstronomy's normalisation. With
+    z = x + iy from the centre, E = e1 + i e2, w = z - E z*, u = w / |w| and t = slope - 1, it is
+    (1+e) b (b (1+e) / |w|)^(t-1) sum_n c_n (-E*)^n u^(2n+1), which has no angle that would be
+    undefined in a round lens. The series is cut off: its error is below e^terms.
+
+    Args:
+        x: (W,) or (..., H, W) arcsec.
+        y: (H,) or (..., H, W) arcsec.
+        lens: (M, 6) theta_E (arcsec), e1, e2, centre x and y (arcsec), and slope - 2.
+        terms: of the series.
+
+    Returns:
+        alpha_x, alpha_y: (M, H, W) arcsec.
+    """
+    theta, e1, e2, cx, cy, slope = lens[:, :, None, None].unbind(1)
+    x = (x if x.dim() > 1 else x[None, None, :]) - cx
+    y = (y if y.dim() > 1 else y[None, :, None]) - cy
+    e = torch.hypot(e1, e2)
+    wx, wy = x - (e1 * x + e2 * y), y - (e2 * x - e1 * y)
+    w2 = (wx * wx + wy * wy).clamp_min(_TINY)
+    square = torch.complex(wx * wx - wy * wy, 2 * wx * wy) / w2  # u^2
+    step = -torch.complex(e1, -e2) * square
+    series = torch.ones_like(step)
+    for n in range(terms - 1, 0, -1):  # Horner's scheme
+        series = 1 + step * series * ((2 * n - 1 + slope) / (2 * n + 1 - slope))
+    b = theta * ((1 - e) / (1 + e)).sqrt()
+    scale = (1 + e) * b * (b * (1 + e)).pow(slope) * w2.pow(-0.5 * (1 + slope))
+    alpha = torch.complex(wx, wy) * series * scale
+    return alpha.real, alpha.imag

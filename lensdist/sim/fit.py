@@ -1,14 +1,13 @@
 """Fit smooth lenses to images of the common task; the residual is substructure and noise.
 
-The model is a singular isothermal sphere with external shear, and an elliptical Sersic source. A
-damped Gauss-Newton fit finds its nine parameters in a few steps (Levenberg 1944,
-doi:10.1090/qam/10666; robust by Huber's weights, 1964, doi:10.1214/aoms/1177703732). Three more
-parameters are linear: flux and offset, because images are stored between 0 and 1, and the first
-order in the width of the point-spread function, so that other optics leave no rings.
+A damped Gauss-Newton fit finds the parameters of a smooth lens (`lensdist.sim.fit_model`) in a few
+steps (Levenberg 1944, doi:10.1090/qam/10666; robust by Huber's weights, 1964,
+doi:10.1214/aoms/1177703732). Gaussian priors hold those that an image says little about.
 
-The fit models the noise, but not substructure. It includes the size and index of the source,
-although the family has only one of each: with them fixed, a network that was trained on residuals
-took every source of another index (1.2 for 1.5) for substructure.
+The fit has the nuisances that real lenses have: an elliptical power law with a centre of its own,
+light of the lens, a source of any size and index, a point-spread function that is a bit wider or
+has wings, and noise that is estimated from the image. What is not in the fit looks like
+substructure to a network that was trained on residuals.
 """
 
 from __future__ import annotations
@@ -20,27 +19,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lensdist.sim.families import CIOTTI_BERTIN, FWHM_PER_SIGMA, Family
-from lensdist.sim.light import blur_matrix, exact_matmul
-from lensdist.sim.noise import COMMON_EXPOSURE, COMMON_SKY
+from lensdist.sim.families import Family
+from lensdist.sim.fit_model import (
+    COARSE,
+    DTYPE,
+    NAMES,
+    PARAMETERS,
+    SHAPE,
+    SmoothLensModel,
+    padded,
+)
+from lensdist.sim.fit_noise import calibrated, noise_of
+from lensdist.sim.light import exact_matmul
 from lensdist.sim.priors import sample
 from lensdist.utils import rng
 
-# Bounds, well beyond the priors, of theta_E, gamma1, gamma2; of the source x, y, e1, e2, the
-# logarithm of its radius in units of the family's, and its Sersic index.
-_LOW = (0.9, -0.45, -0.45, -0.7, -0.7, -0.6, -0.6, -0.7, 0.6)
-_HIGH = (1.7, 0.45, 0.45, 0.7, 0.7, 0.6, 0.6, 0.7, 4.0)
-_SHAPE = len(_LOW)
-
-# An image's position in the batch changes the last bits of products. The residual is a small
-# difference in units of the noise, so in float32 this would be visible (2e-5 in the logits).
-_DTYPE = torch.float64
 _BANK = 4_000  # lenses from which the nearest is the start
 _THUMB = 15  # pixels a side of the thumbnails that are compared with them
-_COARSE = 2  # pixels a side that are averaged for the first steps
-_STEPS = {_COARSE: 3, 1: 1}
+_ROUND_STEPS, _STEPS = 3, 3
 _CLIP = 3.0  # sigma beyond which a pixel counts less, because of substructure
-_WIDER = 0.05  # step of the numerical derivative by the logarithm of the PSF's width
 # Images fitted together. On a CPU the derivatives of 16 images fit into its caches. The number is
 # fixed, so that rounding, and with it the choice of steps, does not depend on the batch.
 _TOGETHER = {"cpu": 16, "cuda": 256}
@@ -48,18 +45,20 @@ _TOGETHER = {"cpu": 16, "cuda": 256}
 
 @dataclass(frozen=True)
 class SmoothLens:
-    """The smooth lenses nearest to images, and their residuals.
+    """The smooth lenses nearest to images, and their residuals at half the resolution.
 
     Attributes:
-        params: (N, 9) theta_E, gamma1, gamma2; of the source x, y (arcsec), e1, e2, the logarithm
-            of its radius over the family's, and its Sersic index.
-        chi: (N, H, W) image - lens, in standard deviations of the noise.
-        light: (N, H, W) the lens, in units of the source's brightness at its half-light radius.
+        params: (N, P) their parameters, in the order of `fit_model.NAMES`.
+        chi: (N, H/2, W/2) image - lens, in standard deviations of the noise. Where the noise of
+            neighbours is correlated, means of 2x2 have the expected scatter, and pixels less.
+        light: (N, H/2, W/2) the lensed source, in units of its brightness at its half-light radius.
+        numbers: (N,) each, what describes an image and its fit.
     """
 
     params: Tensor
     chi: Tensor
     light: Tensor
+    numbers: dict[str, Tensor]
 
 
 class SmoothLensFit:
@@ -68,147 +67,157 @@ class SmoothLensFit:
     Args:
         family: the family of the images; its `main_lens` is round.
         device: the device to fit on.
+        psf: see `SmoothLensModel`.
     """
 
-    def __init__(self, family: Family, device: torch.device) -> None:
+    def __init__(self, family: Family, device: torch.device, psf: Tensor | None = None) -> None:
         assert not any(family.main_lens[1:3]), f"the lenses of {family.name} are not round"
         self._family, self._device = family, device
-        self._low, self._high = (
-            torch.tensor(v, dtype=_DTYPE, device=device) for v in (_LOW, _HIGH)
+        self.model = SmoothLensModel(family, device, psf)
+        low, high, mean, sigma = zip(*PARAMETERS.values(), strict=True)
+        self._low, self._high, self._mean = (
+            torch.tensor(v, dtype=DTYPE, device=device) for v in (low, high, mean)
         )
-        self._grids = {binning: self._grid(binning) for binning in _STEPS}
+        self._weight = torch.tensor([s**-2 for s in sigma], dtype=DTYPE, device=device)
         with exact_matmul(device):
             self._bank, self._thumbs = self._draw_bank()
 
-    def __call__(self, images: Tensor) -> SmoothLens:
-        """Fit images (N, H, W), of any scale and offset."""
+    def __call__(self, images: Tensor, noise: Tensor | None = None) -> SmoothLens:
+        """Fit images (N, H, W), of any scale and offset.
+
+        Args:
+            images: the images.
+            noise: (N, H, W) the standard deviation of their pixels; infinite where a pixel does not
+                count. None: it is estimated from the images.
+        """
         size = _TOGETHER.get(self._device.type, 256)
-        parts = []
+        parts: list[tuple[Tensor, ...]] = []
         with exact_matmul(self._device):
-            for part in torch.split(images.to(_DTYPE), size):
+            for start in range(0, len(images), size):
+                part = images[start : start + size].to(DTYPE)
+                known = None if noise is None else noise[start : start + size].to(DTYPE)
                 # The last batch is filled up with its first image, so that all have one shape.
-                whole = torch.cat([part, part[:1].expand(size - len(part), -1, -1)])
-                parts.append([value[: len(part)] for value in self._fit(whole)])
-        params, chi, light = (torch.cat(values).float() for values in zip(*parts, strict=True))
-        return SmoothLens(params[:, :_SHAPE], chi, light)
+                whole, known = (
+                    None if v is None else torch.cat([v, v[:1].expand(size - len(v), -1, -1)])
+                    for v in (part, known)
+                )
+                assert whole is not None
+                parts.append(tuple(v[: len(part)] for v in self._fit(whole, known)))
+        params, chi, light, numbers = (torch.cat(v).float() for v in zip(*parts, strict=True))
+        return SmoothLens(params, chi, light, dict(zip(NUMBERS, numbers.unbind(1), strict=True)))
 
-    def _fit(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        coarse = F.avg_pool2d(images[:, None], _COARSE)[:, 0]
-        params = self._bank[(_thumb(coarse) @ self._thumbs.T).argmax(1)]
-        params, *_ = self._descend(coarse, self._scaled(coarse, params), _COARSE)
-        return self._descend(images, params, 1)
+    def _fit(self, images: Tensor, known: Tensor | None) -> tuple[Tensor, ...]:
+        data = F.avg_pool2d(images[:, None], COARSE)[:, 0]
+        noise = noise_of(images, COARSE)
+        if known is None:
+            smooth = F.avg_pool2d(data[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
+            variance = noise.variance(smooth)
+        else:
+            variance = F.avg_pool2d(known.square()[:, None], COARSE)[:, 0] / COARSE**2
+        sigma = variance.sqrt()
+        p = self._start(data)
+        p, _ = self._descend(data, sigma, p, _ROUND_STEPS)
+        p, maps = self._descend(data, sigma, p, _STEPS, self.model.bends(p))
+        # From here on the model is drawn from every pixel; its slopes and the small corrections of
+        # the PSF need not be.
+        p = self._step(data, sigma, p, maps, *self.model.exact(p))
+        source, lens_light = self.model.exact(p)
+        flux, offset, width, wing, amount = p[:, SHAPE:, None, None].unbind(1)
+        source = source + width * maps[:, 2] + wing * maps[:, 3]
+        lens_light = amount * lens_light
+        drawn = flux * (source + lens_light) + offset
+        spread, spread_1 = torch.ones_like(flux), torch.ones_like(flux)
+        if known is None:
+            sigma = noise.variance(drawn).sqrt()
+            spread, spread_1 = calibrated((data - drawn) / sigma, drawn)
+            sigma = sigma * spread
+        chi = (data - drawn) / sigma
+        clump = self.model.clump(p, chi, sigma / flux)
+        correlation = spread_1 / spread
+        numbers = _numbers(p, chi, sigma, source, lens_light, drawn - offset, correlation, clump)
+        return p, chi, source, torch.stack(numbers, 1)
 
-    def _scaled(self, images: Tensor, shape: Tensor) -> Tensor:
-        """Add the best flux and offset to the shapes (N, 9), and no change of width: (N, 12)."""
-        lens, data = self._draw(shape, _COARSE, slopes=False)[:, 0], images.flatten(1)
+    def _start(self, data: Tensor) -> Tensor:
+        """Return the nearest lens of the bank, with the best flux and offset."""
+        shape = self._bank[(_thumb(data) @ self._thumbs.T).argmax(1)]
+        lens, pixels = self.model.source(shape, COARSE).flatten(1), data.flatten(1)
         centred = lens - lens.mean(1, keepdim=True)
-        flux = (centred * data).sum(1, keepdim=True) / centred.square().sum(1, keepdim=True)
-        offset = data.mean(1, keepdim=True) - flux * lens.mean(1, keepdim=True)
-        return torch.cat([shape, flux, offset, torch.zeros_like(flux)], 1)
+        flux = (centred * pixels).sum(1) / centred.square().sum(1)
+        p = padded(shape)
+        p[:, SHAPE] = flux
+        p[:, SHAPE + 1] = pixels.mean(1) - flux * lens.mean(1)
+        return p
 
     def _descend(
-        self, images: Tensor, params: Tensor, binning: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Take steps from `params` (N, 12); undo a step where it made the fit worse."""
-        data = images.flatten(1)
+        self,
+        data: Tensor,
+        sigma: Tensor,
+        p: Tensor,
+        steps: int,
+        bends: list[tuple[Tensor, ...]] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Take steps from `p`; undo a step where it made the fit worse.
+
+        Returns:
+            The parameters, and the model's maps there.
+        """
         damp = data.new_full((len(data), 1, 1), 1e-2)
         cost = data.new_full((len(data),), math.inf)
-        eye = torch.eye(params.shape[1], dtype=data.dtype, device=self._device)
         best: tuple[Tensor, ...] | None = None
-        for step in range(_STEPS[binning] + 1):
-            maps = self._draw(params[:, :_SHAPE], binning)
-            lens, by_shape, by_width = maps[:, 0], maps[:, 1:-1], maps[:, -1]
-            flux, offset, width = params[:, _SHAPE:].unsqueeze(2).unbind(1)
-            light = lens + width * by_width
-            noise = (lens.clamp_min(0) + COMMON_SKY) / COMMON_EXPOSURE
-            # A blank image has no flux and no noise: its residual is 0.
-            sigma = flux.abs().clamp_min(1e-12) * noise.sqrt() / binning
-            chi = (data - flux * light - offset) / sigma
-            loss = F.huber_loss(chi, torch.zeros_like(chi), reduction="none", delta=_CLIP)
-            new_cost = loss.mean(1) + sigma.log().mean(1)
-            slopes = torch.cat(
-                [
-                    flux[:, :, None] * by_shape,
-                    light[:, None],
-                    torch.ones_like(light)[:, None],
-                    (flux * by_width)[:, None],
-                ],
-                1,
-            )
-            slopes = slopes / sigma[:, None]
-            weight = _CLIP / chi.abs().clamp_min(_CLIP)
-            curvature = (slopes * weight[:, None]) @ slopes.transpose(1, 2)
-            gradient = slopes @ (weight * chi)[:, :, None]
-            found = (params, curvature, gradient, chi, light)
+        for step in range(steps + 1):
+            maps = self.model.maps(p, bends)
+            drawn = maps[:, :2].unbind(1)
+            new_cost, *equations = self._equations(data, sigma, p, maps, *drawn)
+            found = (p, *equations, maps)
             better = new_cost < cost
             best = found if best is None else _choose(better, found, best)
             cost = torch.where(better, new_cost, cost)
             damp = torch.where(better[:, None, None], damp * 0.2, damp * 8).clamp(1e-7, 1e4)
-            params, curvature, gradient = best[:3]
-            if step < _STEPS[binning]:
-                damped = curvature + curvature * eye * damp + 1e-6 * eye
-                params = params + torch.linalg.solve(damped, gradient)[:, :, 0]
-                shape = params[:, :_SHAPE].clamp(self._low, self._high)
-                params = torch.cat([shape, params[:, _SHAPE:]], 1)
+            if step < steps:
+                p = self._moved(best[0], best[1], best[2], damp)
         assert best is not None
-        return best[0], best[3].view_as(images), best[4].view_as(images)
+        return best[0], best[3]
 
-    def _grid(self, binning: int) -> tuple[Tensor, ...]:
-        """Return x, y and radius of pixels, and three blur matrices.
+    def _step(self, data: Tensor, sigma: Tensor, p: Tensor, maps: Tensor, *drawn: Tensor) -> Tensor:
+        """Take one step from `p`, where the model is `drawn`."""
+        _, curvature, gradient = self._equations(data, sigma, p, maps, *drawn)
+        return self._moved(p, curvature, gradient, curvature.new_tensor(1e-4))
 
-        The first has the PSF's width; the difference of the others is the derivative by its
-        logarithm.
-        """
-        family = self._family
-        n, scale = family.n_pix // binning, family.pixel_scale * binning
-        x = (torch.arange(n, dtype=_DTYPE, device=self._device) - (n - 1) / 2) * scale
-        y = x.flip(0) if family.y_up else x
-        x, y = x.expand(n, n), y[:, None].expand(n, n)
-        # Averaging pixels also blurs: a box of `binning` pixels has this variance.
-        box = FWHM_PER_SIGMA * family.pixel_scale * math.sqrt((binning**2 - 1) / 12)
-        blurs = [
-            blur_matrix(
-                n, math.hypot(family.psf_fwhm * factor, box) / scale, 4.0, _DTYPE, self._device
-)
-            for factor in (1.0, math.exp(_WIDER), math.exp(-_WIDER))
-        ]  # fmt: skip
-        return x, y, (x * x + y * y).clamp_min(1e-10).sqrt(), *blurs
+    def _moved(self, p: Tensor, curvature: Tensor, gradient: Tensor, damp: Tensor) -> Tensor:
+        eye = torch.eye(len(self._low), dtype=DTYPE, device=self._device)
+        damped = curvature + curvature * eye * damp + 1e-6 * eye
+        p = p + torch.linalg.solve(damped, gradient)[:, :, 0]
+        return p.clamp(self._low, self._high)
 
-    def _draw(self, params: Tensor, binning: int, *, slopes: bool = True) -> Tensor:
-        """Draw lenses, their derivatives by the nine parameters and by the logarithm of PSF width.
-
-        It is `raytrace.render` without substructure, with its derivatives by hand.
-
-        Returns:
-            (N, 11, H * W); without slopes (N, 1, H * W).
-        """
-        family = self._family
-        x, y, r, blur, wide, narrow = self._grids[binning]
-        theta, g1, g2, sx, sy, e1, e2, size, n = (p[:, None, None] for p in params.unbind(1))
-        dx = x - theta * x / r - g1 * x - g2 * y - sx
-        dy = y - theta * y / r - g2 * x + g1 * y - sy
-        round_ = 1 / (1 - e1 * e1 - e2 * e2)
-        norm = round_ / (family.source_radius * size.exp()).square()
-        a, b = (1 - e1) * dx - e2 * dy, (1 + e1) * dy - e2 * dx
-        r2 = ((a * a + b * b) * norm).clamp_min(1e-7)
-        power = r2.pow(0.5 / n)
-        b_n, b_n_by_n = _ciotti_bertin(n)
-        light = torch.exp(-b_n * (power - 1)) * family.source_amp
-        if not slopes:
-            return (blur @ light @ blur.T).flatten(1)[:, None]
-        slope = light * power / r2 * (-0.5 * b_n / n)
-        k = 2 * norm * slope
-        lx, ly = k * ((1 - e1) * a - e2 * b), k * ((1 + e1) * b - e2 * a)
-        grow = 2 * slope * r2 * round_
-        by_n = light * (b_n * power * r2.log() * (0.5 / n.square()) - b_n_by_n * (power - 1))
-        maps = [
-            light, -(x * lx + y * ly) / r, y * ly - x * lx, -(y * lx + x * ly), -lx, -ly,
-            k * (b * dy - a * dx) + grow * e1, -k * (a * dy + b * dx) + grow * e2,
-            -2 * slope * r2, by_n,
-        ]  # fmt: skip
-        blurred = blur @ (torch.stack(maps, 1) @ blur.T)
-        by_width = (wide @ light @ wide.T - narrow @ light @ narrow.T) / (2 * _WIDER)
-        return torch.cat([blurred, by_width[:, None]], 1).flatten(2)
+    def _equations(
+        self, data: Tensor, sigma: Tensor, p: Tensor, maps: Tensor, source: Tensor, light: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return cost (N,), curvature (N, P, P) and gradient (N, P, 1), 0 for what is held."""
+        flux, offset, width, wing, amount = p[:, SHAPE:, None, None].unbind(1)
+        whole = source + width * maps[:, 2] + wing * maps[:, 3] + amount * light
+        chi = ((data - flux * whole - offset) / sigma).flatten(1)
+        linear = [
+            whole,
+            torch.ones_like(whole),
+            *(flux * m for m in (maps[:, 2], maps[:, 3], light)),
+        ]
+        slopes = torch.cat([flux[:, None] * maps[:, 4:], torch.stack(linear, 1)], 1)
+        slopes = (slopes / sigma[:, None]).flatten(2)
+        weighted = slopes * (_CLIP / chi.abs().clamp_min(_CLIP))[:, None]
+        cost = F.huber_loss(chi, torch.zeros_like(chi), reduction="none", delta=_CLIP).sum(1)
+        off = p - self._mean
+        cost = cost + 0.5 * (off.square() * self._weight).sum(1)
+        n = len(self._low)
+        free = torch.tensor([*range(slopes.shape[1] - 5), *range(SHAPE, n)], device=self._device)
+        curvature = torch.diag_embed(self._weight.expand(len(p), n)).clone()
+        gradient = -(off * self._weight)[:, :, None]
+        curvature[:, free[:, None], free] += weighted @ slopes.transpose(1, 2)
+        gradient[:, free] += weighted @ chi[:, :, None]
+        if len(free) < n:  # what is held stays where it is
+            held = torch.ones(n, dtype=torch.bool, device=self._device)
+            held[free] = False
+            gradient[:, held] = 0
+        return cost, curvature, gradient
 
     def _draw_bank(self) -> tuple[Tensor, Tensor]:
         """Draw smooth lenses from the family's priors (K, 9), and their thumbnails."""
@@ -218,20 +227,59 @@ class SmoothLensFit:
         source = p["source_xy"].new_tensor([0.0, self._family.source_n]).expand(_BANK, 2)
         shape = [p["kwargs_main"][:, [0, 3, 4]], p["source_xy"], p["source_e1_e2"], source]
         bank = torch.cat(shape, 1)
-        side = self._family.n_pix // _COARSE
-        thumbs = [
-            _thumb(self._draw(part, _COARSE, slopes=False).view(-1, side, side))
-            for part in torch.split(bank, 100)
-        ]
-        return bank, torch.cat(thumbs)
+        parts = torch.split(bank, 200)
+        return bank, torch.cat([_thumb(self.model.source(part, _THUMBED)) for part in parts])
 
 
-def _ciotti_bertin(n: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute Sersic's b_n and its derivative by n: Ciotti & Bertin 1999 (A&A 352, 447), eq. 18."""
-    c = CIOTTI_BERTIN
-    b_n = 2 * n - 1 / 3 + c[0] / n + c[1] / n**2 + c[2] / n**3 + c[3] / n**4
-    by_n = 2 - c[0] / n**2 - 2 * c[1] / n**3 - 3 * c[2] / n**4 - 4 * c[3] / n**5
-    return b_n, by_n
+_THUMBED = 5  # pixels a side that are averaged for the thumbnails of the bank
+
+NUMBERS = (
+    "chi2", "signal_to_noise", "noise_correlation", "einstein_radius", "shear", "ellipticity",
+    "off_centre", "slope", "lens_light", "psf_width", "psf_wing", "source_offset", "source_size",
+    "source_index", "source_clump",
+)  # fmt: skip
+"""The numbers of `SmoothLens`."""
+
+
+_LEAST_EXCESS = 100.0  # of chi squared, to name a clump's share in it: noise has less
+
+
+def _numbers(
+    p: Tensor,
+    chi: Tensor,
+    sigma: Tensor,
+    source: Tensor,
+    lens_light: Tensor,
+    whole: Tensor,
+    correlation: Tensor,
+    clump: Tensor,
+) -> list[Tensor]:
+    """Return `NUMBERS`, (N,) each."""
+    v = dict(zip(NAMES, p.unbind(1), strict=True))
+    blocks, light, bright = (
+        F.avg_pool2d(m[:, None], 2).flatten(1) for m in (chi, source, whole / sigma)
+    )
+    lit = light > 0.1 * light.amax(1, keepdim=True)
+    chi2 = (4 * blocks.square() * lit).sum(1) / lit.sum(1).clamp_min(1)
+    excess = (4 * blocks.square() - 1).sum(1)
+    total = (source + lens_light).sum((1, 2))
+    return [
+        chi2,
+        bright.quantile(0.9, 1),
+        correlation[:, 0, 0],
+        v["einstein_radius"],
+        torch.hypot(v["shear1"], v["shear2"]),
+        torch.hypot(v["lens_e1"], v["lens_e2"]),
+        torch.hypot(v["lens_x"], v["lens_y"]),
+        v["slope"] + 2,
+        lens_light.sum((1, 2)) / total.clamp_min(1e-30),
+        v["psf_width"],
+        v["psf_wing"],
+        torch.hypot(v["source_x"], v["source_y"]),
+        v["source_size"],
+        v["source_index"],
+        clump / excess.clamp_min(_LEAST_EXCESS),
+    ]
 
 
 def _thumb(images: Tensor) -> Tensor:

@@ -85,6 +85,11 @@ class Simulator:
             substructure_scale=cfg.substructure_scale,
             vortex=cfg.vortex,
         )
+        if cfg.lightest < 1:
+            u = rng.uniform(rng.key(key, "lightest"), samples.to(self.device), 1)
+            factor = cfg.lightest ** (u / 2)  # Einstein radii grow with the root of the mass
+            p["point_mass_thetaE_x_y"][:, :, 0] *= factor
+            p["rod_thetaE_half_angle_x_y"][:, :1] *= factor
         if cfg.e1 is not None or cfg.e2 is not None:
             main = p["kwargs_main"].clone()
             for column, value in ((1, cfg.e1), (2, cfg.e2)):

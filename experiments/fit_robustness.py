@@ -1,0 +1,163 @@
+"""Images that the lens fit was not trained on: smooth lenses outside of the family, other units.
+
+DIR/results.{md,json}   what a trained classifier calls them, and which it flags
+
+Images are drawn here from closed forms, not with the fit's own model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lensdist.sim.deflection import unit_ellipsoid
+from lensdist.sim.families import FAMILIES, FWHM_PER_SIGMA
+from lensdist.sim.light import blur, sersic
+from lensdist.sim.noise import COMMON_EXPOSURE, COMMON_SKY, minmax
+from lensdist.sim.priors import sample
+from lensdist.utils import rng
+
+_FAMILY = FAMILIES["common"]
+_TOGETHER = 50  # images drawn at once
+
+
+@dataclass(frozen=True)
+class Stress:
+    """How smooth lenses differ from those of the common family."""
+
+    axis_ratio: float = 1.0
+    off_centre: float = 0.0
+    """Distance of the lens from the centre of the image and of the shear, arcsec."""
+    slope: float = 2.0
+    """Of the density; only for axis ratio 1."""
+    lens_light: float = 0.0
+    """Share of the lensed source's light: a de Vaucouleurs profile, 0.8 arcsec, axis ratio 0.8."""
+    clump: float = 0.0
+    """Share of the source's light: an exponential profile of 0.1 arcsec, 0.3 arcsec from it."""
+    moffat: float | None = None
+    """The exponent of a Moffat PSF with the family's FWHM; None: the family's Gaussian."""
+    psf_scale: float = 1.0
+    exposure: float = 1.0
+    read_noise: float = 0.0
+    """In units of the source's brightness, whose pixels have a noise of 0.03 (sky) to 0.1."""
+    correlation: float = 0.0
+    """Width of the Gaussian that noise is smoothed with, pixels; the scatter of pixels is kept."""
+
+
+SMOOTH = {
+    "as in training": Stress(),
+    "axis ratio 0.95": Stress(axis_ratio=0.95),
+    "axis ratio 0.9": Stress(axis_ratio=0.9),
+    "axis ratio 0.8": Stress(axis_ratio=0.8),
+    "centre off 0.02 arcsec": Stress(off_centre=0.02),
+    "centre off 0.05 arcsec": Stress(off_centre=0.05),
+    "slope 1.9": Stress(slope=1.9),
+    "slope 2.05": Stress(slope=2.05),
+    "slope 2.15": Stress(slope=2.15),
+    "lens light 5 %": Stress(lens_light=0.05),
+    "lens light 20 %": Stress(lens_light=0.2),
+    "clump in the source": Stress(clump=0.02),
+    "Moffat PSF": Stress(moffat=3.0),
+    "PSF x 1.5": Stress(psf_scale=1.5),
+    "exposure / 4": Stress(exposure=0.25),
+    "exposure x 4": Stress(exposure=4.0),
+    "read noise 0.05": Stress(read_noise=0.05),
+    "correlated noise 0.7 px": Stress(correlation=0.7),
+}
+"""Variants of smooth lenses; each should be called smooth, or be flagged."""
+
+UNITS: dict[str, Callable[[Tensor], Tensor]] = {
+    "as they are": lambda x: x,
+    "x 0.1": lambda x: 0.1 * x,
+    "x 10": lambda x: 10 * x,
+    "/ max": lambda x: x / x.amax((1, 2, 3), keepdim=True),
+    "+ 0.5": lambda x: x + 0.5,
+    "moved by (1, 0) px": lambda x: x.roll(1, 3),
+    "moved by (-1, 1) px": lambda x: x.roll((1, -1), (2, 3)),
+    "turned by 180": lambda x: x.rot90(2, (2, 3)),
+}
+"""Images of the family in other units; accuracy should be the same, or they should be flagged."""
+
+
+def smooth_lenses(stress: Stress, n: int, seed: int) -> Tensor:
+    """Draw n smooth lenses (n, 1, H, W) in 0..1, in float32."""
+    key = rng.key(seed, "fit robustness")
+    parts = []
+    for start in range(0, n, _TOGETHER):
+        samples = torch.arange(start, min(start + _TOGETHER, n))
+        generator = rng.generator(rng.key(key, "noise", start), torch.device("cpu"))
+        clean = _clean(stress, key, samples)
+        parts.append(minmax(_detected(stress, clean, generator)))
+    return torch.cat(parts)[:, None].float()
+
+
+def _clean(stress: Stress, key: int, samples: Tensor) -> Tensor:
+    """Draw lenses without noise, (n, H, W)."""
+    p = sample("common", key, samples, classes=("no",))
+    theta, _, _, g1, g2 = p["kwargs_main"][:, :, None, None].unbind(1)
+    n, scale = _FAMILY.n_pix, _FAMILY.pixel_scale
+    x = (torch.arange(n, dtype=torch.float64) - (n - 1) / 2) * scale
+    y = x.flip(0)
+    turn = 2 * math.pi * rng.uniform(rng.key(key, "stress"), samples, 3)
+    cx, cy = stress.off_centre * turn[:, 0].cos(), stress.off_centre * turn[:, 0].sin()
+    e = (1 - stress.axis_ratio) / (1 + stress.axis_ratio)
+    lens_e1, lens_e2 = e * turn[:, 1].cos(), e * turn[:, 1].sin()
+    rows = []
+    for k in range(len(samples)):  # each has a centre of its own
+        own = slice(k, k + 1)
+        ux, uy = unit_ellipsoid(x - cx[k], y - cy[k], lens_e1[own], lens_e2[own])
+        r = torch.hypot(x - cx[k], (y - cy[k])[:, None])
+        steeper = (r / theta[own]).pow(2 - stress.slope)
+        bx = x - theta[own] * ux * steeper - g1[own] * x - g2[own] * y[:, None]
+        by = y[:, None] - theta[own] * uy * steeper - g2[own] * x + g1[own] * y[:, None]
+        rows.append(torch.stack([bx, by], 1))
+    bx, by = torch.cat(rows).unbind(1)
+    sx, sy = p["source_xy"][:, :, None, None].unbind(1)
+    shape = {"radius": _FAMILY.source_radius, "n": _FAMILY.source_n, "b_n": _FAMILY.source_b_n}
+    light = sersic(bx - sx, by - sy, p["source_amp"], *p["source_e1_e2"].unbind(1), **shape)
+    if stress.clump:
+        away = 0.3 * torch.stack([turn[:, 2].cos(), turn[:, 2].sin()], 1)[:, :, None, None]
+        round_ = torch.zeros_like(theta[:, 0, 0])
+        b_n = 1.678347  # of an exponential profile
+        # Total fluxes are n R^2 e^b b^(-2n) Gamma(2n) times the brightness at the radius R.
+        unit = 1.5 * 0.5**2 * math.exp(shape["b_n"]) * shape["b_n"] ** -3 * math.gamma(3.0)
+        own = 0.1**2 * math.exp(b_n) * b_n**-2
+        amp = stress.clump * p["source_amp"] * (unit / own)
+        dx, dy = bx - sx - away[:, 0], by - sy - away[:, 1]
+        light = light + sersic(dx, dy, amp, round_, round_, radius=0.1, n=1.0, b_n=b_n)
+    if stress.lens_light:
+        dx = (x - cx[:, None])[:, None, :].expand_as(light).clone()
+        dy = (y - cy[:, None])[:, :, None].expand_as(light).clone()
+        ones = torch.ones_like(cx)
+        e = (1 - 0.8) / (1 + 0.8)
+        own = sersic(
+            dx, dy, ones, e * turn[:, 2].cos(), e * turn[:, 2].sin(), radius=0.8, n=4.0, b_n=7.669
+        )  # fmt: skip
+        share = stress.lens_light * light.sum((1, 2)) / own.sum((1, 2))
+        light = light + share[:, None, None] * own
+    fwhm = _FAMILY.psf_fwhm / scale * stress.psf_scale
+    if stress.moffat is None:
+        return blur(light, fwhm)
+    width = 0.5 * fwhm / math.sqrt(2 ** (1 / stress.moffat) - 1)
+    offset = torch.arange(-20, 21, dtype=torch.float64)
+    r2 = offset.square() + offset[:, None].square()
+    kernel = (1 + r2 / width**2).pow(-stress.moffat)
+    padded = F.pad(light[:, None], [20] * 4, mode="replicate")
+    return F.conv2d(padded, (kernel / kernel.sum())[None, None])[:, 0]
+
+
+def _detected(stress: Stress, clean: Tensor, generator: torch.Generator) -> Tensor:
+    """Add noise, as the common family's detector does."""
+    t = COMMON_EXPOSURE * stress.exposure
+    noise = torch.poisson((clean + COMMON_SKY) * t, generator=generator) / t - COMMON_SKY - clean
+    if stress.read_noise:
+        noise += stress.read_noise * torch.randn(noise.shape, generator=generator).double()
+    if stress.correlation:
+        smoothed = blur(noise, stress.correlation * FWHM_PER_SIGMA)
+        noise = smoothed * (noise.std((1, 2)) / smoothed.std((1, 2)))[:, None, None]
+    return clean + noise
