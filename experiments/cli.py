@@ -1,4 +1,4 @@
-"""`lensdist bench few-labels`, `common` and `super-resolution` (torch-free at import)."""
+"""`lensdist bench few-labels`, `common`, `fit-robustness`, … (torch-free at import)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks.harness.flags import parse
-from experiments.settings import CommonTable, FewLabels, SuperResolutionTable, Table
+from experiments.settings import CommonTable, FewLabels, FitTable, SuperResolutionTable, Table
 from lensdist.utils.errors import EXIT_DONE, EXIT_REQUEUE, begun
 
 _GOES_ON = "\nTo continue an interrupted benchmark, give the same command again.\n"
@@ -27,6 +27,14 @@ examples:
   lensdist bench common --out runs/common-full --size full        # one GPU
   lensdist bench common --out runs/try --images 300 --seeds 1
 {_GOES_ON}"""
+FIT = f"""Train the common task's classifier on residuals of lens fits, and try it on images outside
+of its family: what it calls them, and which it flags as unlike the training images.
+
+examples:
+  lensdist bench fit-robustness --out runs/fit --images 300       # small: about half an hour
+  lensdist bench fit-robustness --out runs/fit --images 300,3000
+  lensdist bench fit-robustness --out runs/try --images 300 --lenses 20
+{_GOES_ON}"""
 SUPER_RESOLUTION = f"""Simulate pairs, pretrain, train with few and many pairs from the MAE and from
 a random encoder, and compare them and everything else on the same test pairs.
 
@@ -38,6 +46,7 @@ examples:
 TABLES: dict[str, tuple[str, type[Table], str]] = {
     "few-labels": ("experiments.few_labels", FewLabels, FEW_LABELS),
     "common": ("experiments.common_task", CommonTable, COMMON),
+    "fit-robustness": ("experiments.fit_robustness", FitTable, FIT),
     "super-resolution": ("experiments.super_resolution", SuperResolutionTable, SUPER_RESOLUTION),
 }
 """Command -> the module whose `make` writes the table, its settings, its help."""

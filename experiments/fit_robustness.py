@@ -1,6 +1,8 @@
-"""Images that the lens fit was not trained on: smooth lenses outside of the family, other units.
+"""Try the classifier of lens-fit residuals on images that it was not trained on.
 
-DIR/results.{md,json}   what a trained classifier calls them, and which it flags
+DIR/data                simulated packed set
+DIR/runs/<name>         ordinary runs of `lensdist train`; DIR/logs, their messages
+DIR/results.{md,json}   what each network calls images outside of the family, and which it flags
 
 Images are drawn here from closed forms, not with the fit's own model.
 """
@@ -10,16 +12,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.harness.data import simulated_set
+from experiments.runs import check_presets, job, notes, run_all
+from experiments.settings import PRESETS, FitTable
+from lensdist.export.model import LoadedModel, load
+from lensdist.metrics.report import write_results
+from lensdist.sim.config import SimConfig
 from lensdist.sim.deflection import unit_ellipsoid
 from lensdist.sim.families import FAMILIES, FWHM_PER_SIGMA
 from lensdist.sim.light import blur, sersic
 from lensdist.sim.noise import COMMON_EXPOSURE, COMMON_SKY, minmax
 from lensdist.sim.priors import sample
+from lensdist.sim.simulator import Simulator
 from lensdist.utils import rng
 
 _FAMILY = FAMILIES["common"]
@@ -82,6 +95,83 @@ UNITS: dict[str, Callable[[Tensor], Tensor]] = {
     "turned by 180": lambda x: x.rot90(2, (2, 3)),
 }
 """Images of the family in other units; accuracy should be the same, or they should be flagged."""
+
+
+LIGHTEST = 0.25
+"""The lightest substructure of the training images, in units of the family's."""
+_DATA_SEED, _TEST_SEED = 3, 11
+
+
+def make(cfg: FitTable) -> Path:
+    """Run what is not finished yet, and return the path of `results.md`.
+
+    Raises:
+        UserError: the preset does not exist, or `cfg.out` holds a benchmark of other settings.
+        RunError: a run failed.
+        StoppedError: a run was told to stop and has saved.
+    """
+    preset = f"common/{PRESETS[cfg.size]}"
+    check_presets(cfg, [preset])
+    data = cfg.out / "data"
+    sim = SimConfig(family="common", lightest=LIGHTEST)
+    simulated_set(data, sim, cfg.per_class, _DATA_SEED)
+    runs = {}
+    for n, seed in product(cfg.trained_on, range(cfg.seeds)):
+        words = (f"data.labels_per_class={n // 3}", f"seed={seed}")
+        runs[n, seed] = job(cfg, preset, "", f"best n{n} s{seed}", *words, data=data)
+    run_all(list(runs.values()), cfg.jobs, "fit robustness")
+    rows: list[dict[str, Any]] = []
+    for (n, seed), run in runs.items():
+        model = load(run.run)
+        facts = {"training images": n, "seed": seed}
+        rows += [{**facts, **row} for row in rows_of(model, cfg.lenses)]
+    return write_results(cfg.out, rows, "Outside of the family", [*_notes(), *notes(cfg)])
+
+
+def rows_of(model: LoadedModel, n: int) -> list[dict[str, Any]]:
+    """Return a row for each kind of images, n of each: what a model says of them."""
+    rows = []
+    for name, stress in SMOOTH.items():
+        found = model.predict(smooth_lenses(stress, n, _TEST_SEED).numpy())
+        rows.append(_row(name, found, np.zeros(n, np.int64)))
+    for name, factor in (("mass of the family", 1.0), ("mass / 3", 1 / 3), ("mass / 10", 0.1)):
+        images, label = _family(n, factor)
+        rows.append(_row(name, model.predict(images.numpy()), label))
+    images, label = _family(n, 1.0)
+    for name, change in UNITS.items():
+        rows.append(_row(name, model.predict(change(images).numpy()), label))
+    return rows
+
+
+def _family(n: int, substructure_scale: float) -> tuple[Tensor, Any]:
+    """Draw n images of all classes (n, 1, H, W), and their classes (n,)."""
+    sim = Simulator(SimConfig(family="common", substructure_scale=substructure_scale))
+    batch = sim.batch(rng.key(_TEST_SEED, "family"), torch.arange(n))
+    return batch["image"], batch["label"].numpy()
+
+
+def _row(name: str, found: dict[str, Any], label: Any) -> dict[str, Any]:
+    """Compare predictions with the classes; 0 is smooth."""
+    called, flag = found["logits"].argmax(1), found["flag"]
+    right = called == label
+    return {
+        "images": name,
+        "n": len(label),
+        "right": float(right.mean()),
+        "flagged": float(flag.mean()),
+        "right or flagged": float((right | flag).mean()),
+        "right where not flagged": float(right[~flag].mean()) if (~flag).any() else None,
+        "chi2 median": float(np.median(found["fit_chi2"])),
+    }
+
+
+def _notes() -> list[str]:
+    return [
+        "Rows from `as in training` to `correlated noise` are smooth lenses, which are right if "
+        "they are called smooth; the others are of all classes.",
+        f"Training images have substructure of {LIGHTEST} to 1 times the family's mass.",
+        "`flagged`: the image is unlike the training images, by a column of `lensdist predict`.",
+    ]
 
 
 def smooth_lenses(stress: Stress, n: int, seed: int) -> Tensor:

@@ -120,6 +120,13 @@ class CommonTable(Table):
         return self.n_per_class or COMMON_IMAGES[self.size]
 
 
+class FitTable(CommonTable):
+    """Settings of `lensdist bench fit-robustness`."""
+
+    seeds: int = Field(1, ge=1, le=100, description="number of runs with different random draws")
+    lenses: int = Field(200, ge=10, description="images of each variant")
+
+
 class SuperResolutionTable(Table):
     """Settings of `lensdist bench super-resolution`."""
 

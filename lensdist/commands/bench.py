@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = {
     "few-labels": ("experiments.cli", "measure the gain of pretraining with few labels"),
     "common": ("experiments.cli", "compare `best` with `reference` on the common task"),
+    "fit-robustness": ("experiments.cli", "try the common task's lens fit outside of its family"),
     "super-resolution": (
         "experiments.cli",
         "compare super-resolution with interpolation, a linear filter and EDSR",

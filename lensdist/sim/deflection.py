@@ -1,4 +1,4 @@
-"""Compute deflection angles of lenses: isothermal ellipsoid, shear, point masses, rod."""
+"""Compute deflections of lenses: isothermal ellipsoid, power law, shear, point masses, rod."""
 
 from __future__ import annotations
 

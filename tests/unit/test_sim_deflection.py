@@ -4,7 +4,12 @@ import caustics.lenses.func as caustics
 import pytest
 import torch
 
-from lensdist.sim.deflection import macro_deflection, point_mass_sums, rod_deflection
+from lensdist.sim.deflection import (
+    macro_deflection,
+    point_mass_sums,
+    power_law_deflection,
+    rod_deflection,
+)
 from lensdist.sim.priors import sample
 
 X = (torch.arange(40, dtype=torch.float64) - 19.5) * 0.1
@@ -86,3 +91,17 @@ def test_short_rod_is_a_point():
     expected = points(torch.tensor([[[0.25, 0.21, -0.12]]], dtype=torch.float64))
     for g, e in zip(got, expected, strict=True):
         torch.testing.assert_close(g, e, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("slope", [-0.2, 0.0, 0.15])
+@pytest.mark.parametrize(("e1", "e2"), [(0.0, 0.0), (0.1, 0.0), (-0.2, 0.05)])
+def test_power_laws_match_caustics(e1, e2, slope):
+    e, phi = (e1**2 + e2**2) ** 0.5, 0.5 * torch.atan2(torch.tensor(e2), torch.tensor(e1)).double()
+    q, t = (torch.tensor(v, dtype=torch.float64) for v in ((1 - e) / (1 + e), 1 + slope))
+    ax, ay = caustics.reduced_deflection_angle_epl(0.02, -0.01, q, phi, 1.28, t, GX, GY, 50)
+    lens = torch.tensor([[1.28, e1, e2, 0.02, -0.01, slope]], dtype=torch.float64)
+    ours_x, ours_y = power_law_deflection(X, Y, lens, 12)
+    torch.testing.assert_close(ours_x[0], ax, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours_y[0], ay, rtol=1e-6, atol=1e-6)
+    few_x, few_y = power_law_deflection(X, Y, lens, 6)
+    assert float(torch.hypot(few_x - ours_x, few_y - ours_y).max()) < 2e-4
