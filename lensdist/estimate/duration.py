@@ -17,7 +17,7 @@ LONG = 3600.0
 _FEW = 500  # for fewer images a network is not traced
 _MARGIN = 3  # a preset called quick must be so even if the estimate is wrong by this factor
 _SHARE = 0.4  # convolutions and small layers reach this share of the rate of matrix products
-_FITS = 40  # smooth lenses fitted per second and core (`preprocess.scale: lens_fit`)
+_FITS = 25  # smooth lenses fitted per second and core (`preprocess.scale: lens_fit`)
 
 
 def operations(cfg: BaseRun, done: int = 0) -> float | None:
