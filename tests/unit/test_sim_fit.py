@@ -81,7 +81,8 @@ def test_derivatives_are_those_of_finite_differences(fit: SmoothLensFit) -> None
         step[j] = 1e-5
         up, down = (fit.model.maps(q, bends) for q in (p + step, p - step))
         expected = (up[:, 0] + 0.2 * up[:, 1] - down[:, 0] - 0.2 * down[:, 1]) / 2e-5
-        assert float((maps[:, 4 + j] - expected).norm() / expected.norm()) < 1e-3, name
+        # Those by the lens's place are limited in its centre.
+        assert float((maps[:, 4 + j] - expected).norm() / expected.norm()) < 5e-3, name
 
 
 def test_the_noise_of_an_image_is_found_in_it() -> None:
