@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from benchmarks.simulator import with_caustics
 from lensdist.sim import FAMILIES, LensLight, SimConfig, Simulator, render, sample
+from lensdist.utils import rng
 from lensdist.utils.errors import UserError
 
 KEY = 99
@@ -198,3 +199,17 @@ def test_render_leaves_its_params_alone():
     render("model_ii", params)
     for name, values in params.items():
         assert torch.equal(values.nan_to_num(-1), before[name].nan_to_num(-1))
+
+
+def test_lighter_substructure_is_drawn_evenly_in_the_logarithm_of_mass():
+    samples, key = torch.arange(600), rng.key(0, "lightest")
+    given = {"family": "common", "classes": ("vort",), "vortex": "rod"}
+    full, lighter = (
+        Simulator(SimConfig(**given, **more)).params(key, samples)["rod_thetaE_half_angle_x_y"]
+        for more in ({}, {"lightest": 0.25})
+    )
+    mass = (lighter[:, 0] / full[:, 0]).square()
+    assert 0.25 <= float(mass.min()) < 0.27
+    assert 0.95 < float(mass.max()) <= 1
+    assert abs(float(mass.median()) - 0.5) < 0.05
+    torch.testing.assert_close(lighter[:, 1:], full[:, 1:])
