@@ -216,8 +216,8 @@ def _clean(stress: Stress, key: int, samples: Tensor) -> Tensor:
         b_n = 1.678347  # of an exponential profile
         # Total fluxes are n R^2 e^b b^(-2n) Gamma(2n) times the brightness at the radius R.
         unit = 1.5 * 0.5**2 * math.exp(shape["b_n"]) * shape["b_n"] ** -3 * math.gamma(3.0)
-        own = 0.1**2 * math.exp(b_n) * b_n**-2
-        amp = stress.clump * p["source_amp"] * (unit / own)
+        small = 0.1**2 * math.exp(b_n) * b_n**-2
+        amp = stress.clump * p["source_amp"] * (unit / small)
         dx, dy = bx - sx - away[:, 0], by - sy - away[:, 1]
         light = light + sersic(dx, dy, amp, round_, round_, radius=0.1, n=1.0, b_n=b_n)
     if stress.lens_light:
@@ -225,11 +225,11 @@ def _clean(stress: Stress, key: int, samples: Tensor) -> Tensor:
         dy = (y - cy[:, None])[:, :, None].expand_as(light).clone()
         ones = torch.ones_like(cx)
         e = (1 - 0.8) / (1 + 0.8)
-        own = sersic(
+        galaxy = sersic(
             dx, dy, ones, e * turn[:, 2].cos(), e * turn[:, 2].sin(), radius=0.8, n=4.0, b_n=7.669
         )  # fmt: skip
-        share = stress.lens_light * light.sum((1, 2)) / own.sum((1, 2))
-        light = light + share[:, None, None] * own
+        share = stress.lens_light * light.sum((1, 2)) / galaxy.sum((1, 2))
+        light = light + share[:, None, None] * galaxy
     fwhm = _FAMILY.psf_fwhm / scale * stress.psf_scale
     if stress.moffat is None:
         return blur(light, fwhm)
