@@ -209,7 +209,8 @@ def _clean(stress: Stress, key: int, samples: Tensor) -> Tensor:
     bx, by = torch.cat(rows).unbind(1)
     sx, sy = p["source_xy"][:, :, None, None].unbind(1)
     shape = {"radius": _FAMILY.source_radius, "n": _FAMILY.source_n, "b_n": _FAMILY.source_b_n}
-    light = sersic(bx - sx, by - sy, p["source_amp"], *p["source_e1_e2"].unbind(1), **shape)
+    e1, e2 = p["source_e1_e2"].unbind(1)
+    light = sersic(bx - sx, by - sy, p["source_amp"], e1, e2, **shape)
     if stress.clump:
         away = 0.3 * torch.stack([turn[:, 2].cos(), turn[:, 2].sin()], 1)[:, :, None, None]
         round_ = torch.zeros_like(theta[:, 0, 0])
