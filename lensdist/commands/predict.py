@@ -12,7 +12,7 @@ EXAMPLES = """examples:
   lensdist predict runs/finetune a.npy 'tiles/**/lens*.fits' --out classes.parquet
   lensdist predict runs/sr cutouts --out sharper                     # sharper/<same names>
   lensdist predict runs/mae cutouts --out drawn --format fits --overwrite
-  lensdist predict runs/find survey --hdu VIS_FLUX --out classes.csv   # one image of each file
+  lensdist predict runs/find survey --bands VIS --out classes.csv   # one image of each file
 
 A classifier writes a table with one row per file: file, label, prob_<class>, logit_<class>. Models
 that make images write one per file, with the file's name below its INPUT: .npy of (C, H, W) or
@@ -57,6 +57,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: the only one)",
     )
     parser.add_argument(
+        "--bands",
+        metavar="NAME,...",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        help="the bands of an image in a FITS file, by EXTNAME or FILTER (default: the only image)",
+    )
+    parser.add_argument(
+        "--nan",
+        choices=("mask", "refuse"),
+        help="what NaN means. mask: the pixel has no data; refuse: the file is damaged (default: "
+        "mask in FITS files, refuse in others)",
+    )
+    parser.add_argument(
         "--batch", type=int, default=64, help="the images at a time (default: %(default)s)"
     )
     parser.add_argument(
@@ -75,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     if args.batch < 1:
         raise UserError(f"--batch must be 1 or more, not {args.batch}")
     from lensdist.data.reading.folders import Passed
-    from lensdist.data.reading.readers import check_choice
+    from lensdist.data.reading.readers import Choice, check_choice
     from lensdist.inference.inputs import find
 
     passed = Passed()
@@ -86,8 +99,9 @@ def run(args: argparse.Namespace) -> int:
     from lensdist.inference.predict import predict_files
 
     model = load(args.model, _device(args.device))
+    choice = Choice(args.hdu, args.bands, args.nan)
     skipped = predict_files(
-        model, inputs, args.out, args.batch, args.format, args.overwrite, args.hdu
+        model, inputs, args.out, args.batch, args.format, args.overwrite, choice
     )
     done = len(inputs) - len(skipped)
     print(f"predicted {done:,} of {len(inputs):,} files, {len(skipped):,} skipped: {args.out}")

@@ -18,7 +18,8 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 FILES = "files.jsonl"
 """A JSON object per sample: `name` relative to the source, `sha256` of the file (of a pair, of both
-files' hashes), `content` (see `splits.content_digest`) and `shape`."""
+files' hashes), `content` (see `splits.content_digest`), `shape` and, where images were grouped,
+`group`, the system."""
 REPORT = "report.json"
 UNLABELLED = "unlabelled"
 _MAX_BYTES = 16 << 20  # a manifest is a few kB
@@ -33,6 +34,7 @@ FileName = Literal[
     "truths.npy",
     "badpix.npy",
     "weights.npy",
+    "psf.npy",
     "split.npy",
     "files.jsonl",
 ]
