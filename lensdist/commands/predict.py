@@ -61,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,...",
         type=lambda text: tuple(text.split(",")),
         default=(),
-        help="the bands of an image in a FITS file, by EXTNAME or FILTER (default: the only image)",
+        help="the bands of an image, found in EXTNAME, FILTER or file names (default: the only "
+        "image)",
     )
     parser.add_argument(
         "--nan",
@@ -89,17 +90,18 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--batch must be 1 or more, not {args.batch}")
     from lensdist.data.reading.folders import Passed
     from lensdist.data.reading.readers import Choice, check_choice
-    from lensdist.inference.inputs import find
+    from lensdist.inference.inputs import find, together
 
     passed = Passed()
     inputs = find(args.inputs, args.out, passed)  # before torch, which takes seconds to import
+    inputs, by_name = together(inputs, args.bands, passed)
     check_choice(args.hdu, (one.path.name for one in inputs))
 
     from lensdist.export.model import load
     from lensdist.inference.predict import predict_files
 
     model = load(args.model, _device(args.device))
-    choice = Choice(args.hdu, args.bands, args.nan)
+    choice = Choice(args.hdu, () if by_name else args.bands, args.nan)
     skipped = predict_files(
         model, inputs, args.out, args.batch, args.format, args.overwrite, choice
     )

@@ -11,8 +11,16 @@ import numpy.typing as npt
 
 from lensdist.data.reading.fits import open_fits, science_hdu
 from lensdist.data.reading.numpy_files import image_member, open_npz, read_header
-from lensdist.data.reading.raw import BadFile, read_bytes, unpacked
-from lensdist.data.reading.readers import ENDINGS, ONLY, Choice, Reading, form, parse
+from lensdist.data.reading.raw import BadFile, unpacked
+from lensdist.data.reading.readers import (
+    ENDINGS,
+    ONLY,
+    Choice,
+    Reading,
+    checked,
+    form,
+    read_together,
+)
 from lensdist.inference.inputs import Input
 
 
@@ -52,12 +60,13 @@ def read_item(source: Input, framed: bool, choice: Choice = ONLY) -> Item:
     named = form(source.path.name)
     if named is None:
         raise BadFile(f"it is not an image file: names end in {ENDINGS}")
-    data, suffix = read_bytes(source.path), named[1]
+    suffix = named[1]
+    read = read_together([source.path, *source.more], source.maps, choice)
+    reading = checked(read.raw, choice.nan)
     try:
-        data = unpacked(data)
-        reading = parse(data, suffix, choice)
         if not framed:
             return Item(source, reading, Frame(()))
+        data = unpacked(read.first)
         if suffix == ".npy":
             # The shape of an axion file is (2,), so its image of (H, W) has no axis before.
             return Item(source, reading, Frame(read_header(io.BytesIO(data))[0][:-2]))

@@ -101,7 +101,11 @@ def test_folders_give_classes_and_splits(
         (["train/1.npy", "val/no/1.npy"], None, "train split .* 'no'"),
         (["no/1.npy", "vort/1.npy", "sphere/.keep"], None, "sphere holds no images"),
         (["no/train/1.npy", "no/val/1.npy", "vort/train/1.npy"], None, "val split .* 'vort'"),
-        (["train/no/1.npy", "val/no/1.npy", "extra/no/1.npy"], None, "extra/no/1.npy is in none; .*--splits"),
+        (
+            ["train/no/1.npy", "val/no/1.npy", "extra/no/1.npy"],
+            None,
+            "extra/no/1.npy is in none.*--splits",
+        ),
         (["a\n/1.npy", "b/1.npy"], None, r"'a\\n'"),
         (["HR/s7.npy", "LR/s7.npy", "LR/s8.npy"], None, r"LR/s8\.npy"),
         (["HR/s7.npy", "LR/s7.npy", "LR/s07.npy"], None, r"s0?7\.npy and .*s0?7\.npy"),

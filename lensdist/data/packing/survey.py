@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,17 +12,8 @@ from lensdist.data.packing.layouts import Entry, Listing
 from lensdist.data.packing.report import Report
 from lensdist.data.packing.systems import by_sky
 from lensdist.data.packing.writer import check_scaled
-from lensdist.data.reading.raw import (
-    MAP_ROLES,
-    Array,
-    BadFile,
-    Raw,
-    read_bytes,
-    stacked,
-    with_maps,
-)
-from lensdist.data.reading.readers import Choice, Reading, checked, form, parse_raw
-from lensdist.data.reading.roles import Role
+from lensdist.data.reading.raw import BadFile
+from lensdist.data.reading.readers import Choice, Reading, checked, read_together
 from lensdist.data.splits import content_digest
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import printable
@@ -59,37 +49,19 @@ def read_all(root: Path, entry: Entry, choice: Choice) -> tuple[str, list[Readin
     Raises:
         BadFile: see `readers.parse`.
     """
-    hashes: list[str] = []
-
-    def raw(name: str, choice: Choice) -> Raw:
-        data = read_bytes(root / name)
-        hashes.append(hashlib.sha256(data).hexdigest())
-        return parse_raw(data, (form(Path(name).name) or ("", ""))[1], choice)
-
-    bands = [raw(name, choice) for name in entry.bands]
-    for i, band in enumerate(bands):
-        bands[i] = with_maps(band, {role: _map(raw, entry, role, i) for role in _roles(entry, i)})
-    readings = [checked(stacked(bands) if len(bands) > 1 else bands[0], choice.nan)]
+    maps = [(band, role, root / file) for band, role, file in entry.maps]
+    lr = read_together([root / name for name in entry.bands], maps, choice)
+    readings, hashes = [checked(lr.raw, choice.nan)], lr.hashes
     if entry.target is not None:
         try:
-            readings.append(checked(raw(entry.target, choice), choice.nan))
+            hr = read_together([root / entry.target], [], choice)
+            readings.append(checked(hr.raw, choice.nan))
         except BadFile as error:
             raise BadFile(f"its HR partner cannot be used: {error}") from error
+        hashes += hr.hashes
     if len(hashes) > 1:
         hashes = [hashlib.sha256("".join(hashes).encode()).hexdigest()]
     return hashes[0], readings
-
-
-def _roles(entry: Entry, band: int) -> list[Role]:
-    return [role for i, role, _ in entry.maps if i == band and role in MAP_ROLES]
-
-
-def _map(raw: Callable[[str, Choice], Raw], entry: Entry, role: Role, band: int) -> Array:
-    file = next(file for i, which, file in entry.maps if (i, which) == (band, role))
-    try:
-        return raw(file, Choice()).image
-    except BadFile as error:
-        raise BadFile(f"its {role} map {file} cannot be used: {error}") from error
 
 
 def survey_files(root: Path, choice: Choice, entries: list[Entry]) -> list[Survey | str]:

@@ -177,7 +177,7 @@ def _pixel_scale(header: Any) -> float | None:
 
 def _position(header: Any) -> tuple[float, float] | None:
     """Return RA and Dec of the image's centre, degrees, where its WCS is in them."""
-    if not str(header.get("CTYPE1", "")).startswith("RA"):
+    if not str(header.get("CTYPE1", "")).startswith("RA") or "CRVAL1" not in header:
         return None
     from astropy.wcs import WCS
 

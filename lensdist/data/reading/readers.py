@@ -5,19 +5,30 @@ Files are read once; the same bytes are hashed and parsed.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lensdist.data.reading.fits import parse_fits
 from lensdist.data.reading.numpy_files import parse_npy, parse_npz
-from lensdist.data.reading.raw import Array, BadFile, Raw, read_bytes, unpacked
+from lensdist.data.reading.raw import (
+    MAP_ROLES,
+    Array,
+    BadFile,
+    Raw,
+    read_bytes,
+    stacked,
+    unpacked,
+    with_maps,
+)
+from lensdist.data.reading.roles import Role
 from lensdist.utils.errors import UserError
 
 ENDINGS = ".npy, .npz, .fits, .fit, .fts, each also .gz or .bz2, and .fits.fz"
@@ -90,6 +101,55 @@ ONLY = Choice()
 def read(path: Path) -> Reading:
     """Read and check one image file; see `read_bytes` and `parse`."""
     return parse(read_bytes(path), (form(path.name) or ("", ""))[1])
+
+
+class Together(NamedTuple):
+    """The files of one sample, read.
+
+    Attributes:
+        raw: the image of all bands, with its maps.
+        hashes: SHA-256 of each file.
+        first: the bytes of the first file, as in the file.
+    """
+
+    raw: Raw
+    hashes: list[str]
+    first: bytes
+
+
+def read_together(
+    bands: Sequence[Path], maps: Sequence[tuple[int, Role, Path]], choice: Choice
+) -> Together:
+    """Read the files of an image's bands, and of the maps that belong to them.
+
+    Args:
+        bands: a file for each band, or the only one.
+        maps: the number of the band, the role and the file of each map.
+        choice: what to take of the bands' files.
+
+    Raises:
+        BadFile: see `parse`.
+    """
+    hashes: list[str] = []
+
+    def read(path: Path, choice: Choice) -> tuple[bytes, Raw]:
+        data = read_bytes(path)
+        hashes.append(hashlib.sha256(data).hexdigest())
+        return data, parse_raw(data, (form(path.name) or ("", ""))[1], choice)
+
+    raws, first = [], b""
+    for number, path in enumerate(bands):
+        data, raw = read(path, choice)
+        first = first or data
+        own: dict[Role, Array] = {}
+        for of, role, file in maps:
+            if of == number and role in MAP_ROLES:
+                try:
+                    own[role] = read(file, ONLY)[1].image
+                except BadFile as error:
+                    raise BadFile(f"its {role} map {file.name} cannot be used: {error}") from error
+        raws.append(with_maps(raw, own))
+    return Together(stacked(raws) if len(raws) > 1 else raws[0], hashes, first)
 
 
 def parse(data: bytes, suffix: str, choice: Choice = ONLY) -> Reading:
