@@ -91,6 +91,8 @@ class _Builder:
         self._chain_file, self._cluster_file, self._cluster = chain_file, cluster_file, cluster
         self._triggers = triggers
         self._package = ROOT / "lensdist"
+        own = ROOT / "accelerate_config.yaml"
+        self._accelerate = [from_file(own)] if own.exists() else []  # a clone has the file
         self._steps: dict[str, list[Step]] = {}
 
     def plan(self, combined: Sequence[Point]) -> Plan:
@@ -223,9 +225,7 @@ class _Builder:
         Raises:
             UserError: they contradict the run.
         """
-        asked = [from_environment({**os.environ, **cluster.env})]
-        if (ROOT / "accelerate_config.yaml").exists():  # in a clone
-            asked.insert(0, from_file(ROOT / "accelerate_config.yaml"))
+        asked = [*self._accelerate, from_environment({**os.environ, **cluster.env})]
         processes = counts[0] * cluster.per_node if len(counts) == 1 else None
         asked = [replace(settings, processes=processes) for settings in asked]
         for settings in asked:
