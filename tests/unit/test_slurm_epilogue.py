@@ -111,15 +111,6 @@ def test_a_run_that_saved_is_queued_again_once(script: Script, said: Said) -> No
     assert said() == "finetune: asked to stop, and saved at step 40; requeued\n"
 
 
-def test_what_the_same_input_will_do_again_is_not_tried_again(script: Script, said: Said) -> None:
-    script.begin()
-    leave_for(script.outcomes, 0, "input", "/data/packed is not a packed set")
-    assert script.settle() == 1
-    assert script.last.verdict == "stop"
-    assert "not a packed set" in said()
-    assert script.told == []
-
-
 @pytest.mark.parametrize(
     ("job", "verdict", "reason"),
     [
@@ -224,15 +215,6 @@ def test_what_was_cancelled_is_not_queued_again(script: Script) -> None:
     assert script.told == []
 
 
-def test_a_task_of_an_array_has_its_own_name_and_slurm_s_number(script: Script) -> None:
-    script.allot("gpu7", ARRAY_JOB_ID="90", ARRAY_TASK_ID="3")
-    script.begin()
-    assert script.last.job == "90_3"
-    script.settle()
-    assert script.last.job == "90_3"
-    assert script.told[0] == ["scontrol", "requeue", script.id]
-
-
 def test_the_script_of_an_array_runs_in_a_folder_of_any_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeSlurm
 ) -> None:
@@ -250,7 +232,8 @@ def test_the_script_of_an_array_runs_in_a_folder_of_any_name(
     text = batch_script(job, [], array="finetune")
     done = subprocess.run(["bash", "-s"], input=text, capture_output=True, text=True, check=False)
     assert "finetune: ended with code 3" in done.stderr
-    assert script.last.job == "90_3"
+    assert [e.job for e in script.job.attempt_log.events()] == ["90_3"] * 2
+    assert script.told[0] == ["scontrol", "requeue", script.id]  # SLURM's number, not the name
 
 
 def test_code_that_was_altered_neither_begins_nor_is_queued_again(

@@ -121,6 +121,8 @@ def test_a_run_that_was_begun_otherwise_starts_anew(tmp_path: Path, tiny_set: Pa
     assert _states(_plan(tmp_path, data=tiny_set))[0] == "begun"
     other = _plan(tmp_path, "pretrain.seed=9", data=tiny_set).steps[0].existing
     assert other == Existing("again", ("seed: 0 -> 9",))
+    past = _plan(tmp_path, "pretrain.train.max_steps=3", data=tiny_set).steps[0].existing
+    assert past == Existing("again", ("train.max_steps: 4 steps are done already, not 3",))
 
 
 @pytest.mark.parametrize("setting", ["train.max_steps=9", "train.epochs=9", "train.early_stop=1"])
@@ -143,19 +145,6 @@ def test_what_was_made_from_a_run_that_is_gone_is_outdated(tmp_path: Path, tiny_
     assert again.steps[1].existing.reasons == ("pretrain is not complete",)
 
 
-def test_a_run_past_the_steps_that_are_asked_for_starts_anew(
-    tmp_path: Path, tiny_set: Path
-) -> None:
-    plan = _plan(tmp_path, data=tiny_set)
-    run, config = plan.steps[0].target.run, plan.steps[0].config
-    assert config is not None
-    write_atomic(run / "config.yaml", config.model_dump_json())
-    meta = {"meta": {"data": Manifest.load(tiny_set).fingerprint, "encoder": None}}
-    write_atomic(run / "checkpoints" / "step-00000004" / "checkpoint.json", to_json(meta))
-    found = _plan(tmp_path, "pretrain.train.max_steps=3", data=tiny_set).steps[0].existing
-    assert found == Existing("again", ("train.max_steps: 4 steps are done already, not 3",))
-
-
 def test_a_damaged_run_is_told_and_not_sent_over(tmp_path: Path, tiny_set: Path) -> None:
     plan = _finished(tmp_path, tiny_set)
     (plan.steps[0].target.run / "config.yaml").write_text("task: other\n")
@@ -163,35 +152,23 @@ def test_a_damaged_run_is_told_and_not_sent_over(tmp_path: Path, tiny_set: Path)
         _plan(tmp_path, data=tiny_set)
 
 
-def test_a_simulated_set_is_made_anew_for_other_settings(tmp_path: Path, tiny_set: Path) -> None:
+@pytest.mark.parametrize(
+    ("phase", "changes", "other"),
+    [
+        ({"simulate": {"family": "model_ii", "n_per_class": 40}}, ["seed=3"], ("source",)),
+        ({"pack": {"src": "raw"}}, ["seed=3", "dtype=float16"], ("seed", "dtype")),
+    ],
+)
+def test_a_set_is_made_anew_for_other_settings(
+    tmp_path: Path, tiny_set: Path, phase: Any, changes: list[str], other: tuple[str, ...]
+) -> None:
     chain = json.loads(write_chain(tmp_path, tiny_set).read_text())
-    one = {"family": "model_ii", "n_per_class": 40}
-    chain["phases"] = {"images": {"simulate": one}} | chain["phases"]
+    chain["phases"] = {"images": phase} | chain["phases"]
     file = tmp_path / "chain.yaml"
     file.write_text(json.dumps(chain))
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "images").symlink_to(tiny_set)
     cluster = write_cluster(tmp_path)
     assert make_plan(file, cluster, ()).steps[0].existing.state == "done"
-    assert make_plan(file, cluster, ["images.seed=3"]).steps[0].existing.state == "again"
-
-
-def test_what_is_set_aside_is_whole(tmp_path: Path) -> None:
-    write_atomic(tmp_path / "run" / "a" / "b", "kept")
-    aside = set_aside(tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    assert (aside / "a" / "b").read_text() == "kept"
-    assert aside.parent == tmp_path
-
-
-def test_a_packed_set_is_made_anew_for_other_settings(tmp_path: Path, tiny_set: Path) -> None:
-    chain = json.loads(write_chain(tmp_path, tiny_set).read_text())
-    chain["phases"] = {"files": {"pack": {"src": "raw"}}} | chain["phases"]
-    file = tmp_path / "chain.yaml"
-    file.write_text(json.dumps(chain))
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "files").symlink_to(tiny_set)
-    cluster = write_cluster(tmp_path)
-    assert make_plan(file, cluster, ()).steps[0].existing.state == "done"
-    found = make_plan(file, cluster, ["files.seed=3", "files.dtype=float16"]).steps[0].existing
-    assert found == Existing("again", ("another seed", "another dtype"))
+    found = make_plan(file, cluster, [f"images.{one}" for one in changes]).steps[0].existing
+    assert found == Existing("again", tuple(f"another {name}" for name in other))

@@ -93,7 +93,6 @@ def test_a_failed_phase_goes_on_with_all_that_waited_for_it(
     after = chain.newest("finetune")
     assert after == before.model_copy(update={"folder": after.folder})
     assert after.folder.stat().st_mode & 0o777 == 0o700
-    assert json.loads((after.folder / "jobs.json").read_text())["finetune"] == "105"
     assert [event.job for event in chain.attempt_log("finetune").events()] == ["102", "105"]
 
 
@@ -126,16 +125,6 @@ def test_what_is_in_the_queue_is_left_alone_or_refused_by_name(chain: Chain) -> 
     with pytest.raises(UserError, match=r"finetune is in .*102, PENDING \(Dependency\); cancel it"):
         chain.resume("finetune")
     assert not _calls(chain, "sbatch", "scancel")
-
-
-def test_the_second_resume_finds_the_first_in_the_queue(chain: Chain) -> None:
-    chain.broken()
-    chain.resume()
-    asked = chain.fake.jobs
-    assert all(sentence.endswith("left as it is") for sentence in chain.resume())
-    with pytest.raises(UserError, match="pretrain is in the queue or runs: job 104, PENDING"):
-        chain.resume("pretrain")
-    assert chain.fake.jobs == asked
 
 
 def test_complete_phases_are_skipped(chain: Chain) -> None:
@@ -195,20 +184,16 @@ def test_a_phase_goes_on_with_other_nodes(
     chain: Chain, nodes: str, counts: tuple[int, ...]
 ) -> None:
     chain.broken()
-    chain.configure()
+    chain.configure("pretrain")
+    chain.configure("finetune")
     chain.resume("pretrain", nodes=nodes)
     jobs = chain.fake.jobs
     assert [jobs[job]["flags"]["nodes"] for job in ("104", "105", "106")] == [nodes, "1", "1"]
     assert (chain.newest("pretrain").counts, chain.newest("finetune").counts) == (counts, (1,))
-
-
-def test_nodes_that_cannot_share_the_step_are_refused_first(chain: Chain) -> None:
-    chain.queue("pretrain", state="FAILED")
-    chain.queue("finetune", reason="DependencyNeverSatisfied")
-    chain.configure()
-    with pytest.raises(UserError, match="which 3 processes cannot share evenly"):
-        chain.resume("pretrain", nodes="3")
-    assert not _calls(chain, "sbatch", "scancel")
+    chain.cancel()
+    chain.resume(nodes=nodes)
+    again = [chain.fake.jobs[job]["flags"]["nodes"] for job in waits(chain.fake)]
+    assert again == [nodes, nodes, "1"]  # without names: all runs
 
 
 def test_a_controller_that_is_away_stops_it_before_anything_is_done(chain: Chain) -> None:
@@ -263,15 +248,6 @@ def test_one_phase_is_cancelled_alone(chain: Chain) -> None:
     assert chain.fake.jobs["101"]["state"] == "RUNNING"
     chain.resume("finetune")
     assert waits(chain.fake) == {"103": "afterok:101"}
-
-
-def test_other_nodes_for_all_that_stopped(chain: Chain) -> None:
-    chain.broken()
-    chain.configure("pretrain")
-    chain.configure("finetune")
-    chain.resume(nodes="2")
-    nodes = [chain.fake.jobs[job]["flags"]["nodes"] for job in waits(chain.fake)]
-    assert nodes == ["2", "2", "1"]
 
 
 @pytest.mark.parametrize(
