@@ -192,8 +192,8 @@ class _Builder:
     def _cluster_of(self, name: str) -> Cluster:
         phase, cluster = self._chain.phases[name], self._cluster
         if phase.walltime is not None:
-            given = [f"cluster.{setting}" for setting in self._request.cluster]
-            cluster = read_cluster(self._cluster_file, given, f"walltime={phase.walltime}")
+            more = f"walltime={phase.walltime}"
+            cluster = read_cluster(self._cluster_file, self._request.cluster, more)
         return cluster if phase.processes is None else cluster.at_most(phase.processes)
 
     def _config(self, name: str, point: Point | None, earlier: Sequence[Step]) -> BaseRun:

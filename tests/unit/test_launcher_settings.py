@@ -49,6 +49,10 @@ def fsdp(**more: Any) -> dict[str, Any]:
     return {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2, **more}}
 
 
+def shard(stage: int, offload: bool = False, engine: str = "fsdp", **more: Any) -> dict[str, Any]:
+    return {"engine": engine, "shard.stage": stage, "shard.offload": offload, **more}
+
+
 def deepspeed(**more: Any) -> dict[str, Any]:
     return {"distributed_type": "DEEPSPEED", "deepspeed_config": more}
 
@@ -66,32 +70,18 @@ def deepspeed(**more: Any) -> dict[str, Any]:
         ({"fsdp_config": {"fsdp_version": 1}}, {}),  # not in use, as below
         ({"fp8_config": {"backend": "TE"}}, {}),
         ({"parallelism_config": {"parallelism_config_tp_size": 2}}, {}),
-        (fsdp(), {"engine": "fsdp", "shard.stage": 3, "shard.offload": False}),
-        (
-            fsdp(reshard_after_forward=False),
-            {"engine": "fsdp", "shard.stage": 2, "shard.offload": False},
-        ),
-        (
-            fsdp(fsdp_sharding_strategy="SHARD_GRAD_OP", fsdp_offload_params=True),
-            {"engine": "fsdp", "shard.stage": 2, "shard.offload": True},
-        ),
-        (
-            fsdp(fsdp_activation_checkpointing=True),
-            {"engine": "fsdp", "shard.stage": 3, "shard.offload": False, "speed.recompute": True},
-        ),
+        (fsdp(), shard(3)),
+        (fsdp(reshard_after_forward=False), shard(2)),
+        (fsdp(fsdp_sharding_strategy="SHARD_GRAD_OP", fsdp_offload_params=True), shard(2, True)),
+        (fsdp(fsdp_activation_checkpointing=True), shard(3, **{"speed.recompute": True})),
         (deepspeed(), {"engine": "deepspeed"}),
         (
             deepspeed(zero_stage=1, offload_optimizer_device="none", gradient_clipping=0.5),
-            {
-                "engine": "deepspeed",
-                "shard.stage": 1,
-                "shard.offload": False,
-                "optim.clip_norm": 0.5,
-            },
+            shard(1, engine="deepspeed", **{"optim.clip_norm": 0.5}),
         ),
         (
             deepspeed(zero_stage=3, offload_param_device="cpu", gradient_accumulation_steps=4),
-            {"engine": "deepspeed", "shard.stage": 3, "shard.offload": True, "accumulation": "4"},
+            shard(3, True, "deepspeed", accumulation="4"),
         ),
         (deepspeed(gradient_accumulation_steps="auto"), {"engine": "deepspeed"}),
         ({"deepspeed_config": {"gradient_accumulation_steps": 4}}, {}),  # not in use

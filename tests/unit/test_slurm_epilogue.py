@@ -160,24 +160,27 @@ def test_nodes_that_are_not_fit_are_left_out_and_a_crash_waits(script: Script, s
     assert script.fake.jobs[job]["restarts"] == 2
 
 
-def test_a_full_disk_is_no_node_s_fault(script: Script, said: Said) -> None:
+@pytest.mark.parametrize(
+    ("nodes", "unfit", "excluded", "delayed"),
+    [
+        ("gpu[7-8]", ("gpu7", "gpu8"), (), True),
+        ("gpu[7-8]", ("gpu8",), ("gpu8",), False),  # gpu7 has no such problem
+        ("gpu8", ("gpu8",), (), True),
+    ],
+)
+def test_a_full_disk_of_all_nodes_is_not_a_node_s_fault(
+    script: Script, nodes: str, unfit: tuple[str, ...], excluded: tuple[str, ...], delayed: bool
+) -> None:
     script.write(cluster={"requeue": {"backoff": 30}})
+    script.allot(nodes)
     script.begin()
-    script.report("gpu7", "gpu7 finds the disk full", shared=True)
-    script.report("gpu8", "gpu8 finds the disk full", shared=True)
+    for node in unfit:
+        script.report(node, f"{node} finds the disk full", shared=True)
     assert script.settle() == 75
-    assert (script.last.excluded, script.last.kind) == ((), "device")
-    update = ["scontrol", "update", f"JobId={script.id}", "StartTime=now+30"]
+    assert (script.last.excluded, script.last.kind) == (excluded, "device")
+    change = "StartTime=now+30" if delayed else "ExcNodeList=gpu8"
+    update = ["scontrol", "update", f"JobId={script.id}", change]
     assert script.told == [["scontrol", "requeue", script.id], update]
-    assert said() == "finetune: node check failed: gpu7 finds the disk full; requeued in 30 s\n"
-
-
-def test_what_ails_one_node_alone_is_its_own(script: Script) -> None:
-    script.write(cluster={"requeue": {"backoff": 30}})
-    script.begin()
-    script.report("gpu8", "gpu8 does not see /data", shared=True)  # and gpu7 does
-    assert script.settle() == 75
-    assert script.last.excluded == ("gpu8",)
 
 
 def test_only_attempts_since_the_phase_was_sent_count(script: Script) -> None:
@@ -215,6 +218,17 @@ def test_what_was_cancelled_is_not_queued_again(script: Script) -> None:
     assert script.told == []
 
 
+def _srun(folder: Path, patch: pytest.MonkeyPatch, body: str) -> None:
+    """Put an srun on PATH."""
+    tool = write_atomic(folder / "bin" / "srun", f"#!/bin/sh\n{body}\n")
+    tool.chmod(0o755)
+    patch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+def _bash(text: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", "-s"], input=text, capture_output=True, text=True, check=False)
+
+
 def test_the_script_of_an_array_runs_in_a_folder_of_any_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeSlurm
 ) -> None:
@@ -226,11 +240,8 @@ def test_the_script_of_an_array_runs_in_a_folder_of_any_name(
     task.parent.mkdir(mode=0o700)
     task.symlink_to("../finetune.json")
     script.allot("gpu[7-8]", ARRAY_JOB_ID="90", ARRAY_TASK_ID="3")
-    write_atomic(tmp_path / "bin" / "srun", "#!/bin/sh\nexit 3\n")
-    (tmp_path / "bin" / "srun").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    text = batch_script(job, [], array="finetune")
-    done = subprocess.run(["bash", "-s"], input=text, capture_output=True, text=True, check=False)
+    _srun(tmp_path, monkeypatch, "exit 3")
+    done = _bash(batch_script(job, [], array="finetune"))
     assert "finetune: ended with code 3" in done.stderr
     assert [e.job for e in script.job.attempt_log.events()] == ["90_3"] * 2
     assert script.told[0] == ["scontrol", "requeue", script.id]  # SLURM's number, not the name
@@ -258,11 +269,9 @@ def test_the_script_as_it_is_sent(
     script.write(counts=(1,), cluster={"requeue": {"backoff": 0}})
     seen = '"$SLURM_NNODES $LENSDIST_ATTEMPT $PYTHONSAFEPATH"'
     # SLURM tells the script, too, when it ends a job: it must live to settle.
-    write_atomic(tmp_path / "bin" / "srun", f"#!/bin/sh\nkill -TERM $PPID\necho {seen}\nexit 3\n")
-    (tmp_path / "bin" / "srun").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    _srun(tmp_path, monkeypatch, f"kill -TERM $PPID\necho {seen}\nexit 3")
     text = batch_script(script.job, [])
-    done = subprocess.run(["bash", "-s"], input=text, capture_output=True, text=True, check=False)
+    done = _bash(text)
     assert done.stdout == "1 1 1\n"
     assert done.returncode == 75
     assert "1 of 2 nodes share the step evenly" in done.stderr
@@ -271,7 +280,7 @@ def test_the_script_as_it_is_sent(
     # What could not begin does not run, and is not settled twice.
     script.write(needs=(script.need,))
     script.fake.set(script.id, state="RUNNING")
-    done = subprocess.run(["bash", "-s"], input=text, capture_output=True, text=True, check=False)
+    done = _bash(text)
     assert (done.returncode, done.stdout) == (1, "")
     assert "pretrain is not complete" in done.stderr
     assert [e.what for e in script.job.attempt_log.events()] == ["started", "ended"] * 2

@@ -172,9 +172,14 @@ def test_outdated_scores_do_not_count_for_the_job_that_makes_them_anew(
 
 def test_a_submission_holds_all_that_its_jobs_need(tmp_path: Path, fake: FakeSlurm) -> None:
     plan = _plan(tmp_path, "pretrain.seed=7")
-    send(plan, lambda sentence: None, "the line")
+    before = os.umask(0o002)
+    try:
+        send(plan, lambda sentence: None, "the line")
+    finally:
+        os.umask(before)
     (folder,) = sendings(plan.state)
-    assert folder.stat().st_mode & 0o777 == 0o700
+    for private in (plan.state, folder):  # its files are executed
+        assert private.stat().st_mode & 0o777 == 0o700
     for step, number in zip(plan.steps, fake.jobs, strict=True):
         job = load_job(folder / f"{step.name}.json")
         assert (job.target, job.needs, job.cluster) == (step.target, step.needs, step.cluster)
@@ -188,15 +193,6 @@ def test_a_submission_holds_all_that_its_jobs_need(tmp_path: Path, fake: FakeSlu
     # Resolved: an edited preset does not change what waits.
     file = load_job(folder / "pretrain.json").argv[-1]
     assert load(Path(file), schema=schema_of) == plan.steps[0].config
-
-
-def test_nobody_else_writes_to_the_code_that_runs(tmp_path: Path, fake: FakeSlurm) -> None:
-    before = os.umask(0o002)
-    try:
-        _send(tmp_path)
-    finally:
-        os.umask(before)
-    assert (tmp_path / "runs" / ".submit").stat().st_mode & 0o077 == 0
 
 
 def test_nothing_is_done_while_the_controller_is_away(tmp_path: Path, fake: FakeSlurm) -> None:
