@@ -18,9 +18,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
 TWO_BY_TWO = {"executor": "slurm", "nodes": 2, "processes_per_node": 2, "cpus_per_task": 2}
 
 
-def test_a_chain_runs_phase_after_phase_on_two_nodes(
-    cluster: MiniSlurm, tiny_set: Path, tmp_path: Path
-) -> None:
+def test_a_chain_runs_on_two_nodes(cluster: MiniSlurm, tiny_set: Path, tmp_path: Path) -> None:
     chain = write_chain(tmp_path, tiny_set)
     where = write_cluster(tmp_path, **TWO_BY_TWO)
     runs = tmp_path / "runs"
@@ -71,9 +69,7 @@ def test_a_chain_runs_phase_after_phase_on_two_nodes(
     assert jobs_of(runs) == jobs
 
 
-def test_what_needs_a_failed_phase_is_cancelled_and_healed_by_resume(
-    cluster: MiniSlurm, tiny_set: Path, tmp_path: Path
-) -> None:
+def test_resume_sends_dependents_again(cluster: MiniSlurm, tiny_set: Path, tmp_path: Path) -> None:
     chain = write_chain(tmp_path, tiny_set)
     where = write_cluster(tmp_path, executor="slurm", cpus_per_task=1)
     runs, there = tmp_path / "runs", tmp_path / "later"
@@ -99,7 +95,7 @@ def test_what_needs_a_failed_phase_is_cancelled_and_healed_by_resume(
     assert states == dict.fromkeys(again, "COMPLETED"), told
 
 
-def test_a_sweep_is_an_array_with_a_table(
+def test_a_sweep_is_an_array_and_a_table(
     cluster: MiniSlurm, tiny_set: Path, tmp_path: Path
 ) -> None:
     tmp_path = tmp_path / ODD  # whatever the folder is called
@@ -133,9 +129,7 @@ def test_a_sweep_is_an_array_with_a_table(
     assert rows[1]["complete"] is False
 
 
-def test_what_sbatch_refuses_is_told_in_its_words(
-    cluster: MiniSlurm, tiny_set: Path, tmp_path: Path
-) -> None:
+def test_sbatch_s_refusal_is_shown(cluster: MiniSlurm, tiny_set: Path, tmp_path: Path) -> None:
     chain = write_chain(tmp_path, tiny_set)
     where = write_cluster(tmp_path, executor="slurm", partition="nope")
     told = submit("submit", chain, where, code=1, env=cluster.environment).stderr

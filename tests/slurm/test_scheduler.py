@@ -131,7 +131,7 @@ def test_the_fake_slurm_answers_as_the_real_one_does(cluster: MiniSlurm, tmp_pat
         assert played.answer(command) == real.answer(command), command
 
 
-def test_a_requeued_job_runs_elsewhere(
+def test_a_requeued_job_moves(
     cluster: MiniSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key, value in cluster.environment.items():

@@ -87,7 +87,7 @@ def deepspeed(**more: Any) -> dict[str, Any]:
         ({"deepspeed_config": {"gradient_accumulation_steps": 4}}, {}),  # not in use
     ],
 )
-def test_a_file_means_what_accelerate_makes_of_it(
+def test_what_files_mean(
     changes: dict[str, Any], asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("accelerate.utils.launch.is_fp8_available", lambda: True)
@@ -127,7 +127,7 @@ def test_a_file_means_what_accelerate_makes_of_it(
         ),
     ],
 )
-def test_what_no_run_can_have_is_refused_in_files_and_in_environments(
+def test_refused_settings(
     changes: dict[str, Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("accelerate.utils.launch.is_fp8_available", lambda: True)
@@ -180,9 +180,7 @@ def test_a_flag_leaves_the_engine_to_the_run(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mixed_precision", "dynamo_backend"])
-def test_a_no_without_quotes_is_told_before_accelerate_falls_over_it(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_no_without_quotes(name: str, tmp_path: Path) -> None:
     file = written(tmp_path, **{name: False})
     with pytest.raises(AttributeError):
         launched(file)
@@ -254,9 +252,7 @@ def test_auto_leaves_it_to_accelerates_file_and_to_the_run(tmp_path: Path) -> No
         ({"zero_optimization": {}}, "asks for ZeRO's stage 0"),
     ],
 )
-def test_what_would_change_a_step_is_refused(
-    data: dict[str, Any], sentence: str, tmp_path: Path
-) -> None:
+def test_refused_blocks(data: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     (told,) = of_json(tmp_path, {"zero_optimization": {"stage": 2}} | data).refused
     assert sentence in told
 

@@ -21,9 +21,7 @@ def _page(chain: Standing, phase: str = "pretrain") -> str:
 
 
 @pytest.mark.parametrize(("shared", "kind"), [(True, "shared"), (False, "device")])
-def test_what_all_nodes_share_is_nothing_for_the_centre(
-    standing: Standing, shared: bool, kind: str
-) -> None:
+def test_a_problem_of_all_nodes(standing: Standing, shared: bool, kind: str) -> None:
     standing.slurm(squeue="17|PENDING|BeginTime||N/A")
     standing.failed("requeue", "node check failed: gpu08 is so", kind="device")
     standing.unfit("gpu08 is so", shared=shared)
@@ -67,9 +65,7 @@ def test_a_cancelled_phase_does_not_start_after_what_it_needs(standing: Standing
     assert "It starts by itself after that" in _page(standing, "finetune")
 
 
-def test_a_launcher_here_does_not_start_what_was_cancelled(
-    standing: Standing, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cancelled_phase_here(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "is_ours", lambda job: job == "42")
     for phase in ("pretrain", "finetune"):
         standing.sent(phase, "42", executor="local")
@@ -88,7 +84,7 @@ def test_a_launcher_here_does_not_start_what_was_cancelled(
         ("stop", "packed is not a packed set", "input", "input"),
     ],
 )
-def test_each_kind_of_end_is_explained(
+def test_each_kind_of_end(
     standing: Standing, verdict: str, reason: str, kind: str, says: str
 ) -> None:
     standing.slurm()

@@ -42,9 +42,7 @@ pytestmark = pytest.mark.unit
         ({"env": {"A B": "1"}}, "not a variable's name"),
     ],
 )  # fmt: skip
-def test_a_cluster_that_contradicts_itself(
-    tmp_path: Path, settings: dict[str, Any], sentence: str
-) -> None:
+def test_refused_clusters(tmp_path: Path, settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         load(write_cluster(tmp_path, **settings), schema=Cluster)
 

@@ -69,9 +69,7 @@ def _out_of_memory(chain: Standing) -> None:
         chain.word("pretrain", rank, host, error, attempt=2, **told)
 
 
-def test_a_page_from_the_headline_to_the_next_command(
-    standing: Standing, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_whole_page(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     monkeypatch.chdir(standing.runs.parent)
@@ -200,9 +198,7 @@ def test_what_runs_has_its_progress_and_a_warning_if_it_is_quiet(standing: Stand
         ),
     ],
 )
-def test_what_waits_says_for_what(
-    reason: str, says: str, types: list[str], standing: Standing
-) -> None:
+def test_reasons_to_wait(reason: str, says: str, types: list[str], standing: Standing) -> None:
     standing.slurm(squeue=f"17|PENDING|{reason}||N/A")
     standing.sent("pretrain", "17")
     page = standing.page("pretrain")

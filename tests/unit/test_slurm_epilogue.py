@@ -54,9 +54,7 @@ def test_an_attempt_knows_its_number_and_its_end(script: Script) -> None:
     ("given", "used"),
     [("gpu[1-4]", "gpu1 gpu2 gpu3 gpu4"), ("gpu[1,3],x", "gpu1 gpu3"), ("x", "x")],
 )
-def test_as_many_nodes_are_used_as_share_the_step_evenly(
-    script: Script, given: str, used: str
-) -> None:
+def test_nodes_that_share_the_step_evenly(script: Script, given: str, used: str) -> None:
     script.write(counts=(1, 2, 4), cluster={"nodes": "1-4"})
     script.allot(given)
     found = script.begin()
@@ -78,9 +76,7 @@ def test_what_needs_an_incomplete_phase_does_not_begin(script: Script, said: Sai
     assert script.begin()[ATTEMPT] == "2"
 
 
-def test_without_its_nodes_or_with_an_open_folder_nothing_begins(
-    script: Script, said: Said
-) -> None:
+def test_unknown_nodes_or_an_open_folder(script: Script, said: Said) -> None:
     script.allot("gpu[8-7]")
     assert prologue.main(str(script.file)) == 1
     assert "Invalid hostlist" in said()
@@ -122,9 +118,7 @@ def test_a_run_that_saved_is_queued_again_once(script: Script, said: Said) -> No
         ({"state": "PENDING", "restarts": 2}, "leave", "SLURM has requeued it itself"),
     ],
 )
-def test_what_slurm_says_decides_who_queues_it_again(
-    script: Script, job: dict[str, Any], verdict: str, reason: str
-) -> None:
+def test_states_of_slurm(script: Script, job: dict[str, Any], verdict: str, reason: str) -> None:
     script.allot("gpu[7-8]", RESTART_COUNT="1")
     script.begin()
     script.fake.set(script.id, **{"restarts": 1, **job})
@@ -168,7 +162,7 @@ def test_nodes_that_are_not_fit_are_left_out_and_a_crash_waits(script: Script, s
         ("gpu8", ("gpu8",), (), True),
     ],
 )
-def test_a_full_disk_of_all_nodes_is_not_a_node_s_fault(
+def test_a_full_disk(
     script: Script, nodes: str, unfit: tuple[str, ...], excluded: tuple[str, ...], delayed: bool
 ) -> None:
     script.write(cluster={"requeue": {"backoff": 30}})
@@ -195,9 +189,7 @@ def test_only_attempts_since_the_phase_was_sent_count(script: Script) -> None:
     assert number == 4
 
 
-def test_what_slurm_does_not_queue_again_is_written_down(
-    script: Script, said: Said, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_requeue(script: Script, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "_AWAY", (0,))  # minutes, else
     script.begin()
     script.fake.down()
@@ -229,7 +221,7 @@ def _bash(text: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-s"], input=text, capture_output=True, text=True, check=False)
 
 
-def test_the_script_of_an_array_runs_in_a_folder_of_any_name(
+def test_the_script_of_an_array(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeSlurm
 ) -> None:
     folder = tmp_path / ODD / "INDEX"
@@ -247,9 +239,7 @@ def test_the_script_of_an_array_runs_in_a_folder_of_any_name(
     assert script.told[0] == ["scontrol", "requeue", script.id]  # SLURM's number, not the name
 
 
-def test_code_that_was_altered_neither_begins_nor_is_queued_again(
-    script: Script, tmp_path: Path, said: Said
-) -> None:
+def test_changed_code_is_not_run(script: Script, tmp_path: Path, said: Said) -> None:
     job = script.job.model_copy(update={"code": copy_code(tmp_path / "clone", script.job.state)})
     write_atomic(script.file, job.model_dump_json())
     script.begin()
@@ -263,9 +253,7 @@ def test_code_that_was_altered_neither_begins_nor_is_queued_again(
     assert script.last.verdict == "stop"
 
 
-def test_the_script_as_it_is_sent(
-    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_batch_script(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script.write(counts=(1,), cluster={"requeue": {"backoff": 0}})
     seen = '"$SLURM_NNODES $LENSDIST_ATTEMPT $PYTHONSAFEPATH"'
     # SLURM tells the script, too, when it ends a job: it must live to settle.

@@ -60,9 +60,7 @@ def _found(*args: Any, **more: Any) -> Estimate:
     return found
 
 
-def test_measured_in_the_run_and_what_is_done_is_taken_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_measured_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs" / "pretrain"
     _rows(run, [1.0, 90.0, 100.0, 110.0])
@@ -145,7 +143,7 @@ def test_only_the_life_that_saved_the_newest_checkpoint_counts(tmp_path: Path) -
         ("common/debug", ["unfreeze=all", "unfreeze_epochs=null"], 0),
     ],
 )
-def test_frozen_stages_are_too_fast_to_count(
+def test_frozen_stages_do_not_count(
     tmp_path: Path, preset: str, changes: list[str], from_epoch: int
 ) -> None:
     config = _config(preset, *changes)

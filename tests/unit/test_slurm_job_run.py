@@ -74,9 +74,7 @@ def test_a_damaged_predecessor_counts_as_none(tmp_path: Path) -> None:
         start_attempt(job, "7", ("here",), None)
 
 
-def test_success_is_the_marker_not_the_exit_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_success_is_the_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decision = _attempt(_job(tmp_path, "pass"), monkeypatch)
     assert decision.verdict == "requeue"  # it may have been anything: tried again, not for ever
     assert "ended with code 0, but is not complete" in decision.reason
@@ -84,9 +82,7 @@ def test_success_is_the_marker_not_the_exit_code(
     assert _attempt(_job(tmp_path, "raise SystemExit(1)"), monkeypatch).verdict == "done"
 
 
-def test_a_run_with_other_settings_is_not_what_was_sent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"optim": {"schedule": {"kind": "constant"}}, "train": {"max_steps": 6}}
     for name in ("pretrain", "finetune"):
         mark_complete(tmp_path / name, asked)
@@ -252,9 +248,7 @@ def test_a_run_whose_parent_is_killed_saves_and_leaves(tmp_path: Path) -> None:
     assert outcome.read(job.outcome_folder(start.attempt))[0].kind == "saved"
 
 
-def test_a_node_that_is_not_fit_starts_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unfit_node_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "gpu07")
     check = {"command": "echo the fan is broken; false"}
     job = _job(tmp_path, "open('started', 'w')", preflight=check)
@@ -264,9 +258,7 @@ def test_a_node_that_is_not_fit_starts_nothing(
     assert not (tmp_path / "started").exists()
 
 
-def test_processes_that_do_not_find_each_other_are_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_that_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = _job(tmp_path, "import time; time.sleep(300)", preflight={"seconds": 2})
     job = job.model_copy(update={"argv": (*job.argv, "lensdist.train")})
     began = time.monotonic()

@@ -170,9 +170,7 @@ def _is_alive(process: str) -> bool:
         ("debug", signal.SIGINT, True),
     ],
 )
-def test_a_launcher_that_is_told_to_stop_waits_for_its_run(
-    executor: str, number: int, whole: bool, tmp_path: Path
-) -> None:
+def test_a_stopped_launcher_waits(executor: str, number: int, whole: bool, tmp_path: Path) -> None:
     job = _job(tmp_path, "train", _SAVES, executor=executor)
     other = _job(tmp_path, "other", "open('started', 'w')", executor=executor)
     with _launch(tmp_path, job, other) as launcher:
@@ -237,9 +235,7 @@ def test_a_phase_that_waits_is_cancelled_alone(tmp_path: Path) -> None:
     assert [e.what for e in _events(jobs[2])] == ["sent"]
 
 
-def test_a_run_listens_to_nobody_else_and_is_cancelled_from_another_terminal(
-    tmp_path: Path, tiny_set: Path
-) -> None:
+def test_a_run_listens_locally_and_is_cancelled(tmp_path: Path, tiny_set: Path) -> None:
     chain = write_chain(tmp_path, tiny_set, steps=100_000)
     here = write_cluster(tmp_path, processes_per_node=2)
     many = ["pretrain", "train.epochs=100000", "train.eval_every_epochs=1000"]

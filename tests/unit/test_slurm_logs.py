@@ -50,9 +50,7 @@ def _stop(chain: Standing, job: str = "17", **more: object) -> Callable[[], None
 _STOPPED = "-- pretrain: ended: the loss is nan; `why pretrain` says more"
 
 
-def test_the_end_of_each_log_is_said_with_its_phase_where_there_are_several(
-    standing: Standing,
-) -> None:
+def test_lines_of_several_logs_name_their_phase(standing: Standing) -> None:
     standing.sent("pretrain", "17")
     standing.sent("finetune", "18_3")  # of an array
     standing.log("17", "".join(f"line {n}\n" for n in range(99)))

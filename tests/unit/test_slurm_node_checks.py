@@ -51,7 +51,7 @@ def test_folders_that_are_not_mounted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"), [(0, "Permission denied"), (os.ST_RDONLY, "read-only")]
 )
-def test_a_folder_that_cannot_be_written(
+def test_a_read_only_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: int, words: str
 ) -> None:
     job = node_job(tmp_path)
@@ -97,7 +97,7 @@ def test_a_full_or_slow_disk(tmp_path: Path, limit: str, unit: str) -> None:
         (errno.EIO, "Input/output error"),
     ],
 )
-def test_a_disk_that_takes_nothing_more(
+def test_a_failing_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
 ) -> None:
     def fails(handle: int) -> None:
@@ -128,7 +128,7 @@ def test_what_is_written_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("off", "words"), [(3600, "s ahead of"), (-3600, "s behind")])
-def test_a_clock_that_is_wrong(
+def test_a_wrong_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: float, words: str
 ) -> None:
     job = node_job(tmp_path)
@@ -149,7 +149,7 @@ def test_a_clock_that_is_wrong(
 
 
 @pytest.mark.parametrize(("visible", "fit"), [("0,2", True), ("0,1", False), ("GPU-cc", False)])
-def test_only_the_job_s_own_gpus_count(
+def test_only_own_gpus_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, fit: bool
 ) -> None:
     """Where SLURM does not hide the others from nvidia-smi: 1 and 3 are other jobs' trouble."""
@@ -164,9 +164,7 @@ def test_only_the_job_s_own_gpus_count(
         assert "has 1 GPU(s) of 4 by CUDA_VISIBLE_DEVICES=GPU-cc" in problem
 
 
-def test_a_local_run_has_the_user_s_choice_not_submitit_s(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpus_of_a_local_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_smi(tmp_path, GOOD)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     job = node_job(tmp_path, executor="local", gpus_per_node=1)
@@ -194,9 +192,7 @@ def test_gpus_that_do_not_work(tmp_path: Path, output: str, code: int, words: st
     assert _problem(node_job(tmp_path)) == ""  # a job on CPUs does not use them
 
 
-def test_an_nvidia_smi_that_does_not_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_smi(tmp_path, GOOD, before="sleep 60")
     job = node_job(tmp_path, gpus_per_node=2)
     assert "nvidia-smi that gave no answer (killed after" in _problem(impatient(job, 0.2))
@@ -240,9 +236,7 @@ def test_the_centre_s_own_check(tmp_path: Path) -> None:
         assert bool(found) == bool(code)
 
 
-def test_a_check_that_hangs_is_killed_with_all_it_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_check_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "fifo")
     reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     command = "{ echo up; sleep 60; } > fifo & wait"

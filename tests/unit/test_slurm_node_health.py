@@ -46,9 +46,7 @@ def _is_shared(job: Job, clock: Callable[[], float] = time.time) -> bool:
     return report.shared
 
 
-def test_what_other_nodes_would_meet_too_is_told_from_a_node_s_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shared_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = node_job(tmp_path)
     assert _is_shared(job.model_copy(update={"code": tmp_path / "scratch"}))
     assert _is_shared(node_job(tmp_path, versions() | {"torch": "1.0"}))

@@ -164,7 +164,7 @@ def test_a_damaged_run_is_told_and_not_sent_over(planned: Planned) -> None:
         ({"pack": {"src": "raw"}}, ["seed=3", "dtype=float16"], ("seed", "dtype")),
     ],
 )
-def test_a_set_is_made_anew_for_other_settings(
+def test_another_set(
     tmp_path: Path, tiny_set: Path, phase: Any, changes: list[str], other: tuple[str, ...]
 ) -> None:
     chain = json.loads(write_chain(tmp_path, tiny_set).read_text())

@@ -96,7 +96,7 @@ def test_the_trainer_knows_no_submitit() -> None:
         (["precision=fp16"], {"executor": "slurm"}, ["pretrain: precision: fp16", "finetune: pre"]),
     ],
 )
-def test_all_that_is_wrong_is_reported_and_nothing_is_written(
+def test_all_errors_are_reported(
     tmp_path: Path, words: list[str], cluster: dict[str, Any], told: list[str]
 ) -> None:
     chain = write_chain(tmp_path, tmp_path / "packed")

@@ -125,9 +125,7 @@ def test_attempts_that_slurm_ended_are_not_crashes() -> None:
         (_report(), {"missing": [(2, "n2"), (3, "n2")]}, "process 2 on n2 left no exit report"),
     ],
 )
-def test_the_reason_names_what_happened_first(
-    report: Outcome | None, end: dict[str, Any], reason: str
-) -> None:
+def test_the_reason(report: Outcome | None, end: dict[str, Any], reason: str) -> None:
     found = _decide(*filter(None, [report]), **end)
     assert found.reason.startswith(reason)
     assert (found.kind == "silent") == ("missing" in end or end.get("code") == 137)

@@ -81,9 +81,7 @@ def _calls(chain: Chain, *programs: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("names", [(), ("pretrain",)])
-def test_a_failed_phase_goes_on_with_all_that_waited_for_it(
-    chain: Chain, names: tuple[str, ...]
-) -> None:
+def test_dependents_are_sent_again(chain: Chain, names: tuple[str, ...]) -> None:
     chain.broken()
     before = load_job(chain.state / "first" / "finetune.json")
     said = chain.resume(*names)
@@ -180,9 +178,7 @@ def test_what_it_needs_must_be_there_or_in_the_queue(chain: Chain) -> None:
 
 
 @pytest.mark.parametrize(("nodes", "counts"), [("2", (2,)), ("2-4", (2, 4)), ("1", (1,))])
-def test_a_phase_goes_on_with_other_nodes(
-    chain: Chain, nodes: str, counts: tuple[int, ...]
-) -> None:
+def test_another_number_of_nodes(chain: Chain, nodes: str, counts: tuple[int, ...]) -> None:
     chain.broken()
     chain.configure("pretrain")
     chain.configure("finetune")
@@ -217,9 +213,7 @@ def test_what_sbatch_refuses_can_be_resumed_later(chain: Chain) -> None:
     assert waits(chain.fake) == {"105": "", "106": "afterok:105", "107": "afterok:106"}
 
 
-def test_cancelling_is_written_down_first_and_ends_active_jobs_only(
-    chain: Chain, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cancelling_is_logged_first(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     chain.queue("pretrain", state="COMPLETED")
     chain.queue("finetune", state="RUNNING")
     chain.queue("evaluate", reason="Dependency")
@@ -268,9 +262,7 @@ def test_without_slurm_nothing_is_resumed(chain: Chain, monkeypatch: pytest.Monk
         chain.resume()
 
 
-def test_a_launcher_here_that_still_runs_is_no_job_of_slurm(
-    chain: Chain, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_live_launcher_here(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[str] = []
     monkeypatch.setattr(status, "is_ours", lambda job: job == "4242")
     monkeypatch.setattr("slurm.submission.resume.dispatch", lambda jobs, *_: sent.extend(jobs))
@@ -283,9 +275,7 @@ def test_a_launcher_here_that_still_runs_is_no_job_of_slurm(
     assert not _calls(chain, "scancel")
 
 
-def test_a_launcher_here_that_waits_for_the_next_attempt_hears_the_word_alone(
-    chain: Chain, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_waiting_launcher_here(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other phases of it go on: only this one is not started again."""
     ended: list[int] = []
     monkeypatch.setattr(status, "is_ours", lambda job: job == "4242")

@@ -62,7 +62,7 @@ def test_what_waits_for_ever_is_told_from_what_waits(fake: FakeSlurm) -> None:
 
 
 @pytest.mark.parametrize("old", [{"accounting": False}, {"accounting": False, "strict": True}])
-def test_one_forgotten_job_hides_no_other(
+def test_a_forgotten_job(
     old: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = _use(FakeSlurm(tmp_path, **old), monkeypatch)
@@ -214,9 +214,7 @@ def test_when_a_job_could_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert set((tmp_path / "words").read_text().split("\n")) == {"--test-only", ""}
 
 
-def test_jobs_that_would_be_preempted_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_preempted_jobs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = "Job 9 to start at 2026-11-24T12:00:00 using 1 processors on nodes node1"
     _sbatch(tmp_path, monkeypatch, f"echo 'sbatch: {answer}\nsbatch:   Preempts: 7,8' >&2")
     said = "at 2026-11-24 12:00:00 on 1 core of node1, in place of job 7,8"  # without a partition

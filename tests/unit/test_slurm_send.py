@@ -78,9 +78,7 @@ def test_each_phase_waits_for_those_it_needs(tmp_path: Path, fake: FakeSlurm) ->
     assert said[1:3] == ["images: job 101", "pretrain: job 102, after 101"]
 
 
-def test_what_is_complete_is_no_dependency_and_what_is_in_the_queue_is(
-    tmp_path: Path, fake: FakeSlurm
-) -> None:
+def test_only_jobs_in_the_queue_are_dependencies(tmp_path: Path, fake: FakeSlurm) -> None:
     _send(tmp_path, "pretrain")
     said = _send(tmp_path, "finetune")
     assert said[-1] == "finetune: job 102, after 101"
@@ -127,9 +125,7 @@ def test_what_is_in_the_queue_is_not_sent_twice(tmp_path: Path, fake: FakeSlurm)
     assert len(sendings(tmp_path / "runs" / ".submit")) == 1
 
 
-def test_what_is_outdated_is_set_aside_whole_once_nothing_of_it_is_in_the_queue(
-    tmp_path: Path, fake: FakeSlurm
-) -> None:
+def test_outdated_runs_are_set_aside(tmp_path: Path, fake: FakeSlurm) -> None:
     _send(tmp_path, "pretrain")
     run = finish(_plan(tmp_path).steps[0])
     before = {p.relative_to(run): p.read_bytes() for p in run.rglob("*") if p.is_file()}
@@ -158,9 +154,7 @@ def test_a_run_that_another_phase_reads_is_not_set_aside(tmp_path: Path, fake: F
     assert run.exists()
 
 
-def test_outdated_scores_do_not_count_for_the_job_that_makes_them_anew(
-    tmp_path: Path, fake: FakeSlurm
-) -> None:
+def test_outdated_scores_do_not_count(tmp_path: Path, fake: FakeSlurm) -> None:
     plan = _plan(tmp_path)
     finish(plan.steps[0])
     run = finish(plan.steps[1])
@@ -221,7 +215,7 @@ def test_an_interruption_leaves_nothing_half_done(tmp_path: Path, fake: FakeSlur
     assert len(_send(tmp_path, "pretrain.optim.lr=0.5")) > 3  # and the same command goes
 
 
-def test_nothing_of_the_session_that_submits_reaches_the_job(
+def test_variables_of_the_session(
     tmp_path: Path, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Submitting from a job: its own restarts and array index would be taken for the new one's."""

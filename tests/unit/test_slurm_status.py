@@ -68,9 +68,7 @@ _STOPPED = "/data/packed is not a packed set; make one with pack"
         (("done", "complete"), "done"),
     ],
 )
-def test_the_log_tells_the_state_of_a_job_that_slurm_has_forgotten(
-    end: tuple[str, str] | None, state: str, standing: Standing
-) -> None:
+def test_states_without_slurm(end: tuple[str, str] | None, state: str, standing: Standing) -> None:
     standing.slurm()
     standing.sent("pretrain", "17")
     assert _rows(standing)["pretrain"]["state"] == "gone"
@@ -97,7 +95,8 @@ def test_without_slurm_nobody_knows_whether_a_job_runs(standing: Standing) -> No
     assert _rows(standing)["pretrain"]["state"] == "sent"
     standing.started("pretrain", "17")
     assert _rows(standing)["pretrain"]["state"] == "running?"
-    assert not query(standing.targets, standing.state)[0].failed
+    standing.ended("pretrain", "17", "leave", "SLURM has requeued it itself")
+    assert query(standing.targets, standing.state)[0].live is None
     standing.ended("pretrain", "17", "stop", "it fell")
     assert query(standing.targets, standing.state)[0].failed
 
@@ -137,9 +136,7 @@ def test_the_newest_sending_counts_whatever_the_old_job_still_writes(standing: S
     assert (row["job"], row["state"], row["attempts"]) == ("18", "PENDING (Resources)", "1")
 
 
-def test_progress_before_the_first_row_and_of_an_unreadable_run_is_unknown(
-    standing: Standing,
-) -> None:
+def test_unknown_progress(standing: Standing) -> None:
     run = standing.runs / "pretrain"
     assert progress(run) is None
     standing.train("pretrain", 0)

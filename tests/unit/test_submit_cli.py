@@ -64,9 +64,7 @@ def test_every_command_has_its_help(run: Run, command: str) -> None:
     [[], ["send"], ["plan", "--dry"], ["logs", "-n", "many"], ["resume", "--nodes"],
      ["status", "--sweep", "seed=1"], ["cancel", "--chain"]],
 )  # fmt: skip
-def test_what_is_no_command_is_bad_input(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_command_lines(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as e:
         main(words)
     assert e.value.code == 2
@@ -91,9 +89,7 @@ def test_what_is_no_command_is_bad_input(
         (["resume", "pretrain"], "pretrain was never sent: use `submit`"),
     ],
 )
-def test_bad_input_is_a_sentence_and_nothing_is_written(
-    run: Run, tmp_path: Path, words: list[str], sentence: str
-) -> None:
+def test_bad_input_exits_with_2(run: Run, tmp_path: Path, words: list[str], sentence: str) -> None:
     code, said, told = run(*words)
     assert (code, said) == (2, "")
     assert sentence in told
@@ -171,9 +167,7 @@ def test_what_is_complete_is_left(run: Run, tmp_path: Path, fake: FakeSlurm) -> 
     assert [*fake.jobs] == ["101"]
 
 
-def test_failures_after_the_start_leave_with_1(
-    run: Run, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failures_exit_with_1(run: Run, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("submit", "slurm")[0] == 0
     fake.down()
     for command in ("status", "cancel", "resume", "why", "logs"):
@@ -217,7 +211,7 @@ def test_one_point_of_a_sweep_is_cancelled_alone(run: Run, fake: FakeSlurm) -> N
     assert states == {"101_0": "PENDING", "101_1": "CANCELLED", "102": "PENDING"}
 
 
-def test_options_may_stand_between_words(
+def test_options_may_stand_anywhere(
     tmp_path: Path, tiny_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As the contract has it, and as `why` prints it: phases, files, settings."""
