@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lensdist.utils.errors import UserError
+from slurm.monitor import logs
 from slurm.monitor.logs import last_lines, print_logs
 from tests.unit.standing import Standing, standing
 
@@ -196,9 +197,13 @@ def test_a_phase_that_is_complete_already_ends_at_once(standing: Standing) -> No
 
 
 @pytest.mark.parametrize("lines", [1, 9000, 20_000])
-def test_the_last_lines_of_a_long_file(lines: int, tmp_path: Path) -> None:
+def test_the_last_lines_of_a_long_file(
+    lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = [f"{n} {'x' * (n % 40)}" for n in range(15_000)]
     file = tmp_path / "log"
     file.write_text("\n".join(whole))  # its last line has no end
     assert last_lines(file, lines) == whole[-lines:]
     assert last_lines(tmp_path / "none", lines) == []
+    monkeypatch.setattr(logs, "_MOST", 1000)  # bytes, in which there are 20 lines
+    assert last_lines(file, 20) == whole[-20:]
