@@ -63,7 +63,9 @@ def test_a_cancelled_phase_does_not_start_after_what_it_needs(standing: Standing
     assert "no longer starts by itself" in page
     assert page.endswith(_RESUME.format("finetune"))
     standing.slurm(squeue=f"{waits}\n18|PENDING|Dependency||N/A")  # scancel did not succeed
-    assert "It starts by itself after that" in _page(standing, "finetune")
+    page = _page(standing, "finetune")
+    assert "It starts by itself after that" in page
+    assert page.endswith("Next: python slurm/submit.py logs -f pretrain")
 
 
 def test_a_cancelled_phase_here(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,10 +248,12 @@ def test_one_phase_is_cancelled_alone(chain: Chain) -> None:
     ("nodes", "why"), [("two", "is not a number of nodes"), ("3", "share evenly")]
 )
 def test_wrong_nodes_leave_no_trace(chain: Chain, nodes: str, why: str) -> None:
-    chain.broken()
+    chain.queue("pretrain", state="FAILED")
+    chain.queue("finetune", reason="DependencyNeverSatisfied")  # would be cancelled
     chain.configure()
     with pytest.raises(UserError, match=why):
         chain.resume("pretrain", nodes=nodes)
+    assert not _calls(chain, "sbatch", "scancel")
     assert sendings(chain.state) == []
 
 

@@ -59,6 +59,13 @@ def test_every_command_has_its_help(run: Run, command: str) -> None:
         assert word in said
 
 
+def test_help_names_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert all(f"\n    {command} " in said for command in commands.ACTIONS)
+
+
 @pytest.mark.parametrize(
     "words",
     [[], ["send"], ["plan", "--dry"], ["logs", "-n", "many"], ["resume", "--nodes"],
