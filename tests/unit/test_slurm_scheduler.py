@@ -164,6 +164,8 @@ def test_a_controller_that_is_away(fake: FakeSlurm, monkeypatch: pytest.MonkeyPa
         scheduler.requeue(job)
     with pytest.raises(RunError, match="Unable to contact slurm controller"):
         scheduler.cancel([job])
+    tried = [call for call in fake.calls if call[:2] == ["scontrol", "requeue"]]
+    assert len(tried) == 2  # once more after the pause
     fake.down(False)
     assert scheduler.states([job])[job].state == "RUNNING"
 
