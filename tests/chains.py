@@ -64,7 +64,7 @@ def submit(
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=600,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done

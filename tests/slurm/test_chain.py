@@ -26,7 +26,7 @@ def test_a_chain_runs_on_two_nodes(cluster: MiniSlurm, tiny_set: Path, tmp_path:
     submit("submit", chain, where, env=cluster.environment)
     jobs = jobs_of(runs)
     assert list(jobs) == ["pretrain", "finetune", "evaluate"]
-    states = {phase: cluster.finished(job, 280) for phase, job in jobs.items()}
+    states = {phase: cluster.finished(job, 400) for phase, job in jobs.items()}
     logs = {phase: log_of(runs, job) for phase, job in jobs.items()}
     assert states == dict.fromkeys(jobs, "COMPLETED"), logs
 
@@ -75,9 +75,9 @@ def test_resume_sends_dependents_again(cluster: MiniSlurm, tiny_set: Path, tmp_p
     runs, there = tmp_path / "runs", tmp_path / "later"
     submit("submit", chain, where, f"data.path={there}", env=cluster.environment)
     jobs = jobs_of(runs)
-    assert cluster.finished(jobs["pretrain"], 100) == "FAILED"
-    assert cluster.finished(jobs["finetune"], 60) == "CANCELLED"
-    assert cluster.finished(jobs["evaluate"], 60) == "CANCELLED"
+    assert cluster.finished(jobs["pretrain"], 400) == "FAILED"
+    assert cluster.finished(jobs["finetune"], 300) == "CANCELLED"
+    assert cluster.finished(jobs["evaluate"], 300) == "CANCELLED"
     (attempt,) = attempts_of(runs, "pretrain")  # bad input is not tried twice
     assert attempt.ended is not None
     assert (attempt.ended.verdict, attempt.ended.kind) == ("stop", "input")
@@ -91,7 +91,7 @@ def test_resume_sends_dependents_again(cluster: MiniSlurm, tiny_set: Path, tmp_p
     again = jobs_of(runs)
     assert [*again] == ["pretrain", "finetune", "evaluate"]
     assert f"finetune: job {again['finetune']}, after {again['pretrain']}" in told
-    states = {phase: cluster.finished(job, 100) for phase, job in again.items()}
+    states = {phase: cluster.finished(job, 400) for phase, job in again.items()}
     assert states == dict.fromkeys(again, "COMPLETED"), told
 
 
@@ -111,7 +111,7 @@ def test_a_sweep_is_an_array_and_a_table(
     jobs = jobs_of(tmp_path / "runs")
     array = jobs[next(name for name in jobs if name.startswith("finetune@"))].split("_")[0]
     table = next(name for name in jobs if name.startswith("sweep-"))
-    assert cluster.finished(jobs[table], 150) == "COMPLETED"
+    assert cluster.finished(jobs[table], 400) == "COMPLETED"
     states = {job: cluster.job(job)["JobState"] for job in jobs.values()}
     assert [states[f"{array}_{i}"] for i in (0, 1)] == ["COMPLETED", "FAILED"]
     assert sorted(s for n, j in jobs.items() if "evaluate@" in n for s in [states[j]]) == [

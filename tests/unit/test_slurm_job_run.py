@@ -100,7 +100,7 @@ def test_a_run_with_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_folder_that_others_may_write_to_is_not_trusted(tmp_path: Path) -> None:
     file = _job(tmp_path, "pass").file
     assert load_job(file).target.phase == "finetune"
-    file.parent.chmod(0o755)
+    file.parent.chmod(0o750)
     with pytest.raises(UserError, match="chmod 700"):
         load_job(file)
     file.parent.chmod(0o700)

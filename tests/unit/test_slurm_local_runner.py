@@ -25,7 +25,7 @@ from tests.conftest import ROOT, environment
 from tests.sockets import children, listeners
 from tests.unit.jobs import make_job
 
-pytestmark = [pytest.mark.unit, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.unit, pytest.mark.timeout(1800)]
 
 # A launcher without its command line, and runs without torch.
 _LAUNCHER = """
