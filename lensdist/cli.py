@@ -50,8 +50,12 @@ def _run(argv: Sequence[str] | None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"lensdist {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    words = sys.argv[1:] if argv is None else argv
+    asked = next((word for word in words if not word.startswith("-")), "")
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        if name != asked:  # its module is not imported, which takes a second for all of them
+            continue
         module = import_module(f"lensdist.commands.{name}")
         module.add_arguments(command)
         command.set_defaults(run=module.run)

@@ -147,9 +147,7 @@ def test_the_ready_files(file: Path) -> None:
         ([], {"train.micro_batch": "8"}, "train.micro_batch: the run's configuration sets 4 but F"),
     ],
 )
-def test_each_contradiction_is_a_sentence(
-    words: list[str], theirs: dict[str, Any], sentence: str
-) -> None:
+def test_each_contradiction(words: list[str], theirs: dict[str, Any], sentence: str) -> None:
     settings = Settings("F", theirs)
     (found,) = conflicts(adopt(run(*words), settings), settings)
     assert sentence in found

@@ -49,6 +49,10 @@ def fsdp(**more: Any) -> dict[str, Any]:
     return {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2, **more}}
 
 
+def shard(stage: int, offload: bool = False, engine: str = "fsdp", **more: Any) -> dict[str, Any]:
+    return {"engine": engine, "shard.stage": stage, "shard.offload": offload, **more}
+
+
 def deepspeed(**more: Any) -> dict[str, Any]:
     return {"distributed_type": "DEEPSPEED", "deepspeed_config": more}
 
@@ -66,38 +70,24 @@ def deepspeed(**more: Any) -> dict[str, Any]:
         ({"fsdp_config": {"fsdp_version": 1}}, {}),  # not in use, as below
         ({"fp8_config": {"backend": "TE"}}, {}),
         ({"parallelism_config": {"parallelism_config_tp_size": 2}}, {}),
-        (fsdp(), {"engine": "fsdp", "shard.stage": 3, "shard.offload": False}),
-        (
-            fsdp(reshard_after_forward=False),
-            {"engine": "fsdp", "shard.stage": 2, "shard.offload": False},
-        ),
-        (
-            fsdp(fsdp_sharding_strategy="SHARD_GRAD_OP", fsdp_offload_params=True),
-            {"engine": "fsdp", "shard.stage": 2, "shard.offload": True},
-        ),
-        (
-            fsdp(fsdp_activation_checkpointing=True),
-            {"engine": "fsdp", "shard.stage": 3, "shard.offload": False, "speed.recompute": True},
-        ),
+        (fsdp(), shard(3)),
+        (fsdp(reshard_after_forward=False), shard(2)),
+        (fsdp(fsdp_sharding_strategy="SHARD_GRAD_OP", fsdp_offload_params=True), shard(2, True)),
+        (fsdp(fsdp_activation_checkpointing=True), shard(3, **{"speed.recompute": True})),
         (deepspeed(), {"engine": "deepspeed"}),
         (
             deepspeed(zero_stage=1, offload_optimizer_device="none", gradient_clipping=0.5),
-            {
-                "engine": "deepspeed",
-                "shard.stage": 1,
-                "shard.offload": False,
-                "optim.clip_norm": 0.5,
-            },
+            shard(1, engine="deepspeed", **{"optim.clip_norm": 0.5}),
         ),
         (
             deepspeed(zero_stage=3, offload_param_device="cpu", gradient_accumulation_steps=4),
-            {"engine": "deepspeed", "shard.stage": 3, "shard.offload": True, "accumulation": "4"},
+            shard(3, True, "deepspeed", accumulation="4"),
         ),
         (deepspeed(gradient_accumulation_steps="auto"), {"engine": "deepspeed"}),
         ({"deepspeed_config": {"gradient_accumulation_steps": 4}}, {}),  # not in use
     ],
 )
-def test_a_file_means_what_accelerate_makes_of_it(
+def test_what_files_mean(
     changes: dict[str, Any], asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("accelerate.utils.launch.is_fp8_available", lambda: True)
@@ -137,7 +127,7 @@ def test_a_file_means_what_accelerate_makes_of_it(
         ),
     ],
 )
-def test_what_no_run_can_have_is_refused_in_files_and_in_environments(
+def test_refused_settings(
     changes: dict[str, Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("accelerate.utils.launch.is_fp8_available", lambda: True)
@@ -190,9 +180,7 @@ def test_a_flag_leaves_the_engine_to_the_run(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mixed_precision", "dynamo_backend"])
-def test_a_no_without_quotes_is_told_before_accelerate_falls_over_it(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_no_without_quotes(name: str, tmp_path: Path) -> None:
     file = written(tmp_path, **{name: False})
     with pytest.raises(AttributeError):
         launched(file)
@@ -264,9 +252,7 @@ def test_auto_leaves_it_to_accelerates_file_and_to_the_run(tmp_path: Path) -> No
         ({"zero_optimization": {}}, "asks for ZeRO's stage 0"),
     ],
 )
-def test_what_would_change_a_step_is_refused(
-    data: dict[str, Any], sentence: str, tmp_path: Path
-) -> None:
+def test_refused_blocks(data: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     (told,) = of_json(tmp_path, {"zero_optimization": {"stage": 2}} | data).refused
     assert sentence in told
 
