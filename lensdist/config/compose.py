@@ -55,7 +55,7 @@ class _Files:
         """Merge `file` over its defaults; `users` are the files that led here, outermost first."""
         known = file.resolve()
         if known not in self.composed:
-            node = read_file(file, str(file), self.problems)
+            node = read_file(file, self.problems)
             keys = dict(node.value) if isinstance(node.value, dict) else {}
             entries = keys.pop(DEFAULTS, None)
             own = Node(keys, node.where)
