@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-EPILOG = """examples:
+EXAMPLES = """examples:
   lensdist pack dataset/ packed/common                  # {train,val}/{no,sphere,vort}/*.npy
   lensdist pack Dataset/ packed/vi_a --pixel-scale 0.101 --psf-fwhm 0.16 --zero-point 24
   lensdist pack Dataset/ packed/vi_b                    # {HR,LR}/sample<N>.npy
@@ -35,8 +35,6 @@ def _positive(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.epilog = EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("src", help="the folder of .npy, .npz or FITS images")
     parser.add_argument("dest", help="the folder to make; it must not exist, or be empty")
     parser.add_argument("--seed", type=int, default=0, help="the seed of the splits (default: 0)")

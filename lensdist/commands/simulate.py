@@ -26,8 +26,6 @@ _OWN_FLAGS = ("family", "classes", "lens_light")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line, with a flag for each setting of `SimConfig`."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "dest", metavar="DEST", type=Path, help="the folder to make; it must not exist, or be empty"
     )
