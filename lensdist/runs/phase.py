@@ -67,11 +67,8 @@ def run(
 ) -> int:
     """Train a phase and return its exit code.
 
-    Args:
-        cfg: the run's configuration.
-        resume: auto, never, or a checkpoint's path.
-        world: the processes.
-        done: returns a sentence if nothing is left to do; called once no other process can write.
+    `resume` is auto, never, or a checkpoint's path. `done` returns a sentence if nothing is left to
+    do, and is called once no other process can write.
 
     Raises:
         UserError: the data, the pretrained encoder or the folder's content do not suit the
@@ -141,18 +138,13 @@ def _run(cfg: BaseRun, resume: str, world: DistributedContext, ends: float | Non
     task = build_task(cfg, labels, start.preprocess, start.weights)
     task.stages(cfg.train.epochs)  # raises an error for stages that do not fit
     source = _source(cfg, task, packed, world)
-    phase = Phase(
-        cfg,
-        task,
-        source,
-        validation,
-        plan_steps(
-            cfg.train.global_batch, cfg.train.micro_batch, source.size, world.rank, world.size
-        ),
-        facts,
+    batches = (cfg.train.global_batch, cfg.train.micro_batch)
+    plan = plan_steps(*batches, source.size, world.rank, world.size)
+    peak, weighted = (
         partial(pace.peak_images_per_s, cfg, world),
-        weighted=bool(packed.manifest.pixel_weights),
+        bool(packed.manifest.pixel_weights),
     )
+    phase = Phase(cfg, task, source, validation, plan, facts, peak, weighted=weighted)
     if cfg.speed.recompute or cfg.speed.compile == "blocks":
         speed.check_network(cfg.speed, phase.meta_network)
     if cfg.precision == "fp8":
@@ -186,14 +178,8 @@ def _train(
     cfg, folder = phase.cfg, phase.cfg.run.dir
     phase = _prepared(phase, world)
     stopper = Stopper(folder, world)  # from here on a stop request leaves something to save
-    logger = RunLogger(
-        folder,
-        cfg.track,
-        phase.facts["config"],
-        world.device,
-        resumed.step if resumed else 0,
-        enabled=world.main,
-    )
+    step, config = resumed.step if resumed else 0, phase.facts["config"]
+    logger = RunLogger(folder, cfg.track, config, world.device, step, enabled=world.main)
     saver = Saver(
         folder / "checkpoints",
         cfg.checkpoint.keep,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -290,11 +288,3 @@ def test_a_file_of_deepspeeds_that_cannot_be_read(text: str, tmp_path: Path) -> 
     file.unlink()
     with pytest.raises(UserError, match="No such file"):
         from_environment(asked)
-
-
-def test_it_needs_neither_torch_nor_accelerate() -> None:
-    code = "import sys, lensdist.runs.accelerate_launch as it, lensdist.utils.outcome, pathlib\n"
-    code += f"it.from_file(pathlib.Path({str(OURS)!r}))\n"
-    code += "sys.exit(' '.join({'torch', 'accelerate', 'deepspeed'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "\n")

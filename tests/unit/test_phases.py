@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -65,12 +64,3 @@ def test_a_torn_record_is_an_error_not_an_unfinished_run(run: Path, content: str
     (run / COMPLETE).write_text(content)
     with pytest.raises(UserError, match="cannot be read"):
         completed(run)
-
-
-def test_asking_costs_no_torch() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, lensdist, lensdist.phases; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.strip().lower()) is False
