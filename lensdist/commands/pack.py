@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Callable
 
 EXAMPLES = """examples:
   lensdist pack dataset/ packed/common                  # {train,val}/{no,sphere,vort}/*.npy
@@ -102,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     from lensdist.data.packing.pack import PackOptions, pack
     from lensdist.data.packing.writer import Instrument
     from lensdist.utils.errors import EXIT_DONE
+    from lensdist.utils.streams import counter
 
     started = time.monotonic()
     options = PackOptions(
@@ -118,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         args.dest,
         options,
         jobs=args.jobs or min(4, os.cpu_count() or 1),
-        progress=_progress() if sys.stderr.isatty() else None,
+        progress=counter(),
     )
     shape = "x".join(map(str, manifest.image_shape))
     size = sum(file.bytes for file in manifest.files.values()) / 1e6
@@ -139,18 +138,3 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.monotonic() - started
     print(f"{seconds:.1f} s, {manifest.count / seconds:,.0f} images/s")
     return EXIT_DONE
-
-
-def _progress() -> Callable[[str, int, int], None]:
-    """Return a function that counts files on a terminal, five times a second at most."""
-    last = 0.0
-
-    def show(what: str, done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > 0.2 or done == total:
-            last = now
-            end = "\n" if done == total else ""
-            print(f"\r{what} {done:,} of {total:,}", end=end, file=sys.stderr, flush=True)
-
-    return show

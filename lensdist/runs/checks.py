@@ -128,7 +128,7 @@ def _run(folder: Path) -> Iterator[Finding]:
         if (folder / name).exists():
             yield from _one(folder / name, "file", partial(read, folder / name))
     for scores in sorted((folder / "eval").glob("*.json")):
-        yield from _one(scores, "scores", lambda scores=scores: unsealed(read_json(scores)))
+        yield from _one(scores, "scores", partial(_read_scores, scores))
     for part in ("export", "data"):
         for check in _things(folder / part):
             yield from check()
@@ -179,3 +179,7 @@ def _read_rows(path: Path) -> None:
             int(parse_json(row)["step"])
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(f"{path}:{number} is not a row of metrics") from e
+
+
+def _read_scores(path: Path) -> None:
+    unsealed(read_json(path))

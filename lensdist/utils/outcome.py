@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from lensdist.utils.errors import (
 )
 from lensdist.utils.files import write_atomic
 from lensdist.utils.logs import to_stderr
+from lensdist.utils.owners import node_name as node_name
 from lensdist.utils.settings import Strict
 from lensdist.utils.streams import output_lost, tolerant
 
@@ -212,11 +212,6 @@ def devices(folder: Path) -> list[Ready]:
 def ready(folder: Path) -> list[Ready]:
     """Return the reports of the processes that have reached all others, in no particular order."""
     return _all(folder, "ready", Ready)
-
-
-def node_name() -> str:
-    """Return the name of this node, SLURM's name inside a SLURM job."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def _leave_code(code: object) -> None:
