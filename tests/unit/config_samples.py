@@ -90,3 +90,8 @@ def errors(path: Path | None, overrides: Sequence[str] = (), schema: Any = Confi
 
 def said(*overrides: str) -> list[str]:
     return errors(None, overrides)
+
+
+def places(path: Path | None, overrides: Sequence[str] = (), schema: Any = Config) -> list[str]:
+    """Only the key and the place of each mistake: `seed (a.yaml:2)`."""
+    return [line.partition(": ")[0] for line in errors(path, overrides, schema)]

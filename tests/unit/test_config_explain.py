@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from pydantic import BaseModel
 
-from tests.unit.config_samples import Tree, errors, said, write
+from tests.unit.config_samples import Tree, errors, places, said, write
 
-pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # so that messages show short names
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("in_tmp")]
 
 
 @pytest.mark.parametrize(
@@ -82,12 +75,12 @@ def test_lines_in_nested_files() -> None:
         "    size: x\n  -\n    margin: 1\nnamed:\n  x:\n    size: 3\n    margin: 5\n"
         "phases:\n- kind: adam\n- kind: sgd\n  bates: 1\n"
     )
-    assert errors(path) == [
-        "optim.lr (a.yaml:3): must be greater than 0, got -1",
-        "crops[1].size (a.yaml:8): must be a whole number, got 'x'",
-        "crops[2].size (a.yaml:10): required but missing",
-        "named.x (a.yaml:12): margin (5) must be smaller than size (3)",
-        "phases[1].bates (a.yaml:18): unknown key; did you mean 'betas'?",
+    assert places(path) == [
+        "optim.lr (a.yaml:3)",
+        "crops[1].size (a.yaml:8)",
+        "crops[2].size (a.yaml:10)",
+        "named.x (a.yaml:12)",
+        "phases[1].bates (a.yaml:18)",
     ]
 
 
@@ -113,18 +106,18 @@ def test_everything_is_told_at_once_by_file_and_line() -> None:
         "defaults: z.yaml\nmodel:\n  depth: 0\n  deph: 1\nprecision: fp8\nnote: a\nnote: b\n"
         "resume: *x\n" + "# \n" * 4 + "extent: 1\n"
     )
-    assert errors(path, ["crop.sizes=1", "oops", "optim.lr=-1"]) == [
-        "model.depth (a.yaml:3): must be greater than or equal to 1, got 0",
-        "model.deph (a.yaml:4): unknown key; did you mean 'depth'?",
-        "precision (a.yaml:5): must be 'no', 'fp16' or 'bf16', got 'fp8'",
-        "note (a.yaml:7): given twice, first on line 6",
-        "resume (a.yaml:8): alias *x refused; write the value out",  # and not: must be a boolean
-        "extent (a.yaml:13): must be a list, got 1",
-        "seed (z.yaml:1): must be a whole number, got 'x'",
-        "command line: 'oops': no '='; overrides are written key=value",
-        "crop.size (command line): required but missing",
-        "crop.sizes (command line): unknown key; did you mean 'size'?",
-        "optim.lr (command line): must be greater than 0, got -1",
+    assert places(path, ["crop.sizes=1", "oops", "optim.lr=-1"]) == [
+        "model.depth (a.yaml:3)",
+        "model.deph (a.yaml:4)",
+        "precision (a.yaml:5)",
+        "note (a.yaml:7)",
+        "resume (a.yaml:8)",  # an alias is refused once, and not as no boolean too
+        "extent (a.yaml:13)",
+        "seed (z.yaml:1)",
+        "command line",
+        "crop.size (command line)",
+        "crop.sizes (command line)",
+        "optim.lr (command line)",
     ]
 
 

@@ -24,12 +24,7 @@ from tests.unit.config_samples import (
     write,
 )
 
-pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # so that messages show short names
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("in_tmp")]
 
 
 def test_strictness_does_not_depend_on_the_model() -> None:

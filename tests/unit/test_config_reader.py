@@ -16,12 +16,7 @@ from lensdist.utils.errors import UserError
 from lensdist.utils.yaml_reader import scalar
 from tests.unit.config_samples import Activation, Config, Model, Optim, errors, said, write
 
-pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # so that messages show short names
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("in_tmp")]
 
 
 @pytest.mark.parametrize(
@@ -39,6 +34,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("0x1F", 31),
         (".inf", math.inf),
         ("-.Inf", -math.inf),
+        (".NaN", math.nan),
         ("null", None),
         ("~", None),
         ("", None),
@@ -54,13 +50,8 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
     read = scalar(text)
-    assert read == value
+    assert read == value or read != read  # NaN
     assert type(read) is type(value)
-
-
-def test_nan_is_a_float() -> None:
-    assert isinstance(value := scalar(".NaN"), float)
-    assert math.isnan(value)
 
 
 @pytest.mark.parametrize("text", ["1e999", "9" * 400, "9" * 5000])
@@ -93,14 +84,10 @@ def test_byte_order_mark_and_windows_line_ends() -> None:
     assert errors(path) == ["model.depth (a.yaml:3): must be greater than or equal to 1, got 0"]
 
 
-BOMB = "a: &a [1, 1]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(9))
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "a.yaml: empty; must be a mapping of keys to values"),
-        ("# nothing\n", "a.yaml: empty; must be a mapping of keys to values"),
         ("- 1\n", "a.yaml:1: must be a mapping of keys to values at the top"),
         ("word\n", "a.yaml:1: must be a mapping of keys to values at the top"),
         ("seed: 1\n---\nseed: 2\n", "a.yaml:2: a second document; one file holds one"),
@@ -115,8 +102,8 @@ BOMB = "a: &a [1, 1]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(9))
         ),
         ("note: !!python/name:os.system\n", "refused; values are plain YAML only"),
         ("note: !!str 3\n", "tag tag:yaml.org,2002:str refused"),
-        ("note: ! 3\n", "note (a.yaml:1): tag ! refused"),
         ("model: !mine {depth: 1}\n", "model (a.yaml:1): tag !mine refused"),
+        ("crops: [*a, {size: 1}]\n", "crops[0] (a.yaml:1): alias *a refused; write the value out"),
         ("note: &x 3\n", "note (a.yaml:1): anchor &x refused; write values out"),
         ("seed: 1\n3: x\n", "a.yaml:2: key 3 is not a string; put it in quotes"),
         ("model:\n  true: x\n", "model (a.yaml:2): key true is not a string"),
@@ -135,12 +122,6 @@ def test_refused_yaml(text: str | bytes, message: str) -> None:
     lines = errors(write(text))
     assert len(lines) == 1
     assert message in lines[0]
-
-
-def test_an_alias_bomb_is_refused_without_being_expanded() -> None:
-    lines = errors(write(BOMB))
-    assert "b0[0] (a.yaml:2): alias *a refused; write the value out" in lines
-    assert "a (a.yaml:1): anchor &a refused; write values out" in lines
 
 
 def test_size_is_limited() -> None:

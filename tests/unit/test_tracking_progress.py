@@ -18,8 +18,7 @@ pytestmark = pytest.mark.unit
 
 
 class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
+    now = 100.0
 
     def __call__(self) -> float:
         return self.now
