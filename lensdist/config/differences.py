@@ -5,7 +5,6 @@ It decides whether a run may continue with them, and whether a finished run matc
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 from lensdist.config.schema import recorded_schema
@@ -60,11 +59,15 @@ def drawn_over_its_length(now: dict[str, Any]) -> str:
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any], free: tuple[str, ...]) -> list[str]:
-    # A setting that did not exist when the run began has today's default; one that no longer exists
-    # becomes a difference.
-    with suppress(UserError, ValueError):
-        saved = recorded_schema(saved).model_validate(saved).model_dump(mode="json")
-    return _lines(saved, now, "", free)
+    return _lines(_as_today(saved), now, "", free)
+
+
+def _as_today(saved: dict[str, Any]) -> dict[str, Any]:
+    """Add today's defaults for settings that did not exist when the run began."""
+    try:
+        return recorded_schema(saved).model_validate(saved).model_dump(mode="json")
+    except (UserError, ValueError):  # a setting that no longer exists becomes a difference
+        return saved
 
 
 def _lines(saved: Any, now: Any, at: str, free: tuple[str, ...]) -> list[str]:

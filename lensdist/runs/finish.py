@@ -35,9 +35,14 @@ def finish(
 ) -> None:
     """Export the best checkpoint's model, then write `COMPLETE.json`.
 
-    `facts` are the configuration (`config`), and hashes of `data`, `encoder` and `weights`;
-    `seconds` count from this start of the run to its end. If `averaged`, the average of the weights
-    is exported.
+    Args:
+        folder: the run's.
+        task: the run's task.
+        outcome: how training ended.
+        packed: the data.
+        seconds: from this start of the run to its end.
+        facts: the configuration (`config`), and hashes of `data`, `encoder` and `weights`.
+        averaged: whether the average of the weights is exported.
     """
     state, preset = outcome.state, facts["config"]["preset"]
     model, step = best_model(folder / "checkpoints", outcome, averaged)

@@ -138,13 +138,18 @@ def _run(cfg: BaseRun, resume: str, world: DistributedContext, ends: float | Non
     task = build_task(cfg, labels, start.preprocess, start.weights)
     task.stages(cfg.train.epochs)  # raises an error for stages that do not fit
     source = _source(cfg, task, packed, world)
-    batches = (cfg.train.global_batch, cfg.train.micro_batch)
-    plan = plan_steps(*batches, source.size, world.rank, world.size)
-    peak, weighted = (
+    phase = Phase(
+        cfg,
+        task,
+        source,
+        validation,
+        plan_steps(
+            cfg.train.global_batch, cfg.train.micro_batch, source.size, world.rank, world.size
+        ),
+        facts,
         partial(pace.peak_images_per_s, cfg, world),
-        bool(packed.manifest.pixel_weights),
+        weighted=bool(packed.manifest.pixel_weights),
     )
-    phase = Phase(cfg, task, source, validation, plan, facts, peak, weighted=weighted)
     if cfg.speed.recompute or cfg.speed.compile == "blocks":
         speed.check_network(cfg.speed, phase.meta_network)
     if cfg.precision == "fp8":
