@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Callable
 
-EPILOG = """examples:
+EXAMPLES = """examples:
   lensdist pack dataset/ packed/common                  # {train,val}/{no,sphere,vort}/*.npy
   lensdist pack Dataset/ packed/vi_a --pixel-scale 0.101 --psf-fwhm 0.16 --zero-point 24
   lensdist pack Dataset/ packed/vi_b                    # {HR,LR}/sample<N>.npy
@@ -37,8 +35,6 @@ def _positive(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.epilog = EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("src", help="the folder of .npy, .npz or FITS images")
     parser.add_argument("dest", help="the folder to make; it must not exist, or be empty")
     parser.add_argument("--seed", type=int, default=0, help="the seed of the splits (default: 0)")
@@ -140,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
     from lensdist.data.packing.writer import Instrument
     from lensdist.data.reading.readers import Choice
     from lensdist.utils.errors import EXIT_DONE
+    from lensdist.utils.streams import counter
 
     started = time.monotonic()
     options = PackOptions(
@@ -154,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
         instrument=Instrument(args.pixel_scale, args.psf_fwhm, args.zero_point),
     )
     jobs = args.jobs or min(4, os.cpu_count() or 1)
-    progress = _progress() if sys.stderr.isatty() else None
+    progress = counter()
     if args.dry_run:
         from lensdist.data.packing.preview import preview
 
@@ -169,18 +166,3 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.monotonic() - started
     print(f"{seconds:.1f} s, {manifest.count / seconds:,.0f} images/s")
     return EXIT_DONE
-
-
-def _progress() -> Callable[[str, int, int], None]:
-    """Return a function that counts files on a terminal, five times a second at most."""
-    last = 0.0
-
-    def show(what: str, done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > 0.2 or done == total:
-            last = now
-            end = "\n" if done == total else ""
-            print(f"\r{what} {done:,} of {total:,}", end=end, file=sys.stderr, flush=True)
-
-    return show

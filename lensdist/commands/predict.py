@@ -28,8 +28,6 @@ unchanged: a spreadsheet may take one that begins with =, +, - or @ for a formul
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", metavar="EXPORT", type=Path, help="a finished run, or an export")
     parser.add_argument(
         "inputs",

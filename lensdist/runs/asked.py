@@ -25,11 +25,7 @@ from lensdist.utils.sealed import read_json
 
 
 def is_as_asked(cfg: BaseRun, record: dict[str, Any]) -> str:
-    """Return the sentence that a finished run is what `cfg` asks for.
-
-    Args:
-        cfg: the configuration given now.
-        record: the content of `COMPLETE.json` in `cfg.run.dir`.
+    """Return the sentence that a finished run, with this `COMPLETE.json`, is what `cfg` asks for.
 
     Raises:
         UserError: it is not, or an input that `cfg` names does not exist.
@@ -48,12 +44,10 @@ def is_as_asked(cfg: BaseRun, record: dict[str, Any]) -> str:
 
 
 def other_inputs(saved: Mapping[str, Any], cfg: BaseRun) -> list[str]:
-    """Return the inputs whose content differs from that of a run's inputs.
+    """Return the inputs of `cfg` whose content differs from that of a run's inputs.
 
-    Args:
-        saved: `config`, `data`, `encoder` and `weights` from the run's record or from a checkpoint;
-            missing ones are not compared.
-        cfg: the configuration given now.
+    `saved` holds `config`, `data`, `encoder` and `weights` from the run's record or from a
+    checkpoint; missing ones are not compared.
 
     Raises:
         UserError: an input does not exist, or is damaged.

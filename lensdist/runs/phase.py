@@ -67,11 +67,8 @@ def run(
 ) -> int:
     """Train a phase and return its exit code.
 
-    Args:
-        cfg: the run's configuration.
-        resume: auto, never, or a checkpoint's path.
-        world: the processes.
-        done: returns a sentence if nothing is left to do; called once no other process can write.
+    `resume` is auto, never, or a checkpoint's path. `done` returns a sentence if nothing is left to
+    do, and is called once no other process can write.
 
     Raises:
         UserError: the data, the pretrained encoder or the folder's content do not suit the
@@ -186,14 +183,8 @@ def _train(
     cfg, folder = phase.cfg, phase.cfg.run.dir
     phase = _prepared(phase, world)
     stopper = Stopper(folder, world)  # from here on a stop request leaves something to save
-    logger = RunLogger(
-        folder,
-        cfg.track,
-        phase.facts["config"],
-        world.device,
-        resumed.step if resumed else 0,
-        enabled=world.main,
-    )
+    step, config = resumed.step if resumed else 0, phase.facts["config"]
+    logger = RunLogger(folder, cfg.track, config, world.device, step, enabled=world.main)
     saver = Saver(
         folder / "checkpoints",
         cfg.checkpoint.keep,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -340,11 +338,3 @@ def test_the_command_refuses_impossible_options(words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parser().parse_args(["src", "out", *words])
     assert caught.value.code == 2
-
-
-def test_packing_imports_no_torch() -> None:
-    code = (
-        "import sys, lensdist.data.packing.pack, lensdist.data.epoch_size, lensdist.commands.pack;"
-        "sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
