@@ -1,8 +1,9 @@
 """Every engine, in every precision that a CPU has, on 1, 2 and 4 processes: the same losses, and
-checkpoints that any other goes on from."""
+checkpoints that any other goes on from. Each two of the three meet; `--long`: all of them."""
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lensdist.phases import completed
 from lensdist.tracking.metrics_log import read
 from lensdist.training import checkpoint
 from tests.conftest import forked, free_port
-from tests.distributed.engines_worker import ENGINES, GOES_ON, HALF, PRECISIONS, STEPS
+from tests.distributed.engines_worker import ENGINES, GOES_ON, HALF, PRECISIONS, STEPS, paired
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
@@ -24,26 +25,21 @@ TOLERANCE = {"no": 1e-5, "bf16": 1e-3}
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(
+    tiny_set: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
     """What `engines_worker.py` leaves."""
     out = tmp_path_factory.mktemp("engines")
+    long = ["--long"] if request.config.getoption("--long") else []
     for processes in WORLDS:
-        words = ("tests.distributed.engines_worker", out, tiny_set)
-        done = forked(*words, processes=processes, port=free_port(), timeout=500)
+        words = ("tests.distributed.engines_worker", out, tiny_set, *long)
+        done = forked(*words, processes=processes, port=free_port(), timeout=1000)
         assert done.returncode == 0, done.stderr[-3000:]
     return out
 
 
-def _losses(run: Path) -> list[float]:
-    return [r["loss"] for r in read(run / "metrics.jsonl") if r["kind"] == "train"]
-
-
-def _norms(run: Path) -> list[float]:
-    return [r["grad_norm"] for r in read(run / "metrics.jsonl") if r["kind"] == "train"]
-
-
-def _scores(run: Path) -> list[float]:
-    return [r["nll"] for r in read(run / "metrics.jsonl") if r["kind"] == "val"]
+def _logged(run: Path, name: str, kind: str = "train") -> list[float]:
+    return [r[name] for r in read(run / "metrics.jsonl") if r["kind"] == kind]
 
 
 def _end(run: Path) -> dict[str, torch.Tensor]:
@@ -64,19 +60,27 @@ def _same_state(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
         assert float((a - b).norm() / b.norm()) < 1e-4, kind
 
 
-@pytest.mark.parametrize("processes", WORLDS)
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("processes", "engine", "precision"),
+    [
+        pytest.param(*each, marks=() if paired(*each) else pytest.mark.long)
+        for each in product(WORLDS, ENGINES, PRECISIONS)
+    ],
+)
 def test_losses_are_those_of_one_process(
     runs: Path, engine: str, precision: str, processes: int
 ) -> None:
     alone, run = runs / "1" / f"ddp-{precision}", runs / str(processes) / f"{engine}-{precision}"
-    wanted, found = _losses(alone), _losses(run)
+    wanted, found = _logged(alone, "loss"), _logged(run, "loss")
     assert len(found) == STEPS
     assert wanted[-1] < wanted[0]
     assert found == pytest.approx(wanted, rel=TOLERANCE[precision])
-    assert _norms(run) == pytest.approx(_norms(alone), rel=100 * TOLERANCE[precision])
-    assert _scores(run) == pytest.approx(_scores(alone), rel=10 * TOLERANCE[precision])
+    assert _logged(run, "grad_norm") == pytest.approx(
+        _logged(alone, "grad_norm"), rel=100 * TOLERANCE[precision]
+    )
+    assert _logged(run, "nll", "val") == pytest.approx(
+        _logged(alone, "nll", "val"), rel=10 * TOLERANCE[precision]
+    )
     if precision == "no":
         _same_state(_end(run), _end(alone))
 
@@ -84,8 +88,10 @@ def test_losses_are_those_of_one_process(
 @pytest.mark.parametrize("engine", ENGINES)
 def test_synchronised_batchnorm_gives_the_losses_of_one_process(runs: Path, engine: str) -> None:
     alone, run = runs / "1" / "ddp-auto", runs / "2" / f"{engine}-auto"
-    assert _losses(run) == pytest.approx(_losses(alone), rel=TOLERANCE["no"])
-    assert _norms(run) == pytest.approx(_norms(alone), rel=100 * TOLERANCE["no"])  # not clipped
+    assert _logged(run, "loss") == pytest.approx(_logged(alone, "loss"), rel=TOLERANCE["no"])
+    assert _logged(run, "grad_norm") == pytest.approx(
+        _logged(alone, "grad_norm"), rel=100 * TOLERANCE["no"]
+    )  # not clipped
     # Without dropout, biases before BatchNorm have no gradient but rounding: weights say nothing.
     found, wanted = _end(run), _end(alone)
     for name in (n for n in wanted if n.startswith("model/") and "running_var" in n):
@@ -95,7 +101,7 @@ def test_synchronised_batchnorm_gives_the_losses_of_one_process(runs: Path, engi
 @pytest.mark.parametrize("engine", [e for e in ENGINES if e != "ddp"])
 def test_shares_in_the_machines_memory_make_no_difference(runs: Path, engine: str) -> None:
     alone, run = runs / "1" / "ddp-no", runs / "2" / f"{engine}-offload"
-    assert _losses(run) == pytest.approx(_losses(alone), rel=TOLERANCE["no"])
+    assert _logged(run, "loss") == pytest.approx(_logged(alone, "loss"), rel=TOLERANCE["no"])
     _same_state(_end(run), _end(alone))
 
 
@@ -115,7 +121,7 @@ def test_the_export_is_the_average_of_the_best_checkpoint(runs: Path, engine: st
 @pytest.mark.parametrize(("before", "after"), GOES_ON.items())
 def test_an_engine_goes_on_from_what_another_has_saved(runs: Path, before: str, after: str) -> None:
     run, alone = runs / "2" / f"{after}-from-{before}", runs / "1" / "ddp-no"
-    assert _losses(run) == pytest.approx(_losses(alone)[HALF:], rel=1e-5)
+    assert _logged(run, "loss") == pytest.approx(_logged(alone, "loss")[HALF:], rel=1e-5)
     _same_state(_end(run), _end(alone))
     (event,) = [r for r in read(run / "metrics.jsonl") if "resumed elsewhere" in str(r.get("what"))]
     assert "processes 4 -> 2" in event["detail"]
