@@ -31,10 +31,10 @@ test: $(VENV)/.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@# In the order of tests/conftest.py: by default, groups of many tests would come first.
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(LONG)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-# Besides, every combination of what `make test` pairs: engines, precisions, processes, tasks.
-test-long: LONG := --long
+# Every combination of what `make test` pairs (engines, precisions, processes, tasks), in more steps.
+test-long: export LENSDIST_TESTS := long
 test-long: test
 
 lint: $(VENV)/.done

@@ -18,6 +18,7 @@ from lensdist.utils import signals
 from tests import forkserver
 
 ROOT = Path(__file__).resolve().parents[1]
+LONG = os.environ.get("LENSDIST_TESTS") == "long"  # as in `make test-long`
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Hundreds of processes start here, and each would compile the toolkit again: half a second.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -47,12 +48,7 @@ FIRST = (
 APART = ("faults/test_resume.py", "end_to_end/test_presets.py", "distributed/test_launch.py")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--long`, which `make test-long` gives."""
-    parser.addoption("--long", action="store_true", help="run the tests marked `long` too")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order files, say what a process of pytest-xdist runs together, and leave out long tests."""
     places = {name: place for place, name in enumerate(FIRST)}
     where = {item: item.path.relative_to(ROOT / "tests").as_posix() for item in items}
@@ -60,7 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         together = item.nodeid if where[item] in APART else where[item]
         item.add_marker(pytest.mark.xdist_group(together))
-        if item.get_closest_marker("long") and not config.getoption("--long"):
+        if item.get_closest_marker("long") and not LONG:
             item.add_marker(pytest.mark.skip(reason="long: `make test-long` runs it"))
 
 

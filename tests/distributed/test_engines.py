@@ -1,5 +1,5 @@
 """Every engine, in every precision that a CPU has, on 1, 2 and 4 processes: the same losses, and
-checkpoints that any other goes on from. Each two of the three meet; `--long`: all of them."""
+checkpoints that any other goes on from. Each two of the three meet; all, if LONG."""
 
 from __future__ import annotations
 
@@ -25,14 +25,11 @@ TOLERANCE = {"no": 1e-5, "bf16": 1e-3}
 
 
 @pytest.fixture(scope="module")
-def runs(
-    tiny_set: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Path:
+def runs(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `engines_worker.py` leaves."""
     out = tmp_path_factory.mktemp("engines")
-    long = ["--long"] if request.config.getoption("--long") else []
     for processes in WORLDS:
-        words = ("tests.distributed.engines_worker", out, tiny_set, *long)
+        words = ("tests.distributed.engines_worker", out, tiny_set)
         done = forked(*words, processes=processes, port=free_port(), timeout=1000)
         assert done.returncode == 0, done.stderr[-3000:]
     return out

@@ -1,6 +1,6 @@
 """Started on every process of a test: trains several tiny runs in one process group.
 
-    worker.py OUT DATA PAIRS [--long]
+    worker.py OUT DATA PAIRS
 
 Each run lands in OUT/<processes>/<task><variant>; the test compares those of different numbers of
 processes: all of them, or those that are `paired`.
@@ -23,10 +23,11 @@ from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.runs import phase
 from lensdist.tasks import Stage, Task
-from tests.conftest import settings
+from tests.conftest import LONG, settings
 
 TASKS = ("mae", "finetune", "mass", "batchnorm", "common", "sr")
 VARIANTS = ("", "-reproducible", "-auto")
+STEPS = 20 if LONG else 10
 _DROPOUT = {
     **dict.fromkeys(("mae", "finetune", "mass"), "model.dropout"),
     "common": "model.head_dropout",
@@ -37,7 +38,7 @@ _DROPOUT = {
 def paired(task: str, variant: str, processes: int) -> bool:
     """Whether a run is among those in which each two of the three meet; one process makes all."""
     odd = (TASKS.index(task) + VARIANTS.index(variant)) % 2
-    return processes == 1 or odd == (processes == 4)
+    return LONG or processes == 1 or odd == (processes == 4)
 
 
 class BatchNormTask(Task[Any]):
@@ -98,17 +99,19 @@ def _digest(model: nn.Module) -> int:
 
 
 def _configuration(name: str, variant: str, folder: Path, data: Path) -> Any:
-    """20 steps in at least two stages, but for the pretraining."""
+    """In at least two stages, but for the pretraining; three steps an epoch, or two."""
     task = "finetune" if name == "batchnorm" else name
     changes: dict[str, Any] = {
-        "train.max_steps": 20, "train.log_every": 1, "train.ema": 0.9,
+        "train.max_steps": STEPS, "train.log_every": 1, "train.ema": 0.9,
         "train.reproducible": str(variant == "-reproducible").lower(),
         "optim.clip_norm": 1.0, "augment.rot180": "true",
     }  # fmt: skip
     if task in ("finetune", "mass", "sr"):
         changes |= {"frozen_epochs": 1, "train.epochs": 6}
     if task == "sr":  # the same number of micro-batches a step, of few large images
-        changes |= {"train.global_batch": 8, "train.micro_batch": 2}
+        changes |= {"train.global_batch": 8, "train.micro_batch": 2, "data.train_images": 24}
+    elif task in ("finetune", "common"):
+        changes["data.labels_per_class"] = 16
     if name == "common":  # the heads on kept features, then one section more
         changes |= {"train.epochs": 9, "unfreeze_epochs": "[3,2,1,1,1,1]"}
     elif name in ("finetune", "mass", "sr"):
@@ -122,14 +125,14 @@ def _configuration(name: str, variant: str, folder: Path, data: Path) -> Any:
     return load(Path(config.removeprefix("--config=")), overrides, schema=schema_of)
 
 
-def main(out: Path, data: Path, pairs: Path, *, long: bool) -> None:
+def main(out: Path, data: Path, pairs: Path) -> None:
     torch.set_num_threads(1)
     world = None
     original = phase.build_task
     weights = _remember_weights()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     for name, variant in product(TASKS, VARIANTS):
-        if not long and not paired(name, variant, processes):
+        if not paired(name, variant, processes):
             continue
         folder = out / str(processes) / (name + variant)
         cfg = _configuration(name, variant, folder, pairs if name == "sr" else data)
@@ -142,4 +145,4 @@ def main(out: Path, data: Path, pairs: Path, *, long: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), long="--long" in sys.argv)
+    main(*map(Path, sys.argv[1:]))

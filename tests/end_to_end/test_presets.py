@@ -1,4 +1,7 @@
-"""Every preset runs as it is, networks and losses at full size; only batches and steps are cut."""
+"""Every preset runs as it is, networks and losses at full size; only batches and steps are cut.
+
+A few steps reach all its stages; 20, if LONG. `tests/golden` makes 20 with small networks.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 import yaml
 
 from lensdist.phases import completed
-from tests.conftest import ROOT, forked
+from tests.conftest import LONG, ROOT, forked
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(1500)]
 
@@ -19,6 +22,7 @@ PRECISION = [] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ["precision=
 
 def _train(preset: str, data: Path, run: Path, steps: int, batch: int, *more: str) -> None:
     """A few steps of a few images: it took all of them, and its record says whose they were."""
+    steps = 20 if LONG else steps
     words = [f"--config=configs/{preset}.yaml", f"data.path={data}", f"run.dir={run}", *PRECISION]
     words += [f"train.max_steps={steps}", f"train.global_batch={batch}", "train.log_every=1"]
     words += ["train.eval_batch=12", "train.eval_every_epochs=99", "checkpoint.every_epochs=99"]
@@ -76,7 +80,8 @@ def test_a_preset_of_super_resolution(
 @pytest.mark.parametrize("task", ["mae", "finetune", "mass", "common", "sr"])
 def test_debug_needs_nothing(task: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    done = forked("lensdist.train", f"--config=configs/{task}/debug.yaml", f"run.dir={run}")
+    words = [f"run.dir={run}", "data.n_per_class=20", "train.max_steps=24"]  # all its stages
+    done = forked("lensdist.train", f"--config=configs/{task}/debug.yaml", *words)
     assert done.returncode == 0, done.stderr
     assert completed(run) is not None
 
