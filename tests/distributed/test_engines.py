@@ -5,17 +5,15 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from lensdist.phases import completed
-from lensdist.tracking.metrics_log import read
 from lensdist.training import checkpoint
 from tests.conftest import forked, free_port
 from tests.distributed.engines_worker import ENGINES, GOES_ON, HALF, PRECISIONS, STEPS, paired
+from tests.runs import newest, record, rows
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
@@ -36,12 +34,11 @@ def runs(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _logged(run: Path, name: str, kind: str = "train") -> list[float]:
-    return [r[name] for r in read(run / "metrics.jsonl") if r["kind"] == kind]
+    return [row[name] for row in rows(run, kind)]
 
 
 def _end(run: Path) -> dict[str, torch.Tensor]:
-    saved, _ = checkpoint.newest(run / "checkpoints")
-    assert saved is not None
+    saved = newest(run)
     assert saved.step == STEPS
     return saved.tensors
 
@@ -105,9 +102,8 @@ def test_shares_in_the_machines_memory_make_no_difference(runs: Path, engine: st
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_export_is_the_average_of_the_best_checkpoint(runs: Path, engine: str) -> None:
     run = runs / "4" / f"{engine}-no"
-    record: dict[str, Any] | None = completed(run)
-    assert record is not None
-    saved = checkpoint.read(run / "checkpoints" / f"step-{record['metrics']['step']:08d}").tensors
+    best = record(run)["metrics"]["step"]
+    saved = checkpoint.read(run / "checkpoints" / f"step-{best:08d}").tensors
     exported = load_file(run / "export" / "model.safetensors")
     for name, tensor in exported.items():
         if f"average/{name}" in saved:
@@ -120,5 +116,5 @@ def test_an_engine_goes_on_from_what_another_has_saved(runs: Path, before: str, 
     run, alone = runs / "2" / f"{after}-from-{before}", runs / "1" / "ddp-no"
     assert _logged(run, "loss") == pytest.approx(_logged(alone, "loss")[HALF:], rel=1e-5)
     _same_state(_end(run), _end(alone))
-    (event,) = [r for r in read(run / "metrics.jsonl") if "resumed elsewhere" in str(r.get("what"))]
+    (event,) = [row for row in rows(run, "event") if "resumed elsewhere" in row["what"]]
     assert "processes 4 -> 2" in event["detail"]

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 import lensdist
-from lensdist.phases import completed
-from lensdist.tracking.metrics_log import read
 from tests.conftest import ROOT, forked, start
+from tests.runs import losses, record
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
@@ -58,17 +57,11 @@ def runs(packed: Path) -> dict[int, Path]:
     return {processes: root / str(processes) for processes in (1, 2)}
 
 
-def _losses(run: Path) -> list[float]:
-    return [row["loss"] for row in read(run / "metrics.jsonl") if row["kind"] == "train"]
-
-
 def test_both_end_and_agree(runs: dict[int, Path]) -> None:
     for processes, run in runs.items():
-        record = completed(run)
-        assert record is not None
-        assert record["steps"] == STEPS[processes]
+        assert record(run)["steps"] == STEPS[processes]
     # Fits are the same to the bit; sums over micro-batches are rounded in another order.
-    one, two = (_losses(run) for run in runs.values())
+    one, two = (losses(run) for run in runs.values())
     assert two[:4] == pytest.approx(one[:4], rel=1e-5)
 
 

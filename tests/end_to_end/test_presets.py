@@ -11,8 +11,8 @@ import pytest
 import torch
 import yaml
 
-from lensdist.phases import completed
 from tests.conftest import LONG, ROOT, forked
+from tests.runs import record
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(1500)]
 
@@ -28,9 +28,8 @@ def _train(preset: str, data: Path, run: Path, steps: int, batch: int, *more: st
     words += ["train.eval_batch=12", "train.eval_every_epochs=99", "checkpoint.every_epochs=99"]
     done = forked("lensdist.train", *words, *more, timeout=1000)
     assert done.returncode == 0, done.stderr
-    record = completed(run)
-    assert record is not None
-    assert (record["steps"], record["preset"]) == (steps, preset.split("/")[1])
+    done = record(run)
+    assert (done["steps"], done["preset"]) == (steps, preset.split("/")[1])
 
 
 COMMON = sorted(p.stem for p in (ROOT / "configs" / "common").glob("*.yaml") if p.stem != "debug")
@@ -43,9 +42,7 @@ def test_a_preset_of_the_common_task(preset: str, common_set: Path, tmp_path: Pa
     if preset.startswith("unfreeze"):
         words, steps = [*words, "unfreeze_epochs=[1,1,1,1,1,25]"], 7
     _train(f"common/{preset}", common_set, tmp_path, steps, 2, *words)
-    record = completed(tmp_path)
-    assert record is not None
-    assert record["config"]["model"]["image_size"] == 150
+    assert record(tmp_path)["config"]["model"]["image_size"] == 150
 
 
 @pytest.mark.parametrize("preset", ["reference", "best", "small"])
@@ -83,7 +80,7 @@ def test_debug_needs_nothing(task: str, tmp_path: Path) -> None:
     words = [f"run.dir={run}", "data.n_per_class=20", "train.max_steps=24"]  # all its stages
     done = forked("lensdist.train", f"--config=configs/{task}/debug.yaml", *words)
     assert done.returncode == 0, done.stderr
-    assert completed(run) is not None
+    assert record(run)
 
 
 def test_every_preset_says_its_own_name() -> None:
