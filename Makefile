@@ -30,8 +30,7 @@ test: $(VENV)/.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@# In the order of tests/conftest.py: by default, groups of many tests would come first.
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS)
 
 # Every combination of what `make test` pairs (engines, precisions, processes, tasks), in more steps.
 test-long: export LENSDIST_TESTS := long

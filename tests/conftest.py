@@ -32,30 +32,52 @@ for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, si
 # Begun first, for the last to end would run alone; among them no two on a SLURM side by side, for
 # they mostly wait.
 FIRST = (
-    "slurm/test_requeue.py",
-    "distributed/test_engines.py",
-    "golden/test_losses.py",
-    "distributed/test_world_size.py",
-    "end_to_end/test_common_job.py",
-    "faults/test_resume.py",
-    "slurm/test_chain.py",
-    "end_to_end/test_presets.py",
-    "distributed/test_launch.py",
-    "unit/test_experiments_common_task.py",
-    "unit/test_slurm_local_runner.py",
+    "tests/slurm/test_requeue.py",
+    "tests/distributed/test_engines.py",
+    "tests/golden/test_losses.py",
+    "tests/distributed/test_world_size.py",
+    "tests/end_to_end/test_common_job.py",
+    "tests/faults/test_resume.py",
+    "tests/slurm/test_chain.py",
+    "tests/end_to_end/test_presets.py",
+    "tests/distributed/test_launch.py",
+    "tests/unit/test_experiments_common_task.py",
+    "tests/unit/test_experiments_super_resolution.py",
+    "tests/unit/test_slurm_local_runner.py",
+    "tests/unit/test_runs_sizes.py",
+    "tests/unit/test_benchmarks_speed.py",
 )
-# Files whose tests share nothing that takes long to make.
-APART = ("faults/test_resume.py", "end_to_end/test_presets.py", "distributed/test_launch.py")
+# Tests of a file run in one process of pytest-xdist, for they share what takes long to make; those
+# of these files wherever there is room.
+APART = {
+    "tests/faults/test_resume.py",
+    "tests/end_to_end/test_presets.py",
+    "tests/distributed/test_launch.py",
+    "tests/unit/test_slurm_local_runner.py",
+    "tests/unit/test_runs_sizes.py",
+    "tests/unit/test_benchmarks_speed.py",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What a process of pytest-xdist runs together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if file in APART else file
+
+    config.option.loadscopereorder = False  # by default, files of many tests would come first
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order files, say what a process of pytest-xdist runs together, and leave out long tests."""
-    places = {name: place for place, name in enumerate(FIRST)}
-    where = {item: item.path.relative_to(ROOT / "tests").as_posix() for item in items}
-    items.sort(key=lambda item: places.get(where[item], len(FIRST)))
+    """Begin with the long files, and leave out long tests."""
+    places = {file: place for place, file in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(FIRST)))
     for item in items:
-        together = item.nodeid if where[item] in APART else where[item]
-        item.add_marker(pytest.mark.xdist_group(together))
         if item.get_closest_marker("long") and not LONG:
             item.add_marker(pytest.mark.skip(reason="long: `make test-long` runs it"))
 
