@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file"]
 LAUNCH += ["accelerate_config.yaml"]
-STEPS = {1: 40 * (86 // 32), 2: 20}
+STEPS = {1: 40 * (86 // 32), 2: 30}
 """Of the run that learns, on one process; of the one that only is compared with it, on two."""
 
 

@@ -26,6 +26,7 @@ def _train(preset: str, data: Path, run: Path, steps: int, batch: int, *more: st
     words = [f"--config=configs/{preset}.yaml", f"data.path={data}", f"run.dir={run}", *PRECISION]
     words += [f"train.max_steps={steps}", f"train.global_batch={batch}", "train.log_every=1"]
     words += ["train.eval_batch=12", "train.eval_every_epochs=99", "checkpoint.every_epochs=99"]
+    words += ["optim.schedule.warmup_steps=0"]
     done = forked("lensdist.train", *words, *more, timeout=1000)
     assert done.returncode == 0, done.stderr
     done = record(run)
@@ -78,6 +79,7 @@ def test_a_preset_of_super_resolution(
 def test_debug_needs_nothing(task: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = [f"run.dir={run}", "data.n_per_class=20", "train.max_steps=24"]  # all its stages
+    words += ["optim.schedule.warmup_steps=0"]
     done = forked("lensdist.train", f"--config=configs/{task}/debug.yaml", *words)
     assert done.returncode == 0, done.stderr
     assert record(run)
