@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,14 @@ def forked(
             each |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
             each |= {"MASTER_PORT": str(port)}
     return forkserver.run([str(word) for word in words], environments, timeout, folder)
+
+
+def until(true: Callable[[], object], seconds: float = 240) -> None:
+    """Wait, as long as a busy machine may take."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from lensdist.training import loop, stages
 from lensdist.training.stopping import Deadline
 from lensdist.utils import outcome
 from lensdist.utils.launched import DEADLINE, PREFLIGHT
-from tests.conftest import ROOT, command, environment, forked, settings, start
+from tests.conftest import ROOT, command, environment, forked, settings, start, until
 from tests.runs import assert_same_end, newest, rows
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500), pytest.mark.usefixtures("handlers")]
@@ -137,10 +137,7 @@ def test_a_signal_before_training_is_no_crash(number: str, tiny_set: Path, tmp_p
     env["PYTHONPATH"] = str(tmp_path)
     (tmp_path / "words").mkdir()
     with subprocess.Popen(words, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as run:
-        end = time.monotonic() + 240
-        while not (tmp_path / "there").exists():
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        until((tmp_path / "there").exists)
         run.send_signal(signal.Signals[number])
         told = run.communicate(timeout=120)[1]
     assert run.returncode == 75, told
