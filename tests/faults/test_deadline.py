@@ -102,7 +102,7 @@ def test_two_processes_get_ready_leave_together_and_say_so(
     env = environment(**{DEADLINE: f"{time.time() + SOON:.0f}", PREFLIGHT: "1"})
     env |= {outcome.FOLDER: str(said)}
     killer = (KILLER, "limit", 5, "--", *words(tiny_set, run))
-    start(command(*killer, processes=2, port=port), env=env)
+    assert forked(*killer, processes=2, port=port, env=env).returncode == 75
     assert [w.rank for w in outcome.devices(said)] == [0, 1]
     assert [w.rank for w in outcome.ready(said)] == [0, 1]
     assert sorted((w.rank, w.kind) for w in outcome.read(said)) == [(0, "saved"), (1, "saved")]

@@ -37,7 +37,7 @@ def words(tiny_set: Path, pairs_set: Path, tmp_path_factory: pytest.TempPathFact
         if task in ("finetune", "common"):
             changes["data.labels_per_class"] = 11
         if task == "common":  # heads on kept features, then a section more with each epoch
-            changes["unfreeze_epochs"] = "[3,1,1,1,1,1]"
+            changes |= {"unfreeze_epochs": "[3,1,1,1,1,1]", "model.resize": 32}
         if task == "finetune":
             changes |= {"frozen_epochs": 1, "model.head_dropout": 0.2, "augment.rot180": "true"}
         if task == "sr":
