@@ -20,14 +20,17 @@ N_VORTEX = 100
 
 @dataclass(frozen=True)
 class CommonPrior:
-    """What the calibrations of `common` and `sr` disagree about; each pair is a uniform range."""
+    """What the calibrations of `common` and `sr` disagree about; each pair is a uniform range.
+
+    Masses are parts of the mass inside the main lens's Einstein radius.
+    """
 
     source_amp: tuple[float, float]
     """Brightness of the source at its half-light radius."""
     subhalo: tuple[float, float]
-    """Mass of each subhalo, over the mass inside the main lens's Einstein radius."""
+    """Mass of each subhalo."""
     vortex: tuple[float, float]
-    """Mass of a vortex, over the same."""
+    """Mass of a vortex."""
     vortex_length: tuple[float, float]
     """Arcsec."""
     vortex_points: int
@@ -35,10 +38,10 @@ class CommonPrior:
 
 
 COMMON_PRIORS: dict[Calibration, CommonPrior] = {
-    # Lens fits to 15 real files (docs/physics.md).
-    "real": CommonPrior((1.0, 1.0), (0.0003, 0.003), (0.03, 0.04), (1.0, 2.0), 25),
+    # docs/physics.md says what was measured.
+    "real": CommonPrior((1.0, 1.0), (3.3e-4, 3.3e-3), (0.034, 0.042), (1.0, 2.0), 25),
     # Estimated from published figures.
-    "figures": CommonPrior((0.7, 0.9), (0.0003, 0.003), (0.034, 0.047), (1.0, 3.0), N_VORTEX),
+    "figures": CommonPrior((0.7, 0.9), (3e-4, 3e-3), (0.034, 0.047), (1.0, 3.0), N_VORTEX),
 }
 
 
