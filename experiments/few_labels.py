@@ -42,7 +42,11 @@ PRETRAINED = {  # the data of each pretraining, as settings of `configs/mae`
     "MAE, stream": ("data.classes=null", "data.source=stream"),
 }
 _DATA_SEED = 0
-_DETECTORS = {"none": "noiseless", "euclid": "Euclid noise"}
+_DETECTORS = {
+    "none": "noiseless",
+    "euclid": "Euclid noise",
+    "deeplense_euclid": "Euclid noise before launch",
+}
 METHODS = (SCRATCH, *PRETRAINED, RESIDUAL)
 # Random weights need another learning rate than pretrained ones, whose rate is in the preset.
 # Small: both chosen among 3e-4, 1e-3 and 2e-3 on another set (docs/log.md); full: not tuned yet.

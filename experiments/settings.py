@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from lensdist.utils.settings import Strict
 
 Size = Literal["small", "full"]
-Noise = Literal["none", "euclid"]
+Noise = Literal["none", "euclid", "deeplense_euclid"]
 Labels = Annotated[int, Field(ge=2)]
 Images = Annotated[int, Field(ge=6)]
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
+from lensdist.sim.config import SimConfig
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import sha256
 from lensdist.utils.settings import Strict
@@ -134,7 +135,7 @@ class Manifest(Strict):
         bands = manifest.image_shape[0]
         if any(len(v) != bands for v in manifest.statistics.model_dump().values()):
             raise UserError(f"{path} is not a valid manifest: statistics: not one number per band")
-        return manifest
+        return manifest.model_copy(update={"source": _in_todays_words(manifest.source)})
 
     @property
     def pixel_weights(self) -> list[str]:
@@ -155,3 +156,14 @@ class Manifest(Strict):
 def file_info(path: Path) -> FileInfo:
     """Return size and SHA-256 of a file, which is read in pieces."""
     return FileInfo(bytes=path.stat().st_size, sha256=sha256(path))
+
+
+def _in_todays_words(source: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return what a set was made from, with the simulator's settings as they are called now."""
+    own = source.get("simulated")
+    if not isinstance(own, dict):
+        return source
+    try:
+        return source | {"simulated": SimConfig.recorded(own).model_dump(mode="json")}
+    except ValidationError:  # of a version with other settings: whoever compares them reports it
+        return source
