@@ -19,8 +19,8 @@ from benchmarks.harness.data import simulated_set
 from experiments.runs import Job, check_presets, job, notes, run_all
 from experiments.scores import correct, over_seeds
 from experiments.settings import CommonTable
-from lensdist.metrics.bootstrap import error_reduction, paired_bootstrap
 from lensdist.metrics.report import write_results
+from lensdist.metrics.seeds import error_reduction, paired_difference
 from lensdist.sim.config import SimConfig
 from lensdist.utils.sealed import read_json
 
@@ -79,7 +79,7 @@ def make(cfg: CommonTable) -> Path:
             if of_reference is None:
                 of_reference = right
             else:
-                gain = paired_bootstrap(right, of_reference)
+                gain = paired_difference(right, of_reference)
                 fewer = error_reduction(right, of_reference)
                 row |= {"gain": gain["difference"], "gain_ci": gain["ci"]}
                 row |= {"errors_avoided": fewer["reduction"], "errors_avoided_ci": fewer["ci"]}

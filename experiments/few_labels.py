@@ -28,8 +28,8 @@ from lensdist.data.config import DataConfig
 from lensdist.data.dataset import PackedSet
 from lensdist.data.subset import View
 from lensdist.metrics import figures
-from lensdist.metrics.bootstrap import paired_bootstrap
 from lensdist.metrics.report import write_results
+from lensdist.metrics.seeds import paired_difference
 from lensdist.phases import completed
 from lensdist.sim.config import SimConfig
 
@@ -190,7 +190,7 @@ def _row(mine: Scored, scratch: Scored) -> dict[str, Any]:
     }
     del row["ece"]  # not informative for networks stopped after so few steps
     if mine is not scratch:
-        gain = paired_bootstrap(mine.correct, scratch.correct)
+        gain = paired_difference(mine.correct, scratch.correct)
         row |= {"over_scratch": gain["difference"], "over_scratch_ci": gain["ci"]}
     return row
 

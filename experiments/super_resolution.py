@@ -26,8 +26,8 @@ from lensdist.data.config import DataConfig
 from lensdist.data.dataset import PackedSet
 from lensdist.data.subset import View
 from lensdist.metrics import super_resolution
-from lensdist.metrics.bootstrap import paired_bootstrap
 from lensdist.metrics.report import write_results
+from lensdist.metrics.seeds import paired_difference
 from lensdist.models import resample
 from lensdist.sim.config import SimConfig
 
@@ -82,7 +82,7 @@ def make(cfg: SuperResolutionTable) -> Path:
             row["seconds"] = sum(run.record["seconds"] for run in runs) / len(runs)
             if method == BEST:
                 random = [jobs[RANDOM, n, seed] for seed in range(len(runs))]
-                gain = paired_bootstrap(
+                gain = paired_difference(
                     torch.stack([_scores(run)["psnr"] for run in runs]),
                     torch.stack([_scores(run)["psnr"] for run in random]),
                 )
@@ -217,7 +217,7 @@ def _kept(
 def _row(method: str, pairs: int | None, seeds: list[Scores]) -> dict[str, Any]:
     each = {key: torch.stack([one[key] for one in seeds]) for key in seeds[0]}
     bicubic = each["psnr_bicubic"]
-    gain = paired_bootstrap(each["psnr"], bicubic)
+    gain = paired_difference(each["psnr"], bicubic)
     gap = super_resolution.gap(each["mse"], each["mse_bicubic"], each["mse_oracle"])
     row: dict[str, Any] = {
         "method": method,
