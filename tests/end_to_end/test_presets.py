@@ -27,7 +27,7 @@ def _cut(data: Path, run: Path, steps: int, batch: int) -> list[str]:
         *PRECISION,
         f"data.path={data}", f"run.dir={run}", f"train.max_steps={steps}",
         f"train.global_batch={batch}", "train.eval_batch=12", "train.log_every=5",
-        "checkpoint.every_steps=1000",
+        "checkpoint.every_steps=1000", "optim.schedule.warmup_steps=0",
     ]  # fmt: skip
 
 

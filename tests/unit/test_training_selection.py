@@ -102,6 +102,16 @@ def test_a_run_with_few_labels_takes_its_last_weights_and_says_so(
 
 
 @pytest.mark.usefixtures("handlers")
+def test_a_warm_up_longer_than_the_run_is_refused_before_it_starts(
+    tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"optim.schedule.warmup_steps": 7}
+    assert train.main(words(tiny_set, tmp_path / "run", **more)) == 2
+    assert "set optim.schedule.warmup_steps=0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("handlers")
 def test_runs_of_before_the_setting_end_as_they_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
