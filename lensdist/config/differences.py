@@ -35,8 +35,8 @@ _STEPS = ("train.epochs", "train.max_steps")
 LENGTH = {*_STEPS, "train.early_stop"}
 
 
-# Runs of before these settings existed did this, which is not today's default.
 BEFORE = {("train", "select_from"): "best", ("data", "choose_with"): "split"}
+"""What runs did before these settings existed, which is not today's default."""
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -63,7 +63,7 @@ def drawn_over_its_length(now: dict[str, Any]) -> str:
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any], free: tuple[str, ...]) -> list[str]:
-    new = tuple(f"{part}.{key}" for part, key in BEFORE if key not in saved.get(part, {}))
+    new = tuple(f"{part}.{key}" for part, key in BEFORE if key not in (saved.get(part) or ()))
     return _lines(_as_today(saved), now, "", free + new)
 
 

@@ -112,7 +112,7 @@ def _few(
         of_class = rows[labels == number]
         if len(of_class) < n:
             raise UserError(
-                f"data.labels_per_class: {n} asked for, but the {split} split has "
+                f"{_asks(split, 'labels_per_class')}: {n} asked for, but the {split} split has "
                 f"{len(of_class)} images of {name}"
             )
         chosen.append(of_class[rng.permutation(rng.key(seed, "labels", number), len(of_class))[:n]])
@@ -123,9 +123,14 @@ def _some(rows: npt.NDArray[np.int64], n: int, split: str, seed: int) -> npt.NDA
     """Take the first n in one seeded order, so a larger n contains a smaller n."""
     if len(rows) < n:
         raise UserError(
-            f"data.train_images: {n} asked for, but the {split} split has {len(rows)} images"
+            f"{_asks(split, 'train_images')}: {n} asked for, but the {split} split has "
+            f"{len(rows)} images"
         )
     return np.sort(rows[rng.permutation(rng.key(seed, "images"), len(rows))[:n]])
+
+
+def _asks(split: str, key: str) -> str:
+    return "data.choose_with" if split == "val" else f"data.{key}"
 
 
 def _fits(packed: PackedSet, device: torch.device) -> bool:

@@ -51,12 +51,15 @@ def is_as_asked(cfg: BaseRun, record: dict[str, Any]) -> str:
 
 
 def as_begun(cfg: BaseRun) -> BaseRun:
-    """Return the configuration as its run began, if that was before a setting existed."""
+    """Return the configuration as its run began, if that was before a setting existed.
+
+    The run then goes on, and counts as finished, without that the user must name the setting.
+    """
     begun, _ = raw(cfg.run.dir / CONFIG)
     for (part, key), then in BEFORE.items():
-        own = getattr(cfg, part)
+        own, theirs = getattr(cfg, part), begun.get(part)
         is_default = getattr(own, key) == type(own).model_fields[key].default
-        if begun and is_default and key not in begun.get(part, {}):
+        if is_default and isinstance(theirs, dict) and theirs.get(key, then) == then:
             cfg = cfg.model_copy(update={part: own.model_copy(update={key: then})})
     return cfg
 

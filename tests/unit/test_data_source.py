@@ -122,6 +122,8 @@ def test_what_chooses_leaves_something_to_train_on(more: dict[str, Any]) -> None
     [
         ({"classes": ("a", "x")}, "train", "no class 'x'; it has a, b, c"),
         ({"labels_per_class": 50}, "train", r"50 asked for.*images of a"),
+        ({"labels_per_class": 50, "choose_with": 9}, "val", r"choose_with: 9 asked for.* of a"),
+        ({"train_images": 50, "choose_with": 49}, "val", r"choose_with: 49 asked for.* images"),
     ],
 )
 def test_what_the_set_has_not_is_refused(

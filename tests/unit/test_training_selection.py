@@ -21,6 +21,7 @@ from tests.conftest import ROOT, settings
 
 pytestmark = pytest.mark.unit
 
+OLD = ROOT / "tests" / "golden" / "e08eb66"
 FEW = {"labels_per_class": 100}
 
 
@@ -116,7 +117,7 @@ def test_runs_of_before_the_setting_end_as_they_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their configurations have no such keys: the whole validation split chooses the best."""
-    shutil.copytree(ROOT / "tests" / "golden" / "e08eb66", tmp_path / "old")
+    shutil.copytree(OLD, tmp_path / "old")
     monkeypatch.chdir(tmp_path / "old")
     assert train.main(["--config=finetune/config.yaml"]) == 0  # complete: nothing to do
     assert train.main(["--config=stopped/config.yaml"]) == 0  # goes on from step 2
@@ -126,3 +127,9 @@ def test_runs_of_before_the_setting_end_as_they_began(
     assert record["config"]["data"]["choose_with"] == "split"
     assert record["metrics"]["selected_by"] == "val accuracy"
     assert record["images"]["choose"] == len(PackedSet(Path("set")).indices("val"))
+    # Its configuration has the keys now, which the command still leaves out.
+    (Path("stopped") / "COMPLETE.json").unlink()
+    assert train.main([f"--config={OLD / 'stopped' / 'config.yaml'}"]) == 0
+    again = completed(Path("stopped"))
+    assert again is not None
+    assert again["config"] == record["config"]
