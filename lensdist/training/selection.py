@@ -12,8 +12,8 @@ from lensdist.utils.errors import UserError
 FEWEST = 400
 """Validation images of each class from which on their scores choose (`select_from: auto`).
 
-Late checkpoints of a run disagree on about 3 % of the images. Then a difference of one point
-between two of them is two standard errors, sqrt(0.03 / n), at n = 1,200 images: 400 of each of
+Late checkpoints of a run disagree on up to 3 % of the images. Then a difference of one point
+between two of them is two standard errors, 2 sqrt(0.03 / n), at n = 1,200 images: 400 of each of
 three classes. With fewer, the best score is mostly luck (docs/metrics.md).
 """
 
