@@ -28,7 +28,7 @@ from lensdist.config.schema import BaseRun, schema_of
 from lensdist.distributed.micro_batches import check_shares
 from lensdist.phases import completed
 from lensdist.runs.accelerate_launch import agreed, from_environment
-from lensdist.runs.asked import is_as_asked
+from lensdist.runs.asked import as_begun, is_as_asked
 from lensdist.utils import signals
 from lensdist.utils.arguments import add_configuration, parse
 from lensdist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError, set_rank
@@ -82,7 +82,7 @@ def launch(args: argparse.Namespace) -> int:
     file, settings = chosen(args.config, args.words)
     cfg = load(file, settings, schema=schema_of)
     asked = from_environment(os.environ)
-    cfg = agreed(cfg, asked)
+    cfg = as_begun(agreed(cfg, asked))
     done = _already_done(cfg, args.resume)
     if done:
         log.info(done)

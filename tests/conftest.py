@@ -97,12 +97,12 @@ def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], ob
     return path
 
 
-def _packed(factory: pytest.TempPathFactory, family: str, n: int, **more: bool) -> Path:
+def _packed(factory: pytest.TempPathFactory, family: str, n: int, truth: bool = False) -> Path:
     from lensdist.data.packing.simulated import write_packed
     from lensdist.sim.config import SimConfig
 
     def make(path: Path) -> None:
-        write_packed(path, SimConfig(family=family), n, 0, **more)
+        write_packed(path, SimConfig(family=family), n, 0, truth=truth)
 
     return shared(factory, f"set-{family}", make)
 

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from lensdist.config.differences import (
+    BEFORE,
     LENGTH,
     changes,
     differences,
     drawn_over_its_length,
     unmet,
 )
+from lensdist.config.loader import raw
 from lensdist.config.schema import BaseRun
 from lensdist.data.manifest import MANIFEST, Manifest
+from lensdist.runs.folder import CONFIG
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import plain, sha256
 from lensdist.utils.sealed import read_json
@@ -41,6 +44,20 @@ def is_as_asked(cfg: BaseRun, record: dict[str, Any]) -> str:
         f"{cfg.run.dir} was completed with other settings ({'; '.join(found)}); give another "
         f"run.dir{'' if inputs else _going_on(cfg, record, now)}"
     )
+
+
+def as_begun(cfg: BaseRun) -> BaseRun:
+    """Return the configuration as its run began, if that was before a setting existed.
+
+    The run then goes on, and counts as finished, without that the user must name the setting.
+    """
+    begun, _ = raw(cfg.run.dir / CONFIG)
+    for (part, key), then in BEFORE.items():
+        own, theirs = getattr(cfg, part), begun.get(part)
+        is_default = getattr(own, key) == type(own).model_fields[key].default
+        if is_default and isinstance(theirs, dict) and theirs.get(key, then) == then:
+            cfg = cfg.model_copy(update={part: own.model_copy(update={key: then})})
+    return cfg
 
 
 def other_inputs(saved: Mapping[str, Any], cfg: BaseRun) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
+from lensdist.data.epoch_size import images_per_epoch
 from lensdist.runs.accelerate_launch import (
     adopt,
     conflicts,
@@ -233,6 +234,7 @@ class _Builder:
         errors = [one for settings in asked for one in conflicts(config, settings)]
         if cluster.python is None and not cluster.container:
             errors += not_installed(config)
+        errors += _warmup(config)
         if config.precision == "fp16" and cluster.on_cpu:
             errors.append("precision: fp16 needs a GPU, and the cluster has gpus_per_node: null")
         if errors:
@@ -304,6 +306,20 @@ class _Builder:
 
     def _folder(self, name: str, point: Point | None) -> Path:
         return self._request.runs / _name(name, point)
+
+
+def _warmup(config: BaseRun) -> list[str]:
+    """Return the error of a warm-up longer than the run, if the number of images is known."""
+    try:
+        samples = images_per_epoch(config.data, config.run.dir)
+        steps = config.train.max_steps
+        if steps is None and samples is not None:
+            steps = config.train.epochs * (samples // config.train.global_batch)
+        if steps:
+            config.optim.schedule.check_warmup(steps)
+    except UserError as e:
+        return [str(e)]
+    return []
 
 
 def _of_table(target: Target, steps: Sequence[Step]) -> Existing:

@@ -22,7 +22,10 @@ pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("handlers")]
 
 def words(data: Path, run: Path, **more: Any) -> list[str]:
     quick = {"train.max_steps": 20, "train.log_every": 20, "train.eval_every_epochs": 99}
-    return settings("mae", data, run, **{"train.micro_batch": 16, **quick, **more})
+    quick |= {"train.micro_batch": 16, "train.select_from": "best"}
+    return settings(
+        "mae", data, run, **{"train.micro_batch": 16, "train.select_from": "best", **quick, **more}
+    )
 
 
 def kept(run: Path) -> list[int]:

@@ -34,8 +34,10 @@ def _samples(config: BaseRun) -> int | None:
         (),
         ("data.classes=[cdm,axion]",),
         ("data.labels_per_class=7",),
+        ("data.labels_per_class=7", "data.choose_with=2"),
         ("data.classes=[axion]", "data.labels_per_class=7"),
         ("data.classes=null", "data.train_images=50"),
+        ("data.classes=null", "data.train_images=50", "data.choose_with=5"),
     ],
 )
 def test_samples_are_those_that_a_run_trains_on(

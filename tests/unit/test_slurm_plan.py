@@ -31,6 +31,14 @@ def _refused(chain: Path, cluster: Path, *words: str) -> list[str]:
     return str(e.value).splitlines()
 
 
+def test_a_warm_up_longer_than_the_run_is_refused(tiny_set: Path, tmp_path: Path) -> None:
+    chain, cluster = write_chain(tmp_path, tiny_set, steps=6), write_cluster(tmp_path)
+    make_plan(chain, cluster, ["optim.schedule.warmup_steps=6"])
+    told = _refused(chain, cluster, "optim.schedule.warmup_steps=7")
+    assert [line.split(":")[0] for line in told] == ["pretrain", "finetune"]
+    assert all("6 steps" in line for line in told)
+
+
 @pytest.mark.parametrize("name", ["local", "slurm-cpu", "slurm-gpu"])
 def test_the_shown_plan_is_golden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `UPDATE_GOLDEN=1` the files are written anew: read their difference before a commit."""
