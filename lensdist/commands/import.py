@@ -28,8 +28,6 @@ assumes for the rest, and keeps it under "assumed" in config.json.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("file", metavar="FILE", type=Path, help="a .pth or .pt file")
     parser.add_argument("--out", metavar="DEST", type=Path, required=True, help="a new folder")
     parser.add_argument(
