@@ -1,0 +1,143 @@
+"""Measure whether the unit, the background or the place of an image decides its class.
+
+    python -m experiments.units OUT [--n-per-class 1500] [--steps 400]
+
+It simulates Model II without noise and with Euclid's, trains `mae/small` and `finetune/small` on
+each, and classifies the test split as it is and changed, as a table in Markdown. `before` is
+`preprocess.shift=null`, which fits neither flux, nor offset, nor place. A second table has the
+plain accuracy with few labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.harness.data import simulated_set
+from experiments.runs import Job, job, run_all
+from experiments.settings import Table
+from lensdist.data.config import DataConfig
+from lensdist.data.dataset import PackedSet
+from lensdist.data.subset import View
+from lensdist.export.model import load
+from lensdist.sim.config import Noise, SimConfig
+
+Array = npt.NDArray[np.float32]
+WAYS = {"before": "preprocess.shift=null", "after": "preprocess.shift=3"}
+NOISES: tuple[Noise, ...] = ("none", "euclid")
+LABELS = (30, 100)
+FEW_STEPS = 200
+
+
+def _peak(x: Array) -> Array:
+    return np.asarray(x.max((1, 2, 3), keepdims=True))
+
+
+CHANGES: dict[str, Callable[[Array], Array]] = {
+    "as it is": lambda x: x,
+    **{f"× {a:g}": lambda x, a=a: x * np.float32(a) for a in (0.1, 0.9, 1.1, 2, 10)},  # type: ignore[misc]
+    "÷ its maximum": lambda x: x / _peak(x),
+    "+ 0.01": lambda x: x + np.float32(0.01),
+    "+ 0.1 of its peak": lambda x: x + np.float32(0.1) * _peak(x),
+    "1 pixel down": lambda x: np.roll(x, 1, 2),
+    "1 pixel up": lambda x: np.roll(x, -1, 2),
+    "1 pixel right": lambda x: np.roll(x, 1, 3),
+    "1 pixel left": lambda x: np.roll(x, -1, 3),
+    "half a pixel right, interpolated": lambda x: (x + np.roll(x, 1, 3)) / 2,
+    "5 pixels right": lambda x: np.roll(x, 5, 3),
+    "turned by 180°": lambda x: np.rot90(x, 2, (2, 3)),
+    "turned by 90°": lambda x: np.rot90(x, 1, (2, 3)),
+}
+"""What is done to images (N, C, H, W)."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--n-per-class", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=2)
+    args = parser.parse_args()
+    sets = {
+        noise: simulated_set(
+            args.out / "data" / noise, SimConfig(noise=noise, vortex="rod"), args.n_per_class, 0
+        )
+        for noise in NOISES
+    }
+    cfg = Table(out=args.out, seeds=args.seeds)
+    runs = {(n, way): _runs(cfg, n, way, sets[n].path, args.steps) for n in NOISES for way in WAYS}
+    for stage in range(3):
+        run_all([one for each in runs.values() for one in each[stage]], 1, "training")
+    print(*_changed(runs, sets), *_few(runs, sets), sep="\n")
+
+
+Runs = tuple[list[Job], list[Job], list[Job]]
+
+
+def _runs(cfg: Table, noise: str, way: str, data: Path, steps: int) -> Runs:
+    """Return the pretraining, the fine-tuning on all labels, and those on few."""
+    fixed = (WAYS[way], "train.eval_every_epochs=1000000000", f"checkpoint.every_steps={steps}")
+    folder = f"{noise}-{way}"
+    last = (f"train.max_steps={steps}", *fixed)
+    mae = job(
+        cfg, "mae/small.yaml", folder, "mae", "optim.schedule.warmup_steps=50", *last, data=data
+    )
+    own = (f"encoder={mae.run}", f"train.max_steps={steps}", *fixed)
+    full = job(cfg, "finetune/small.yaml", folder, "finetune", *own, data=data)
+    own = (f"encoder={mae.run}", f"train.max_steps={FEW_STEPS}", *fixed)
+    few = [
+        job(
+            cfg, "finetune/small.yaml", folder, f"few {n} s{seed}", *own,
+            f"data.labels_per_class={n}", f"seed={seed}", data=data,
+        )
+        for n in LABELS
+        for seed in range(cfg.seeds)
+    ]  # fmt: skip
+    return [mae], [full], few
+
+
+def _test(packed: PackedSet) -> tuple[Array, npt.NDArray[np.int64]]:
+    view = View(packed, "test", DataConfig(path=packed.path), 0, torch.device("cpu"))
+    batch = view.gather(np.arange(len(view)))
+    return batch["image"].numpy(), batch["label"].numpy()
+
+
+def _changed(runs: dict[tuple[Noise, str], Runs], sets: dict[Noise, PackedSet]) -> Iterator[str]:
+    ways = " | ".join(f"{way}: accuracy | confidence | flagged" for way in WAYS)
+    yield f"| noise | images | {ways} |\n|---|---|{'--:|' * 3 * len(WAYS)}"
+    for noise, packed in sets.items():
+        images, labels = _test(packed)
+        for name, change in CHANGES.items():
+            cells = []
+            for way in WAYS:
+                found = load(runs[noise, way][1][0].run).predict(
+                    np.ascontiguousarray(change(images))
+                )
+                right = (found["logits"].argmax(1) == labels).mean()
+                sure, odd = found["probs"].max(1).mean(), found["flag"].mean()
+                cells.append(f"{right:.3f} | {sure:.2f} | {odd:.3f}")
+            yield f"| {noise} | {name} | {' | '.join(cells)} |"
+
+
+def _few(runs: dict[tuple[Noise, str], Runs], sets: dict[Noise, PackedSet]) -> Iterator[str]:
+    yield f"\n| noise | labels per class | {' | '.join(WAYS)} |\n|---|--:|{'--:|' * len(WAYS)}"
+    for noise, packed in sets.items():
+        images, labels = _test(packed)
+        for i, n in enumerate((*LABELS, "all")):
+            cells = []
+            for way in WAYS:
+                _, full, few = runs[noise, way]
+                seeds = len(few) // len(LABELS)
+                own = full if n == "all" else few[i * seeds : (i + 1) * seeds]
+                each = [load(one.run).predict(images)["logits"].argmax(1) == labels for one in own]
+                cells.append(f"{np.mean(each):.3f}")
+            yield f"| {noise} | {n} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
