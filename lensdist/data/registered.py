@@ -14,9 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lensdist.utils.errors import UserError
+
 COARSE = 16
 """Components that find the place. With more, substructure moves it: by 1 pixel or more in 44 % of
 noiseless `axion` images with 40 components, in 17 % with 16, by 2 in 4 % and none."""
+_LEAST = 8  # pixels a side of a window
 _RIDGE = 1e-9  # of the fit to good pixels, which may be fewer than the components
 IMAGES = 1000
 """Most images that the components are made of: more would change little, and take longer."""
@@ -72,7 +75,7 @@ class Registered:
 
     def fits(self, shape: tuple[int, int, int]) -> bool:
         """Return whether the basis is of images of this shape (C, H, W)."""
-        pixels = math.prod(self._window)
+        pixels = math.prod(self._window) if min(self._window) > 0 else -1
         typical = self.typical.shape[1:] == (min(COARSE, len(self.rows)),)
         return self.shape == shape and self.rows.shape[1:] == (pixels,) and typical
 
@@ -178,7 +181,16 @@ def registered(images: Tensor, reach: int, components: int, made: str) -> Regist
     """Make a basis of images (N, C, H, W), which count alike whatever their flux.
 
     All images are typical, and at most `IMAGES` of them make the components.
+
+    Raises:
+        UserError: shifts of so many pixels would leave no window.
     """
+    size = min(images.shape[-2:])
+    if size - 2 * reach < _LEAST:
+        raise UserError(
+            f"preprocess.shift: {reach} leaves {size - 2 * reach} of {size} pixels; at least "
+            f"{_LEAST} are needed: set at most {max(0, (size - _LEAST) // 2)}"
+        )
     flat = _flat(images, reach)
     some = flat[:: -(-len(flat) // IMAGES)]
     # By the N x N products, which is far cheaper than decomposing an N x P matrix.
