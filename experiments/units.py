@@ -3,9 +3,9 @@
     python -m experiments.units OUT [--pretrain-steps 400] [--steps 400] [--labels 30,100]
 
 It simulates Model II without noise and with Euclid's, trains `mae/small` and `finetune/small` on
-each (with `--pretrain-steps 0` the latter only, from random weights), and classifies the test split
-as it is and changed, as a table in Markdown. `before` is `preprocess.shift=null`, which fits neither
-flux, nor offset, nor place. A second table has the plain accuracy with few labels.
+each (`--pretrain-steps 0`: the latter only, from random weights), and classifies the test split
+as it is and changed, as a table in Markdown. `before` is `preprocess.shift=null`, which fits no
+flux, offset or place. A second table has the plain accuracy with few labels.
 """
 
 from __future__ import annotations

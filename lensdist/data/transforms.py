@@ -233,6 +233,8 @@ class Preprocess:
             state["normalise"] = True
         if self.limits is not None:
             state["limits"] = {name: list(ends) for name, ends in self.limits.items()}
+        if self.needs:
+            state["needs"] = f"the {self.needs} of the training images; others are flagged"
         if self.smooth is not None:
             state["residual_rms"] = self.smooth.scale
         if isinstance(self.smooth, Registered):
