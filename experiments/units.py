@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--noise", default="none,euclid")
     parser.add_argument("--labels", default="30,100", help="labels per class; '': all only")
+    parser.add_argument("--images", type=int, default=None, help="most test images; default: all")
     parser.add_argument("--seeds", type=int, default=2)
     args = parser.parse_args()
     labels = [int(n) for n in args.labels.split(",") if n]
@@ -79,7 +80,8 @@ def main() -> None:
     runs = {(n, way): _runs(cfg, n, way, sets[n].path, steps, labels) for n in sets for way in WAYS}
     for stage in range(3):
         run_all([one for each in runs.values() for one in each[stage]], 1, "training")
-    print(*_changed(runs, sets), *_few(runs, sets, labels), sep="\n")
+    tests = {noise: _test(packed, args.images) for noise, packed in sets.items()}
+    print(*_changed(runs, tests), *_few(runs, tests, labels), sep="\n")
 
 
 Runs = tuple[list[Job], list[Job], list[Job]]
@@ -109,17 +111,19 @@ def _runs(
     return [mae] if pretrain else [], [full], few
 
 
-def _test(packed: PackedSet) -> tuple[Array, npt.NDArray[np.int64]]:
+Test = tuple[Array, npt.NDArray[np.int64]]
+
+
+def _test(packed: PackedSet, most: int | None) -> Test:
     view = View(packed, "test", DataConfig(path=packed.path), 0, torch.device("cpu"))
-    batch = view.gather(np.arange(len(view)))
+    batch = view.gather(np.arange(len(view))[:most])
     return batch["image"].numpy(), batch["label"].numpy()
 
 
-def _changed(runs: dict[tuple[Noise, str], Runs], sets: dict[Noise, PackedSet]) -> Iterator[str]:
+def _changed(runs: dict[tuple[Noise, str], Runs], tests: dict[Noise, Test]) -> Iterator[str]:
     ways = " | ".join(f"{way}: accuracy | confidence | flagged" for way in WAYS)
     yield f"| noise | images | {ways} |\n|---|---|{'--:|' * 3 * len(WAYS)}"
-    for noise, packed in sets.items():
-        images, labels = _test(packed)
+    for noise, (images, labels) in tests.items():
         for name, change in CHANGES.items():
             cells = []
             for way in WAYS:
@@ -133,11 +137,10 @@ def _changed(runs: dict[tuple[Noise, str], Runs], sets: dict[Noise, PackedSet]) 
 
 
 def _few(
-    runs: dict[tuple[Noise, str], Runs], sets: dict[Noise, PackedSet], few_labels: list[int]
+    runs: dict[tuple[Noise, str], Runs], tests: dict[Noise, Test], few_labels: list[int]
 ) -> Iterator[str]:
     yield f"\n| noise | labels per class | {' | '.join(WAYS)} |\n|---|--:|{'--:|' * len(WAYS)}"
-    for noise, packed in sets.items():
-        images, labels = _test(packed)
+    for noise, (images, labels) in tests.items():
         for i, n in enumerate((*few_labels, "all")):
             cells = []
             for way in WAYS:
