@@ -124,12 +124,11 @@ def _changed(runs: dict[tuple[Noise, str], Runs], tests: dict[Noise, Test]) -> I
     ways = " | ".join(f"{way}: accuracy | confidence | flagged" for way in WAYS)
     yield f"| noise | images | {ways} |\n|---|---|{'--:|' * 3 * len(WAYS)}"
     for noise, (images, labels) in tests.items():
+        models = [load(runs[noise, way][1][0].run) for way in WAYS]
         for name, change in CHANGES.items():
             cells = []
-            for way in WAYS:
-                found = load(runs[noise, way][1][0].run).predict(
-                    np.ascontiguousarray(change(images))
-                )
+            for model in models:
+                found = model.predict(np.ascontiguousarray(change(images)))
                 right = (found["logits"].argmax(1) == labels).mean()
                 sure, odd = found["probs"].max(1).mean(), found["flag"].mean()
                 cells.append(f"{right:.3f} | {sure:.2f} | {odd:.3f}")
