@@ -138,7 +138,7 @@ class Registered:
         centred = (image - image.mean(2, keepdim=True)).view(-1, bands, height, width)
         lines = [centred[:, :, i : i + h].flatten(1) for i in range(len(moves))]
         told = torch.stack([some @ padded.flatten(1).T for some in lines], 1)
-        told = told.view(len(image), len(moves), len(moves), -1).square().sum(3)
+        told = told.view(-1, len(moves), len(moves), len(coarse)).square().sum(3)
         mean, square = (F.avg_pool2d(a, (h, w), 1) for a in (centred, centred.square()))
         left = (h * w * (square - mean.square())).sum(1) - told
         best = left.flatten(1).argmin(1)

@@ -89,7 +89,7 @@ class Preprocess:
                 columns = _units(x, good)
                 if self.cfg.scale == "residual":
                     columns["residual"] = _units(torch.sinh(seen), good)["image_std"]
-        flagged = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        flagged = x.new_zeros(x.shape[:1], dtype=torch.bool)  # len(x) would fix an export's batch
         for one in outside(columns, self.limits or {}).values():
             flagged |= one
         return Examined(seen, columns, flagged)
