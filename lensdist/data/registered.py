@@ -139,7 +139,11 @@ class Registered:
         lines = [centred[:, :, i : i + h].flatten(1) for i in range(len(moves))]
         told = torch.stack([some @ padded.flatten(1).T for some in lines], 1)
         told = told.view(-1, len(moves), len(moves), len(coarse)).square().sum(3)
-        mean, square = (F.avg_pool2d(a, (h, w), 1) for a in (centred, centred.square()))
+        # Box sums as products, since ONNX runtimes pool no float64.
+        lower, across = (
+            torch.ones(len(moves), n).to(image).tril(n - len(moves)).triu() for n in (height, width)
+        )
+        mean, square = (lower @ a @ across.T / (h * w) for a in (centred, centred.square()))
         left = (h * w * (square - mean.square())).sum(1) - told
         best = left.flatten(1).argmin(1)
         down, right = best // len(moves), best % len(moves)

@@ -143,7 +143,7 @@ class Preprocess:
         return torch.asinh(x / (std * self.cfg.softening))
 
     def _registered(self, smooth: Registered, fit: Fit, x: Tensor, good: Tensor | None) -> Tensor:
-        left = torch.asinh(fit.residual / self._residual_unit)
+        left = torch.asinh((fit.residual / self._residual_unit).to(x.dtype))
         if good is not None:
             known = good.expand_as(x).flatten(2).gather(2, fit.pixels.expand_as(left))
             left = torch.where(known, left, 0.0)
@@ -198,7 +198,7 @@ class Preprocess:
         assert self.cfg.scale != "lens_fit", "lens_fit has no inverse"
         if isinstance(self.smooth, Registered):
             fit = self.smooth.fit(raw, good)
-            left = torch.sinh(self.smooth.inner(y).double()) * self._residual_unit
+            left = torch.sinh(self.smooth.inner(y)).double() * self._residual_unit
             return fit.placed(fit.smooth + left * fit.flux, raw)
         if self.cfg.scale == "residual":
             return self._smooth.of(raw) + torch.sinh(y) * self._residual_unit
