@@ -214,9 +214,9 @@ def _notes(cfg: FewLabels, n: int) -> list[str]:
         f"{cfg.seeds} seeds: each draws its own labelled images (the same for all methods), order "
         "and initial head. Intervals are 95 %, over seeds and test images; "
         "`over scratch` is paired. They do not cover the luck of pretraining.",
-        "All networks see what 120 principal components of `no_sub` training images leave of an "
-        "image (`preprocess.scale: residual`), training from scratch too. The components use "
-        "the label `no_sub`: simulations of smooth lenses would replace it.",
+        "All networks see what 120 principal components of simulated smooth lenses leave of an "
+        "image (`preprocess.scale: residual`), training from scratch too. The components of "
+        "`PCA residual` use the label `no_sub`.",
         "`MAE, no_sub` and `PCA residual` learn from `no_sub` images, `MAE, all classes` from all "
         "training images without their labels, `MAE, stream` from fresh simulations.",
     ]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lensdist.sim.config import SimConfig
+from lensdist.sim.config import FamilyName, SimConfig
 from lensdist.utils.settings import Count, Positive, Strict
 
 PREPROCESS = "preprocess."
@@ -112,9 +112,10 @@ class PreprocessConfig(Strict):
         description="How pixels are scaled. minmax: each image to 0..1; standard: (x - mean)/std, "
         "both of the train split; asinh: asinh(x/std/softening), for faint features beside bright "
         "arcs; residual: asinh(r/rms/softening), where r is the image without its smooth part, the "
-        "principal components of smooth images; lens_fit: what the best-fitting smooth lens "
-        "leaves, in units of the noise, and that lens, both at half the resolution (only for the "
-        "common task's images of 150 pixels); none: not at all.",
+        "principal components of smooth images (in units of its flux, if `shift` is set); "
+        "lens_fit: what the best-fitting smooth lens leaves, in units of the noise, and that lens, "
+        "both at half the resolution (only for the common task's images of 150 pixels); none: not "
+        "at all.",
     )
     softening: Positive = Field(
         0.1,
@@ -127,7 +128,22 @@ class PreprocessConfig(Strict):
     )
     smooth_class: str | None = Field(
         None,
-        description="The class whose images define the smooth part of residual. null: all images.",
+        description="The class whose images define the smooth part of residual, where no simulated "
+        "family does. null: all images.",
+    )
+    shift: int | None = Field(
+        None,
+        ge=0,
+        le=16,
+        description="The largest shift of an image, in whole pixels, that residual fits together "
+        "with the image's flux and offset; a shift may be 1 less. null: it fits none of the three, "
+        "so that images must have the unit and the place of the training images.",
+    )
+    family: FamilyName | None = Field(
+        None,
+        description="The family whose simulated smooth lenses define the smooth part of residual, "
+        "where `shift` is set. null: the one that the packed set was simulated as; for other sets, "
+        "their own training images of `smooth_class` define it.",
     )
 
     def seen(self, bands: int, size: int) -> tuple[int, int]:

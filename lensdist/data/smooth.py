@@ -8,6 +8,8 @@ whose loss is computed on the difference has nothing else to learn.
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,18 +17,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lensdist.data.registered import Registered, registered
+from lensdist.sim.config import FamilyName, SimConfig
+from lensdist.sim.families import FAMILIES
+from lensdist.sim.simulator import BLOCK, Simulator
+from lensdist.utils import rng
 from lensdist.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from lensdist.data.config import PreprocessConfig
     from lensdist.data.dataset import PackedSet
+    from lensdist.data.manifest import Manifest
+
+log = logging.getLogger(__name__)
 
 IMAGES = 1500
 """Most images that the basis is made of: more would change little, and take longer."""
+_SIMULATED = 4000  # a fourth of them make components, in a second; more make a denser net
+_SAME_SCALE = 0.02  # relative difference of pixel scales that only rounding explains
 
 
 @dataclass
 class Smooth:
-    """A basis of smooth images.
+    """A basis of smooth images in the unit and at the place of the training images.
 
     Attributes:
         mean: (P,) float32, P = C * H * W.
@@ -37,6 +50,11 @@ class Smooth:
     mean: Tensor
     rows: Tensor
     scale: float = 1.0
+
+    def fits(self, shape: tuple[int, int, int]) -> bool:
+        """Return whether the basis is of images of this shape (C, H, W)."""
+        pixels = math.prod(shape)
+        return self.mean.shape == (pixels,) and self.rows.shape[1:] == (pixels,)
 
     def of(self, x: Tensor) -> Tensor:
         """Return the smooth part of images (B, C, H, W), each independently of the others."""
@@ -58,27 +76,100 @@ def principal(images: Tensor, components: int) -> Smooth:
     return Smooth(mean.float(), rows.float().contiguous())
 
 
-def fit_smooth(packed: PackedSet, name: str | None, components: int) -> Smooth:
-    """Fit the basis to a packed set's training images of one class (None: of all).
+def fit_smooth(packed: PackedSet, cfg: PreprocessConfig) -> Smooth | Registered:
+    """Make the basis of `scale: residual` for a packed set, and its scale.
+
+    Raises:
+        UserError: no image to make it of, or no simulator of such images.
+    """
+    rows = packed.indices("train")
+    basis: Smooth | Registered
+    if cfg.shift is None:
+        basis = principal(_finite(packed, _some(_chosen(packed, cfg.smooth_class))), cfg.components)
+        images = _finite(packed, _some(rows))
+        basis.scale = _rms(images - basis.of(images))
+        return basis
+    settings = smooth_settings(packed.manifest, cfg.family)
+    if settings is None:
+        chosen = _chosen(packed, cfg.smooth_class)
+        made = (
+            f"{min(len(chosen), IMAGES):,} training images of {cfg.smooth_class or 'all classes'}"
+        )
+        log.warning(
+            "the smooth part is learned from %s, as %s does not name a simulated family "
+            "(preprocess.family)", made, packed.path,
+        )  # fmt: skip
+        images = _finite(packed, _some(chosen))
+    else:
+        made = f"{_SIMULATED:,} simulated smooth lenses of {settings.family}"
+        images = _simulated(settings)
+    basis = registered(images, cfg.shift, cfg.components, made)
+    parts = torch.split(_finite(packed, _some(rows)), 100)
+    basis.scale = _rms(torch.cat([basis.fit(part).residual for part in parts]))
+    return basis
+
+
+def smooth_settings(manifest: Manifest, family: FamilyName | None) -> SimConfig | None:
+    """Return the simulator's settings for smooth lenses like those of a set; None: not known.
+
+    A set that was simulated keeps its own settings. To images of a family that `family` names the
+    simulator gives the set's point-spread function.
+
+    Raises:
+        UserError: the set's images have another size or pixel scale than the family's.
+    """
+    own = manifest.source.get("simulated")
+    if isinstance(own, dict) and family in (None, own.get("family")):
+        plain = SimConfig.model_validate(own)
+    elif family is None:
+        return None
+    else:
+        known = FAMILIES[family]
+        psf = (manifest.psf_fwhm_arcsec or known.psf_fwhm) / known.psf_fwhm
+        plain = SimConfig(family=family, psf_scale=psf)
+    labels = FAMILIES[plain.family].labels[:1]
+    cfg = SimConfig(**{**plain.model_dump(), "classes": labels, "noise": "none"})
+    simulator, scale = Simulator(cfg), manifest.pixel_scale_arcsec
+    fits = scale is None or abs(scale / simulator.pixel_scale - 1) < _SAME_SCALE
+    if simulator.image_shape != manifest.image_shape or not fits:
+        size = "x".join(map(str, manifest.image_shape))
+        raise UserError(
+            f"preprocess.family: {plain.family}'s images have {simulator.image_shape[-1]} pixels "
+            f"a side of {simulator.pixel_scale:g} arcsec, the set's are {size} of {scale} arcsec; "
+            "set preprocess.family=null to use the training images"
+        )
+    return cfg
+
+
+def _simulated(cfg: SimConfig) -> Tensor:
+    """Return smooth lenses (N, 1, H, W), each also turned by 180 degrees, as lenses may be."""
+    simulator, key = Simulator(cfg), rng.key(0, "smooth lenses")
+    blocks = torch.split(torch.arange(_SIMULATED // 2), BLOCK)
+    images = torch.cat([simulator.batch(key, samples)["image"] for samples in blocks])
+    return torch.cat([images, images.flip(2, 3)])
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+def _chosen(packed: PackedSet, name: str | None) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Return the training images of one class (None: of all).
 
     Raises:
         UserError: the set has no such class, or no training image of it.
     """
     rows = packed.indices("train")
-    chosen = rows
     if name is not None:
         if name not in packed.manifest.labels:
             raise UserError(
                 f"preprocess.smooth_class: {packed.path} has no class {name!r}; it has "
                 f"{', '.join(packed.manifest.labels) or 'no labels'} (null: use all images)"
             )
-        chosen = rows[packed.labels[rows] == packed.manifest.labels.index(name)]
-    if not len(chosen):
+        rows = rows[packed.labels[rows] == packed.manifest.labels.index(name)]
+    if not len(rows):
         raise UserError(f"{packed.path} has no train images of {name or 'any class'}")
-    smooth = principal(_finite(packed, _some(chosen)), components)
-    images = _finite(packed, _some(rows))
-    smooth.scale = float((images - smooth.of(images)).square().mean().sqrt())
-    return smooth
+    return rows
 
 
 def _finite(packed: PackedSet, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:

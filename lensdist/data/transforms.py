@@ -13,13 +13,19 @@ import torch
 from torch import Tensor
 
 from lensdist.data.config import PreprocessConfig
-from lensdist.data.limits import Examined, Limits, outside
+from lensdist.data.limits import Examined, Limits, limits_of, outside
+from lensdist.data.registered import COLUMNS as FITTED
+from lensdist.data.registered import Fit, Registered
 from lensdist.data.smooth import Smooth
 from lensdist.sim.families import FAMILIES
 from lensdist.sim.fit import NUMBERS, SmoothLensFit
 from lensdist.utils.errors import UserError
 
-_COLUMNS = {"lens_fit": tuple(f"fit_{name}" for name in NUMBERS)}
+_UNITS = ("image_mean", "image_std", "image_max")  # where the unit of an image matters
+_COLUMNS = {
+    "lens_fit": tuple(f"fit_{name}" for name in NUMBERS),
+    **dict.fromkeys(("standard", "asinh", "none"), _UNITS),
+}
 
 
 class Preprocess:
@@ -29,7 +35,8 @@ class Preprocess:
         cfg: the settings.
         mean, std: statistics of the train split's pixels, one per band; `standard` and `asinh` need
             them.
-        smooth: the basis of the smooth part that `residual` takes off.
+        smooth: the basis of the smooth part that `residual` takes off; `Registered` if `cfg.shift`
+            is set.
         normalise: after `minmax` or `none`, take `mean` off and divide by `std`, which are then
             those of the scaled images. With several values, one band becomes as many.
         limits: of the columns that `examine` returns, those of the training images; None: unknown.
@@ -40,7 +47,7 @@ class Preprocess:
         cfg: PreprocessConfig,
         mean: list[float],
         std: list[float],
-        smooth: Smooth | None = None,
+        smooth: Smooth | Registered | None = None,
         normalise: bool = False,
         limits: Limits | None = None,
     ) -> None:
@@ -73,9 +80,16 @@ class Preprocess:
             if good is not None:
                 raise UserError("preprocess.scale: lens_fit cannot pass over bad pixels or weights")
             seen, columns = self._lens_fit(x)
+        elif isinstance(self.smooth, Registered):
+            fit = self.smooth.fit(x, good)
+            seen, columns = self._registered(self.smooth, fit, x, good), self.smooth.columns(fit)
         else:
             seen = self._scaled(x, good)
-        flagged = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+            if self.columns:
+                columns = _units(x, good)
+                if self.cfg.scale == "residual":
+                    columns["residual"] = _units(torch.sinh(seen), good)["image_std"]
+        flagged = x.new_zeros(x.shape[:1], dtype=torch.bool)  # len(x) would fix an export's batch
         for one in outside(columns, self.limits or {}).values():
             flagged |= one
         return Examined(seen, columns, flagged)
@@ -83,7 +97,30 @@ class Preprocess:
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of the columns that `examine` returns."""
+        if self.cfg.scale == "residual":
+            return FITTED if isinstance(self.smooth, Registered) else (*_UNITS, "residual")
         return _COLUMNS.get(self.cfg.scale, ())
+
+    def learn_limits(self, columns: dict[str, Tensor]) -> None:
+        """Take the limits of the columns from those of the training images (N,)."""
+        self.limits = limits_of(columns)
+        if isinstance(self.smooth, Registered):
+            # Any flux will do, and any shift but the largest: beyond it may be a better one.
+            del self.limits["fit_flux"]
+            most = max(self.smooth.reach - 1, 0) + 0.5
+            self.limits |= dict.fromkeys(("fit_shift_x", "fit_shift_y"), (-most, most))
+
+    @property
+    def needs(self) -> str:
+        """What images must share with the training images; empty: neither unit nor place.
+
+        Images that differ in it are flagged.
+        """
+        if self.cfg.scale == "residual" and self.smooth is not None:
+            if isinstance(self.smooth, Registered):
+                return ""
+            return "unit, background and place"
+        return "unit" if self.columns == _UNITS else ""
 
     def _scaled(self, x: Tensor, good: Tensor | None) -> Tensor:
         if good is None:
@@ -104,6 +141,13 @@ class Preprocess:
         if self.cfg.scale != "asinh":
             return (x - mean) / std
         return torch.asinh(x / (std * self.cfg.softening))
+
+    def _registered(self, smooth: Registered, fit: Fit, x: Tensor, good: Tensor | None) -> Tensor:
+        left = torch.asinh((fit.residual / self._residual_unit).to(x.dtype))
+        if good is not None:
+            known = good.expand_as(x).flatten(2).gather(2, fit.pixels.expand_as(left))
+            left = torch.where(known, left, 0.0)
+        return smooth.framed(left).to(x.dtype)
 
     def _lens_fit(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the residual in standard deviations and the lens, and the columns.
@@ -152,6 +196,10 @@ class Preprocess:
         if self.cfg.scale == "none":
             return y
         assert self.cfg.scale != "lens_fit", "lens_fit has no inverse"
+        if isinstance(self.smooth, Registered):
+            fit = self.smooth.fit(raw, good)
+            left = torch.sinh(self.smooth.inner(y)).double() * self._residual_unit
+            return fit.placed(fit.smooth + left * fit.flux, raw)
         if self.cfg.scale == "residual":
             return self._smooth.of(raw) + torch.sinh(y) * self._residual_unit
         mean, std = self._on(y.device)
@@ -170,12 +218,13 @@ class Preprocess:
 
     @property
     def _smooth(self) -> Smooth:
-        assert self.smooth is not None, "scale: residual without a basis"
+        assert isinstance(self.smooth, Smooth), "scale: residual without a basis"
         return self.smooth
 
     @property
     def _residual_unit(self) -> float:
-        return max(self._smooth.scale * self.cfg.softening, 1e-30)
+        assert self.smooth is not None, "scale: residual without a basis"
+        return max(self.smooth.scale * self.cfg.softening, 1e-30)
 
     def state(self) -> dict[str, Any]:
         """Return the JSON part of the state for `from_state`; the basis is in `tensors()`."""
@@ -184,12 +233,20 @@ class Preprocess:
             state["normalise"] = True
         if self.limits is not None:
             state["limits"] = {name: list(ends) for name, ends in self.limits.items()}
-        return state if self.smooth is None else {**state, "residual_rms": self.smooth.scale}
+        if self.needs:
+            state["needs"] = f"the {self.needs} of the training images; others are flagged"
+        if self.smooth is not None:
+            state["residual_rms"] = self.smooth.scale
+        if isinstance(self.smooth, Registered):
+            state |= {"image_shape": list(self.smooth.shape), "smooth_made": self.smooth.made}
+        return state
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the part of the state for `from_state` that is too large for JSON."""
         if self.smooth is None:
             return {}
+        if isinstance(self.smooth, Registered):
+            return {"smooth_rows": self.smooth.rows, "smooth_typical": self.smooth.typical}
         return {"smooth_mean": self.smooth.mean, "smooth_rows": self.smooth.rows}
 
     @classmethod
@@ -202,10 +259,7 @@ class Preprocess:
             ValueError, LookupError, TypeError: they do not describe a `Preprocess`.
         """
         cfg = PreprocessConfig(**{k: state[k] for k in PreprocessConfig.model_fields if k in state})
-        smooth = None
-        if cfg.scale == "residual":
-            own = tensors or {}
-            smooth = Smooth(own["smooth_mean"], own["smooth_rows"], float(state["residual_rms"]))
+        smooth = _smooth_of(cfg, state, tensors or {}) if cfg.scale == "residual" else None
         mean, std = ([float(value) for value in state[name]] for name in ("mean", "std"))
         if len(mean) != len(std):
             raise ValueError(f"{len(mean)} means for {len(std)} standard deviations")
@@ -213,6 +267,28 @@ class Preprocess:
         if limits is not None:
             limits = {str(name): (float(low), float(high)) for name, (low, high) in limits.items()}
         return cls(cfg, mean, std, smooth, bool(state.get("normalise", False)), limits)
+
+
+def _smooth_of(
+    cfg: PreprocessConfig, state: dict[str, Any], own: Mapping[str, Tensor]
+) -> Smooth | Registered:
+    scale = float(state["residual_rms"])
+    if cfg.shift is None:
+        return Smooth(own["smooth_mean"], own["smooth_rows"], scale)
+    bands, height, width = (int(n) for n in state["image_shape"])
+    rows, typical, made = own["smooth_rows"], own["smooth_typical"], str(state["smooth_made"])
+    return Registered(rows, typical, (bands, height, width), cfg.shift, scale, made)
+
+
+def _units(x: Tensor, good: Tensor | None) -> dict[str, Tensor]:
+    """Return mean, standard deviation and maximum of the good pixels of images, (B,) each."""
+    known = torch.ones_like(x) if good is None else good.expand_as(x).to(x.dtype)
+    axes, n = (1, 2, 3), known.sum((1, 2, 3)).clamp_min(1)
+    values = torch.where(known > 0, x, 0.0)
+    mean = values.sum(axes) / n
+    off = (values - mean[:, None, None, None]).square() * known
+    most = torch.where(known > 0, x, -math.inf).amax(axes)
+    return dict(zip(_UNITS, (mean, (off.sum(axes) / n).sqrt(), most), strict=True))
 
 
 def _limits(raw: Tensor, good: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -95,10 +95,8 @@ def _check_statistics(shape: tuple[int, int, int], preprocess: Preprocess) -> No
     bands, height, width = shape
     if preprocess.cfg.scale in ("standard", "asinh") and len(preprocess.mean) not in (1, bands):
         raise ValueError(f"there are {len(preprocess.mean)} means for {bands} bands")
-    if (smooth := preprocess.smooth) is not None:
-        pixels = bands * height * width
-        if smooth.mean.shape != (pixels,) or smooth.rows.shape[1:] != (pixels,):
-            raise ValueError(f"the smooth images are not of {bands}x{height}x{width} pixels")
+    if preprocess.smooth is not None and not preprocess.smooth.fits(shape):
+        raise ValueError(f"the smooth images are not of {bands}x{height}x{width} pixels")
 
 
 def _layers(cfg: BaseModel) -> int:

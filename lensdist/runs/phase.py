@@ -19,7 +19,6 @@ import torch
 
 from lensdist.config.schema import BaseRun
 from lensdist.data.dataset import PackedSet
-from lensdist.data.limits import limits_of
 from lensdist.data.manifest import Manifest
 from lensdist.data.packing.simulated import write_packed
 from lensdist.data.sampler import Images, PackedSource, Source
@@ -286,7 +285,7 @@ def _prepared(phase: Phase, world: DistributedContext) -> Phase:
     if not preprocess.slow:
         if preprocess.columns:
             columns = measured(phase.validation, preprocess, cfg.train.eval_batch, world)
-            preprocess.limits = limits_of(columns)
+            preprocess.learn_limits(columns)
         return phase
 
     def prepare(view: Images) -> PreparedView:
@@ -299,7 +298,7 @@ def _prepared(phase: Phase, world: DistributedContext) -> Phase:
         views.append(prepare(source.view))
         source = PackedSource(views[-1], cfg.seed)
     each = [view.columns for view in views]
-    preprocess.limits = limits_of(
+    preprocess.learn_limits(
         {name: torch.cat([columns[name] for columns in each]) for name in preprocess.columns}
     )
     return replace(phase, validation=views[0], source=source)

@@ -137,8 +137,7 @@ class Task(ABC, Generic[S]):
         from lensdist.data.transforms import Preprocess
 
         how, statistics = given.how, given.packed.manifest.statistics
-        fits = how.scale == "residual"
-        smooth = fit_smooth(given.packed, how.smooth_class, how.components) if fits else None
+        smooth = fit_smooth(given.packed, how) if how.scale == "residual" else None
         return Start(Preprocess(how, statistics.mean, statistics.std, smooth))
 
     # ---- training

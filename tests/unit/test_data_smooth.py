@@ -62,8 +62,11 @@ def test_substructure_stands_out_of_smooth_lenses() -> None:
 
 def test_the_basis_of_a_packed_set(tiny_set: Path) -> None:
     packed = PackedSet(tiny_set)
-    assert len(fit_smooth(packed, "no_sub", 20).rows) == 20
-    of_all = fit_smooth(packed, None, 20)
+    cfg = PreprocessConfig(scale="residual", components=20)
+    some = fit_smooth(packed, cfg.model_copy(update={"smooth_class": "no_sub"}))
+    assert len(some.rows) == 20
+    of_all = fit_smooth(packed, cfg)
+    assert isinstance(of_all, Smooth)
     images = packed.gather(packed.indices("train"))["image"]
     rms = (images - of_all.of(images)).square().mean().sqrt()
     assert of_all.scale == pytest.approx(float(rms))
@@ -71,7 +74,7 @@ def test_the_basis_of_a_packed_set(tiny_set: Path) -> None:
 
 def test_a_class_that_is_not_there_is_named(tiny_set: Path) -> None:
     with pytest.raises(UserError, match=r"preprocess\.smooth_class.*'nosub'.*no_sub"):
-        fit_smooth(PackedSet(tiny_set), "nosub", 5)
+        fit_smooth(PackedSet(tiny_set), PreprocessConfig(scale="residual", smooth_class="nosub"))
 
 
 def test_residual_scaling_and_its_inverse(basis: Smooth) -> None:

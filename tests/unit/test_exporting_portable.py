@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lensdist.data.config import PREPROCESS, PreprocessConfig
+from lensdist.data.registered import registered
 from lensdist.data.smooth import principal
 from lensdist.data.transforms import Preprocess
 from lensdist.export import portable
@@ -41,8 +42,10 @@ def loaded(task: str, cfg: Any, scale: str, **more: Any) -> LoadedModel:
     torch.manual_seed(0)
     classes = {"finetune": Classifier, "common": Ensemble}
     net = MaskedAutoencoder(cfg) if task == "mae" else classes[task](cfg, 3)
-    smooth = principal(torch.rand(20, 1, 16, 16), 4) if scale == "residual" else None
-    how = PreprocessConfig(scale=scale)  # type: ignore[arg-type]
+    how = PreprocessConfig(scale=scale, shift=more.pop("shift", None))  # type: ignore[arg-type]
+    smooth: Any = principal(torch.rand(20, 1, 16, 16), 4) if scale == "residual" else None
+    if how.shift is not None:
+        smooth = registered(torch.rand(20, 1, 16, 16), how.shift, 4, "noise")
     normalise = more.pop("normalise", False)
     preprocess = Preprocess(how, [5.0], [2.0], smooth, normalise)
     description = {
@@ -57,6 +60,11 @@ def model(name: str) -> LoadedModel:
     mask = {"mask": {"ratio": 0.3, "informative": 0.5}}
     if name == "classifier":
         return loaded("finetune", ClassifierConfig(**SIZE, head_norm=True), "residual")
+    if name == "registered":
+        return loaded("finetune", ClassifierConfig(**SIZE, head_norm=True), "residual", shift=2)
+    if name == "registered-mae":
+        own = {"loss": "masked", **mask}
+        return loaded("mae", MaeConfig(**SIZE, decoder_dim=16), "residual", shift=2, **own)
     if name == "normalised":
         return loaded("finetune", ClassifierConfig(**SIZE), "minmax", normalise=True)
     cfg = MaeConfig(**SIZE, decoder=name, decoder_dim=16)  # type: ignore[arg-type]
@@ -77,7 +85,9 @@ def run_file(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["classifier", "normalised", "upconv", "tokens"])
+@pytest.mark.parametrize(
+    "name", ["classifier", "registered", "registered-mae", "normalised", "upconv", "tokens"]
+)
 def test_any_number_of_raw_images(name: str, kind: str, tmp_path: Path) -> None:
     original = model(name)
     facts, run = write(original, kind, tmp_path)
