@@ -14,7 +14,7 @@ from lensdist.utils.errors import RunError, UserError
 from lensdist.utils.files import sha256
 from lensdist.utils.staging import Staging, check_free
 from lensdist.weights.choices import Choices
-from lensdist.weights.pth import read_pth
+from lensdist.weights.files import read_weights
 from lensdist.weights.published import Published, recognise
 
 
@@ -34,7 +34,7 @@ def convert(file: Path, dest: Path, choices: Choices) -> tuple[Published, dict[s
         RunError: the disk is full.
     """
     check_free(Path(os.path.realpath(dest)))
-    pth = read_pth(file)
+    pth = read_weights(file)
     try:
         found = recognise(pth.tensors, choices, pth.module)
         names = _labels(found, choices.labels)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
-from lensdist.weights.described import BadPickle, Object, Storage, Strided
+from lensdist.weights.unpickling import BadPickle, Names, Object, Storage, Strided
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network")
 _PREFIXES = ("module.", "_orig_mod.")  # from DistributedDataParallel and torch.compile
@@ -15,15 +15,14 @@ _MAX_NAMES = 50_000
 _MAX_DEPTH = 100
 
 
-@dataclass(frozen=True)
+@dataclass
 class Flat:
-    """The described tensors by name, and the file's other content, as in `pth.Pth`."""
+    """The described tensors by name, and the file's other content, as in `files.WeightFile`."""
 
-    tensors: dict[str, Strided]
-    kind: Literal["module", "state_dict"]
-    classes: tuple[str, ...]
-    beside: tuple[str, ...]
-    module: Object | None
+    tensors: dict[str, Strided] = field(default_factory=dict)
+    classes: set[str] = field(default_factory=set)
+    beside: tuple[str, ...] = ()
+    module: Object | None = None
 
 
 def flatten(root: Any) -> Flat:
@@ -32,113 +31,104 @@ def flatten(root: Any) -> Flat:
     Raises:
         BadPickle: it does not consist of tensors.
     """
-    beside: tuple[str, ...] = ()
-    if isinstance(root, dict) and not _is_module(root):
-        inner = [k for k in _WRAPPERS if isinstance(root.get(k), (dict, Object))]
+    flat = Flat()
+    if isinstance(root, Names):
+        inner = [k for k in _WRAPPERS if isinstance(root.get(k), (Names, Object))]
         inner = [k for k in inner if not _as_tensor(root[k])]
         if len(inner) > 1:
             raise BadPickle(f"it holds weights under each of {', '.join(inner)}; save one of them")
         if inner:
-            beside = tuple(
-                sorted(k[:80] for k in root if isinstance(k, str) and k != inner[0])[:100]
-            )
+            beside = sorted(k[:80] for k in root if isinstance(k, str) and k != inner[0])
+            flat.beside = tuple(beside[:100])
             root = root[inner[0]]
     if _is_module(root):
-        walk = _Walk()
-        named = dict(walk.tensors(root, "", 0))
-        kind: Literal["module", "state_dict"] = "module"
-        classes = tuple(sorted(walk.classes))
+        flat.module = root
+        pairs: Iterable[tuple[Any, Any]] = _walk(root, flat.classes, [0])
     else:
         items = root.items if isinstance(root, Object) else root
-        if not isinstance(items, dict):
+        if not isinstance(items, Names):
             raise BadPickle("it holds neither a network nor a state_dict")
-        if len(items) > _MAX_NAMES:
-            raise BadPickle(f"it names more than {_MAX_NAMES:,} tensors")
-        named = {}
-        for key, value in items.items():
-            tensor = _as_tensor(value)
-            if not isinstance(key, str) or tensor is None:
-                raise BadPickle(
-                    f"its entry {_shown(key)} is not a tensor; save the state_dict() alone"
-                )
-            named[key] = tensor
-        kind, classes = "state_dict", ()
-    if not named:
+        pairs = items.items()
+    named: dict[str, Strided] = {}
+    for name, value in pairs:
+        tensor = _as_tensor(value)
+        if not isinstance(name, str) or tensor is None:
+            raise BadPickle(f"its entry {_shown(name)} is not a tensor; save the state_dict()")
+        named[name] = tensor
+    flat.tensors = {short: named[name] for name, short in plain_names(named).items()}
+    return flat
+
+
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """Return each tensor's name without the prefixes of wrappers.
+
+    Raises:
+        BadPickle: there is none, there are too many, or one is no name of a tensor.
+    """
+    found = {name: name for name in names}
+    if not found:
         raise BadPickle("it holds no weights")
-    odd = next((name for name in named if not name.isprintable() or len(name) > 500), None)
-    if odd is not None:  # messages print names, which may hold control characters
-        raise BadPickle(f"its tensor {_shown(odd)} has an impossible name")
-    module = root if kind == "module" else None
-    return Flat(_without_prefixes(named), kind, classes, beside, module)
+    if len(found) > _MAX_NAMES:
+        raise BadPickle(f"it names more than {_MAX_NAMES:,} tensors")
+    for name in found:
+        if not name.isprintable() or len(name) > 500:  # messages print names
+            raise BadPickle(f"its tensor {_shown(name)} has an impossible name")
+    for prefix in _PREFIXES * 3:
+        if all(short.startswith(prefix) for short in found.values()):
+            found = {name: short.removeprefix(prefix) for name, short in found.items()}
+    return found
 
 
 def _is_module(value: Any) -> bool:
     state = value.state if isinstance(value, Object) else None
-    return isinstance(state, dict) and {"_parameters", "_modules"} <= state.keys()
+    return isinstance(state, Names) and {"_parameters", "_modules"} <= state.keys()
 
 
 def _as_tensor(value: Any) -> Strided | None:
     """Return a described tensor, also in PyTorch's format before 0.4; None if it is not one."""
-    if isinstance(value, Strided):
-        return value
-    if not isinstance(value, Object):
-        return None
-    if value.args and isinstance(value.args[0], Strided):
-        return value.args[0]
-    state = value.state
-    if isinstance(state, tuple) and len(state) == 5 and isinstance(state[0], Strided):
-        return state[0]
-    if isinstance(state, tuple) and len(state) == 4 and isinstance(state[0], Storage):
-        return Strided(*state)
+    match value:
+        case Strided() as tensor:
+            return tensor
+        case Object(args=(Strided() as tensor, *_)):
+            return tensor
+        case Object(state=(Strided() as tensor, _, _, _, _)):
+            return tensor
+        case Object(state=(Storage() as storage, offset, size, stride)):
+            return Strided(storage, offset, size, stride)
     return None
 
 
-class _Walk:
-    """A walk over described modules that gives the names of `Module.state_dict()`."""
-
-    def __init__(self) -> None:
-        self.classes: set[str] = set()
-        self.names = 0
-
-    def tensors(self, module: Object, prefix: str, depth: int) -> Iterator[tuple[str, Strided]]:
-        if depth > _MAX_DEPTH or len(prefix) > 1000:
-            raise BadPickle("its modules hold each other without end")
-        self.classes.add(module.kind)
-        state = module.state
-        unsaved = state.get("_non_persistent_buffers_set") or []
-        if not isinstance(unsaved, list) or not all(isinstance(name, str) for name in unsaved):
-            raise BadPickle("its module's buffers are not named")
-        unsaved = set(unsaved)
-        for group in ("_parameters", "_buffers"):
-            for name, value in self._entries(state, group):
-                if value is None or (group == "_buffers" and name in unsaved):
-                    continue
-                tensor = _as_tensor(value)
-                if tensor is None:
-                    raise BadPickle(f"its {_shown(prefix + name)} is not a tensor")
-                yield prefix + name, tensor
-        for name, child in self._entries(state, "_modules"):
-            if child is None:
-                continue
+def _walk(
+    module: Object, classes: set[str], count: list[int], prefix: str = "", depth: int = 0
+) -> Iterator[tuple[str, Any]]:
+    """Give the names and values of `Module.state_dict()`."""
+    state = module.state
+    parameters, buffers, modules = (
+        _entries(state, group) for group in ("_parameters", "_buffers", "_modules")
+    )
+    classes.add(module.kind)
+    count[0] += len(parameters) + len(buffers) + len(modules)
+    if depth > _MAX_DEPTH or len(prefix) > 1000 or count[0] > _MAX_NAMES:
+        raise BadPickle("its modules hold each other without end")
+    unsaved = state.get("_non_persistent_buffers_set") or []
+    if not isinstance(unsaved, list) or not all(isinstance(name, str) for name in unsaved):
+        raise BadPickle("its module's buffers are not named")
+    saved = {name: value for name, value in buffers.items() if name not in set(unsaved)}
+    for name, value in (*parameters.items(), *saved.items()):
+        if value is not None:
+            yield prefix + name, value
+    for name, child in modules.items():
+        if child is not None:
             if not _is_module(child):
                 raise BadPickle(f"its {_shown(prefix + name)} is not a module")
-            yield from self.tensors(child, f"{prefix}{name}.", depth + 1)
-
-    def _entries(self, state: dict[Any, Any], group: str) -> list[tuple[str, Any]]:
-        entries = state.get(group) or {}
-        self.names += len(entries)
-        if self.names > _MAX_NAMES:
-            raise BadPickle("its modules hold each other without end")
-        if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
-            raise BadPickle(f"its module's {group} are not named")
-        return list(entries.items())
+            yield from _walk(child, classes, count, f"{prefix}{name}.", depth + 1)
 
 
-def _without_prefixes(tensors: dict[str, Strided]) -> dict[str, Strided]:
-    for prefix in _PREFIXES * 3:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
-    return tensors
+def _entries(state: Names, group: str) -> Names:
+    entries = state.get(group) or Names()
+    if not isinstance(entries, Names) or not all(isinstance(name, str) for name in entries):
+        raise BadPickle(f"its module's {group} are not named")
+    return entries
 
 
 def _shown(name: Any) -> str:

@@ -12,8 +12,8 @@ from lensdist.utils.errors import UserError
 from lensdist.utils.files import sha256
 from lensdist.utils.torchvision_compat import import_torchvision
 from lensdist.weights.architectures import modern_names
+from lensdist.weights.files import read_weights
 from lensdist.weights.modules import check_module
-from lensdist.weights.pth import read_pth
 
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.")  # the content's hash in the name of a published file
 
@@ -46,7 +46,7 @@ def imagenet_state(architecture: str, file: Path | None = None) -> dict[str, Ten
             f"{path} is damaged: its hash does not begin with the {prefix[1] if prefix else ''} in "
             f"its name; remove it and get {url} again"
         )
-    pth = read_pth(path)
+    pth = read_weights(path)
     if pth.module is not None:
         models = import_torchvision().models
         try:

@@ -14,7 +14,7 @@ from torch import nn
 
 from lensdist.utils.errors import UserError
 from lensdist.weights.architectures import some
-from lensdist.weights.described import Global, Object
+from lensdist.weights.unpickling import Global, Object
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")  # the only hooks that act in a forward pass
 _BOOKKEEPING = frozenset(vars(nn.Module())) | {"_backend"}
@@ -58,7 +58,7 @@ def check_module(found: Object, built: nn.Module) -> None:
     """Check that the module in a file computes the same as ours, as far as a file shows.
 
     Args:
-        found: the module, as `pickles.parse` describes it.
+        found: the module, as `unpickling.Reader` describes it.
         built: the module as its library builds it, with any weights; `stand_in` for the recipe's.
 
     Raises:

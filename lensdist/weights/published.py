@@ -38,9 +38,9 @@ from lensdist.weights.architectures import (
     some,
 )
 from lensdist.weights.choices import RECIPE_RESIZE, RECIPE_SIZE, Choices
-from lensdist.weights.described import Object
 from lensdist.weights.modules import check_module, stand_in, values_of
 from lensdist.weights.recipe import custom_mae, mae_classifier
+from lensdist.weights.unpickling import Object
 
 _MAX_MEMBERS = 16
 _HEADS = 8  # the recipe's attention heads, which no shape shows

@@ -21,8 +21,8 @@ from torch import nn
 
 from lensdist.cli import main
 from lensdist.utils.errors import UserError
-from lensdist.weights import pth
-from lensdist.weights.pth import read_pth
+from lensdist.weights import files
+from lensdist.weights.files import read_weights
 from tests.faults.payload import Payload
 from tests.unit.test_weights_pth import legacy
 
@@ -41,7 +41,7 @@ class Sly(nn.Module):
 def refused(path: Path, dest: Path) -> None:
     """By the reader and by the command, which writes nothing."""
     with pytest.raises(UserError) as caught:
-        read_pth(path)
+        read_weights(path)
     assert str(path) in str(caught.value)
     assert str(caught.value).isprintable()
     assert main(["import", str(path), "--out", str(dest)]) == 2
@@ -102,7 +102,7 @@ def test_the_control_is_read(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     for zipped in (True, False):
         path.write_bytes(file_of(GOOD, zipped))
-        assert torch.equal(read_pth(path).tensors["a"], NUMBERS)
+        assert torch.equal(read_weights(path).tensors["a"], NUMBERS)
 
 
 ARGUMENTS = GOOD[GOOD.index(b"\x93(") + 1 : -2]  # of the call that makes the tensor
@@ -122,6 +122,8 @@ PICKLES = {
     "hub": b"ctorch.hub\nload\n\x8c\x01x\x85R",
     "a call of a call": b"cfunctools\npartial\ncos\nsystem\n\x85R)R",
     "a call of an object": b"cx\nY\n)\x81)R",
+    "a call that allocates": b"cbuiltins\nbytearray\n" + HUGE + b"\x85R",
+    "a call of many": b"ctorch\nSize\n(" + b"N" * 101 + b"tR",
     "instance": b"(ios\nsystem\n",
     "object": b"(cos\nsystem\no",
     "newobj_ex": b"cx\nY\n)}\x92",
@@ -224,7 +226,7 @@ def test_endless_pickles_are_refused_soon(tmp_path: Path) -> None:
     path.write_bytes(file_of(b"N0" * 5_000_000 + b"N", True))
     start = time.monotonic()
     with pytest.raises(UserError, match="too long"):
-        read_pth(path)
+        read_weights(path)
     assert time.monotonic() - start < 30
 
 
@@ -271,10 +273,10 @@ def test_archives_that_lie_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
         archive.writestr("x/data/0", bytes(16))
     path.write_bytes(stream.getvalue())
     refused(path, tmp_path / "out")
-    monkeypatch.setattr(pth._Bounded, "limit", 100)
+    monkeypatch.setattr(files._Bounded, "limit", 100)
     path.write_bytes(good)
     with pytest.raises(UserError, match="directory is too long"):
-        read_pth(path)
+        read_weights(path)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -284,7 +286,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path, zipped: bool) -> None:
     for end in range(len(data)):
         path.write_bytes(data[:end])
         with pytest.raises(UserError):
-            read_pth(path)
+            read_weights(path)
 
 
 def test_streams_that_lie_are_refused(tmp_path: Path) -> None:
@@ -328,6 +330,6 @@ def test_any_damage_gives_weights_or_a_sentence(seed: bytes, data: st.DataObject
     path.write_bytes(damaged)
     try:
         with contextlib.suppress(UserError):  # and nothing else
-            assert all(t.numel() <= 4 for t in read_pth(path).tensors.values())
+            assert all(t.numel() <= 4 for t in read_weights(path).tensors.values())
     finally:
         path.unlink()
