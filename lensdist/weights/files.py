@@ -24,7 +24,7 @@ from torch import Tensor
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import sha256
 from lensdist.utils.tensors import read_safetensors, read_shapes
-from lensdist.weights.flatten import flatten, plain_names
+from lensdist.weights.flatten import flatten, plain_names, walk
 from lensdist.weights.unpickling import BadPickle, Object, Reader, Storage, Strided
 
 MAX_BYTES = 16 << 30
@@ -48,20 +48,23 @@ class WeightFile:
     Attributes:
         tensors: the weights by name, without the prefixes of DistributedDataParallel and
             torch.compile. Tensors that share memory in the file do so here; none has a gradient.
-        classes: the names of the module's classes, which were not imported.
-        beside: the names of the file's other content (`epoch`, `optimizer`, …).
         module: the description of the whole module, for `modules.check_module`.
+        beside: the names of the file's other content (`epoch`, `optimizer`, …).
     """
 
     tensors: dict[str, Tensor]
-    classes: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
     module: Object | None = None
+    beside: tuple[str, ...] = ()
 
     @property
     def kind(self) -> Literal["module", "state_dict"]:
         """What the file holds."""
         return "state_dict" if self.module is None else "module"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the module's classes, which were not imported."""
+        return tuple(sorted({part.kind for _, part in walk(self.module)} if self.module else ()))
 
 
 def read_weights(path: str | os.PathLike[str]) -> WeightFile:
@@ -96,17 +99,17 @@ def _read(path: Path, file: io.BufferedReader, size: int) -> WeightFile:
         tensors = read_safetensors(path, size, sha256(path))
         return WeightFile({short: tensors[name] for name, short in names.items()})
     root, fetch = (_zip if start[:4] == b"PK\x03\x04" else _stream)(file, size)
-    flat = flatten(root)
+    described, module, beside = flatten(root)
     left = 4 * size + _SLACK  # small types become float32, and a weight may have several names
-    for name, tensor in flat.tensors.items():
+    for name, tensor in described.items():
         _check_shape(name, tensor)
         # Strides of 0 and shared storages repeat numbers without a limit, and copies take memory.
         left -= 4 * math.prod(tensor.size)
         if left < 0:
             raise BadPickle("its tensors have far more numbers than the file holds")
     storages: dict[str, Tensor] = {}
-    tensors = {name: _tensor(name, t, fetch, storages) for name, t in flat.tensors.items()}
-    return WeightFile(tensors, tuple(sorted(flat.classes)), flat.beside, flat.module)
+    tensors = {name: _tensor(name, t, fetch, storages) for name, t in described.items()}
+    return WeightFile(tensors, module, beside)
 
 
 # ---- containers

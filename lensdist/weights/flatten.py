@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from lensdist.weights.unpickling import BadPickle, Names, Object, Storage, Strided
@@ -12,51 +11,82 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_state", "net", "n
 _PREFIXES = ("module.", "_orig_mod.")  # from DistributedDataParallel and torch.compile
 # 16 DenseNet-201 have 20,000 names. n modules that hold each other would make 2^n names.
 _MAX_NAMES = 50_000
-_MAX_DEPTH = 100
 
 
-@dataclass
-class Flat:
-    """The described tensors by name, and the file's other content, as in `files.WeightFile`."""
-
-    tensors: dict[str, Strided] = field(default_factory=dict)
-    classes: set[str] = field(default_factory=set)
-    beside: tuple[str, ...] = ()
-    module: Object | None = None
-
-
-def flatten(root: Any) -> Flat:
+def flatten(root: Any) -> tuple[dict[str, Strided], Object | None, tuple[str, ...]]:
     """Return the state dict that `root` is, holds, or would make.
+
+    Returns:
+        The described tensors by name; the whole module, if it is one; the names of what lies beside
+        the weights.
 
     Raises:
         BadPickle: it does not consist of tensors.
     """
-    flat = Flat()
+    beside: list[str] = []
     if isinstance(root, Names):
         inner = [k for k in _WRAPPERS if isinstance(root.get(k), (Names, Object))]
         inner = [k for k in inner if not _as_tensor(root[k])]
         if len(inner) > 1:
             raise BadPickle(f"it holds weights under each of {', '.join(inner)}; save one of them")
         if inner:
-            beside = sorted(k[:80] for k in root if isinstance(k, str) and k != inner[0])
-            flat.beside = tuple(beside[:100])
+            beside = sorted(k[:80] for k in root if isinstance(k, str) and k != inner[0])[:100]
             root = root[inner[0]]
-    if _is_module(root):
-        flat.module = root
-        pairs: Iterable[tuple[Any, Any]] = _walk(root, flat.classes, [0])
-    else:
-        items = root.items if isinstance(root, Object) else root
-        if not isinstance(items, Names):
-            raise BadPickle("it holds neither a network nor a state_dict")
-        pairs = items.items()
+    module = root if _is_module(root) else None
+    items: Any = root.items if isinstance(root, Object) else root
+    if module is not None:
+        items = dict(_state_dict(module))
+    elif not isinstance(items, Names):
+        raise BadPickle("it holds neither a network nor a state_dict")
     named: dict[str, Strided] = {}
-    for name, value in pairs:
+    for name, value in items.items():
         tensor = _as_tensor(value)
         if not isinstance(name, str) or tensor is None:
             raise BadPickle(f"its entry {_shown(name)} is not a tensor; save the state_dict()")
         named[name] = tensor
-    flat.tensors = {short: named[name] for name, short in plain_names(named).items()}
-    return flat
+    return {new: named[old] for old, new in plain_names(named).items()}, module, tuple(beside)
+
+
+def walk(module: Object, prefix: str = "") -> Iterator[tuple[str, Object]]:
+    """Give a module and all that it holds, each with the prefix of its names.
+
+    Raises:
+        BadPickle: it is not made as a module is, or has no end.
+    """
+    waiting = [(prefix, module)]
+    count = 0
+    while waiting:
+        prefix, module = waiting.pop()
+        children = _entries(module, "_modules")
+        count += 1 + len(children)
+        if count > _MAX_NAMES or len(prefix) > 1000:
+            raise BadPickle("its modules hold each other without end")
+        yield prefix, module
+        for name, child in reversed(children.items()):
+            if not _is_module(child):
+                raise BadPickle(f"its {_shown(prefix + name)} is not a module")
+            waiting.append((f"{prefix}{name}.", child))
+
+
+def _state_dict(module: Object) -> Iterator[tuple[str, Any]]:
+    """Give the names and values of `Module.state_dict()`."""
+    for prefix, part in walk(module):
+        unsaved = part.state.get("_non_persistent_buffers_set") or []
+        if not isinstance(unsaved, list) or not all(isinstance(name, str) for name in unsaved):
+            raise BadPickle("its module's buffers are not named")
+        for name, value in _entries(part, "_parameters").items():
+            yield prefix + name, value
+        hidden = set(unsaved)
+        for name, value in _entries(part, "_buffers").items():
+            if name not in hidden:
+                yield prefix + name, value
+
+
+def _entries(module: Object, group: str) -> dict[str, Any]:
+    entries = module.state.get(group) or Names()
+    if not isinstance(entries, Names) or not all(isinstance(name, str) for name in entries):
+        raise BadPickle(f"its module's {group} are not named")
+    return {name: value for name, value in entries.items() if value is not None}
 
 
 def plain_names(names: Iterable[str]) -> dict[str, str]:
@@ -96,39 +126,6 @@ def _as_tensor(value: Any) -> Strided | None:
         case Object(state=(Storage() as storage, offset, size, stride)):
             return Strided(storage, offset, size, stride)
     return None
-
-
-def _walk(
-    module: Object, classes: set[str], count: list[int], prefix: str = "", depth: int = 0
-) -> Iterator[tuple[str, Any]]:
-    """Give the names and values of `Module.state_dict()`."""
-    state = module.state
-    parameters, buffers, modules = (
-        _entries(state, group) for group in ("_parameters", "_buffers", "_modules")
-    )
-    classes.add(module.kind)
-    count[0] += len(parameters) + len(buffers) + len(modules)
-    if depth > _MAX_DEPTH or len(prefix) > 1000 or count[0] > _MAX_NAMES:
-        raise BadPickle("its modules hold each other without end")
-    unsaved = state.get("_non_persistent_buffers_set") or []
-    if not isinstance(unsaved, list) or not all(isinstance(name, str) for name in unsaved):
-        raise BadPickle("its module's buffers are not named")
-    saved = {name: value for name, value in buffers.items() if name not in set(unsaved)}
-    for name, value in (*parameters.items(), *saved.items()):
-        if value is not None:
-            yield prefix + name, value
-    for name, child in modules.items():
-        if child is not None:
-            if not _is_module(child):
-                raise BadPickle(f"its {_shown(prefix + name)} is not a module")
-            yield from _walk(child, classes, count, f"{prefix}{name}.", depth + 1)
-
-
-def _entries(state: Names, group: str) -> Names:
-    entries = state.get(group) or Names()
-    if not isinstance(entries, Names) or not all(isinstance(name, str) for name in entries):
-        raise BadPickle(f"its module's {group} are not named")
-    return entries
 
 
 def _shown(name: Any) -> str:

@@ -1,4 +1,4 @@
-"""Weight files: what `torch.save` wrote is read to the bit, without `torch.load`."""
+"""Weight files: what `torch.save` or safetensors wrote is read to the bit, without `torch.load`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lensdist.utils.errors import UserError
@@ -232,6 +233,24 @@ def test_what_holds_no_weights_is_refused_by_name(tmp_path: Path, name: str) -> 
     with pytest.raises(UserError, match=why) as caught:
         saved(tmp_path, value)
     assert str(tmp_path / "weights.pth") in str(caught.value)
+
+
+def test_a_safetensors_file_is_read(tmp_path: Path) -> None:
+    path, state = tmp_path / "weights.bin", Tied().state_dict()  # known by its content
+    wrapped = {f"module.{name}": value.clone().contiguous() for name, value in state.items()}
+    save_file(wrapped, path, {"format": "pt"})
+    found = read_weights(path)
+    assert_same(dict(sorted(found.tensors.items())), dict(sorted(state.items())))
+    assert (found.kind, found.classes, found.beside) == ("state_dict", (), ())
+    whole = path.read_bytes()
+    for data in (whole[:-1], whole + b"x", whole.replace(b"F32", b"C64")):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="cannot be imported"):
+            read_weights(path)
+    for odd, why in (({}, "no weights"), ({"a\x1b[2J": torch.rand(1)}, "impossible name")):
+        save_file(odd, path)
+        with pytest.raises(UserError, match=why):
+            read_weights(path)
 
 
 def test_torchscript_is_refused_with_what_to_do(tmp_path: Path) -> None:
