@@ -227,10 +227,3 @@ def test_a_destination_in_use_is_refused(
     assert main(["import", str(tmp_path / "a.pth"), "--out", str(tmp_path / "mine")]) == 2
     assert "exists already" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
-
-
-@pytest.mark.parametrize("words", [["--size", "x"], ["--resize", "-1"], ["--resize", "99999"]])
-def test_sizes_are_numbers_of_pixels(words: list[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["import", "a.pth", "--out", "b", *words])
-    assert caught.value.code == 2
