@@ -7,11 +7,12 @@ DEMO := runs/demo
 # One thread a process: the tests run several beside each other, and networks as small as the demo's
 # are slower on two threads whenever something else wants a core.
 export OMP_NUM_THREADS ?= 1
-# Processes that tests run in, a file's tests in the same one. One more than the cores it is meant
-# for: tests on a SLURM mostly wait for it.
+# Hundreds of processes start here; each would compile the toolkit again.
+unexport PYTHONDONTWRITEBYTECODE
+# Processes that tests run in. One more than the cores it is meant for: tests on a SLURM mostly wait.
 JOBS ?= 3
 
-.PHONY: demo test lint bench results-gpu slurm-deps clean-demo
+.PHONY: demo test test-long lint bench results-gpu slurm-deps clean-demo
 
 # Made anew when what it is made from changes; nothing is installed outside .venv.
 $(VENV)/.done: pyproject.toml constraints.txt
@@ -29,8 +30,11 @@ test: $(VENV)/.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@# In the order of folders: files of few tests, which are the long ones, would come last.
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS)
+
+# Every combination of what `make test` pairs (engines, precisions, processes, tasks), in more steps.
+test-long: export LENSDIST_TESTS := long
+test-long: test
 
 lint: $(VENV)/.done
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy && $(BIN)/lint-imports

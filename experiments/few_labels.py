@@ -28,8 +28,8 @@ from lensdist.data.config import DataConfig
 from lensdist.data.dataset import PackedSet
 from lensdist.data.subset import View
 from lensdist.metrics import figures
-from lensdist.metrics.bootstrap import paired_bootstrap
 from lensdist.metrics.report import write_results
+from lensdist.metrics.seeds import paired_difference
 from lensdist.phases import completed
 from lensdist.sim.config import SimConfig
 
@@ -42,7 +42,11 @@ PRETRAINED = {  # the data of each pretraining, as settings of `configs/mae`
     "MAE, stream": ("data.classes=null", "data.source=stream"),
 }
 _DATA_SEED = 0
-_DETECTORS = {"none": "noiseless", "euclid": "Euclid noise"}
+_DETECTORS = {
+    "none": "noiseless",
+    "euclid": "Euclid noise",
+    "deeplense_euclid": "Euclid noise before launch",
+}
 METHODS = (SCRATCH, *PRETRAINED, RESIDUAL)
 # Random weights need another learning rate than pretrained ones, whose rate is in the preset.
 # Small: both chosen among 3e-4, 1e-3 and 2e-3 on another set (docs/log.md); full: not tuned yet.
@@ -60,6 +64,8 @@ class Scored:
     """(seeds, test images, classes)."""
     truth: Tensor
     """(test images,)."""
+    labels: int
+    """Labelled images that trained a classifier or chose its weights."""
 
     @property
     def correct(self) -> Tensor:
@@ -110,10 +116,8 @@ def _pretraining(cfg: FewLabels, noise: str) -> dict[str, Job]:
 def _finetuning(cfg: FewLabels, noise: str) -> Iterator[tuple[tuple[str, int, int], Job]]:
     fixed = (
         f"train.max_steps={cfg.finetuning}",
-        # The last weights count. To choose among steps by validation would take more labelled
-        # Use the last weights. Choosing among steps by validation would take more labelled images
-        # (a tenth of the set) than there are to train on, which would not be a test with few
-        # labels.
+        # The last weights count, and nothing is validated: images that choose are labels, too.
+        "train.select_from=last",
         "train.eval_every_epochs=1000000000",
         "frozen_epochs=0",
         f"checkpoint.every_steps={cfg.finetuning}",
@@ -154,7 +158,10 @@ def _scored(
             )
             logits[RESIDUAL].append(found)
         for method in METHODS:
-            yield Scored(noise, n, method, torch.stack(logits[method]), test["label"])
+            labels = len(train["label"])
+            if method != RESIDUAL:
+                labels = sum(runs[method, n, 0].counts.values())
+            yield Scored(noise, n, method, torch.stack(logits[method]), test["label"], labels)
 
 
 def _everything(view: View) -> dict[str, Any]:
@@ -186,11 +193,12 @@ def _row(mine: Scored, scratch: Scored) -> dict[str, Any]:
         "noise": mine.noise,
         "labels_per_class": mine.labels_per_class,
         "method": mine.method,
+        "labels": mine.labels,
         **over_seeds(mine.logits, mine.truth),
     }
     del row["ece"]  # not informative for networks stopped after so few steps
     if mine is not scratch:
-        gain = paired_bootstrap(mine.correct, scratch.correct)
+        gain = paired_difference(mine.correct, scratch.correct)
         row |= {"over_scratch": gain["difference"], "over_scratch_ci": gain["ci"]}
     return row
 
@@ -201,10 +209,10 @@ def _notes(cfg: FewLabels, n: int) -> list[str]:
         f"training); size `{cfg.size}`; test n = {n:,} images, all classes alike, never trained "
         "on, nor used to choose anything.",
         f"All networks: {cfg.finetuning:,} fine-tuning steps on the labelled images, the last "
-        "weights (to choose by validation would use more labels than there are to train on); "
+        "weights; `labels` counts the images that train, and none choose; "
         f"pretraining: {cfg.pretraining:,} steps, once for each method and noise.",
         f"{cfg.seeds} seeds: each draws its own labelled images (the same for all methods), order "
-        "and initial head. Intervals are 95 %, over seeds and test images (AUC: over test images); "
+        "and initial head. Intervals are 95 %, over seeds and test images; "
         "`over scratch` is paired. They do not cover the luck of pretraining.",
         "All networks see what 120 principal components of `no_sub` training images leave of an "
         "image (`preprocess.scale: residual`), training from scratch too. The components use "

@@ -64,6 +64,12 @@ class Job:
         return found
 
     @property
+    def counts(self) -> dict[str, int]:
+        """The images that trained the run's weights and that chose them, for a row of a table."""
+        images = self.record["images"]
+        return {"trained_on": images["train"], "chosen_on": images["choose"]}
+
+    @property
     def logits(self) -> Tensor:
         """Logits (N, classes) of the test images; altered files of the run raise an error."""
         assert self.record

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lensdist.metrics import scores as metrics
-from lensdist.metrics.bootstrap import auc_interval, paired_bootstrap
+from lensdist.metrics.bootstrap import auc_interval
+from lensdist.metrics.seeds import proportion_interval, widened
 from lensdist.utils.owners import temporary
 from lensdist.utils.tensors import write_safetensors
 
@@ -40,20 +41,23 @@ def correct(logits: Tensor, truth: Tensor) -> Tensor:
 def over_seeds(logits: Tensor, truth: Tensor) -> dict[str, Any]:
     """Return accuracy and macro AUC of logits (seeds, test images, classes), with intervals.
 
-    The accuracy's interval covers seeds and test images, the AUC's only test images.
+    The intervals cover seeds and test images. `lowest` is the accuracy of the worst seed.
     """
     names = [str(k) for k in range(logits.shape[2])]
     each = [metrics.classification(one, truth, names) for one in logits]
     right = correct(logits, truth)
-    share = paired_bootstrap(right, torch.zeros_like(right))
     # Log-odds against the rest, seed by seed: resampled test images are the same for all seeds.
     odds = torch.cat([torch.logit(z.double().softmax(1).T, eps=1e-15) for z in logits])
     hot = torch.nn.functional.one_hot(truth, len(names)).T.bool()
+    aucs = torch.tensor([one["auc_macro"] for one in each], dtype=torch.float64)
+    auc = aucs.mean().item()
+    interval = auc_interval(odds, hot.repeat(len(each), 1), seed=0, resamples=500)
     return {
-        "accuracy": share["difference"],
-        "accuracy_ci": share["ci"],
-        "auc_macro": sum(one["auc_macro"] for one in each) / len(each),
-        "auc_macro_ci": auc_interval(odds, hot.repeat(len(each), 1), seed=0, resamples=500),
+        "accuracy": right.mean().item(),
+        "accuracy_ci": proportion_interval(right),
+        "lowest": min(one["accuracy"] for one in each),
+        "auc_macro": auc,
+        "auc_macro_ci": [min(end, 1.0) for end in widened(auc, interval, aucs)],
         "ece": sum(one["ece"] for one in each) / len(each),
         "accuracy_by_seed": [one["accuracy"] for one in each],
     }

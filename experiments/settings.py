@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from lensdist.utils.settings import Strict
 
 Size = Literal["small", "full"]
-Noise = Literal["none", "euclid"]
+Noise = Literal["none", "euclid", "deeplense_euclid"]
 Labels = Annotated[int, Field(ge=2)]
 Images = Annotated[int, Field(ge=6)]
 
@@ -20,6 +20,8 @@ IMAGES = {"small": 5_000, "full": 30_000}
 PRESETS = {"small": "small.yaml", "full": "best.yaml"}
 STEPS = {"small": 200, "full": 2_000}
 PRETRAIN_STEPS = {"small": 2_500, "full": 30_000}
+
+Method = Literal["reference", "best", "best without the fit"]
 
 TRAINED_ON = {"small": (300, 3_000), "full": (300, 3_000, 30_000)}
 PAIRS = (100, 1_000, 10_000)
@@ -91,7 +93,11 @@ class CommonTable(Table):
 
     images: tuple[Images, ...] | None = Field(
         None,
-        description="training images of all classes (default: small 300,3000; full 300,3000,30000)",
+        description="labelled images of all classes, to train and to choose weights with (default: "
+        "small 300,3000; full 300,3000,30000)",
+    )
+    methods: tuple[Method, ...] = Field(
+        get_args(Method), description="rows for each number of images"
     )
 
     @model_validator(mode="after")
@@ -104,6 +110,8 @@ class CommonTable(Table):
                 f"{max(self.trained_on)} images asked for, but only {3 * for_training} of the "
                 "simulated ones are for training; raise --n-per-class"
             )
+        if not self.methods:
+            raise ValueError("give at least one method")
         odd = [n for n in self.trained_on if n % 3]
         if odd:
             raise ValueError(f"{odd[0]} images cannot be shared evenly by three classes")

@@ -26,8 +26,8 @@ from lensdist.data.config import DataConfig
 from lensdist.data.dataset import PackedSet
 from lensdist.data.subset import View
 from lensdist.metrics import super_resolution
-from lensdist.metrics.bootstrap import paired_bootstrap
 from lensdist.metrics.report import write_results
+from lensdist.metrics.seeds import paired_difference
 from lensdist.models import resample
 from lensdist.sim.config import SimConfig
 
@@ -79,10 +79,11 @@ def make(cfg: SuperResolutionTable) -> Path:
             if not runs:
                 continue
             row = _row(method, n, [_scores(run) for run in runs])
+            row |= runs[0].counts
             row["seconds"] = sum(run.record["seconds"] for run in runs) / len(runs)
             if method == BEST:
                 random = [jobs[RANDOM, n, seed] for seed in range(len(runs))]
-                gain = paired_bootstrap(
+                gain = paired_difference(
                     torch.stack([_scores(run)["psnr"] for run in runs]),
                     torch.stack([_scores(run)["psnr"] for run in random]),
                 )
@@ -117,10 +118,11 @@ def _training(cfg: SuperResolutionTable) -> Iterator[tuple[tuple[str, int, int],
         name, data = f"{method} n{n} s{seed}", cfg.out / "data"
         return (method, n, seed), _job(cfg, method, name, *words, data=data, test=True)
 
-    # The recipe keeps its own length, and its choice among epochs.
-    yield of(REFERENCE, most, 0, str(maes[REFERENCE_MAE].run))
+    # The recipe keeps its own length, and its choice among epochs, by a tenth of the pairs.
+    chooses = (f"data.choose_with={max(1, most // 10)}", "train.select_from=best")
+    yield of(REFERENCE, most, 0, str(maes[REFERENCE_MAE].run), *chooses)
     for n in cfg.trained_on:
-        # Use the last weights: choosing by validation takes more pairs than there are to train on.
+        # The last weights count: pairs that choose are pairs, too.
         steps = (
             f"train.max_steps={cfg.steps_of(n)}",
             f"train.global_batch={BATCH[cfg.size]}",
@@ -217,7 +219,7 @@ def _kept(
 def _row(method: str, pairs: int | None, seeds: list[Scores]) -> dict[str, Any]:
     each = {key: torch.stack([one[key] for one in seeds]) for key in seeds[0]}
     bicubic = each["psnr_bicubic"]
-    gain = paired_bootstrap(each["psnr"], bicubic)
+    gain = paired_difference(each["psnr"], bicubic)
     gap = super_resolution.gap(each["mse"], each["mse_bicubic"], each["mse_oracle"])
     row: dict[str, Any] = {
         "method": method,
@@ -254,8 +256,8 @@ def _notes(cfg: SuperResolutionTable, n: int) -> list[str]:
         "all training pairs. `mae adds`: dB over the same network from a random encoder, same "
         "pairs and order.",
         f"`reference`: configs/{presets[REFERENCE]}, from configs/"
-        f"{presets[REFERENCE_MAE]} (Model II without substructure); validation chose among its "
-        "epochs.",
+        f"{presets[REFERENCE_MAE]} (Model II without substructure); a tenth of its pairs chose "
+        "among its epochs (`chosen on`).",
         "`best, learning the truth`: its target is HR without noise, which simulations alone have, "
         "and LR's means are not kept, for they hold noise.",
         f"EDSR: {EDSR[cfg.size][0]} channels, {EDSR[cfg.size][1]} blocks, L1, a plain loop of "

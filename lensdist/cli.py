@@ -50,9 +50,21 @@ def _run(argv: Sequence[str] | None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"lensdist {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    words = sys.argv[1:] if argv is None else argv
+    asked = next((word for word in words if not word.startswith("-")), "")
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        about = summary.capitalize() + "."
+        if name != asked:  # its module is not imported, which takes a second for all of them
+            commands.add_parser(name, help=summary, description=about)
+            continue
         module = import_module(f"lensdist.commands.{name}")
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=about,
+            epilog=getattr(module, "EXAMPLES", None),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         module.add_arguments(command)
         command.set_defaults(run=module.run)
         if name in _TRUSTING:

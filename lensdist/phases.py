@@ -56,9 +56,7 @@ def saved_steps(run: Path) -> dict[int, Path]:
 def completed(run: Path, part: str = "") -> dict[str, Any] | None:
     """Return `COMPLETE.json` of a run, with its files checked; None if the run is not finished.
 
-    Args:
-        run: the run's folder.
-        part: check only files whose path in the run begins with it.
+    Only files whose path in the run begins with `part` are checked.
 
     Raises:
         UserError: the run is finished, but one of its files is missing or altered.
@@ -86,9 +84,7 @@ def completed(run: Path, part: str = "") -> dict[str, Any] | None:
 def check_finished(path: Path, key: str = "") -> None:
     """Check that a model does not come from a run that is not finished.
 
-    Args:
-        path: a run, or an export, in its run or by itself.
-        key: the setting that names it, for the message.
+    `path` is a run or an export, and `key` the setting that names it, for the message.
 
     Raises:
         UserError: the run is not finished, or is damaged.

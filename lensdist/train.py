@@ -20,7 +20,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from lensdist.config import load
@@ -29,9 +28,9 @@ from lensdist.config.schema import BaseRun, schema_of
 from lensdist.distributed.micro_batches import check_shares
 from lensdist.phases import completed
 from lensdist.runs.accelerate_launch import agreed, from_environment
-from lensdist.runs.asked import is_as_asked
+from lensdist.runs.asked import as_begun, is_as_asked
 from lensdist.utils import signals
-from lensdist.utils.arguments import parse
+from lensdist.utils.arguments import add_configuration, parse
 from lensdist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError, set_rank
 from lensdist.utils.launched import rank_of
 from lensdist.utils.outcome import conclude
@@ -51,16 +50,15 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m lensdist.train` and return its exit code."""
-    parser = argparse.ArgumentParser(prog="lensdist train")
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("lensdist train", epilog=EXAMPLES, formatter_class=form)
     add_arguments(parser)
     return conclude(lambda: launch(parse(parser, argv)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config", type=Path, help="a configuration file, in place of a preset")
+    add_configuration(parser)
     parser.add_argument(
         "--resume",
         default="auto",
@@ -68,12 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto (default): continue from the newest undamaged checkpoint, if any; never: refuse "
         "if there are any; PATH: start from that checkpoint, or from the newest of that run, if "
         "this run has none yet",
-    )
-    parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="PRESET key=value",
-        help="a preset, such as mae/best (`lensdist presets`), and settings (`lensdist settings`)",
     )
 
 
@@ -90,7 +82,7 @@ def launch(args: argparse.Namespace) -> int:
     file, settings = chosen(args.config, args.words)
     cfg = load(file, settings, schema=schema_of)
     asked = from_environment(os.environ)
-    cfg = agreed(cfg, asked)
+    cfg = as_begun(agreed(cfg, asked))
     done = _already_done(cfg, args.resume)
     if done:
         log.info(done)

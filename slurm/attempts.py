@@ -10,6 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -41,15 +42,11 @@ class Event(Strict):
     )
 
 
+@dataclass(frozen=True)
 class AttemptLog:
-    """The events of one phase.
+    """The events of one phase, in a file that need not exist."""
 
-    Args:
-        path: the log's file; it need not exist.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     @classmethod
     def of(cls, state: Path, phase: str) -> AttemptLog:

@@ -16,7 +16,7 @@ from lensdist.utils.text import table
 from slurm import scheduler
 from slurm.attempts import phases_sent
 from slurm.config.request import Request, phase_names, read_request
-from slurm.job import Target, load_job
+from slurm.job import Target, sent_job
 from slurm.monitor.status import query_log
 from slurm.plan.outdated import TRIGGERS
 from slurm.plan.plan import Plan
@@ -40,13 +40,8 @@ def _say(line: str) -> None:
 
 
 def _say_while_read(line: str) -> None:
-    """Print a line of a log that is followed.
-
-    Raises:
-        BrokenPipeError: the output's reader has ended.
-    """
     _say(line)
-    if getattr(sys.stdout, "lost", None) is not None:
+    if getattr(sys.stdout, "lost", None) is not None:  # the reader of `logs -f | head` has ended
         raise BrokenPipeError
 
 
@@ -54,10 +49,9 @@ def _planned(args: argparse.Namespace) -> Plan:
     from slurm.plan.builder import make_plan
 
     given = [] if args.rerun_on == "none" else args.rerun_on.split(",")
-    for one in given:
-        if one not in TRIGGERS:
-            choices = ", ".join((*TRIGGERS, "none"))
-            raise UserError(f"--rerun-on {args.rerun_on}: {one!r} is not one of {choices}")
+    for one in {*given} - {*TRIGGERS}:
+        choices = ", ".join((*TRIGGERS, "none"))
+        raise UserError(f"--rerun-on {args.rerun_on}: {one!r} is not one of {choices}")
     triggers = tuple(trigger for trigger in TRIGGERS if trigger in given)
     return make_plan(args.chain, args.cluster, args.arguments, args.sweep, triggers)
 
@@ -98,16 +92,8 @@ def _logs(args: argparse.Namespace) -> None:
 
     targets, state = _targets(args)
     phases = [target.phase for target in targets] if phase_names(args.arguments) else []
-    print_logs(
-        targets,
-        state,
-        phases,
-        args.follow,
-        args.lines,
-        _say_while_read,
-        all_nodes=args.all_nodes,
-        options=_options(args),
-    )
+    more = {"all_nodes": args.all_nodes, "options": _options(args)}
+    print_logs(targets, state, phases, args.follow, args.lines, _say_while_read, **more)
 
 
 def _cancel(args: argparse.Namespace) -> None:
@@ -170,7 +156,7 @@ def _target(name: str, request: Request) -> Target:
     sent = query_log(target, request.state).sent
     if sent is not None:
         with contextlib.suppress(UserError):  # a file of another version: show the rest
-            return load_job(request.state / sent.submission / f"{name}.json").target
+            return sent_job(request.state, sent, name).target
     return target
 
 

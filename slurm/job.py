@@ -152,6 +152,11 @@ def load_job(path: Path) -> Job:
     return job
 
 
+def sent_job(state: Path, sent: Event, phase: str) -> Job:
+    """Read the job file of a phase as an event's submission has it; raises as `load_job`."""
+    return load_job(state / sent.submission / f"{phase}.json")
+
+
 def _check_private(folder: Path) -> None:
     try:
         found = folder.stat()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from slurm.attempts import AttemptLog
 from tests.conftest import ROOT, environment, settings
 
 ODD = '-it\'s a "$HOME" dïr;'
@@ -64,7 +64,7 @@ def submit(
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=600,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done
@@ -89,6 +89,8 @@ def _environment(more: dict[str, str] | None) -> dict[str, str]:
 
 def jobs_of(runs: Path) -> dict[str, str]:
     """The job ids of the newest submission, by phase."""
-    newest = max(runs.glob(".submit/*/jobs.json"), key=os.path.getmtime)
-    found: dict[str, str] = json.loads(newest.read_text())
-    return found
+    logs = {file.stem: AttemptLog(file) for file in runs.glob(".submit/ledger/*.jsonl")}
+    sent = {name: e for name, log in logs.items() for e in log.events() if e.what == "sent"}
+    newest = max(sent.values(), key=lambda event: event.time).submission
+    now = [(int(e.job.partition("_")[0]), name) for name, e in sent.items()]
+    return {name: sent[name].job for _, name in sorted(now) if sent[name].submission == newest}

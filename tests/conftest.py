@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ from lensdist.utils import signals
 from tests import forkserver
 
 ROOT = Path(__file__).resolve().parents[1]
+LONG = os.environ.get("LENSDIST_TESTS") == "long"  # as in `make test-long`
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Hundreds of processes start here, and each would compile the toolkit again: half a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Children inherit what is ignored or blocked (`nohup`, a shell's background jobs), but not what a
 # function ignores, as these tests themselves go on doing.
 signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -27,57 +32,97 @@ for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, si
 
 # Begun first, for the last to end would run alone; among them no two on a SLURM side by side, for
 # they mostly wait.
-LONG = (
-    "slurm/test_requeue.py",
-    "distributed/test_engines.py",
-    "end_to_end/test_presets.py",
-    "end_to_end/test_common_job.py",
-    "distributed/test_world_size.py",
-    "faults/test_resume.py",
-    "golden/test_losses.py",
-    "slurm/test_chain.py",
-    "unit/test_experiments_common_task.py",
-    "unit/test_slurm_local_runner.py",
+FIRST = (
+    "tests/slurm/test_requeue.py",
+    "tests/distributed/test_engines.py",
+    "tests/golden/test_losses.py",
+    "tests/distributed/test_world_size.py",
+    "tests/end_to_end/test_common_job.py",
+    "tests/faults/test_resume.py",
+    "tests/slurm/test_chain.py",
+    "tests/end_to_end/test_presets.py",
+    "tests/distributed/test_launch.py",
+    "tests/unit/test_experiments_common_task.py",
+    "tests/unit/test_experiments_super_resolution.py",
+    "tests/unit/test_slurm_local_runner.py",
+    "tests/unit/test_runs_sizes.py",
+    "tests/unit/test_benchmarks_speed.py",
 )
+# Tests of a file run in one process of pytest-xdist, for they share what takes long to make; those
+# of these files wherever there is room.
+APART = {
+    "tests/faults/test_resume.py",
+    "tests/end_to_end/test_presets.py",
+    "tests/distributed/test_launch.py",
+    "tests/unit/test_slurm_local_runner.py",
+    "tests/unit/test_runs_sizes.py",
+    "tests/unit/test_benchmarks_speed.py",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What a process of pytest-xdist runs together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if file in APART else file
+
+    config.option.loadscopereorder = False  # by default, files of many tests would come first
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The order of files; within one nothing changes."""
-    places = {ROOT / "tests" / name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+    """Begin with the long files, and leave out long tests."""
+    places = {file: place for place, file in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(FIRST)))
+    for item in items:
+        if item.get_closest_marker("long") and not LONG:
+            item.add_marker(pytest.mark.skip(reason="long: `make test-long` runs it"))
+
+
+def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that is made once for all processes of pytest-xdist, and only read."""
+    root = factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        root = root.parent
+    path, done = root / name, root / f"{name}.done"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make(path)
+            done.touch()
+    return path
+
+
+def _packed(factory: pytest.TempPathFactory, family: str, n: int, truth: bool = False) -> Path:
+    from lensdist.data.packing.simulated import write_packed
+    from lensdist.sim.config import SimConfig
+
+    def make(path: Path) -> None:
+        write_packed(path, SimConfig(family=family), n, 0, truth=truth)
+
+    return shared(factory, f"set-{family}", make)
 
 
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model II at its real size, 40 images per class, packed."""
-    from lensdist.data.packing.simulated import write_packed
-    from lensdist.sim.config import SimConfig
-
-    path = tmp_path_factory.mktemp("data") / "packed"
-    write_packed(path, SimConfig(family="model_ii"), 40, 0)
-    return path
+    return _packed(tmp_path_factory, "model_ii", 40)
 
 
 @pytest.fixture(scope="session")
 def common_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The common task's images at their real size, 20 per class, packed."""
-    from lensdist.data.packing.simulated import write_packed
-    from lensdist.sim.config import SimConfig
-
-    path = tmp_path_factory.mktemp("common") / "packed"
-    write_packed(path, SimConfig(family="common"), 20, 0)
-    return path
+    return _packed(tmp_path_factory, "common", 20)
 
 
 @pytest.fixture(scope="session")
 def pairs_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pairs of 75 and 150 pixels, 60 of them, with the truth, packed."""
-    from lensdist.data.packing.simulated import write_packed
-    from lensdist.sim.config import SimConfig
-
-    path = tmp_path_factory.mktemp("pairs") / "packed"
-    write_packed(path, SimConfig(family="sr"), 20, 0, truth=True)
-    return path
+    return _packed(tmp_path_factory, "sr", 20, truth=True)
 
 
 @pytest.fixture
@@ -122,6 +167,7 @@ def forked(
     port: int = 0,
     env: Mapping[str, str] | None = None,
     timeout: float = 600,
+    folder: Path = ROOT,
 ) -> subprocess.CompletedProcess[str]:
     """What `start(command(…))` does, without the 5 s that each process takes to import torch.
 
@@ -133,7 +179,15 @@ def forked(
             each |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
             each |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
             each |= {"MASTER_PORT": str(port)}
-    return forkserver.run([str(word) for word in words], environments, timeout)
+    return forkserver.run([str(word) for word in words], environments, timeout, folder)
+
+
+def until(true: Callable[[], object], seconds: float = 240) -> None:
+    """Wait, as long as a busy machine may take."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -34,9 +34,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(
-    words: Sequence[str], environments: Sequence[Mapping[str, str]], timeout: float
+    words: Sequence[str],
+    environments: Sequence[Mapping[str, str]],
+    timeout: float,
+    folder: Path = ROOT,
 ) -> subprocess.CompletedProcess[str]:
     """Run `words` (a module and its arguments) in a process for each environment, and wait.
+
+    Args:
+        words: the module and its arguments.
+        environments: the whole environment of each process.
+        timeout: seconds.
+        folder: the current folder of all of them.
 
     Returns:
         Of all of them together: what they wrote, and the first exit code that is not 0.
@@ -45,10 +54,11 @@ def run(
         subprocess.TimeoutExpired: they were killed.
     """
     server = _server()
-    with tempfile.TemporaryDirectory() as folder:
-        files = [(f"{folder}/{i}.out", f"{folder}/{i}.err") for i in range(len(environments))]
+    with tempfile.TemporaryDirectory() as temp:
+        files = [(f"{temp}/{i}.out", f"{temp}/{i}.err") for i in range(len(environments))]
+        what = {"words": list(words), "folder": str(folder)}
         asked = [
-            {"words": list(words), "environment": dict(environment), "files": pair}
+            {**what, "environment": dict(environment), "files": pair}
             for environment, pair in zip(environments, files, strict=True)
         ]
         assert server.stdin is not None
@@ -114,6 +124,8 @@ def _become(wanted: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(wanted["environment"])
     random.seed()
+    os.chdir(wanted["folder"])
+    sys.path.insert(0, wanted["folder"])  # as -m does
     module, *sys.argv[1:] = wanted["words"]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -30,4 +30,4 @@ done
 say "results"
 lensdist report "$out"/{finetune,scratch,mae} --out "$out" --title "lensdist demo" \
   --note "Simulated DeepLenseSim Model II (noiseless), 1,500 images per class, small networks: a demonstration in minutes, not a result." \
-  --note "Fine-tuned on 30 labels per class. Validation chose the weights; the test split was looked at once."
+  --note "Fine-tuned on 30 labels per class, the last averaged weights: no other labels choose. The test split was looked at once."

@@ -19,8 +19,6 @@ Exit codes: 0 nothing is damaged; 1 something is damaged; 2 there is nothing to 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "paths",
         metavar="PATH",

@@ -11,6 +11,7 @@ from lensdist.config import load, raw
 from lensdist.config.presets import chosen
 from lensdist.config.schema import schema_of
 from lensdist.data.epoch_size import images_per_epoch
+from lensdist.utils.arguments import add_configuration
 from lensdist.utils.errors import EXIT_DONE, UserError
 from lensdist.utils.files import to_json, write_atomic
 from lensdist.utils.staging import check_ours
@@ -31,9 +32,7 @@ The cluster's `hardware:` describes the GPUs and the links between them.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config", type=Path, help="a configuration file, in place of a preset")
+    add_configuration(parser, "; cluster.key=value changes the cluster's")
     parser.add_argument(
         "--cluster", type=Path, help="a cluster's file, such as those of configs/clusters/"
     )
@@ -42,12 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--json", metavar="FILE", type=Path, help="also write the estimate to a JSON file"
-    )
-    parser.add_argument(
-        "words",
-        metavar="PRESET key=value",
-        nargs="*",
-        help="a preset and settings; cluster.key=value changes the cluster's",
     )
 
 

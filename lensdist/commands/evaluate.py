@@ -22,8 +22,6 @@ The model was selected on the validation split; use the test split only once.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", metavar="RUN_OR_EXPORT", type=Path, help="a finished run")
     parser.add_argument("--data", type=Path, required=True, help="a packed set")
     parser.add_argument(

@@ -29,8 +29,6 @@ config.json.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "file", metavar="FILE", type=Path, help="a .pth, .pt, .bin or .safetensors file"
     )

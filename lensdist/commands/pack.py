@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Callable
 
-EPILOG = """examples:
+EXAMPLES = """examples:
   lensdist pack dataset/ packed/common                  # {train,val}/{no,sphere,vort}/*.npy
   lensdist pack Dataset/ packed/vi_a --pixel-scale 0.101 --psf-fwhm 0.16 --zero-point 24
   lensdist pack Dataset/ packed/vi_b                    # {HR,LR}/sample<N>.npy
   lensdist pack stamps/ packed/survey --layout images   # FITS stamps without labels
-  lensdist pack euclid/ packed/vis --hdu VIS_FLUX       # one of several images in each file
+  lensdist pack euclid/ packed/vis --bands VIS          # one of several images in each file
+  lensdist pack sled/ packed/sled --bands g,r,i --group-by folder   # CLASS/SYSTEM/*_{g,r,i}.fits
+  lensdist pack mine/ packed/mine --dry-run             # only print what would be packed
 
 DEST/report.json lists every file that was left out, with the reason; DEST.report.json does so if
 no set could be made.
@@ -35,8 +35,6 @@ def _positive(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.epilog = EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("src", help="the folder of .npy, .npz or FITS images")
     parser.add_argument("dest", help="the folder to make; it must not exist, or be empty")
     parser.add_argument("--seed", type=int, default=0, help="the seed of the splits (default: 0)")
@@ -61,10 +59,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: auto, which finds out)",
     )
     parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="read all files and print what would be packed; write nothing",
+    )
+    parser.add_argument(
+        "--splits",
+        metavar="none|NAME=SPLIT,...",
+        help="the folders that are the train, val and test split, or none, to draw all splits "
+        "(default: what names of folders or files say)",
+    )
+    parser.add_argument(
+        "--group-by",
+        metavar="folder|REGEX|sky[:ARCSEC]",
+        help="what images of one system share, so that they come into one split: a folder below "
+        "the class, a part of their path (the expression's first group), or the place on the sky",
+    )
+    parser.add_argument(
         "--hdu",
         metavar="NAME|N",
         help="the image of a FITS file, by name or number, or the array of a .npz, by name "
         "(default: the only one)",
+    )
+    parser.add_argument(
+        "--bands",
+        metavar="NAME,...",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        help="the bands of an image, found in EXTNAME, FILTER or file names (default: the only "
+        "image)",
+    )
+    parser.add_argument(
+        "--nan",
+        choices=("mask", "refuse"),
+        help="what NaN means. mask: the pixel has no data; refuse: the file is damaged (default: "
+        "mask in FITS files, refuse in others)",
     )
     parser.add_argument(
         "--labels",
@@ -101,9 +130,13 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from lensdist.data.manifest import REPORT
-    from lensdist.data.packing.pack import PackOptions, pack
+    from lensdist.data.packing.pack import PackOptions, pack, survey
+    from lensdist.data.packing.report import counts_table
+    from lensdist.data.packing.split_names import parse
     from lensdist.data.packing.writer import Instrument
+    from lensdist.data.reading.readers import Choice
     from lensdist.utils.errors import EXIT_DONE
+    from lensdist.utils.streams import counter
 
     started = time.monotonic()
     options = PackOptions(
@@ -112,47 +145,24 @@ def run(args: argparse.Namespace) -> int:
         max_bad=args.max_bad,
         layout=args.layout,
         labels=args.labels.split(",") if args.labels else None,
-        hdu=args.hdu,
+        splits=parse(args.splits),
+        group_by=args.group_by,
+        choice=Choice(args.hdu, args.bands, args.nan),
         instrument=Instrument(args.pixel_scale, args.psf_fwhm, args.zero_point),
     )
-    manifest, report = pack(
-        args.src,
-        args.dest,
-        options,
-        jobs=args.jobs or min(4, os.cpu_count() or 1),
-        progress=_progress() if sys.stderr.isatty() else None,
-    )
+    jobs = args.jobs or min(4, os.cpu_count() or 1)
+    progress = counter()
+    if args.dry_run:
+        from lensdist.data.packing.preview import preview
+
+        found = survey(args.src, args.dest, options, jobs=jobs, progress=progress)
+        print("\n".join(preview(found, options.seed)))
+        return EXIT_DONE
+    manifest, report = pack(args.src, args.dest, options, jobs=jobs, progress=progress)
     shape = "x".join(map(str, manifest.image_shape))
     size = sum(file.bytes for file in manifest.files.values()) / 1e6
     print(f"{args.dest}: {manifest.count} images of {shape} {manifest.dtype}, {size:,.1f} MB")
-    width = max(map(len, manifest.counts["train"]), default=0)
-    print(" " * (width + 2) + "".join(f"{split:>9}" for split in manifest.counts))
-    for name in manifest.counts["train"]:
-        numbers = (of[name] for of in manifest.counts.values())
-        print(f"  {name:<{width}}" + "".join(f"{n:9d}" for n in numbers))
-    left = len(report.quarantined)
-    print(f"found {report.files:,} files: {report.files - left:,} packed, {left:,} quarantined")
-    print("".join(f"{line}\n" for line in report.skipped.lines()), end="")
-    if report.quarantined:
-        print(f"quarantined {left}: {report.top_reasons()}")
-        print(f"  all of them: {Path(args.dest) / REPORT}")
-    for note in report.notes:
-        print(f"note: {note}")
+    print("\n".join((*counts_table(manifest.counts), *report.lines(Path(args.dest) / REPORT))))
     seconds = time.monotonic() - started
     print(f"{seconds:.1f} s, {manifest.count / seconds:,.0f} images/s")
     return EXIT_DONE
-
-
-def _progress() -> Callable[[str, int, int], None]:
-    """Return a function that counts files on a terminal, five times a second at most."""
-    last = 0.0
-
-    def show(what: str, done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > 0.2 or done == total:
-            last = now
-            end = "\n" if done == total else ""
-            print(f"\r{what} {done:,} of {total:,}", end=end, file=sys.stderr, flush=True)
-
-    return show

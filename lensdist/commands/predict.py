@@ -12,7 +12,7 @@ EXAMPLES = """examples:
   lensdist predict runs/finetune a.npy 'tiles/**/lens*.fits' --out classes.parquet
   lensdist predict runs/sr cutouts --out sharper                     # sharper/<same names>
   lensdist predict runs/mae cutouts --out drawn --format fits --overwrite
-  lensdist predict runs/find survey --hdu VIS_FLUX --out classes.csv   # one image of each file
+  lensdist predict runs/find survey --bands VIS --out classes.csv   # one image of each file
 
 A classifier writes a table with one row per file: file, label, prob_<class>, logit_<class>. Models
 that make images write one per file, with the file's name below its INPUT: .npy of (C, H, W) or
@@ -28,8 +28,6 @@ unchanged: a spreadsheet may take one that begins with =, +, - or @ for a formul
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", metavar="EXPORT", type=Path, help="a finished run, or an export")
     parser.add_argument(
         "inputs",
@@ -57,6 +55,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: the only one)",
     )
     parser.add_argument(
+        "--bands",
+        metavar="NAME,...",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        help="the bands of an image, found in EXTNAME, FILTER or file names (default: the only "
+        "image)",
+    )
+    parser.add_argument(
+        "--nan",
+        choices=("mask", "refuse"),
+        help="what NaN means. mask: the pixel has no data; refuse: the file is damaged (default: "
+        "mask in FITS files, refuse in others)",
+    )
+    parser.add_argument(
         "--batch", type=int, default=64, help="the images at a time (default: %(default)s)"
     )
     parser.add_argument(
@@ -75,19 +87,21 @@ def run(args: argparse.Namespace) -> int:
     if args.batch < 1:
         raise UserError(f"--batch must be 1 or more, not {args.batch}")
     from lensdist.data.reading.folders import Passed
-    from lensdist.data.reading.readers import check_choice
-    from lensdist.inference.inputs import find
+    from lensdist.data.reading.readers import Choice, check_choice
+    from lensdist.inference.inputs import find, together
 
     passed = Passed()
     inputs = find(args.inputs, args.out, passed)  # before torch, which takes seconds to import
+    inputs, by_name = together(inputs, args.bands, passed)
     check_choice(args.hdu, (one.path.name for one in inputs))
 
     from lensdist.export.model import load
     from lensdist.inference.predict import predict_files
 
     model = load(args.model, _device(args.device))
+    choice = Choice(args.hdu, () if by_name else args.bands, args.nan)
     skipped = predict_files(
-        model, inputs, args.out, args.batch, args.format, args.overwrite, args.hdu
+        model, inputs, args.out, args.batch, args.format, args.overwrite, choice
     )
     done = len(inputs) - len(skipped)
     print(f"predicted {done:,} of {len(inputs):,} files, {len(skipped):,} skipped: {args.out}")

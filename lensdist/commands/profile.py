@@ -10,6 +10,7 @@ from lensdist.config import load
 from lensdist.config.presets import chosen
 from lensdist.config.schema import schema_of
 from lensdist.runs.accelerate_launch import agreed, from_environment
+from lensdist.utils.arguments import add_configuration
 from lensdist.utils.errors import EXIT_DONE, UserError
 from lensdist.utils.staging import check_ours
 
@@ -25,18 +26,13 @@ chrome://tracing. The run itself is deleted, unless run.dir=… sets its folder.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config", type=Path, help="a configuration file, in place of a preset")
+    add_configuration(parser)
     parser.add_argument("--out", type=Path, required=True, help="the folder for the two files")
     parser.add_argument(
         "--steps",
         type=int,
         default=10,
         help="the number of steps to time and to trace (default: %(default)s)",
-    )
-    parser.add_argument(
-        "words", nargs="*", metavar="PRESET key=value", help="a preset and settings"
     )
 
 
@@ -50,8 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.steps < 1:
         raise UserError(f"--steps must be 1 or more, not {args.steps}")
     file, settings = chosen(args.config, args.words)
-    cfg = load(file, settings, schema=schema_of)
-    cfg = agreed(cfg, from_environment(os.environ))
+    cfg = agreed(load(file, settings, schema=schema_of), from_environment(os.environ))
     check_ours(args.out / "profile.json", "costliest", beside=(args.out / "trace.json.gz",))
     keep = any(word.startswith("run.dir=") for word in settings)
 

@@ -14,8 +14,6 @@ EXAMPLES = """example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="finished runs")
     parser.add_argument(
         "--out", type=Path, required=True, help="the folder for results.md and results.json"

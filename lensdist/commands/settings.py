@@ -17,8 +17,6 @@ EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "name", metavar="TASK[/PRESET]", nargs="?", help="the task or preset (default: all tasks)"
     )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 
 from lensdist.sim.config import FamilyName, LensLight, SimConfig
 from lensdist.utils.errors import EXIT_DONE, UserError, begun
+from lensdist.utils.streams import counter
 
 EXAMPLES = """examples:
   lensdist simulate --family model_ii --n-per-class 1000 data/model_ii
@@ -26,8 +26,6 @@ _OWN_FLAGS = ("family", "classes", "lens_light")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line, with a flag for each setting of `SimConfig`."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "dest", metavar="DEST", type=Path, help="the folder to make; it must not exist, or be empty"
     )
@@ -111,7 +109,8 @@ def run(args: argparse.Namespace) -> int:
 
     from lensdist.data.packing.simulated import write_packed, write_raw
 
-    common = (args.dest, cfg, args.n_per_class, args.seed, args.device, _progress())
+    progress = partial(counter(), "simulated")
+    common = (args.dest, cfg, args.n_per_class, args.seed, args.device, progress)
     with begun(args.dest):
         if args.layout == "raw":
             write_raw(*common, params=args.params)
@@ -155,17 +154,3 @@ def _check_device(device: str) -> None:
         raise UserError(f"--device {device} is not a device; use cpu or cuda") from None
     if not usable:
         raise UserError(f"--device {device}: this machine has no such device; use cpu")
-
-
-def _progress() -> Any:
-    """Return a function that counts images on a terminal; elsewhere it prints the end only."""
-    start = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        if not sys.stderr.isatty() and done < total:
-            return
-        rate = done / max(time.monotonic() - start, 1e-9)
-        end = "\n" if done >= total or not sys.stderr.isatty() else ""
-        print(f"\r{done:,}/{total:,} images, {rate:,.0f}/s", end=end, file=sys.stderr, flush=True)
-
-    return show

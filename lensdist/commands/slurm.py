@@ -19,8 +19,6 @@ In a clone, `python slurm/submit.py` is the same command.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("command_line", metavar="COMMAND …", nargs=argparse.REMAINDER)
 
 

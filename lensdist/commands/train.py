@@ -1,6 +1,6 @@
 """`lensdist train`: run `lensdist.train`."""
 
-from lensdist.train import add_arguments
+from lensdist.train import EXAMPLES, add_arguments
 from lensdist.train import launch as run
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]

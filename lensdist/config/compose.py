@@ -24,7 +24,7 @@ def compose(file: File | None, overrides: Sequence[str], problems: list[Problem]
             wrong.
     """
     files = _Files(problems)
-    tree = Node({}, COMMAND_LINE) if file is None else files.main(file)
+    tree = Node({}, COMMAND_LINE) if file is None else files.read(file)
     for text in overrides:
         tree = _override(tree, text, problems)
     if files.unreadable:
@@ -40,28 +40,34 @@ class _Files:
         self.unreadable = False
         self.composed: dict[File, Node] = {}
 
-    def main(self, file: File) -> Node:
+    def read(self, file: File, users: tuple[File, ...] = (), entry: Node | None = None) -> Node:
+        """Merge `file` over its defaults.
+
+        `users` are the files that led here, outermost first; `entry` of the last one names `file`.
+        """
         try:
-            return self._compose(file, ())
+            return self._merged(file, users)
         except UnreadableError as error:
-            return self._give_up(Problem(error.problem.where, error.problem.text + _nearby(file)))
+            problem = Problem(error.problem.where, error.problem.text + _nearby(file))
+            if entry is not None and not problem.where.line:  # else the base exists, and is broken
+                problem = Problem(entry.where, f"'{file}': {problem.text}", (DEFAULTS,))
+            return self._give_up(problem)
 
     def _give_up(self, problem: Problem) -> Node:
         self.unreadable = True
         self.problems.append(problem)
         return Node({}, problem.where)
 
-    def _compose(self, file: File, users: tuple[File, ...]) -> Node:
-        """Merge `file` over its defaults; `users` are the files that led here, outermost first."""
+    def _merged(self, file: File, users: tuple[File, ...]) -> Node:
         known = file.resolve()
         if known not in self.composed:
-            node = read_file(file, str(file), self.problems)
+            node = read_file(file, self.problems)
             keys = dict(node.value) if isinstance(node.value, dict) else {}
             entries = keys.pop(DEFAULTS, None)
             own = Node(keys, node.where)
             below = Node({}, node.where)
             for base in self._bases(entries) if entries else ():
-                below = merge(below, self._base(base, file, (*users, file)))
+                below = merge(below, self._base(base, (*users, file)))
             self.composed[known] = merge(below, own)
         return self.composed[known]
 
@@ -73,19 +79,13 @@ class _Files:
             self.problems.append(Problem(entries.where, text, (DEFAULTS,)))
         return named
 
-    def _base(self, entry: Node, file: File, users: tuple[File, ...]) -> Node:
-        base = File(os.path.normpath(file.parent / str(entry.value)))
+    def _base(self, entry: Node, users: tuple[File, ...]) -> Node:
+        base = File(os.path.normpath(users[-1].parent / str(entry.value)))
         if base.resolve() in (seen := [user.resolve() for user in users]):
             circle = " -> ".join(map(str, (*users[seen.index(base.resolve()) :], base)))
             text = f"files build on each other in a circle: {circle}"
             return self._give_up(Problem(entry.where, text, (DEFAULTS,)))
-        try:
-            return self._compose(base, users)
-        except UnreadableError as error:
-            if error.problem.where.line:  # the base exists and is broken at that line
-                return self._give_up(error.problem)
-            text = f"'{base}': {error.problem.text}{_nearby(base)}"
-            return self._give_up(Problem(entry.where, text, (DEFAULTS,)))
+        return self.read(base, users, entry)
 
 
 def _nearby(file: File) -> str:

@@ -35,9 +35,13 @@ _STEPS = ("train.epochs", "train.max_steps")
 LENGTH = {*_STEPS, "train.early_stop"}
 
 
+BEFORE = {("train", "select_from"): "best", ("data", "choose_with"): "split"}
+"""What runs did before these settings existed, which is not today's default."""
+
+
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return the settings with which a run cannot continue, as `key: old -> new`."""
-    free = (*_IDLE, *_ROUNDING, "train.early_stop")
+    free = (*_IDLE, *_ROUNDING, "train.early_stop", "train.select_from")
     return _differences(saved, now, free if drawn_over_its_length(now) else free + _STEPS)
 
 
@@ -59,7 +63,8 @@ def drawn_over_its_length(now: dict[str, Any]) -> str:
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any], free: tuple[str, ...]) -> list[str]:
-    return _lines(_as_today(saved), now, "", free)
+    new = tuple(f"{part}.{key}" for part, key in BEFORE if key not in (saved.get(part) or ()))
+    return _lines(_as_today(saved), now, "", free + new)
 
 
 def _as_today(saved: dict[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-import types
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from lensdist.utils.yaml_nodes import Node, Path, Problem, Where, dotted
@@ -27,130 +24,74 @@ _WANTED = {
     **dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type"), "must be a list"),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a mapping"),
 }
-_OWN_WORDS = ("value_error", "assertion_error")  # raised by the schema's validators
-_ABSENT = ("missing", "extra_forbidden", "union_tag_not_found")  # no value to quote
-
-
-@dataclass(frozen=True)
-class _Finding:
-    """One error with its place in the data and in the schema."""
-
-    path: Path
-    where: Where
-    node: Node | None  # the wrong value, if there is one
-    owner: type[BaseModel] | None  # the innermost model around it
-    unions: tuple[tuple[Path, str], ...] = ()  # the unions on the way: path, tried alternative
-    rivals: tuple[Any, ...] = ()  # all alternatives of the last union
-    text: str = ""
-    got: str = ""  # the text after `text`: the value, and a suggestion
 
 
 def explain(error: ValidationError, tree: Node, model: type[BaseModel]) -> list[Problem]:
-    """Return one problem for each mistake for which `model` has refused `tree`."""
-    found = []
+    """Return one problem for each value for which `model` has refused `tree`."""
+    told: dict[Path, list[tuple[Where, str, str]]] = {}
     for details in error.errors(include_url=False):
-        finding = _place(details["loc"], tree, model)
+        path, where, node = _place(details, tree)
         if details["type"] == "extra_forbidden":
-            found.append(replace(finding, text=_unknown_key(finding, model)))
+            text, got = _unknown_key(path, model), ""
         else:
-            found.append(_tell(details, finding))
-    for depth in range(max((len(one.unions) for one in found), default=0), 0, -1):
-        found = _settle(found, depth)
-    return [Problem(one.where, one.text + one.got, one.path) for one in found]
+            text, got = _sentence(details, node)
+        told.setdefault(path, []).append((where, text, got))
+    # pydantic reports every alternative of a union; one with an error inside was probably meant.
+    outer = {path[:n] for path in told for n in range(len(path))}
+    return [_joined(path, each) for path, each in told.items() if path not in outer]
 
 
-def _place(loc: Path, tree: Node, model: type[BaseModel]) -> _Finding:
-    """Follow `loc` through data and schema: only the schema distinguishes keys from union tags."""
-    node: Node | None = tree
-    finding = _Finding((), tree.where, tree, None)
-    kind: Any = model
-    for position, step in enumerate(loc):
-        members = _members(kind)
-        if len(members) > 1:  # this step is the alternative that pydantic tried
-            kind = _chosen(members, str(step))
-            unions = (*finding.unions, (finding.path, str(step)))
-            finding = replace(finding, unions=unions, rivals=tuple(members))
-            continue
-        child = node.child(step) if node else None
-        last = position == len(loc) - 1
-        if child is None and (not last or step == "[key]"):
-            continue  # pydantic's marks of keys and of validators
-        inner = members[0] if members else Any
-        owner = inner if _is_model(inner) else finding.owner
-        where = child.where if child else finding.where
-        finding = replace(finding, path=(*finding.path, step), where=where, node=child, owner=owner)
-        kind, node = _inside(inner, step), child
-    return finding
+def _joined(path: Path, alternatives: list[tuple[Where, str, str]]) -> Problem:
+    where, first, _ = alternatives[0]
+    texts = dict.fromkeys(text.removeprefix("must be ") for _, text, _ in alternatives[1:])
+    got = max((got for *_, got in alternatives), key=len)
+    return Problem(where, " or ".join([first, *texts]) + got, path)
 
 
-def _tell(details: ErrorDetails, finding: _Finding) -> _Finding:
-    """Return the finding with its sentence."""
+def _place(details: ErrorDetails, tree: Node) -> tuple[Path, Where, Node | None]:
+    """Follow an error's location to the wrong value, which is None if it is missing."""
+    path: Path = ()
+    node = tree
+    for step in details["loc"]:
+        if (child := node.child(step)) is not None:  # else it names an alternative of a union
+            path, node = (*path, step), child
+    if details["type"] == "missing":
+        return (*path, details["loc"][-1]), node.where, None
+    return path, node.where, node
+
+
+def _sentence(details: ErrorDetails, node: Node | None) -> tuple[str, str]:
+    """Return what is wrong, and the value with a suggestion."""
     kind, context = details["type"], details.get("ctx", {})
-    if kind in _OWN_WORDS:
-        return replace(finding, text=str(context.get("error", details["msg"])))
-    if kind.startswith("union_tag"):  # the mistake is in the key that chooses the alternative
-        tag = str(context["discriminator"]).strip("'")
-        chooser = finding.node.child(tag) if finding.node else None
-        where = chooser.where if chooser else finding.where
-        finding = replace(finding, path=(*finding.path, tag), node=chooser, where=where)
+    if kind in ("value_error", "assertion_error"):  # raised by the schema's validators
+        return str(context.get("error", details["msg"])), ""
     text = _WANTED.get(kind) or re.sub(r"^\w+ should", "must", details["msg"])
     text = re.sub(r" after validation, not .*", "", text)
-    options = context.get("expected_tags") or context.get("expected")
-    if kind == "union_tag_not_found":
-        text = _WANTED["missing"]
-    elif options:
-        text = f"must be {options}"
-    if finding.node is None or kind in _ABSENT:
-        return replace(finding, text=text)
-    got = f", got {_quote(finding.node)}"
+    options = context.get("expected")
     if options:
-        got += _did_you_mean(_near(str(finding.node.value), re.findall(r"'([^']*)'", options)))
-    elif kind == "string_type" and isinstance(finding.node.value, int | float):
+        text = f"must be {options}"
+    if node is None:
+        return text, ""
+    got = f", got {_quote(node)}"
+    if options:
+        got += _did_you_mean(_near(str(node.value), re.findall(r"'([^']*)'", options)))
+    elif kind == "string_type" and isinstance(node.value, int | float):
         got += "; put it in quotes"
-    elif kind == "list_type" and isinstance(finding.node.value, dict):
+    elif kind == "list_type" and isinstance(node.value, dict):
         got += "; a list is given whole, as in [1, 2]"
-    return replace(finding, text=text, got=got)
+    return text, got
 
 
-def _settle(found: list[_Finding], depth: int) -> list[_Finding]:
-    """Merge the findings of each union at `depth`: pydantic reports every alternative."""
-    settled = [one for one in found if len(one.unions) < depth]
-    unions: dict[Any, dict[str, list[_Finding]]] = {}
-    for one in found:
-        if len(one.unions) == depth:
-            *around, (path, label) = one.unions
-            key = (tuple(around), path)
-            outer = replace(one, unions=tuple(around))
-            unions.setdefault(key, {}).setdefault(label, []).append(outer)
-    for (_, path), alternatives in unions.items():
-        # An alternative with an error inside the value was probably meant.
-        inside = [ones for ones in alternatives.values() if any(o.path != path for o in ones)]
-        if inside:
-            fewest: list[_Finding] = min(inside, key=len)
-            settled += fewest
-            continue
-        every = [one for ones in alternatives.values() for one in ones]
-        texts = list(dict.fromkeys(one.text for one in every))
-        either = " or ".join([texts[0], *(text.removeprefix("must be ") for text in texts[1:])])
-        settled.append(replace(every[0], text=either, got=max((o.got for o in every), key=len)))
-    return settled
-
-
-def _unknown_key(finding: _Finding, model: type[BaseModel]) -> str:
-    key, here = str(finding.path[-1]), list(_fields(finding.owner)) if finding.owner else []
+def _unknown_key(path: Path, model: type[BaseModel]) -> str:
+    key, here = str(path[-1]), _keys_at(path[:-1], model)
     everywhere = list(dict.fromkeys(_all_paths(model)))
-    if "." in key and dotted(finding.path) in everywhere:
+    if "." in key and dotted(path) in everywhere:
         return "a dot does not nest keys in a file; write each part on its own line, indented"
-    known = f"; known here: {', '.join(here)}"
-    if finding.unions and finding.owner in finding.rivals:
-        others = [rival for rival in finding.rivals if _is_model(rival)]
-        if any(key in _fields(other) for other in others):
-            return f"unknown key for '{finding.unions[-1][1]}'{known}"
     leaves = {path.rpartition(".")[2]: path for path in reversed(everywhere)}
     near = _near(key, here) + [path for path in everywhere if path.endswith(f".{key}")][:2]
     if not near:  # misspelt and in the wrong place
         near = [leaves[leaf] for leaf in _near(key, leaves, cutoff=0.75)]
-    return "unknown key" + (_did_you_mean(near) or known)
+    return "unknown key" + (_did_you_mean(near) or f"; known here: {', '.join(here)}")
 
 
 def _near(word: str, words: Iterable[str], cutoff: float = 0.6) -> list[str]:
@@ -171,61 +112,28 @@ def _quote(node: Node) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-# The functions below read type annotations, as pydantic does.
+def _keys_at(path: Path, model: type[BaseModel]) -> list[str]:
+    """Return the keys of the section at `path`."""
+    for step in path:
+        if step in model.model_fields:  # else an index of a list, or a key of a mapping
+            model = _section(model.model_fields[str(step)].annotation) or model
+    return list(model.model_fields)
 
 
-def _is_model(kind: Any) -> TypeGuard[type[BaseModel]]:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Return the fields by the names that a file uses."""
-    return {field.alias or name: field for name, field in model.model_fields.items()}
-
-
-def _members(kind: Any) -> list[Any]:
-    """Return the alternatives of a union without None; the type itself if it is not a union."""
-    if get_origin(kind) is Annotated:
-        return _members(get_args(kind)[0])
-    if get_origin(kind) in (Union, types.UnionType):
-        members = [member for member in get_args(kind) if member is not type(None)]
-        return members if len(members) > 1 else _members(members[0])
-    return [kind]
-
-
-def _chosen(members: list[Any], label: str) -> Any:
-    """Return the alternative with the name `label`: a discriminator value or a type name."""
-    for member in members:
-        kind = _members(member)[0]
-        fields = _fields(kind).values() if _is_model(kind) else ()
-        tags = [tag for field in fields for tag in _literals(field)]
-        name = getattr(get_origin(kind) or kind, "__name__", "?")
-        if label in tags or label.partition("[")[0] == name:
-            return member
-    return Any
-
-
-def _literals(field: FieldInfo) -> tuple[Any, ...]:
-    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-
-
-def _inside(kind: Any, step: str | int) -> Any:
-    """Return the type of a model's field, or of an item of a list, tuple or mapping."""
-    if _is_model(kind):
-        field = _fields(kind).get(str(step))
-        return field.annotation if field else Any
-    items = [item for item in get_args(kind) if item is not Ellipsis]
-    if get_origin(kind) is tuple and isinstance(step, int) and step < len(items):
-        return items[step]
-    return items[-1] if items else Any
+def _section(kind: Any) -> type[BaseModel] | None:
+    """Return the first model in a type, such as that of `Crop | None` or `list[Crop]`."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind
+    return next((found for inner in get_args(kind) if (found := _section(inner))), None)
 
 
 def _all_paths(
     model: type[BaseModel], prefix: str = "", around: tuple[type[BaseModel], ...] = ()
 ) -> Iterator[str]:
     """Yield every dotted key of the schema; a model inside itself is entered once."""
-    for name, field in _fields(model).items():
+    for name, field in model.model_fields.items():
         yield prefix + name
-        for kind in _members(field.annotation):
-            if _is_model(kind) and kind not in around:
-                yield from _all_paths(kind, f"{prefix}{name}.", (*around, kind))
+        kind = _section(field.annotation)
+        one = get_origin(field.annotation) not in (list, tuple, dict)
+        if kind is not None and one and kind not in around:
+            yield from _all_paths(kind, f"{prefix}{name}.", (*around, kind))

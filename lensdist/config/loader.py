@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lensdist.config.compose import DEFAULTS, compose
+from lensdist.config.compose import compose
 from lensdist.config.explain import explain
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import write_atomic
@@ -90,16 +90,6 @@ def _to_yaml(data: Any) -> str:
 def save(config: BaseModel, path: Path) -> None:
     """Write `dump(config)` to `path` atomically."""
     write_atomic(path, dump(config))
-
-
-def json_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the JSON schema of the model's files, with `defaults:`, for editors."""
-    schema = model.model_json_schema()
-    name = {"type": "string"}
-    schema.setdefault("properties", {})[DEFAULTS] = {
-        "anyOf": [name, {"type": "array", "items": name}]
-    }
-    return schema
 
 
 def _placed(text: str, tree: Node) -> Problem:

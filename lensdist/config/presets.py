@@ -37,14 +37,9 @@ def preset_file(name: str) -> Path:
 
 
 def chosen(config: Path | None, words: list[str]) -> tuple[Path, list[str]]:
-    """Separate the preset or `--config` of a command line from its settings.
+    """Return the file of the preset or of `--config`, and the settings of a command line.
 
-    Args:
-        config: the value of `--config`.
-        words: the other arguments: at most one preset, and `key=value`.
-
-    Returns:
-        The configuration's file, and the settings.
+    `words` are the other arguments: at most one preset, and `key=value`.
 
     Raises:
         UserError: there is no such preset, or not exactly one configuration is named.
@@ -54,7 +49,9 @@ def chosen(config: Path | None, words: list[str]) -> tuple[Path, list[str]]:
     if config is not None and not names:
         return config, settings
     if config is None and len(names) == 1:
-        return _file(names[0]), settings
+        if names[0].endswith((".yaml", ".yml")):
+            raise UserError(f"{names[0]} is a file: give it as --config {names[0]}")
+        return preset_file(names[0]), settings
     if config is None and not names:
         raise UserError(
             "give a preset, such as `lensdist train mae/debug`, or --config FILE; `lensdist "
@@ -62,9 +59,3 @@ def chosen(config: Path | None, words: list[str]) -> tuple[Path, list[str]]:
         )
     given = ", ".join([*([f"--config {config}"] if config else []), *names])
     raise UserError(f"give one configuration, not {given}; settings are written key=value")
-
-
-def _file(name: str) -> Path:
-    if name.endswith((".yaml", ".yml")):
-        raise UserError(f"{name} is a file: give it as --config {name}")
-    return preset_file(name)

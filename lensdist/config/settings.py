@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lensdist.config.schema import run_schema
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One key of a configuration."""
 
     key: str
@@ -24,9 +22,7 @@ class Setting:
 def settings(task: str, values: dict[str, Any] | None = None) -> list[Setting]:
     """List all settings of a task, in the order of a configuration.
 
-    Args:
-        task: the task's name.
-        values: a configuration, whose values are shown in place of the defaults.
+    The values of a configuration, if given, are shown in place of the defaults.
 
     Raises:
         UserError: there is no such task.
@@ -68,7 +64,7 @@ def _settings(
     for name, field in schema["properties"].items():
         key, inner = f"{prefix}{name}", _part(field, parts)
         value = values.get(name) if isinstance(values, dict) else None
-        if inner is not None and "properties" in inner and _nullable(field) is None:
+        if inner is not None and "properties" in inner:
             below = value if isinstance(values, dict) else field.get("default")
             yield from _settings(inner, parts, f"{key}.", below)
             continue
@@ -81,12 +77,7 @@ def _settings(
 
 def _part(field: dict[str, Any], parts: dict[str, Any]) -> dict[str, Any] | None:
     """Return the section that a field refers to, if it is one."""
-    reference = field.get("$ref") or (field.get("allOf") or [{}])[0].get("$ref")
-    return parts[reference.rsplit("/", 1)[1]] if reference else None
-
-
-def _nullable(field: dict[str, Any]) -> list[dict[str, Any]] | None:
-    return field.get("anyOf")
+    return parts[field["$ref"].rpartition("/")[2]] if "$ref" in field else None
 
 
 def _type(field: dict[str, Any], parts: dict[str, Any]) -> str:
@@ -109,13 +100,8 @@ def _type(field: dict[str, Any], parts: dict[str, Any]) -> str:
 
 
 def _bounds(field: dict[str, Any]) -> str:
-    low, high = field.get("minimum"), field.get("maximum")
-    above, below = field.get("exclusiveMinimum"), field.get("exclusiveMaximum")
-    parts = [
-        f"{sign} {_number(value)}"
-        for sign, value in ((">=", low), (">", above), ("<=", high), ("<", below))
-        if value is not None
-    ]
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    parts = [f"{sign} {_number(field[key])}" for key, sign in signs.items() if key in field]
     return f" {' and '.join(parts)}" if parts else ""
 
 

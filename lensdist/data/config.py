@@ -1,7 +1,7 @@
 """Settings of data, scaling and augmentation (torch-free)."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -49,11 +49,17 @@ class DataConfig(Strict):
     )
     labels_per_class: Count | None = Field(
         None,
-        description="The number of training images of each class; the seed draws them. null: all.",
+        description="The number of labelled images of each class; the seed draws them. null: all.",
     )
     train_images: Count | None = Field(
         None,
-        description="The number of training images of any class; the seed draws them. null: all.",
+        description="The number of images of any class; the seed draws them. null: all.",
+    )
+    choose_with: Annotated[int, Field(ge=0, le=10**12)] | Literal["split"] = Field(
+        0,
+        description="How many of `labels_per_class` (of each class) or of `train_images` choose "
+        "among weights, as validation images, rather than train. 0: none, so the last weights "
+        "count; split: the whole validation split chooses, beyond that number.",
     )
     resident: Literal["auto", "yes", "no"] = Field(
         "auto",
@@ -80,7 +86,22 @@ class DataConfig(Strict):
                 raise ValueError(f"{key} has no meaning on a stream, which never repeats")
         if self.labels_per_class is not None and self.train_images is not None:
             raise ValueError("labels_per_class and train_images: give one of them")
+        if self.held_back and self.held_back >= (self.labels_per_class or self.train_images or 0):
+            key = self.limited or "labels_per_class or train_images, which it is a part of"
+            raise ValueError(f"choose_with: {self.held_back} needs more images in {key}")
         return self
+
+    @property
+    def limited(self) -> str:
+        """The setting that limits the images, or ''."""
+        if self.labels_per_class is not None:
+            return "labels_per_class"
+        return "" if self.train_images is None else "train_images"
+
+    @property
+    def held_back(self) -> int:
+        """The images of the limited number (of each class) that choose rather than train."""
+        return 0 if self.choose_with == "split" else self.choose_with
 
 
 class PreprocessConfig(Strict):

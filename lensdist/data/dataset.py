@@ -122,7 +122,13 @@ class PackedSet(Arrays):
         with warnings.catch_warnings():
             # torch warns that mapped files are read-only; nothing here writes to them.
             warnings.filterwarnings("ignore", message=".*not writable")
-            super().__init__({_KEYS[name]: torch.from_numpy(a) for name, a in arrays.items()})
+            super().__init__(
+                {
+                    key: torch.from_numpy(arrays[name])
+                    for name, key in _KEYS.items()
+                    if name in arrays
+                }
+            )
 
     def __len__(self) -> int:
         return self.manifest.count

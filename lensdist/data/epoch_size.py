@@ -40,9 +40,9 @@ def _chosen(counts: Mapping[str, int], labels: Sequence[str], data: DataConfig) 
     if not set(classes) <= set(labels):
         return None
     if data.labels_per_class is not None:
-        return data.labels_per_class * len(classes)
+        return (data.labels_per_class - data.held_back) * len(classes)
     here = sum(counts.values()) if data.classes is None else sum(counts.get(c, 0) for c in classes)
-    return here if data.train_images is None else min(here, data.train_images)
+    return here if data.train_images is None else min(here, data.train_images - data.held_back)
 
 
 def _own(data: DataConfig) -> int | None:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
+from lensdist.sim.config import SimConfig
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import sha256
 from lensdist.utils.settings import Strict
@@ -18,7 +19,8 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 FILES = "files.jsonl"
 """A JSON object per sample: `name` relative to the source, `sha256` of the file (of a pair, of both
-files' hashes), `content` (see `splits.content_digest`) and `shape`."""
+files' hashes), `content` (see `splits.content_digest`), `shape` and, where images were grouped,
+`group`, the system."""
 REPORT = "report.json"
 UNLABELLED = "unlabelled"
 _MAX_BYTES = 16 << 20  # a manifest is a few kB
@@ -33,6 +35,7 @@ FileName = Literal[
     "truths.npy",
     "badpix.npy",
     "weights.npy",
+    "psf.npy",
     "split.npy",
     "files.jsonl",
 ]
@@ -132,7 +135,7 @@ class Manifest(Strict):
         bands = manifest.image_shape[0]
         if any(len(v) != bands for v in manifest.statistics.model_dump().values()):
             raise UserError(f"{path} is not a valid manifest: statistics: not one number per band")
-        return manifest
+        return manifest.model_copy(update={"source": _in_todays_words(manifest.source)})
 
     @property
     def pixel_weights(self) -> list[str]:
@@ -153,3 +156,14 @@ class Manifest(Strict):
 def file_info(path: Path) -> FileInfo:
     """Return size and SHA-256 of a file, which is read in pieces."""
     return FileInfo(bytes=path.stat().st_size, sha256=sha256(path))
+
+
+def _in_todays_words(source: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return what a set was made from, with the simulator's settings as they are called now."""
+    own = source.get("simulated")
+    if not isinstance(own, dict):
+        return source
+    try:
+        return source | {"simulated": SimConfig.recorded(own).model_dump(mode="json")}
+    except ValidationError:  # of a version with other settings: whoever compares them reports it
+        return source

@@ -19,8 +19,9 @@ class View:
         packed: the set.
         split: `train`, `val` or `test`.
         cfg: `classes`, `labels_per_class` and `train_images` choose among the split's images. The
-            latter two apply to `train` only, so that small runs have the same test images.
-        seed: draws the subset to train on.
+            latter two apply to `train`, and to `val` if `choose_with` is a number of them. They
+            never apply to `test`, so that small runs have the same test images.
+        seed: draws the subset.
         device: the device of batches.
         lenient: `classes` may name some that the set does not have.
 
@@ -55,17 +56,19 @@ class View:
         """Number of images without a label, or of none of the run's classes."""
         if cfg.classes is not None:
             rows, of_rows = rows[of_rows >= 0], of_rows[of_rows >= 0]
-        if cfg.labels_per_class is not None and split == "train":
+        wanted = cfg.labels_per_class or cfg.train_images or 0
+        wanted = {"train": wanted - cfg.held_back, "val": cfg.held_back}.get(split, 0)
+        if cfg.labels_per_class is not None and wanted:
             if not self.labels:
                 raise UserError(
                     f"data.labels_per_class: {packed.path} has no classes; use data.train_images"
                 )
-            rows = _few(rows, of_rows, self.labels, cfg.labels_per_class, seed)
+            rows = _few(rows, of_rows, self.labels, wanted, split, seed)
         if not len(rows):
             of = f" of {', '.join(self.labels)}" if self.labels else ""
             raise UserError(f"{packed.path} has no {split} images{of}")
-        if cfg.train_images is not None and split == "train":
-            rows = _some(rows, cfg.train_images, seed)
+        if cfg.train_images is not None and wanted:
+            rows = _some(rows, wanted, split, seed)
         self.rows = rows
         self._renumber = torch.from_numpy(renumber)
         self._device = device
@@ -100,6 +103,7 @@ def _few(
     labels: npt.NDArray[np.int64],
     names: tuple[str, ...],
     n: int,
+    split: str,
     seed: int,
 ) -> npt.NDArray[np.int64]:
     """Take the first n of each class in one seeded order, so a larger n contains a smaller n."""
@@ -108,20 +112,25 @@ def _few(
         of_class = rows[labels == number]
         if len(of_class) < n:
             raise UserError(
-                f"data.labels_per_class: {n} asked for, but the train split has "
+                f"{_asks(split, 'labels_per_class')}: {n} asked for, but the {split} split has "
                 f"{len(of_class)} images of {name}"
             )
         chosen.append(of_class[rng.permutation(rng.key(seed, "labels", number), len(of_class))[:n]])
     return np.sort(np.concatenate(chosen))
 
 
-def _some(rows: npt.NDArray[np.int64], n: int, seed: int) -> npt.NDArray[np.int64]:
+def _some(rows: npt.NDArray[np.int64], n: int, split: str, seed: int) -> npt.NDArray[np.int64]:
     """Take the first n in one seeded order, so a larger n contains a smaller n."""
     if len(rows) < n:
         raise UserError(
-            f"data.train_images: {n} asked for, but the train split has {len(rows)} images"
+            f"{_asks(split, 'train_images')}: {n} asked for, but the {split} split has "
+            f"{len(rows)} images"
         )
     return np.sort(rows[rng.permutation(rng.key(seed, "images"), len(rows))[:n]])
+
+
+def _asks(split: str, key: str) -> str:
+    return "data.choose_with" if split == "val" else f"data.{key}"
 
 
 def _fits(packed: PackedSet, device: torch.device) -> bool:

@@ -104,6 +104,10 @@ def _check_shapes(folder: Path, about: Manifest, arrays: Arrays) -> None:
         "mass.npy": ((n,), "float64"),
         "split.npy": ((n,), "uint8"),
     }
+    if "psf.npy" in arrays:  # the manifest does not say how large PSFs are
+        shape = arrays["psf.npy"].shape
+        bands = about.image_shape[0] if shape[1:2] != (1,) else 1
+        expected["psf.npy"] = ((n, bands, *(shape[2:4] or (1, 1))), "float32")
     for name, array in arrays.items():
         shape, dtype = expected[name]
         if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from lensdist.utils.errors import UserError
 from lensdist.utils.settings import Count, Epochs, Positive, Strict
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -34,6 +35,19 @@ class ScheduleConfig(Strict):
         description="Restart the schedule at each stage (when layers unfreeze). false: one "
         "schedule for the whole run.",
     )
+
+    def check_warmup(self, steps: int, of: str = "the run") -> None:
+        """Check that the warm-up ends within `steps` optimizer steps, those of the run or a stage.
+
+        Raises:
+            UserError: it does not.
+        """
+        if self.warmup_steps > steps:
+            raise UserError(
+                f"optim.schedule.warmup_steps {self.warmup_steps} is more than the {steps} steps "
+                f"of {of}; set optim.schedule.warmup_steps={steps // 10}, or train longer "
+                "(train.epochs, train.max_steps)"
+            )
 
 
 class OptimConfig(Strict):
@@ -91,6 +105,13 @@ class TrainConfig(Strict):
         lt=1,
         description="The decay per step of an exponential moving average of the weights, which is "
         "then evaluated and exported. null: no average.",
+    )
+    select_from: Literal["auto", "best", "last"] = Field(
+        "auto",
+        description="The weights that are exported. best: those with the best validation score; "
+        "last: the last ones, or their average if `ema` is set, which needs no image; auto: best "
+        "from 400 validation images of each class on, or if `data.choose_with` or `early_stop` ask "
+        "for a choice, else last. With few validation images the best score is mostly luck.",
     )
     early_stop: Count | None = Field(
         None,

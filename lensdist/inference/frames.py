@@ -11,8 +11,16 @@ import numpy.typing as npt
 
 from lensdist.data.reading.fits import open_fits, science_hdu
 from lensdist.data.reading.numpy_files import image_member, open_npz, read_header
-from lensdist.data.reading.raw import BadFile, read_bytes, unpacked
-from lensdist.data.reading.readers import ENDINGS, Reading, form, parse
+from lensdist.data.reading.raw import BadFile, unpacked
+from lensdist.data.reading.readers import (
+    ENDINGS,
+    ONLY,
+    Choice,
+    Reading,
+    checked,
+    form,
+    read_together,
+)
 from lensdist.inference.inputs import Input
 
 
@@ -43,7 +51,7 @@ class Item:
         return bad if bad is not None and bad.any() else None
 
 
-def read_item(source: Input, framed: bool, hdu: str | None = None) -> Item:
+def read_item(source: Input, framed: bool, choice: Choice = ONLY) -> Item:
     """Read a file's image and, if `framed`, its shape and headers.
 
     Raises:
@@ -52,18 +60,19 @@ def read_item(source: Input, framed: bool, hdu: str | None = None) -> Item:
     named = form(source.path.name)
     if named is None:
         raise BadFile(f"it is not an image file: names end in {ENDINGS}")
-    data, suffix = read_bytes(source.path), named[1]
+    suffix = named[1]
+    read = read_together([source.path, *source.more], source.maps, choice)
+    reading = checked(read.raw, choice.nan)
     try:
-        data = unpacked(data)
-        reading = parse(data, suffix, hdu)
         if not framed:
             return Item(source, reading, Frame(()))
+        data = unpacked(read.first)
         if suffix == ".npy":
             # The shape of an axion file is (2,), so its image of (H, W) has no axis before.
             return Item(source, reading, Frame(read_header(io.BytesIO(data))[0][:-2]))
         if suffix == ".npz":
-            return Item(source, reading, Frame(_shape_in_archive(data, hdu)[:-2]))
-        return Item(source, reading, _fits_frame(data, hdu))
+            return Item(source, reading, Frame(_shape_in_archive(data, choice.hdu)[:-2]))
+        return Item(source, reading, _fits_frame(data, choice))
     except BadFile:
         raise
     except Exception as error:  # damaged bytes may raise anything
@@ -78,12 +87,15 @@ def _shape_in_archive(data: bytes, hdu: str | None) -> tuple[int, ...]:
             return read_header(stream)[0]
 
 
-def _fits_frame(data: bytes, hdu: str | None) -> Frame:
+def _fits_frame(data: bytes, choice: Choice) -> Frame:
     with open_fits(data) as hdus:
-        science = science_hdu(hdus, hdu)
+        science = science_hdu(hdus, choice.hdu, next(iter(choice.bands), None))
         axes = range(science.header["NAXIS"], 2, -1)
+        several = len(choice.bands) > 1
         return Frame(
-            tuple(int(science.header[f"NAXIS{i}"]) for i in axes),
+            (len(choice.bands),)
+            if several
+            else tuple(int(science.header[f"NAXIS{i}"]) for i in axes),
             science.header,
             None if science is hdus[0] else hdus[0].header,
         )

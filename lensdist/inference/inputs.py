@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 
+from lensdist.data.packing.beside import bands_of, maps_of
 from lensdist.data.packing.layouts import natural
 from lensdist.data.reading.folders import Identity, Passed, entries, identity, walk
 from lensdist.data.reading.readers import ENDINGS, form
+from lensdist.data.reading.roles import Role
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import printable
 
@@ -26,6 +28,10 @@ class Input:
     name: Path
     """The path below the INPUT folder, or below a pattern's part before the first wildcard; it
     never contains `..`."""
+    more: tuple[Path, ...] = ()
+    """The files of further bands."""
+    maps: tuple[tuple[int, Role, Path], ...] = ()
+    """The maps beside the image: number of the band, role and file."""
 
 
 def find(words: Sequence[str], dest: Path, passed: Passed | None = None) -> list[Input]:
@@ -55,6 +61,50 @@ def find(words: Sequence[str], dest: Path, passed: Passed | None = None) -> list
         for one in sorted(inputs, key=lambda one: natural(one.name.as_posix())):
             found.setdefault(place(one.path), one)
     return list(found.values())
+
+
+def together(
+    inputs: Sequence[Input], bands: Sequence[str], passed: Passed
+) -> tuple[list[Input], bool]:
+    """Join files that make one image: those of several bands, and the maps beside an image.
+
+    Args:
+        inputs: the files that `find` found.
+        bands: the names of the bands, in their order; see `bands_of`.
+        passed: counts files of other bands, and maps and bands whose image is not there.
+
+    Returns:
+        The images, and whether names of files tell bands apart.
+
+    Raises:
+        UserError: see `bands_of`.
+    """
+    of = {one.path.as_posix(): one for one in inputs}
+    images = [name for name in of if form(Path(name).name)]
+    maps, lone = maps_of(images)
+    found = bands_of(list(maps), bands)
+    for name in lone:
+        passed.add("it is a map of an image that is not there", name)
+    for name in found.other:
+        passed.add("its name has none of the chosen bands", name)
+    for name, why in found.refused:
+        passed.add(why, name)
+    joined = [
+        replace(
+            one,
+            more=tuple(map(Path, found.samples[name][1:])),
+            maps=tuple(
+                (i, role, Path(file))
+                for i, band in enumerate(found.samples[name])
+                for role, file in maps[band]
+            ),
+        )
+        if name in found.samples
+        else one
+        for name, one in of.items()
+        if name in found.samples or name not in images
+    ]
+    return joined, found.by_name
 
 
 def place(path: Path) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from lensdist.data.reading.raw import BadFile
+from lensdist.data.reading.readers import ONLY, Choice
 from lensdist.inference.frames import Item, read_item
 from lensdist.inference.inputs import Input
 from lensdist.inference.outputs import Format
@@ -35,7 +36,7 @@ def predict_files(
     batch: int = 64,
     form: Format | None = None,
     overwrite: bool = False,
-    hdu: str | None = None,
+    choice: Choice = ONLY,
 ) -> dict[Input, str]:
     """Predict for every file; log and list the files that cannot be used.
 
@@ -46,7 +47,7 @@ def predict_files(
         batch: images at a time; those of one shape are predicted together.
         form: the format of images; None: FITS for FITS, else .npy.
         overwrite: whether to replace existing results.
-        hdu: the image of FITS files, by number or name, or the array of .npz files.
+        choice: the image of files that hold several.
 
     Returns:
         The reason for each skipped file, in the order of `inputs`.
@@ -70,7 +71,7 @@ def predict_files(
         except OSError as error:
             raise UserError(f"cannot write {printable(dest)}: {error.strerror or error}") from error
         try:
-            readings = _readings(inputs, sink.framed, hdu, skip)
+            readings = _readings(inputs, sink.framed, choice, skip)
             _stream(model, readings, len(inputs), batch, write, skip)
             stack.close()
             ordered = {one: skipped[one] for one in inputs if one in skipped}
@@ -106,11 +107,11 @@ def _stream(
             print(f"{done:,} of {files:,} files", end="\r", file=sys.stderr, flush=True)
 
 
-def _readings(inputs: Sequence[Input], framed: bool, hdu: str | None, skip: Skip) -> Iterator[Item]:
+def _readings(inputs: Sequence[Input], framed: bool, choice: Choice, skip: Skip) -> Iterator[Item]:
     """Yield the files that can be read."""
     for one in inputs:
         try:
-            yield read_item(one, framed, hdu)
+            yield read_item(one, framed, choice)
         except BadFile as error:
             skip(one, str(error))
 

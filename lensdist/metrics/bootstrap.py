@@ -3,142 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from lensdist.utils import rng
-from lensdist.utils.errors import RunError
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 _CHUNK = 1 << 20  # numbers drawn at once (8 MiB), so that memory does not grow with the split
 
 
-def wilson(hits: int, n: int) -> list[float]:
-    """Return a proportion's score interval (Wilson 1927, doi:10.2307/2276774); NaN if n = 0."""
+def wilson(hits: float, n: float, z: float = Z95) -> list[float]:
+    """Return a proportion's score interval (Wilson 1927, doi:10.2307/2276774); NaN if n = 0.
+
+    Args:
+        hits: those of the n trials that count.
+        n: the trials; need not be whole, as an effective number is not.
+        z: the half-width of the interval in standard errors.
+    """
     if n == 0:
         return [math.nan, math.nan]
-    p, zz = hits / n, Z95**2 / n
+    p, zz = hits / n, z**2 / n
     middle = (p + zz / 2) / (1 + zz)
-    half = Z95 / (1 + zz) * math.sqrt(p * (1 - p) / n + zz / (4 * n))
+    half = z / (1 + zz) * math.sqrt(p * (1 - p) / n + zz / (4 * n))
     return [max(0.0, middle - half), min(1.0, middle + half)]
-
-
-def paired_bootstrap(
-    a: Tensor, b: Tensor, *, seed: int = 0, resamples: int = 2000
-) -> dict[str, Any]:
-    """Compare two models on the same samples, with an interval (Efron 1979, percentiles).
-
-    Pairing removes the difficulty that a sample has for both, so it detects far smaller differences
-    than a comparison of two intervals. With several seeds, both seeds and samples are resampled.
-
-    Args:
-        a: (N,) or (S, N): a score for each sample, such as correct (0 or 1) or PSNR, of S seeds.
-        b: the same samples in the same order under the other model.
-        seed: of the resamples.
-        resamples: their number.
-
-    Returns:
-        `difference` (mean of a - b), `ci` [low, high], `n`, `seeds`.
-
-    Raises:
-        RunError: there is no sample, or a score is not finite.
-        ValueError: the shapes differ.
-    """
-    a, b = _paired(a, b)
-    d = a - b
-    (draws,) = _resampled([d], seed, resamples)
-    n = d.shape[1]
-    return {"difference": d.mean().item(), "ci": _percentiles(draws), "n": n, "seeds": len(d)}
-
-
-def error_reduction(
-    a_correct: Tensor, b_correct: Tensor, *, seed: int = 0, resamples: int = 2000
-) -> dict[str, Any]:
-    """Return the share of b's errors that a avoids, 1 - error(a) / error(b), with its interval.
-
-    It is paired as in `paired_bootstrap`, with the same resamples. Resamples without an error of b
-    are left out: the share is undefined for them.
-
-    Args:
-        a_correct: (N,) or (S, N) 0 or 1, or bool: which samples each of S seeds gets right.
-        b_correct: the same samples in the same order under the other model.
-        seed: of the resamples.
-        resamples: their number.
-
-    Returns:
-        `reduction` (0.6: six in ten errors are avoided; below 0: more errors; NaN if b makes
-        none), `ci` [low, high], `error_a`, `error_b`, `n`, `seeds`.
-
-    Raises:
-        RunError, ValueError: as `paired_bootstrap`.
-    """
-    a, b = _paired(a_correct, b_correct)
-    found = paired_ratio(1 - a, 1 - b, seed=seed, resamples=resamples)
-    low, high = found["ci"]
-    return {
-        "reduction": 1 - found["ratio"],
-        "ci": [1 - high, 1 - low],
-        "error_a": (1 - a).mean().item(),
-        "error_b": (1 - b).mean().item(),
-        "n": a.shape[1],
-        "seeds": len(a),
-    }
-
-
-def paired_ratio(a: Tensor, b: Tensor, *, seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
-    """Return mean(a) / mean(b) of two models on the same samples, with its interval.
-
-    It is paired as in `paired_bootstrap`, with the same resamples. Resamples whose mean of b is not
-    above 0 are left out: the ratio is undefined for them.
-
-    Args:
-        a, b: (N,) or (S, N): a value for each sample, of S seeds, in any unit.
-
-    Returns:
-        `ratio` (NaN if the mean of b is not above 0) and `ci` [low, high].
-
-    Raises:
-        RunError, ValueError: as `paired_bootstrap`.
-    """
-    a, b = _paired(a, b)
-    draws_a, draws_b = _resampled([a, b], seed, resamples)
-    some = draws_b > 0
-    below = b.mean().item()
-    return {
-        "ratio": a.mean().item() / below if below > 0 else math.nan,
-        "ci": _percentiles(draws_a[some] / draws_b[some]),
-    }
-
-
-def _paired(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both as (S, N) float64 on the CPU, or raise an error."""
-    if a.shape != b.shape or a.ndim not in (1, 2):
-        raise ValueError(
-            "paired scores need one shape, (N,) or (S, N), "
-            f"not {tuple(a.shape)} and {tuple(b.shape)}"
-        )
-    a, b = (each.detach().cpu().double() for each in (a, b))
-    a, b = (each if each.ndim == 2 else each[None] for each in (a, b))
-    if a.numel() == 0 or not (a.isfinite() & b.isfinite()).all():
-        raise RunError("paired scores must not be empty, and must be finite")
-    return a, b
-
-
-def _resampled(scores: Sequence[Tensor], seed: int, resamples: int) -> list[Tensor]:
-    """Return (R,) means of each of the scores (S, N), with the same draws of seeds and samples."""
-    seeds, n = scores[0].shape
-    rows = torch.cat(list(_counts(rng.key(seed, "paired", "seeds"), resamples, seeds)))
-    draws: list[list[Tensor]] = [[] for _ in scores]
-    first = 0
-    for counts in _counts(rng.key(seed, "paired", "samples"), resamples, n):
-        of_seeds = rows[first : first + len(counts)]
-        for mine, each in zip(draws, scores, strict=True):
-            mine.append(((of_seeds @ each) * counts).sum(dim=1) / each.numel())
-        first += len(counts)
-    return [torch.cat(mine) for mine in draws]
 
 
 def auc_interval(scores: Tensor, truth: Tensor, *, seed: int, resamples: int) -> list[float]:

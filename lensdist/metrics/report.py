@@ -242,6 +242,7 @@ def _collect(run: Path) -> dict[str, Any]:
         "preset": config.get("preset"),
         "init": export.get("init") or config.get("init"),
         "labels_per_class": data.get("labels_per_class") if isinstance(data, dict) else None,
+        "chosen_on": (export.get("images") or {}).get("choose"),
         "seed": config.get("seed"),
     }
     row = {name: value for name, value in row.items() if not isinstance(value, (dict, list))}

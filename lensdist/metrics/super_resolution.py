@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lensdist.metrics.bootstrap import Z95, paired_bootstrap, paired_ratio
+from lensdist.metrics.bootstrap import Z95
+from lensdist.metrics.seeds import mean_interval, paired_difference, paired_ratio
 from lensdist.models.resample import bicubic, with_means
 from lensdist.utils.errors import RunError
 from lensdist.utils.torchvision_compat import import_torchvision
@@ -134,8 +135,8 @@ def intervals(scores: Scores) -> dict[str, list[float]]:
         return found
     for name, value in each.items():
         kept = value[finite] if name.startswith("psnr") else value
-        found[f"{name}_ci"] = paired_bootstrap(kept, torch.zeros_like(kept))["ci"]
-    gain = paired_bootstrap(each["psnr"][finite], each["psnr_bicubic"][finite])
+        found[f"{name}_ci"] = mean_interval(kept)
+    gain = paired_difference(each["psnr"][finite], each["psnr_bicubic"][finite])
     found["psnr_gain_ci"] = gain["ci"]
     if "mse_oracle" in each:
         found["gap_ci"] = gap(each["mse"], each["mse_bicubic"], each["mse_oracle"])["ci"]

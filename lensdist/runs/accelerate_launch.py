@@ -8,7 +8,8 @@ how processes share it.
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -79,32 +80,20 @@ def adopt(cfg: R, settings: Settings) -> R:
 
 
 def conflicts(cfg: BaseRun, settings: Settings) -> list[str]:
-    """Return a sentence for each setting that the run and the launcher set differently.
-
-    Args:
-        cfg: the run's, from `adopt`.
-        settings: from `from_environment` or `from_file`.
-    """
+    """Return a sentence for each setting that the run, from `adopt`, and the launcher differ in."""
     whose, asked = settings.whose, settings.asked
-    ours: dict[str, Any] = {
-        "engine": cfg.engine,
-        "precision": cfg.precision,
-        "optim.clip_norm": cfg.optim.clip_norm or 0.0,
-        "train.global_batch": str(cfg.train.global_batch),
-        "train.micro_batch": str(cfg.train.micro(settings.processes or 1)),
-        "shard.stage": cfg.shard.stage,
-        "shard.offload": cfg.shard.offload,
-        "speed.recompute": cfg.speed.recompute,
-    }
     skip = () if asked.get("engine") == cfg.engine else _OF_ENGINE
     if cfg.train.micro_batch == "auto" and settings.processes is None:
         skip = (*skip, "train.micro_batch")  # each value is right for some number of processes
     found = [f"{whose} {one}" for one in settings.refused]
     for key, theirs in asked.items():
-        if key not in skip and theirs != ours[key]:
+        ours = attrgetter(key)(cfg)
+        if key == "train.micro_batch":
+            ours = cfg.train.micro(settings.processes or 1)
+        if key not in skip and theirs not in (ours or 0, str(ours)):  # no clipping is null, or 0
             hint = _HINTS.get(key, _HINTS.get(f"{cfg.engine} {key}", ""))
             found.append(
-                f"{key}: the run's configuration sets {_shown(ours[key])} but {whose} sets "
+                f"{key}: the run's configuration sets {_shown(ours)} but {whose} sets "
                 f"{_shown(theirs)}; change one of them{hint}"
             )
     if cfg.precision in settings.off or (cfg.precision == "fp8" and "bf16" in settings.off):

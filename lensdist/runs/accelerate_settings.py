@@ -51,16 +51,18 @@ _DEEPSPEED = {
 }
 # Keys of DeepSpeed's JSON that are compared with the run, by accelerate's names for them.
 _JSON = {
-    "train_batch_size": "train_batch_size",
-    "train_micro_batch_size_per_gpu": "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "gradient_clipping": "gradient_clipping",
+    **{name: name for name in ("train_batch_size", "train_micro_batch_size_per_gpu")},
+    **{name: name for name in ("gradient_accumulation_steps", "gradient_clipping")},
     "fp16.enabled": "fp16",
     "bf16.enabled": "bf16",
     "bfloat16.enabled": "bf16",
     "zero_optimization.stage": "zero_stage",
     "zero_optimization.offload_optimizer.device": "offload_optimizer_device",
     "zero_optimization.offload_param.device": "offload_param_device",
+}
+_BATCHES = {
+    "train.global_batch": "train_batch_size",
+    "train.micro_batch": "train_micro_batch_size_per_gpu",
 }
 # Keys of DeepSpeed's JSON that do not change what a step computes, except for `_COMPRESSES`.
 _UNREAD = (
@@ -74,25 +76,22 @@ _COMPRESSES = "zero_optimization.zero_quantized_"
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings that a launcher asks for.
-
-    Attributes:
-        whose: the launcher or its file, as error messages name it.
-        asked: values by the run's own keys; other keys are left to the run.
-        off: precisions that are switched off.
-        accumulation: micro-batches of each process in a step, unless it is 1 or `auto`.
-        processes: their number, if known.
-        unread: settings that change nothing here.
-        refused: settings that no run can have: the rest of a sentence that begins with `whose`.
-    """
+    """The settings that a launcher asks for."""
 
     whose: str
+    """The launcher or its file, as error messages name it."""
     asked: Mapping[str, Any] = field(default_factory=dict)
+    """Values by the run's own keys; other keys are left to the run."""
     off: tuple[str, ...] = ()
+    """Precisions that are switched off."""
     accumulation: str | None = None
+    """Micro-batches of each process in a step, unless it is 1 or `auto`."""
     processes: int | None = None
+    """Their number, if known."""
     unread: tuple[str, ...] = ()
+    """Settings that change nothing here."""
     refused: tuple[str, ...] = ()
+    """Settings that no run can have: the rest of a sentence that begins with `whose`."""
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
@@ -260,19 +259,19 @@ def _deepspeed(said: Mapping[str, str], refused: list[str]) -> dict[str, Any]:
             asked["optim.clip_norm"] = float(clip)
     except ValueError:
         refused.append(f"sets gradient_clipping to {clip}; give a number")
-    keys = {"train.global_batch": "train_batch_size"}
-    keys["train.micro_batch"] = "train_micro_batch_size_per_gpu"
-    return asked | {key: said[name] for key, name in keys.items() if name in said}
+    for key, name in _BATCHES.items():
+        if name in said:
+            asked[key] = said[name]
+    return asked
 
 
 def _read_json(path: Path, refused: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return DeepSpeed's JSON by the names in `_JSON`, in lower case, and the keys left unread."""
     try:
         data = read_json(path)
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}; give DeepSpeed's file of settings") from e
-    except ValueError as e:
-        raise UserError(f"{path} is not JSON ({e}); give DeepSpeed's file of settings") from e
+    except (OSError, ValueError) as e:
+        why = e.strerror if isinstance(e, OSError) else f"not JSON ({e})"
+        raise UserError(f"{path}: {why}; give DeepSpeed's file of settings") from e
     for part in ("optimizer", "scheduler"):
         if data.pop(part, None) is not None:
             refused.append(f"has a block {part!r}, which is the run's optim; take it out")
@@ -282,7 +281,7 @@ def _read_json(path: Path, refused: list[str]) -> tuple[dict[str, str], tuple[st
         if key in _JSON:
             said[_JSON[key]] = text
         elif text in ("false", "none"):
-            continue
+            pass
         elif key.startswith(_UNREAD) and not key.startswith(_COMPRESSES):
             unread.append(key)
         else:

@@ -11,25 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from lensdist.config.differences import (
+    BEFORE,
     LENGTH,
     changes,
     differences,
     drawn_over_its_length,
     unmet,
 )
+from lensdist.config.loader import raw
 from lensdist.config.schema import BaseRun
 from lensdist.data.manifest import MANIFEST, Manifest
+from lensdist.runs.folder import CONFIG
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import plain, sha256
 from lensdist.utils.sealed import read_json
 
 
 def is_as_asked(cfg: BaseRun, record: dict[str, Any]) -> str:
-    """Return the sentence that a finished run is what `cfg` asks for.
-
-    Args:
-        cfg: the configuration given now.
-        record: the content of `COMPLETE.json` in `cfg.run.dir`.
+    """Return the sentence that a finished run, with this `COMPLETE.json`, is what `cfg` asks for.
 
     Raises:
         UserError: it is not, or an input that `cfg` names does not exist.
@@ -47,13 +46,25 @@ def is_as_asked(cfg: BaseRun, record: dict[str, Any]) -> str:
     )
 
 
-def other_inputs(saved: Mapping[str, Any], cfg: BaseRun) -> list[str]:
-    """Return the inputs whose content differs from that of a run's inputs.
+def as_begun(cfg: BaseRun) -> BaseRun:
+    """Return the configuration as its run began, if that was before a setting existed.
 
-    Args:
-        saved: `config`, `data`, `encoder` and `weights` from the run's record or from a checkpoint;
-            missing ones are not compared.
-        cfg: the configuration given now.
+    The run then goes on, and counts as finished, without that the user must name the setting.
+    """
+    begun, _ = raw(cfg.run.dir / CONFIG)
+    for (part, key), then in BEFORE.items():
+        own, theirs = getattr(cfg, part), begun.get(part)
+        is_default = getattr(own, key) == type(own).model_fields[key].default
+        if is_default and isinstance(theirs, dict) and theirs.get(key, then) == then:
+            cfg = cfg.model_copy(update={part: own.model_copy(update={key: then})})
+    return cfg
+
+
+def other_inputs(saved: Mapping[str, Any], cfg: BaseRun) -> list[str]:
+    """Return the inputs of `cfg` whose content differs from that of a run's inputs.
+
+    `saved` holds `config`, `data`, `encoder` and `weights` from the run's record or from a
+    checkpoint; missing ones are not compared.
 
     Raises:
         UserError: an input does not exist, or is damaged.

@@ -19,19 +19,12 @@ _PARTS = ("checkpoints", "data", "eval", "export", "figures", "wandb")  # the fo
 
 @dataclass(frozen=True)
 class Finding:
-    """The result for one item that was verified.
-
-    Attributes:
-        path: the item's path.
-        what: its kind: a set, a file of one, a checkpoint …
-        bytes: its size.
-        wrong: a sentence; empty where nothing is wrong.
-    """
+    """The result for one item that was verified."""
 
     path: Path
-    what: str
+    what: str  # a set, a file of one, a checkpoint …
     bytes: int
-    wrong: str = ""
+    wrong: str = ""  # a sentence; empty where nothing is wrong
 
 
 Check = Callable[[], Iterator[Finding]]
@@ -57,11 +50,11 @@ def _things(folder: Path) -> Iterator[Check]:
     if MANIFEST in names or {"images.npy", "labels.npy"} <= names:
         yield lambda: _set(folder)
     elif names & {"checkpoint.json", "state.safetensors"}:
-        yield lambda: _one(folder, "checkpoint", lambda: _read_checkpoint(folder))
+        yield lambda: _one(folder, "checkpoint", partial(_read_checkpoint, folder))
     elif "model.safetensors" in names or ("config.json" in names and folder.name == "export"):
-        yield lambda: _one(folder, "export", lambda: _read_export(folder))
+        yield lambda: _one(folder, "export", partial(_read_export, folder))
     elif "config.json" in names and _is_portable(folder):
-        yield lambda: _one(folder, "export", lambda: _check_portable(folder))
+        yield lambda: _one(folder, "export", partial(_check_portable, folder))
     else:
         run = COMPLETE in names or {"config.yaml", "checkpoints"} <= names
         run = run or {"config.yaml", "metrics.jsonl"} <= names
@@ -88,8 +81,9 @@ def _one(path: Path, what: str, check: Callable[[], object]) -> Iterator[Finding
         check()
     except (UserError, RunError) as e:
         wrong = str(e)
-    except Exception as e:  # an unexpected error of a reader means damage, too
-        wrong = f"{path}: {' '.join(str(e).split())[:200] or type(e).__name__}"
+    except Exception as e:  # whatever a reader raises means damage
+        said = " ".join(str(e).split())[:200] or type(e).__name__
+        wrong = said if str(path) in said else f"{path}: {said}"
     yield Finding(path, what, _size(path), wrong)
 
 
@@ -146,12 +140,9 @@ def _run(folder: Path) -> Iterator[Finding]:
 
 
 def _read_checkpoint(folder: Path) -> None:
-    from lensdist.training.checkpoint import Damaged, read
+    from lensdist.training.checkpoint import read
 
-    try:
-        read(folder)
-    except Damaged as e:
-        raise UserError(str(e)) from e
+    read(folder)
 
 
 def _read_export(folder: Path) -> None:
@@ -191,7 +182,4 @@ def _read_rows(path: Path) -> None:
 
 
 def _read_scores(path: Path) -> None:
-    try:
-        unsealed(read_json(path))
-    except ValueError as e:
-        raise UserError(f"{path}: {e}") from e
+    unsealed(read_json(path))

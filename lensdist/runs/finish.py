@@ -1,4 +1,4 @@
-"""Finish a run: export the best model by validation, and write `COMPLETE.json`."""
+"""Finish a run: export the best model by validation, or the last, and write `COMPLETE.json`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lensdist.phases import COMPLETE, checkpoint_name
 from lensdist.tasks.registry import AnyTask
 from lensdist.training import checkpoint
 from lensdist.training.loop import Outcome
+from lensdist.training.selection import Selection
 from lensdist.training.state import check_tensors
 from lensdist.utils import provenance
 from lensdist.utils.files import sha256, to_json, write_atomic
@@ -30,10 +31,11 @@ def finish(
     packed: PackedSet,
     seconds: float,
     facts: dict[str, Any],
+    selected: Selection,
     *,
     averaged: bool,
 ) -> None:
-    """Export the best checkpoint's model, then write `COMPLETE.json`.
+    """Export the selected model, then write `COMPLETE.json`.
 
     Args:
         folder: the run's.
@@ -42,20 +44,25 @@ def finish(
         packed: the data.
         seconds: from this start of the run to its end.
         facts: the configuration (`config`), and hashes of `data`, `encoder` and `weights`.
+        selected: which weights to export, and how many images chose them.
         averaged: whether the average of the weights is exported.
     """
     state, preset = outcome.state, facts["config"]["preset"]
-    model, step = best_model(folder / "checkpoints", outcome, averaged)
+    model, step = outcome.model, state.step
+    if selected.best:
+        model, step = best_model(folder / "checkpoints", outcome, averaged)
     name, _ = task.select
-    chosen = step == state.best_step
-    lost = "" if chosen or state.best_step is None else f"; the best, of step {state.best_step}, "
-    lost += "are lost" if lost else ""
+    chosen = selected.best and step == state.best_step
+    lost = ""
+    if selected.best and not chosen and state.best_step is not None:
+        lost = f"; the best, of step {state.best_step}, are lost"
     metrics: dict[str, Any] = {
         "selected_by": f"val {name}" if chosen else f"nothing: the last weights{lost}",
         "val": state.best if chosen else None,
         "step": step,
     }
-    description = describe(preset, task, packed, metrics)
+    images = selected.counts
+    description = {**describe(preset, task, packed, metrics), "images": images}
     written = write_export(folder / "export", model, description, task.preprocess.tensors())
     files = {f"export/{name}": digest for name, digest in written.items()}
     files |= {name: sha256(folder / name) for name in ("config.yaml", "metrics.jsonl")}
@@ -64,6 +71,7 @@ def finish(
         "preset": preset,
         "steps": state.step,
         "metrics": metrics,
+        "images": images,
         "seconds": round(seconds, 1),
         **{name: facts[name] for name in ("data", "encoder", "weights")},
         "code": provenance.code(),

@@ -36,9 +36,7 @@ def check_folder(folder: Path, inputs: Mapping[str, Path | None]) -> None:
     Logs (`.log`, `.out`, `.err`), hidden files and a packed set named `data` are allowed: a run
     does not write to them.
 
-    Args:
-        folder: the run's.
-        inputs: the folders that the run reads, by the name of the setting.
+    `inputs` are the folders that the run reads, by the name of the setting.
 
     Raises:
         UserError: it holds other files, or lies in an input.
@@ -66,10 +64,6 @@ def claim_folder(folder: Path, cfg: Strict) -> None:
     """Mark the folder as a run's, remove leftovers of killed processes, and write `config.yaml`.
 
     A `config.yaml` with the same settings is left as it is, with its comments.
-
-    Args:
-        folder: the run's.
-        cfg: all settings of the run.
 
     Raises:
         UserError: the file was edited, and its settings differ.

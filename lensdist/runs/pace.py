@@ -64,13 +64,9 @@ def peak_images_per_s(cfg: BaseRun, world: DistributedContext, network: nn.Modul
 def peak_flops(name: str, precision: str) -> float | None:
     """Return a GPU's peak operations per second, from its data sheet.
 
-    Args:
-        name: the GPU's name in torch, such as `NVIDIA H100 80GB HBM3`.
-        precision: of the run.
-
-    Returns:
-        None if the GPU is not known. PCIe cards are slower than the SXM modules of the data sheets,
-        except the A100; a MIG slice is a part of a GPU.
+    `name` is the GPU's in torch, such as `NVIDIA H100 80GB HBM3`. Return None if it is not known:
+    PCIe cards are slower than the SXM modules of the data sheets, except the A100, and a MIG slice
+    is a part of a GPU.
     """
     words = set(name.replace("-", " ").upper().split())
     if "MIG" in words or (words & {"PCIE", "NVL"} and "A100" not in words):

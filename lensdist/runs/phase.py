@@ -44,7 +44,8 @@ from lensdist.training.checkpoint import Checkpoint
 from lensdist.training.loop import train
 from lensdist.training.prepared import PreparedView
 from lensdist.training.run_logger import RunLogger
-from lensdist.training.stages import Phase
+from lensdist.training.selection import Selection, selection
+from lensdist.training.stages import Phase, check_warmup, stages_in_steps
 from lensdist.training.stopping import STOP, Deadline, Stopper, job_ends
 from lensdist.utils.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, begun
 
@@ -67,11 +68,8 @@ def run(
 ) -> int:
     """Train a phase and return its exit code.
 
-    Args:
-        cfg: the run's configuration.
-        resume: auto, never, or a checkpoint's path.
-        world: the processes.
-        done: returns a sentence if nothing is left to do; called once no other process can write.
+    `resume` is auto, never, or a checkpoint's path. `done` returns a sentence if nothing is left to
+    do, and is called once no other process can write.
 
     Raises:
         UserError: the data, the pretrained encoder or the folder's content do not suit the
@@ -153,6 +151,14 @@ def _run(cfg: BaseRun, resume: str, world: DistributedContext, ends: float | Non
         partial(pace.peak_images_per_s, cfg, world),
         weighted=bool(packed.manifest.pixel_weights),
     )
+    selected = selection(
+        cfg.train,
+        cfg.data,
+        source.size if cfg.data.source == "packed" else None,
+        len(validation),
+        len(labels),
+    )
+    check_warmup(cfg.optim.schedule, stages_in_steps(task, cfg.train, phase.plan.steps_per_epoch))
     if cfg.speed.recompute or cfg.speed.compile == "blocks":
         speed.check_network(cfg.speed, phase.meta_network)
     if cfg.precision == "fp8":
@@ -171,11 +177,12 @@ def _run(cfg: BaseRun, resume: str, world: DistributedContext, ends: float | Non
 
     _by_main(world, claim)
     with begun(cfg.run.dir):
-        return _train(phase, world, resumed, packed, ends)
+        return _train(phase, selected, world, resumed, packed, ends)
 
 
 def _train(
     phase: Phase,
+    selected: Selection,
     world: DistributedContext,
     resumed: Checkpoint | None,
     packed: PackedSet,
@@ -184,16 +191,12 @@ def _train(
     """Train and finish a phase whose checks have passed."""
     started = time.monotonic()
     cfg, folder = phase.cfg, phase.cfg.run.dir
+    if world.main:
+        log.info(selected)
     phase = _prepared(phase, world)
     stopper = Stopper(folder, world)  # from here on a stop request leaves something to save
-    logger = RunLogger(
-        folder,
-        cfg.track,
-        phase.facts["config"],
-        world.device,
-        resumed.step if resumed else 0,
-        enabled=world.main,
-    )
+    step, config = resumed.step if resumed else 0, phase.facts["config"]
+    logger = RunLogger(folder, cfg.track, config, world.device, step, enabled=world.main)
     saver = Saver(
         folder / "checkpoints",
         cfg.checkpoint.keep,
@@ -211,8 +214,8 @@ def _train(
             seconds = time.monotonic() - started
             logger.event(outcome.state.step, "finished", str(folder))  # the record seals the rows
             logger.close()
-            averaged = cfg.train.ema is not None
-            finish(folder, phase.task, outcome, packed, seconds, phase.facts, averaged=averaged)
+            facts, averaged = phase.facts, cfg.train.ema is not None
+            finish(folder, phase.task, outcome, packed, seconds, facts, selected, averaged=averaged)
     finally:
         try:
             saver.wait()  # complete the checkpoint in progress, whatever ended training

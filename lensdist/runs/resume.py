@@ -28,9 +28,7 @@ def find_checkpoint(phase: Phase, resume: str) -> Checkpoint | None:
     A run's own checkpoints come first, so that a stopped run continues with the same command,
     whatever it started from.
 
-    Args:
-        phase: the phase to train.
-        resume: auto, never, or a checkpoint of another run (or that run: its newest one).
+    `resume` is auto, never, or a checkpoint of another run (or that run: its newest one).
 
     Raises:
         UserError: there is none where one must be, or the other way round; or it is of a run
@@ -44,9 +42,7 @@ def find_checkpoint(phase: Phase, resume: str) -> Checkpoint | None:
             "--resume auto"
         )
     usable = _usable(phase)
-    found, damaged = checkpoint.newest(root, usable)
-    for sentence in damaged:
-        log.warning("passed over a damaged checkpoint: %s", sentence)
+    found = _newest(root, usable)
     if resume not in ("auto", "never"):
         found = _given(Path(resume), usable) if found is None else _own_first(found, Path(resume))
     if found is not None:
@@ -114,16 +110,21 @@ def _link(source: Path, target: Path) -> None:
         fsync(target)
 
 
+def _newest(root: Path, usable: Callable[[Checkpoint], None]) -> Checkpoint | None:
+    found, damaged = checkpoint.newest(root, usable)
+    for sentence in damaged:
+        log.warning("passed over a damaged checkpoint: %s", sentence)
+    return found
+
+
 def _given(path: Path, usable: Callable[[Checkpoint], None]) -> Checkpoint:
     """Return the checkpoint at `path`, or the newest of the run or `checkpoints` folder there."""
     for root in (path / "checkpoints", path):
         if checkpoint.steps(root):
             try:
-                found, damaged = checkpoint.newest(root, usable)
+                found = _newest(root, usable)
             except RunError as e:
                 raise UserError(f"--resume {path}: no checkpoint there is whole: {e}") from e
-            for sentence in damaged:
-                log.warning("passed over a damaged checkpoint: %s", sentence)
             assert found is not None  # there are some, and one is intact
             return found
     try:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lensdist.sim.families import FAMILIES
+from lensdist.sim.families import FAMILIES, SURVEYS
 from lensdist.utils.settings import Strict
 
 FamilyName = Literal["model_i", "model_ii", "model_iii", "common", "sr"]
-Noise = Literal["none", "native", "euclid"]
+Noise = Literal["none", "native", "euclid", "deeplense_euclid"]
+Calibration = Literal["real", "figures"]
 Vortex = Literal["points", "rod"]
+_CALIBRATED = ("common", "sr")
 Magnitude = Annotated[float, Field(gt=5, lt=40)]
 Ellipticity = Annotated[float, Field(gt=-0.7, lt=0.7)]
 
@@ -57,32 +60,50 @@ class SimConfig(Strict):
         "native",
         description="The noise of the detector. none: no noise; native: the noise of the family's "
         "own files (Poisson for Model I and common, none for Models II and III); euclid: the noise "
-        "of a Euclid VIS exposure.",
+        "of Euclid VIS as measured in flight; deeplense_euclid: as DeepLenseSim assumed it before "
+        "launch, with a background 2.6 times as noisy beside the source.",
     )
-    exposure_s: float = Field(
-        2260.0,
+    exposure_s: float | None = Field(
+        None,
         gt=0,
         le=1e9,
-        description="The total exposure time for euclid noise, s. The default is Euclid's 4 x 565.",
+        description="The total exposure time for Euclid noise, s. null: 2264 (4 x 566), for "
+        "deeplense_euclid 2260.",
     )
-    sky_mag: Magnitude = Field(
-        22.35,
-        description="The sky brightness for euclid noise, mag/arcsec2. The default is Euclid "
-        "VIS's.",
+    sky_mag: Magnitude | None = Field(
+        None,
+        description="The sky brightness for Euclid noise, mag/arcsec2. null: 22.3, for "
+        "deeplense_euclid 22.35.",
+    )
+    zero_point: Magnitude | None = Field(
+        None,
+        description="The magnitude of one electron per second for Euclid noise; images keep the "
+        "family's units. null: 25.72, for deeplense_euclid the family's own (Model II: 24).",
     )
     read_noise: float = Field(
         4.2,
         ge=0,
         le=1e3,
-        description="The read noise for euclid noise, electrons per read. The default is Euclid "
+        description="The read noise for Euclid noise, electrons per read. The default is Euclid "
         "VIS's.",
     )
     n_exposures: int = Field(
         4,
         ge=1,
         le=10_000,
-        description="The number of reads in the stack for euclid noise. The default is the Euclid "
+        description="The number of reads in the stack for Euclid noise. The default is the Euclid "
         "Wide Survey's.",
+    )
+    calibration: Calibration = Field(
+        "real",
+        description="The brightness and substructure of common and sr. real: as measured on real "
+        "files of the common task; figures: as estimated from published figures, for sets like "
+        "those made before this setting existed.",
+    )
+    supersample: Literal[1, 2, 4] = Field(
+        1,
+        description="The points on a side of each pixel whose light is averaged, before the PSF. "
+        "The default, the pixel's centre alone, is that of the families' own generators.",
     )
     source_mag: Magnitude | None = Field(
         None,
@@ -115,6 +136,22 @@ class SimConfig(Strict):
         "generators do; rod: as their closed-form limit, which is faster.",
     )
 
+    @classmethod
+    def recorded(cls, values: Mapping[str, Any]) -> Self:
+        """Read the settings that a set recorded when it was made.
+
+        A set that names no calibration is older than it: its words mean what they meant then.
+        """
+        if "calibration" in values:
+            return cls(**values)
+        defaults = {"exposure_s": 2260.0, "sky_mag": 22.35}
+        kept = {name: value for name, value in values.items() if defaults.get(name) != value}
+        if kept.get("noise") == "euclid":
+            kept["noise"] = "deeplense_euclid"
+        if kept.get("family") in _CALIBRATED:
+            kept["calibration"] = "figures"
+        return cls(**kept)
+
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of the classes drawn, in the family's order."""
@@ -135,13 +172,15 @@ class SimConfig(Strict):
                 if name not in family.labels:
                     known = ", ".join(family.labels)
                     raise ValueError(f"classes: {self.family} has no {name!r}; it has {known}")
+        if self.calibration == "figures" and self.family not in _CALIBRATED:
+            raise ValueError(f"calibration: figures is for common and sr, not {self.family}")
         if (self.e1 or 0) ** 2 + (self.e2 or 0) ** 2 >= 0.7**2:
             raise ValueError(
                 "e1 and e2 together make an ellipticity of 0.7 or more: make the lens rounder"
             )
         if family.zero_point is None:
             for key, given in (
-                ("noise: euclid", self.noise == "euclid"),
+                (f"noise: {self.noise}", self.noise in SURVEYS),
                 ("source_mag", self.source_mag is not None),
                 ("lens_light", self.lens_light is not None),
             ):

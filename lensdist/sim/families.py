@@ -2,6 +2,7 @@
 
 Models I to III are DeepLenseSim's (github.com/mwt5345/DeepLenseSim, drawn with lenstronomy
 1.9.2); `common` and `sr` are the older PyAutoLens generator behind the common test and task VI.B.
+docs/physics.md explains units and conventions.
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ class Family:
     """Magnitude of the unlensed source, where there is a zero point."""
     source_amp: float = 1.0
     """Brightness at the half-light radius, where there is no zero point."""
+    exposure: float = 1.0
+    """Counts per unit of brightness, for `minmax` noise."""
+    sky: float = 0.0
+    """Brightness of the sky, for `minmax` noise."""
     deflection_scale: float = 1.0
     """Factor on every deflection (cosmology of the source plane)."""
     pixel_area: bool = True
@@ -129,11 +134,15 @@ _COMMON = Family(
     source_radius=0.5,
     source_b_n=_ciotti_bertin(1.5),
     source_e=(0.0, 0.0),
-    source_amp=0.8,
+    # All of 15 real files are counts of a source of 100 and a sky of 10 (docs/physics.md).
+    source_amp=1.0,
+    exposure=100.0,
+    sky=0.1,
     native_noise="minmax",
     pixel_area=False,
     y_up=True,
 )
+_COMMON_OF_FIGURES = replace(_COMMON, source_amp=0.8, exposure=125.0)
 
 FAMILIES: dict[str, Family] = {
     "model_i": _MODEL_I,
@@ -145,12 +154,38 @@ FAMILIES: dict[str, Family] = {
 """The families by the names that commands and configurations use."""
 
 
-def family_of(name: str) -> Family:
+@dataclass(frozen=True)
+class Survey:
+    """A detector whose noise can be added to families with a zero point."""
+
+    zero_point: float | None
+    """Magnitude of one electron per second; None: the family's own zero point."""
+    exposure_s: float
+    """Total exposure time, s."""
+    sky_mag: float
+    """Brightness of the sky, mag/arcsec2."""
+
+
+SURVEYS: dict[str, Survey] = {
+    # As measured in flight: lenstronomy 1.14.2, after arXiv:2405.13496.
+    "euclid": Survey(zero_point=25.72, exposure_s=4 * 566.0, sky_mag=22.3),
+    # Before launch: lenstronomy 1.9.2, with which DeepLenseSim drew its Model II.
+    "deeplense_euclid": Survey(zero_point=None, exposure_s=4 * 565.0, sky_mag=22.35),
+}
+"""Euclid VIS, by the names of `noise`. Both read 4.2 electrons per exposure."""
+
+
+def family_of(name: str, calibration: str = "real") -> Family:
     """Return the family of this name.
+
+    Args:
+        name: a key of `FAMILIES`.
+        calibration: `real`, or `figures` for `common` and `sr` as they were before.
 
     Raises:
         UserError: there is no such family.
     """
     if name not in FAMILIES:
         raise UserError(f"{name!r} is not a family of images; use one of {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+    family = FAMILIES[name]
+    return _COMMON_OF_FIGURES if calibration == "figures" and family is _COMMON else family

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from lensdist.sim.config import SimConfig
-from lensdist.sim.families import Family
+from lensdist.sim.families import FAMILIES, SURVEYS, Family
 
-# The common task's exposure and sky, fitted to the noise of published figures. Scaling removes the
-# sky's mean with the minimum, but not its noise: var = 4.8e-6 + 1.24e-3 I on the 0..1 scale.
-COMMON_EXPOSURE = 125.0
-COMMON_SKY = 0.1
+# The common task's exposure and sky. Scaling removes the sky's mean with the minimum, but not its
+# noise.
+COMMON_EXPOSURE = FAMILIES["common"].exposure
+COMMON_SKY = FAMILIES["common"].sky
 
 _MODEL_I_BACKGROUND = 0.01  # standard deviation, counts per unit of exposure
 
@@ -44,11 +44,10 @@ def detect(
     if family.native_noise == "minmax":
         seen = image
         if cfg.noise == "native":
-            sky = COMMON_SKY
-            counts = torch.poisson((image + sky) * COMMON_EXPOSURE, generator=generator)
-            seen = counts / COMMON_EXPOSURE - sky
+            counts = torch.poisson((image + family.sky) * family.exposure, generator=generator)
+            seen = counts / family.exposure - family.sky
         return minmax(seen), minmax(image, of=seen)
-    return _survey(image, family, cfg, generator) if cfg.noise == "euclid" else image, image
+    return _survey(image, family, cfg, generator) if cfg.noise in SURVEYS else image, image
 
 
 def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -72,13 +71,21 @@ def _survey(
     III store. The result is in stored units, so its mean is the noiseless image.
     """
     assert family.zero_point is not None  # the configuration refuses other families
-    sky = 10 ** (-0.4 * (cfg.sky_mag - family.zero_point)) * family.pixel_scale**2  # counts/s/pixel
-    rate = (image * (1 / family.stored_as) + sky) * cfg.exposure_s
-    electrons = torch.poisson(rate, generator=generator)
+    survey = SURVEYS[cfg.noise]
+    exposure_s = survey.exposure_s if cfg.exposure_s is None else cfg.exposure_s
+    sky_mag = survey.sky_mag if cfg.sky_mag is None else cfg.sky_mag
+    zero_point = survey.zero_point if cfg.zero_point is None else cfg.zero_point
+    zero_point = family.zero_point if zero_point is None else zero_point
+    # Electrons a second of the survey for one count a second of the family.
+    gain = 10 ** (0.4 * (zero_point - family.zero_point))
+    electrons_per_unit = gain * exposure_s / family.stored_as
+    # Electrons a pixel.
+    sky = 10 ** (-0.4 * (sky_mag - zero_point)) * family.pixel_scale**2 * exposure_s
+    electrons = torch.poisson(image * electrons_per_unit + sky, generator=generator)
     if cfg.read_noise:
         sigma = cfg.read_noise * cfg.n_exposures**0.5
         electrons.add_(_normal(image, generator), alpha=sigma)
-    return electrons.mul_(1 / cfg.exposure_s).sub_(sky).mul_(family.stored_as)
+    return electrons.sub_(sky).mul_(1 / electrons_per_unit)
 
 
 def minmax(image: torch.Tensor, of: torch.Tensor | None = None) -> torch.Tensor:

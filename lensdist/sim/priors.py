@@ -4,16 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from lensdist.sim.config import Vortex
+from lensdist.sim.config import Calibration, Vortex
 from lensdist.sim.families import FAMILIES, THETA_E_1E12, Family, family_of
 from lensdist.utils import rng
 from lensdist.utils.errors import UserError
 
 N_SUBHALOS = 25
 N_VORTEX = 100
+"""The point masses of a vortex of DeepLenseSim."""
+
+
+@dataclass(frozen=True)
+class CommonPrior:
+    """What the calibrations of `common` and `sr` disagree about; each pair is a uniform range.
+
+    Masses are parts of the mass inside the main lens's Einstein radius.
+    """
+
+    source_amp: tuple[float, float]
+    """Brightness of the source at its half-light radius."""
+    subhalo: tuple[float, float]
+    """Mass of each subhalo."""
+    vortex: tuple[float, float]
+    """Mass of a vortex."""
+    vortex_length: tuple[float, float]
+    """Arcsec."""
+    vortex_points: int
+    """Point masses of a vortex."""
+
+
+COMMON_PRIORS: dict[Calibration, CommonPrior] = {
+    # docs/physics.md says what was measured.
+    "real": CommonPrior((1.0, 1.0), (3.3e-4, 3.3e-3), (0.034, 0.042), (1.0, 2.0), 25),
+    # Estimated from published figures.
+    "figures": CommonPrior((0.7, 0.9), (3e-4, 3e-3), (0.034, 0.047), (1.0, 3.0), N_VORTEX),
+}
 
 
 def sample(
@@ -24,6 +53,7 @@ def sample(
     classes: Sequence[str] | None = None,
     substructure_scale: float = 1.0,
     vortex: Vortex = "points",
+    calibration: Calibration = "real",
 ) -> dict[str, torch.Tensor]:
     """Draw the parameters of lenses.
 
@@ -35,7 +65,8 @@ def sample(
         samples: (N,) int64 sample numbers; their device is that of the result.
         classes: the classes to draw, in label order; all by default.
         substructure_scale: factor on the mass of subhalos and vortices.
-        vortex: `points`, 100 point masses, or `rod`, their limit.
+        vortex: `points`, a line of point masses, or `rod`, its limit.
+        calibration: of `common` and `sr`, see `SimConfig`.
 
     Returns:
         The parameters of `render`, float64 with a leading batch axis, and `label` (N,) int64
@@ -49,8 +80,10 @@ def sample(
     classes = known if classes is None else tuple(classes)
     if not classes or not set(classes) <= set(known):
         raise UserError(f"{family} has the classes {', '.join(known)}, not {', '.join(classes)}")
-    draw = _pyautolens if known == FAMILIES["common"].labels else _deeplense
-    return draw(FAMILIES[family], key, samples.long(), classes, substructure_scale, vortex)
+    drawn = (FAMILIES[family], key, samples.long(), classes, substructure_scale, vortex)
+    if known == FAMILIES["common"].labels:
+        return _pyautolens(*drawn, COMMON_PRIORS[calibration])
+    return _deeplense(*drawn)
 
 
 def _between(u: torch.Tensor, low: float, high: float) -> torch.Tensor:
@@ -86,23 +119,24 @@ def _put_points(
 
 
 def _put_vortex(
-    p: dict[str, torch.Tensor], rows: torch.Tensor, rod: torch.Tensor, vortex: Vortex
+    p: dict[str, torch.Tensor], rows: torch.Tensor, rod: torch.Tensor, vortex: Vortex, n_points: int
 ) -> None:
     """Put rods (R, 5), as `render` takes them, or the lines of point masses that they stand for."""
     if vortex == "rod":
         p["rod_thetaE_half_angle_x_y"][rows] = rod
         return
     theta, half, angle, *centre = rod.unbind(1)
-    along = torch.linspace(-1, 1, N_VORTEX, dtype=rod.dtype, device=rod.device) * half[:, None]
+    along = torch.linspace(-1, 1, n_points, dtype=rod.dtype, device=rod.device) * half[:, None]
     xy = _polar(along, angle[:, None]) + torch.stack(centre, dim=1)[:, None, :]
-    _put_points(p, rows, (theta / math.sqrt(N_VORTEX))[:, None].expand_as(along), xy)
+    _put_points(p, rows, (theta / math.sqrt(n_points))[:, None].expand_as(along), xy)
 
 
-def _widest(classes: Sequence[str], subhalos: str, string: str, vortex: Vortex) -> int:
+def _widest(
+    classes: Sequence[str], subhalos: str, string: str, vortex: Vortex, n_points: int
+) -> int:
     """Return the largest number of point masses in an image."""
-    if string in classes and vortex == "points":
-        return N_VORTEX
-    return N_SUBHALOS if subhalos in classes else 0
+    of_string = n_points if string in classes and vortex == "points" else 0
+    return max(of_string, N_SUBHALOS if subhalos in classes else 0)
 
 
 def _deeplense(
@@ -114,7 +148,7 @@ def _deeplense(
     vortex: Vortex,
 ) -> dict[str, torch.Tensor]:
     """Draw from DeepLenseSim's priors (`deeplense/lens.py`): one lens, any source position."""
-    p = _no_masses(samples % len(classes), _widest(classes, "cdm", "axion", vortex))
+    p = _no_masses(samples % len(classes), _widest(classes, "cdm", "axion", vortex, N_VORTEX))
     theta_of_1 = THETA_E_1E12 * math.sqrt(substructure_scale / 1e12)  # of one solar mass
 
     u = rng.uniform(rng.key(key, "source"), samples, 3)
@@ -140,7 +174,7 @@ def _deeplense(
         theta = torch.full_like(mass_ev, theta_of_1 * math.sqrt(3e10))  # the vortex's solar masses
         zero = torch.zeros_like(mass_ev)
         rod = [theta, 0.03e-22 / mass_ev, 2 * math.pi * u[:, 0], zero, zero]
-        _put_vortex(p, rows, torch.stack(rod, dim=1), vortex)
+        _put_vortex(p, rows, torch.stack(rod, dim=1), vortex, N_VORTEX)
     return p
 
 
@@ -151,13 +185,16 @@ def _pyautolens(
     classes: Sequence[str],
     substructure_scale: float,
     vortex: Vortex,
+    prior: CommonPrior,
 ) -> dict[str, torch.Tensor]:
-    """Draw from the priors of the common task, recovered by fitting its published figures.
+    """Draw from the priors of the common task, recovered by fitting its images.
 
     The old generator drew angles between 0 and 2 pi but used them as degrees, so all shears and
     all sources point nearly the same way. The data have that, so it is reproduced here.
     """
-    p = _no_masses(samples % len(classes), _widest(classes, "sphere", "vort", vortex))
+    p = _no_masses(
+        samples % len(classes), _widest(classes, "sphere", "vort", vortex, prior.vortex_points)
+    )
 
     u = rng.uniform(rng.key(key, "lens"), samples, 3)
     theta_e = _between(u[:, 0], 1.0, 1.55)
@@ -171,7 +208,7 @@ def _pyautolens(
     p["source_xy"] = _polar(_between(u[:, 0], 0.0, 0.5), 2 * math.pi * u[:, 1])
     q, twice = _between(u[:, 2], 0.4, 1.0), 2 * torch.deg2rad(2 * math.pi * u[:, 3])
     p["source_e1_e2"] = _polar((1 - q) / (1 + q), twice)
-    p["source_amp"] = _between(u[:, 4], 0.7, 0.9)
+    p["source_amp"] = _between(u[:, 4], *prior.source_amp)
 
     # A part f of the mass inside the main Einstein radius has theta = theta_E sqrt(f).
     part = theta_e * math.sqrt(substructure_scale)
@@ -180,14 +217,14 @@ def _pyautolens(
         u = rng.uniform(rng.key(key, "subhalos"), samples[rows], 3 * N_SUBHALOS)
         mass, radius, angle = u.view(-1, 3, N_SUBHALOS).unbind(1)
         xy = _polar(2.0 * radius.sqrt(), 2 * math.pi * angle)  # evenly over the disc
-        _put_points(p, rows, part[rows, None] * _between(mass, 0.0003, 0.003).sqrt(), xy)
+        _put_points(p, rows, part[rows, None] * _between(mass, *prior.subhalo).sqrt(), xy)
 
     rows = _rows_of("vort", classes, p["label"])
     if len(rows):
         u = rng.uniform(rng.key(key, "vortex"), samples[rows], 5)
-        theta = part[rows] * _between(u[:, 0], 0.034, 0.047).sqrt()
-        half = 0.5 * _between(u[:, 1], 1.0, 3.0)
+        theta = part[rows] * _between(u[:, 0], *prior.vortex).sqrt()
+        half = 0.5 * _between(u[:, 1], *prior.vortex_length)
         centre = _polar(_between(u[:, 2], 0.25, 1.15), 2 * math.pi * u[:, 3])
         rod = torch.stack([theta, half, math.pi * u[:, 4]], dim=1)
-        _put_vortex(p, rows, torch.cat([rod, centre], dim=1), vortex)
+        _put_vortex(p, rows, torch.cat([rod, centre], dim=1), vortex, prior.vortex_points)
     return p

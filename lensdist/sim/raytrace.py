@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from lensdist.sim.config import LensLight
 from lensdist.sim.deflection import (
@@ -33,6 +34,7 @@ def render(
     dtype: torch.dtype = torch.float64,
     *,
     lens_light: LensLight | None = None,
+    supersample: int = 1,
 ) -> torch.Tensor:
     """Draw lenses, without noise.
 
@@ -49,6 +51,9 @@ def render(
             Other keys are ignored. The device is that of `source_xy`.
         dtype: float32 or float64.
         lens_light: light of the lens, for families with a zero point.
+        supersample: points on a side of each pixel, evenly spaced, whose light is averaged before
+            the blur. The blur's kernel stays one of whole pixels, as in lenstronomy's
+            `supersampling_factor` without `supersampling_convolution`.
 
     Returns:
         (N, H, W) noiseless images in the family's stored units (Models II and III: twice the
@@ -62,7 +67,8 @@ def render(
         raise UserError(f"render draws in float32 or float64, not {dtype}")
     p = _tensors(family, params)
     n_images, device = len(p["source_xy"]), p["source_xy"].device
-    x, y = _axes(family.n_pix, family.pixel_scale, family.y_up, dtype, device)
+    n_fine = family.n_pix * supersample
+    x, y = _axes(n_fine, family.pixel_scale / supersample, family.y_up, dtype, device)
     out = torch.empty(n_images, family.n_pix, family.n_pix, dtype=dtype, device=device)
     with exact_matmul(device):
         unlensed = None if lens_light is None else _lens_light(family, lens_light, x, y)
@@ -76,12 +82,14 @@ def render(
         counts = p.pop("n_point_masses")
         for n_masses in sorted(set(counts.tolist())):
             rows = (counts == n_masses).nonzero()[:, 0]
-            for part in rows.split(max(1, _PIXELS.get(device.type, 2**20) // family.n_pix**2)):
+            for part in rows.split(max(1, _PIXELS.get(device.type, 2**20) // n_fine**2)):
                 chunk = {k: v[part].to(dtype) if len(v) > 1 else v.to(dtype) for k, v in p.items()}
                 masses = chunk.pop("point_mass_thetaE_x_y")[:, :n_masses]
                 light = _lensed_source(family, chunk, masses, unit, x, y)
                 if unlensed is not None:
                     light += unlensed
+                if supersample > 1:
+                    light = F.avg_pool2d(light[:, None], supersample)[:, 0]
                 out.index_copy_(0, part, blur(light, family.psf_fwhm / family.pixel_scale))
     return out
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from lensdist.sim.config import SimConfig
-from lensdist.sim.families import FAMILIES, Family
+from lensdist.sim.families import Family, family_of
 from lensdist.sim.noise import detect
 from lensdist.sim.priors import sample
 from lensdist.sim.raytrace import render
@@ -84,6 +84,7 @@ class Simulator:
             classes=cfg.labels,
             substructure_scale=cfg.substructure_scale,
             vortex=cfg.vortex,
+            calibration=cfg.calibration,
         )
         if cfg.e1 is not None or cfg.e2 is not None:
             main = p["kwargs_main"].clone()
@@ -111,7 +112,13 @@ class Simulator:
         self, key: int, samples: torch.Tensor, params: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """Make the `batch` of lenses that `params` has drawn."""
-        clean = render(self.family, params, self.dtype, lens_light=self.cfg.lens_light)
+        clean = render(
+            self.family,
+            params,
+            self.dtype,
+            lens_light=self.cfg.lens_light,
+            supersample=self.cfg.supersample,
+        )
         generator = rng.generator(rng.key(key, "noise", int(samples[0])), self.device)
         seen, truth = detect(clean, self.family, self.cfg, params.get("exposure"), generator)
         image = seen[:, None]
@@ -141,7 +148,7 @@ class Simulator:
 
 def _instrument(cfg: SimConfig) -> Family:
     """Return the configured family, with the stress tests that change its optics or source."""
-    family = FAMILIES[cfg.family]
+    family = family_of(cfg.family, cfg.calibration)
     return replace(
         family,
         psf_fwhm=family.psf_fwhm * cfg.psf_scale,

@@ -99,12 +99,12 @@ class ClassificationTask(Task[C]):
 
         `accuracy_gain` is the accuracy with averaging minus that without, paired over the images.
         """
-        from lensdist.metrics.bootstrap import paired_bootstrap
+        from lensdist.metrics.seeds import paired_difference
 
         truth = outputs["label"]
         log_p = torch.stack([view["logits"].double().log_softmax(1) for view in views])
         mean = log_p.logsumexp(0) - math.log(len(views))  # its softmax is the mean probability
-        gain = paired_bootstrap(mean.argmax(1) == truth, outputs["logits"].argmax(1) == truth)
+        gain = paired_difference(mean.argmax(1) == truth, outputs["logits"].argmax(1) == truth)
         averaged = {**outputs, "logits": mean}
         return {
             **self.score(averaged),
@@ -114,10 +114,10 @@ class ClassificationTask(Task[C]):
         }
 
     def compare(self, outputs: Batch, plain: Batch) -> dict[str, Any]:
-        from lensdist.metrics.bootstrap import paired_bootstrap
+        from lensdist.metrics.seeds import paired_difference
 
         right, before = (x["logits"].argmax(1) == x["label"] for x in (outputs, plain))
-        change = paired_bootstrap(right, before)
+        change = paired_difference(right, before)
         return {"accuracy_change": change["difference"], "accuracy_change_ci": change["ci"]}
 
     def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -72,7 +73,7 @@ class MaeTask(Task[MaeSettings]):
     # ---- scores
 
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
-        from lensdist.data.masks import image_means
+        from lensdist.data.masks import good_pixels, image_means
         from lensdist.models.mae import pixel_mask
         from lensdist.utils import rng
 
@@ -81,17 +82,31 @@ class MaeTask(Task[MaeSettings]):
         error = (model(image, mask, self._hidden).float() - image).square()
         hidden = pixel_mask(mask, self.cfg.model.patch_size).expand_as(error).float()
         weight = torch.ones_like(error) if weight is None else weight.expand_as(error)
-        return {
+        weight_hidden = weight * hidden
+        found = {
             "mse": image_means(error, weight),
-            "mse_masked": image_means(error, weight * hidden),
+            "mse_masked": image_means(error, weight_hidden),
             "range": image.amax((1, 2, 3)) - image.amin((1, 2, 3)),
+            **_moments(image, weight_hidden),
         }
+        if self.preprocess.cfg.scale == "residual" and good_pixels(batch) is None:
+            raw = batch["image"].float()
+            # The basis alone: the image whose residual is nothing.
+            missed = raw - self.preprocess.inverse(torch.zeros_like(raw), raw)
+            found |= {"basis_mse": image_means(missed.square(), weight_hidden)}
+            found |= {f"raw_{name}": each for name, each in _moments(raw, weight_hidden).items()}
+        return found
 
     def score(self, outputs: Batch) -> dict[str, Any]:
         from lensdist.metrics import scores as metrics
 
+        means = {name: float(values.double().mean()) for name, values in outputs.items()}
         scores = metrics.reconstruction(outputs["mse"], outputs["range"])
-        return {**scores, "mse_masked": float(outputs["mse_masked"].double().mean())}
+        scores |= {"mse_masked": means["mse_masked"]}
+        scores["explained_masked"] = _explained(means["mse_masked"], means)
+        if "basis_mse" in means:
+            scores["explained_by_basis"] = _explained(means["basis_mse"], means, "raw_")
+        return scores
 
     def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:
         import numpy as np
@@ -179,3 +194,17 @@ class MaeTask(Task[MaeSettings]):
         if self.cfg.loss == "masked":
             drawn = torch.where(pixel_mask(mask, self.cfg.model.patch_size), drawn, x)
         return drawn, mask
+
+
+def _moments(image: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """Return the weighted mean and mean square of each image's pixels, (B,) each."""
+    from lensdist.data.masks import image_means
+
+    image = image.double()  # a sky far above its noise leaves no digits of float32
+    return {"mean": image_means(image, weight), "square": image_means(image.square(), weight)}
+
+
+def _explained(mse: float, means: dict[str, float], prefix: str = "") -> float:
+    """Return 1 - mse / variance, over all hidden pixels of a split; NaN without variance."""
+    variance = means[f"{prefix}square"] - means[f"{prefix}mean"] ** 2
+    return 1 - mse / variance if variance > 0 else math.nan

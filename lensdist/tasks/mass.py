@@ -138,7 +138,7 @@ class MassTask(EncoderTask[MassSettings]):
         }
 
     def intervals(self, outputs: Batch) -> dict[str, Any]:
-        from lensdist.metrics.bootstrap import paired_ratio
+        from lensdist.metrics.seeds import paired_ratio
 
         truth, off, sigma = _known(outputs)
         low, high = paired_ratio(off.square(), (truth - truth.mean()).square())["ci"]
@@ -248,8 +248,8 @@ def _intervals(off: Tensor, sigma: Tensor) -> dict[str, list[float]]:
     inside = _inside(off, sigma)
     return {
         "bias_ci": _of_mean(off),
-        "rmse_ci": [math.sqrt(end) for end in _of_mean(off.square())],
-        "scatter_ci": [math.sqrt(end) for end in _of_mean((off - off.mean()).square())],
+        "rmse_ci": [math.sqrt(max(end, 0)) for end in _of_mean(off.square())],
+        "scatter_ci": [math.sqrt(max(end, 0)) for end in _of_mean((off - off.mean()).square())],
         **{
             f"coverage_{share}_ci": wilson(int(hits.sum()), len(hits))
             for share, hits in inside.items()
@@ -258,10 +258,9 @@ def _intervals(off: Tensor, sigma: Tensor) -> dict[str, list[float]]:
 
 
 def _of_mean(values: Tensor) -> list[float]:
-    from lensdist.metrics.bootstrap import paired_bootstrap
+    from lensdist.metrics.seeds import mean_interval
 
-    ci: list[float] = paired_bootstrap(values, torch.zeros_like(values))["ci"]
-    return ci
+    return mean_interval(values)
 
 
 def _figure(

@@ -12,7 +12,6 @@ import logging
 import math
 import warnings
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from lensdist.utils.errors import UserError
@@ -103,17 +102,6 @@ class MetricsLog:
         self._refused = True
         if len(self._held) > _HELD:  # never cut a row, except the one that is half on the disk
             del self._held[self._held.find(b"\n") + 1 : self._held.rfind(b"\n", 0, -_HELD // 2) + 1]
-
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def read(path: Path) -> list[Row]:

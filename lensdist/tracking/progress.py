@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
+from lensdist.utils.text import duration
+
 if TYPE_CHECKING:
     from lensdist.tracking.terminal import Display
 
@@ -86,12 +88,7 @@ class Progress:
         return (self._total - last.step) * (last.wall - first.wall) / (last.step - first.step)
 
     def mark(self, step: int, images: int) -> float:
-        """Record the run's position; return the seconds of training since the last call.
-
-        Args:
-            step: steps done.
-            images: images seen since the run began.
-        """
+        """Record the steps and images so far; return seconds of training since the last call."""
         now, before = self._clock(), self._marks[-1].busy
         self._marks.append(_Mark(now, now - self._idle, step, images))
         return self._marks[-1].busy - before
@@ -106,7 +103,7 @@ class Progress:
         parts = [f"step {step:>{len(str(self._total))}}/{self._total} {self._share(step):4.0%}"]
         left = self.seconds_left
         if left is not None:
-            parts.append(f"left {_duration(left):>8}")
+            parts.append(f"left {duration(left):>8}")
         parts += [
             form.format(value)
             for name, form in _FORMATS.items()
@@ -143,10 +140,3 @@ class Progress:
         # A "dumb" terminal (Emacs, some CI) cannot move its cursor.
         capable = os.environ.get("TERM") not in ("dumb", "unknown")
         return self._stream.isatty() and capable and log.isEnabledFor(logging.INFO)
-
-
-def _duration(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    return f"{days}d {h:02d}h" if days else f"{h}:{m:02d}:{s:02d}"

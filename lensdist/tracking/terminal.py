@@ -20,9 +20,6 @@ class Display:
     """A progress bar, and figures in as many columns as fit.
 
     Text written to standard error in the meantime appears above it.
-
-    Args:
-        stream: a terminal.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -32,17 +29,11 @@ class Display:
         self._live = Live(console=console, auto_refresh=False, redirect_stdout=False)
         self._live.start()
         console.show_cursor(True)  # otherwise a killed run leaves the shell without a cursor
-        sys.stderr = cast(
-            TextIO, Stream(sys.stderr)
-        )  # replace the stream that rich has set; `stop` undoes it
+        # This replaces the stream that rich has set; `stop` undoes it.
+        sys.stderr = cast(TextIO, Stream(sys.stderr))
 
     def update(self, share: float, figures: Sequence[str]) -> None:
-        """Redraw the display.
-
-        Args:
-            share: the part of the run that is done.
-            figures: short texts.
-        """
+        """Redraw the display: the part of the run that is done, and figures as short texts."""
         texts = [Text(" ".join(figure.split())) for figure in figures]
         bar = Padding(ProgressBar(total=1.0, completed=share), 0)  # ends its line
         self._live.update(Group(bar, Columns(texts, padding=(0, 2))), refresh=True)

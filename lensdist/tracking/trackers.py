@@ -31,17 +31,17 @@ _PATIENCE = 30  # s that wandb may take to start, and again to finish
 _LOOK = 0.25  # s between checks of the queue
 _HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # wandb's own, before and after its renaming
 
-_UNUSED = {"WANDB_DIR", "WANDB_RESUME"}
-
 Mode = Literal["auto", "online", "offline", "off"]
 
 
 class Trackers:
     """The trackers of a run, which only the main process creates.
 
+    Everything is written inside the run's folder: `wandb/`, `tensorboard/`, and `track.json`, which
+    holds wandb's run id so that a resumed run continues the same one.
+
     Args:
-        run: the run's folder. Everything is written inside: `wandb/`, `tensorboard/`, and
-            `track.json`, which holds wandb's run id so that a resumed run continues the same one.
+        run: the run's folder.
         wandb: auto: WANDB_MODE or, if unset, online if there is a key, else offline.
         project: wandb's project; None: WANDB_PROJECT or, if unset, `lensdist`.
         tensorboard: needs the extra `lensdist[tensorboard]`.
@@ -69,13 +69,9 @@ class Trackers:
                 "name": os.environ.get("WANDB_NAME") or run.name,
                 "config": plain(config or {}),
             }
-            for variable in _UNUSED & os.environ.keys():
-                log.warning(
-                    "%s is not used: wandb's files are in %s, and a resumed run continues the same "
-                    "wandb run",
-                    variable,
-                    run,
-                )
+            why = f"wandb's files are in {run}, and a resumed run continues the same wandb run"
+            for variable in {"WANDB_DIR", "WANDB_RESUME"} & os.environ.keys():
+                log.warning("%s is not used: %s", variable, why)
             self._feeds.append(_Feed("wandb", lambda: _Wandb(run, mode, options), queue))
         if tensorboard:
             self._feeds.append(_Feed("tensorboard", lambda: _Board(run, resumed_step), queue))
@@ -127,14 +123,10 @@ class _Feed:
         lost = self._put - self._taken - len(self._rows)
         if self._thread.is_alive():
             left = f" with {len(self._rows)} rows to go" if self._rows else ""
-            log.warning(
-                "%s has not finished in %.0f s%s; it is abandoned", self._name, timeout, left
-            )
+            log.warning(f"{self._name} has not finished in {timeout:.0f} s{left}; it is abandoned")
         elif lost and not self._dead:
-            log.warning(
-                "%s was too slow for %d of %d rows; metrics.jsonl has them all",
-                *(self._name, lost, self._put),
-            )
+            some = f"{lost} of {self._put} rows"
+            log.warning(f"{self._name} was too slow for {some}; metrics.jsonl has them all")
         self._dead = True
 
     def _work(self) -> None:
@@ -169,17 +161,15 @@ class _Wandb:
         for name in ("cache", "data"):
             os.environ.setdefault(f"WANDB_{name.upper()}_DIR", str(folder / name))
         wandb = importlib.import_module("wandb")
-        wanted = {
-            "console": "off",  # it would replace stdout and stderr of the training process
-            "silent": True,
-            "save_code": False,
-            "init_timeout": _PATIENCE,
-            "finish_timeout": _PATIENCE,
-        }
-        known = {k: v for k, v in wanted.items() if k in wandb.Settings.model_fields}
 
         def start(mode: str) -> Any:
-            settings = wandb.Settings(**known)
+            settings = wandb.Settings(
+                console="off",  # it would replace stdout and stderr of the training process
+                silent=True,
+                save_code=False,
+                init_timeout=_PATIENCE,
+                finish_timeout=_PATIENCE,
+            )
             return wandb.init(
                 id=_wandb_id(run), resume="allow", mode=mode, dir=run, settings=settings, **options
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lensdist.data.sampler import Images, Source
 from lensdist.distributed.batchnorm import RunningStatistics, synchronise
-from lensdist.distributed.config import TrainConfig
+from lensdist.distributed.config import ScheduleConfig, TrainConfig
 from lensdist.distributed.context import DistributedContext
 from lensdist.distributed.micro_batches import StepPlan
 from lensdist.distributed.strategies.base import ParallelStrategy
@@ -85,6 +85,19 @@ def stages_in_steps(task: AnyTask, train: TrainConfig, steps_per_epoch: int) -> 
     if limit is not None and start < limit:  # more steps than epochs: the last stage continues
         stages[-1] = StageSteps(stages[-1].stage, stages[-1].start, limit)
     return stages
+
+
+def check_warmup(schedule: ScheduleConfig, stages: Sequence[StageSteps]) -> None:
+    """Check that the warm-up ends within the run or, if each stage has its own, within each.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not schedule.per_stage:
+        schedule.check_warmup(stages[-1].end)
+        return
+    for number, stage in enumerate(stages, start=1):
+        schedule.check_warmup(stage.end - stage.start, f"stage {number} of {len(stages)}")
 
 
 def enter(

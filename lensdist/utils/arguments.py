@@ -1,9 +1,22 @@
-"""The command line: arguments in any order."""
+"""The command line: a configuration and its settings, in any order."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
+
+
+def add_configuration(parser: argparse.ArgumentParser, also: str = "") -> None:
+    """Declare `--config`, and a preset and settings as `words`; `also` ends the help of these."""
+    parser.add_argument("--config", type=Path, help="a configuration file, in place of a preset")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="PRESET key=value",
+        help="a preset, such as mae/best (`lensdist presets`), and settings (`lensdist settings`)"
+        + also,
+    )
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

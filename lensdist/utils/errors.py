@@ -23,34 +23,30 @@ EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 _MOMENT = 3  # s; torchrun checks ten times a second whether a process has exited
 
 
-class UserError(Exception):
+class _Foreseen(Exception):
+    told = False
+    """Whether another process of the run prints it."""
+
+
+class UserError(_Foreseen):
     """An error that the user can correct: one sentence says what is wrong, where, and what to do.
 
     It is raised before any work is started or any file is written, so commands exit with 2.
-
-    Attributes:
-        told: whether another process of the run prints it.
     """
-
-    told = False
 
 
 class Busy(UserError):
     """An error: another process writes to the same place; it may end soon."""
 
 
-class RunError(Exception):
-    """A run that had started cannot continue; commands exit with 1.
-
-    Attributes:
-        told: as in `UserError`.
-    """
-
-    told = False
+class RunError(_Foreseen):
+    """A run that had started cannot continue; commands exit with 1."""
 
 
 _MAY_NOT = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_SUCH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+MISTAKES = _MAY_NOT | _NO_SUCH
+"""The numbers of errors that mean a wrong path; with others the disk is full or fails."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BROKEN = {errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ENOTCONN, errno.ENXIO, errno.ENODEV}
 _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.ETXTBSY, errno.EINVAL}
@@ -59,18 +55,14 @@ _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.ETXTBSY, errno.EINVA
 def refusal(error: OSError, where: object = None) -> str | None:
     """Return a sentence for an error of the file system; None for any other error.
 
-    Args:
-        error: the exception.
-        where: the file or folder that was being written, if the error does not name one.
+    `where` is the file or folder that was being written, if the error does not name one.
     """
     number, name = error.errno, error.filename if error.filename is not None else where
     if number is None and "requested and" in str(error):  # NumPy's message on a full disk
         number = errno.ENOSPC
-    if number not in (
-        _FULL | _BROKEN | (_MAY_NOT | _NO_SUCH | _TAKEN if name is not None else set())
-    ):
+    named = MISTAKES | _TAKEN if name is not None else set()
+    if number is None or number not in _FULL | _BROKEN | named:
         return None
-    assert number is not None
     why = os.strerror(number)
     if number in _FULL:
         why += "; make room, then run the command again"
@@ -79,17 +71,11 @@ def refusal(error: OSError, where: object = None) -> str | None:
     return f"{'the disk' if name is None else final_name(os.fsdecode(str(name)))}: {why}"
 
 
-def is_mistake(error: OSError) -> bool:
-    """Return whether the path is wrong; if not, the disk is full or fails."""
-    return error.errno in _MAY_NOT | _NO_SUCH
-
-
 @contextlib.contextmanager
 def begun(where: object = None) -> Iterator[None]:
     """Turn errors of the file system into failures (exit code 1), because work has begun.
 
-    Args:
-        where: as in `refusal`.
+    `where` is as in `refusal`.
 
     Raises:
         RunError: the disk is full or fails, or the file system refuses.

@@ -19,6 +19,7 @@ LEVEL = "LENSDIST_LOG"
 LEVELS = ("debug", "info", "warning", "error")
 ANY_RANK = {"any_rank": True}
 """The `extra` of a message that a process writes whatever its rank."""
+_LINE = "%(asctime)s %(levelname)s%(who)s %(message)s"  # `who`: ` rank 3:`, if there are several
 
 
 @contextlib.contextmanager
@@ -39,7 +40,7 @@ def to_stderr() -> Iterator[None]:
     if level not in LEVELS:
         raise UserError(f"{LEVEL}={level} is not a level; give {', '.join(LEVELS)}")
     handler = _Stderr()
-    handler.setFormatter(_Line())
+    handler.setFormatter(logging.Formatter(_LINE, "%Y-%m-%d %H:%M:%S"))
     before = package.level, package.propagate
     package.addHandler(handler)
     package.setLevel(level.upper())
@@ -56,23 +57,11 @@ class _Stderr(logging.Handler):
     """A handler that writes to the current `sys.stderr`, and does nothing if that is closed."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        main = process()[0] == 0
-        if not (main or record.levelno >= logging.ERROR or hasattr(record, "any_rank")):
+        rank, size = process()
+        if not (rank == 0 or record.levelno >= logging.ERROR or hasattr(record, "any_rank")):
             return
+        record.__dict__["who"] = f" rank {rank}:" if size > 1 else ""
         # One write, so that the lines of several threads and processes do not mix.
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or None
             sys.stderr.write(self.format(record) + "\n")
             sys.stderr.flush()
-
-
-class _Line(logging.Formatter):
-    """A formatter: `2026-11-30 16:13:38 WARNING rank 3: message`; without rank for one process."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        rank, size = process()
-        who = f" rank {rank}:" if size > 1 else ""
-        time = self.formatTime(record, "%Y-%m-%d %H:%M:%S")
-        line = f"{time} {record.levelname}{who} {record.getMessage()}"
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return line

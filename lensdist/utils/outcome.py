@@ -10,22 +10,21 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from lensdist.utils.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_REQUEUE,
+    MISTAKES,
     Busy,
     RunError,
     UserError,
-    is_mistake,
     process,
     refusal,
     tell,
@@ -33,6 +32,7 @@ from lensdist.utils.errors import (
 )
 from lensdist.utils.files import write_atomic
 from lensdist.utils.logs import to_stderr
+from lensdist.utils.owners import node_name as node_name
 from lensdist.utils.settings import Strict
 from lensdist.utils.streams import output_lost, tolerant
 
@@ -41,14 +41,21 @@ FOLDER = "LENSDIST_OUTCOME"
 
 Kind = Literal["done", "saved", "input", "failed", "crashed", "device", "busy"]
 
-W = TypeVar("W", bound=Strict)
-_OF_CODE: dict[int, Kind] = {EXIT_DONE: "done", EXIT_REQUEUE: "saved", EXIT_BAD_INPUT: "input"}
-# Errors raised in the peers of a process that has crashed.
-_ECHO = re.compile(r"\bDist\w*Error\b|gloo|nccl", re.IGNORECASE)
-
 
 class DeviceError(Exception):
     """A fault of this process's device, or of the node's driver; another node may work."""
+
+
+W = TypeVar("W", bound=Strict)
+_OF_CODE: dict[int, Kind] = {EXIT_DONE: "done", EXIT_REQUEUE: "saved", EXIT_BAD_INPUT: "input"}
+_FORESEEN: tuple[tuple[type[Exception], Kind, int], ...] = (
+    (Busy, "busy", EXIT_BAD_INPUT),  # before UserError, of which it is one
+    (UserError, "input", EXIT_BAD_INPUT),
+    (RunError, "failed", EXIT_FAILED),
+    (DeviceError, "device", EXIT_FAILED),
+)
+# Errors raised in the peers of a process that has crashed.
+_ECHO = re.compile(r"\bDist\w*Error\b|gloo|nccl", re.IGNORECASE)
 
 
 class Outcome(Strict):
@@ -103,49 +110,43 @@ class Ready(Strict):
 def conclude(work: Callable[[], int]) -> int:
     """Do a command's work, write this process's report, and return the exit code.
 
-    Args:
-        work: returns an exit code.
-
     Raises:
         BaseException: any unexpected error, and SystemExit, after the report is written.
     """
     with tolerant():
-        return _conclude(work)
-
-
-def _conclude(work: Callable[[], int]) -> int:
-    try:
-        with to_stderr():
-            code = work()
-        lost = output_lost()
-        if lost is not None and code == EXIT_DONE:
-            raise RunError(f"standard output: {lost}; not all of it was written")
-    except Busy as e:
-        return _complained("busy", e, EXIT_BAD_INPUT)
-    except UserError as e:
-        return _complained("input", e, EXIT_BAD_INPUT)
-    except RunError as e:
-        return _complained("failed", e, EXIT_FAILED)
-    except DeviceError as e:
-        return _complained("device", e, EXIT_FAILED)
-    except KeyboardInterrupt:
-        if process()[0] == 0:
-            tell("interrupted")
-        leave("failed", "interrupted")
-        return EXIT_FAILED
-    except SystemExit as e:
-        _leave_code(e.code)
-        raise
-    except BaseException as e:
-        sentence = refusal(e) if isinstance(e, OSError) else None
-        if sentence is None or not isinstance(e, OSError):
+        try:
+            with to_stderr():
+                code = work()
+            lost = output_lost()
+            if lost is not None and code == EXIT_DONE:
+                raise RunError(f"standard output: {lost}; not all of it was written")
+        except KeyboardInterrupt:
+            if process()[0] == 0:
+                tell("interrupted")
+            leave("failed", "interrupted")
+            return EXIT_FAILED
+        except SystemExit as e:
+            _leave_code(e.code)
+            raise
+        except BaseException as e:
+            error = _translated(e)
+            for foreseen, kind, code in _FORESEEN:
+                if isinstance(error, foreseen):
+                    leave(kind, error)
+                    tell_error(error)
+                    return code
             leave("crashed", e)
             raise
-        if is_mistake(e):
-            return _complained("input", UserError(sentence), EXIT_BAD_INPUT)
-        return _complained("failed", RunError(sentence), EXIT_FAILED)
-    _leave_code(code)
-    return code
+        _leave_code(code)
+        return code
+
+
+def _translated(error: BaseException) -> BaseException:
+    """Return errors of the file system as the user's mistake, or as a failure of the disk."""
+    sentence = refusal(error) if isinstance(error, OSError) else None
+    if sentence is None or not isinstance(error, OSError):
+        return error
+    return UserError(sentence) if error.errno in MISTAKES else RunError(sentence)
 
 
 def leave(kind: Kind, error: BaseException | str = "") -> None:
@@ -165,21 +166,17 @@ def leave(kind: Kind, error: BaseException | str = "") -> None:
             first = (str(error).strip().splitlines() or [""])[0]
             error = f"{type(error).__name__}: {first}".removesuffix(": ")
             echo = _ECHO.search(error) is not None
-        _write(Path(folder), _rank(), kind, str(error), whole, echo)
+        _write(Path(folder), kind, str(error), traceback=whole, echo=echo)
 
 
 def leave_for(folder: Path, rank: int, kind: Kind, error: str) -> None:
-    """Write the report of a process that cannot do so itself, unless it exists. Never raises.
+    """Write the report of a process of this node that cannot do so itself, unless it exists.
 
-    Args:
-        folder: the folder of the reports.
-        rank: the rank of the process; its host is taken to be this one.
-        kind: as in `Outcome`.
-        error: a sentence.
+    It never raises.
     """
     with contextlib.suppress(Exception):
         if not _file(folder, "rank", rank).exists():
-            _write(folder, rank, kind, error)
+            _write(folder, kind, error, rank=rank)
 
 
 def read(folder: Path) -> list[Outcome]:
@@ -197,27 +194,14 @@ def announce(
 ) -> None:
     """Report that this process's device works, or that it has reached all other processes.
 
-    Args:
-        what: `device` or `ready`: which of the two.
-        device: as in `Ready`.
-        tflops: as in `Ready`.
-        seconds: as in `Ready`.
+    The other arguments are as in `Ready`.
 
     Raises:
         OSError: the folder cannot be written; the launcher would wait in vain.
     """
-    folder = os.environ.get(FOLDER)
-    if folder:
-        rank = _rank()
-        word = Ready(
-            rank=rank,
-            host=node_name(),
-            time=time.time(),
-            device=device,
-            tflops=tflops,
-            seconds=seconds,
-        )
-        write_atomic(_file(Path(folder), what, rank), word.model_dump_json(indent=1))
+    if folder := os.environ.get(FOLDER):
+        word = Ready(device=device, tflops=tflops, seconds=seconds, **_who())
+        write_atomic(_file(Path(folder), what, word.rank), word.model_dump_json(indent=1))
 
 
 def devices(folder: Path) -> list[Ready]:
@@ -230,17 +214,6 @@ def ready(folder: Path) -> list[Ready]:
     return _all(folder, "ready", Ready)
 
 
-def node_name() -> str:
-    """Return the name of this node, SLURM's name inside a SLURM job."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
-def _complained(kind: Kind, error: Exception, code: int) -> int:
-    leave(kind, error)
-    tell_error(error)
-    return code
-
-
 def _leave_code(code: object) -> None:
     if code is not None and not isinstance(code, int):
         leave("failed", str(code))  # sys.exit("a sentence") exits with code 1
@@ -249,19 +222,14 @@ def _leave_code(code: object) -> None:
     leave(kind, "" if kind in ("done", "saved") else f"it ended with exit code {code}; see its log")
 
 
-def _write(
-    folder: Path, rank: int, kind: Kind, error: str, traceback: str = "", echo: bool = False
-) -> None:
-    word = Outcome(
-        kind=kind,
-        rank=rank,
-        host=node_name(),
-        time=time.time(),
-        error=error,
-        traceback=traceback,
-        echo=echo,
-    )
-    write_atomic(_file(folder, "rank", rank), word.model_dump_json(indent=1))
+def _write(folder: Path, kind: Kind, error: str, **more: Any) -> None:
+    word = Outcome(kind=kind, error=error, **(_who() | more))
+    write_atomic(_file(folder, "rank", word.rank), word.model_dump_json(indent=1))
+
+
+def _who() -> dict[str, Any]:
+    rank = int(os.environ.get("RANK", "0"))
+    return {"rank": rank, "host": node_name(), "time": time.time()}
 
 
 def _all(folder: Path, what: str, kind: type[W]) -> list[W]:
@@ -274,7 +242,3 @@ def _all(folder: Path, what: str, kind: type[W]) -> list[W]:
 
 def _file(folder: Path, what: str, rank: int) -> Path:
     return folder / f"{what}-{rank:05d}.json"
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))

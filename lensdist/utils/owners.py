@@ -65,10 +65,15 @@ class Owner(NamedTuple):
         return about is not None and (about[0] in "ZX" or about[1] != self.started)
 
 
+def node_name() -> str:
+    """Return the name of this node, SLURM's name inside a SLURM job."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def tag() -> str:
     """Return this process and a few random digits, in characters that suit a file name."""
     about = _about(os.getpid())
-    host = re.sub(r"[^\w.-]", "_", os.environ.get("SLURMD_NODENAME") or socket.gethostname())
+    host = re.sub(r"[^\w.-]", "_", node_name())
     started = about[1] if about else 0
     return f"{os.getpid()}-{started}-{secrets.token_hex(3)}@{_machine()}-{host[:48]}"
 

@@ -27,32 +27,20 @@ def trust(*paths: str) -> None:
     _named.update(path.partition(":")[0] for path in paths)
 
 
-def check_trusted(path: str) -> None:
-    """Check that the user has named the module of an import path.
+def load_object(path: str, key: str) -> Any:
+    """Import an object of the user's by its path, such as `mylab.masses:MassTask`.
+
+    `key` is the setting that names it, for the message.
 
     Raises:
-        UserError: only a file names it.
+        UserError: only a file names its module, or it cannot be imported.
     """
-    module = path.partition(":")[0]
+    module, _, name = path.partition(":")
     if module not in _named:
         raise Untrusted(
             f"{path} is code that comes with the file and is not run unless you name it; if you "
             f"trust it, add --trust {module}"
         )
-
-
-def load_object(path: str, key: str) -> Any:
-    """Import an object of the user's by its path, such as `mylab.masses:MassTask`.
-
-    Args:
-        path: the module and the object's name.
-        key: the setting that names it, for the message.
-
-    Raises:
-        UserError: it is not trusted, or cannot be imported.
-    """
-    check_trusted(path)
-    module, _, name = path.partition(":")
     here = os.getcwd()
     if here not in sys.path:
         sys.path.append(here)

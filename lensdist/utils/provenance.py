@@ -32,13 +32,10 @@ def code() -> dict[str, str]:
 
 
 def changed(recorded: Mapping[str, str], package: Path, old: Path | None = None) -> list[str]:
-    """Return the modules that differ from the recorded ones, or are missing.
+    """Return the modules in `package` that differ from those that `code` recorded, or are missing.
 
-    Args:
-        recorded: what `code` returned.
-        package: the package's current folder.
-        old: the package's folder that made the result, if it was kept; then changes of comments,
-            layout and docstrings do not count.
+    Changes of comments, layout and docstrings do not count if `old`, the package's folder that made
+    the result, was kept.
     """
     return [name for name, digest in recorded.items() if not _same(name, digest, package, old)]
 
@@ -54,9 +51,7 @@ def _same(name: str, digest: str, package: Path, old: Path | None) -> bool:
         return False
 
 
-@cache
-def _hash(path: Path) -> str:
-    return sha256(path)
+_hash = cache(sha256)
 
 
 @cache
@@ -71,8 +66,4 @@ def _meaning(path: Path) -> str:
 
 
 def _bare_string(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+    return isinstance(node, ast.Expr) and isinstance(getattr(node.value, "value", None), str)

@@ -15,4 +15,6 @@ Positive = Annotated[float, Field(gt=0, le=1e30)]
 class Strict(BaseModel):
     """A model that refuses unknown keys and non-finite numbers, and cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=False, allow_inf_nan=False, defer_build=True
+    )

@@ -37,9 +37,8 @@ def heard() -> str | None:
 def begin(*, trains: bool) -> None:
     """Exit with one sentence on a request, until `listen` is called: there is nothing to save yet.
 
-    Args:
-        trains: whether the command trains, so that running it again continues (exit code 75).
-            Other commands handle Ctrl-C only, and exit with 1.
+    If the command trains, running it again continues (exit code 75). Other commands handle Ctrl-C
+    only, and exit with 1.
     """
     global _heard, _launcher
     _heard = None
@@ -51,11 +50,8 @@ def begin(*, trains: bool) -> None:
         _launcher = launcher()
         if _launcher is not None:
             _leave_without(_launcher)
-    rank = os.environ.get("RANK", "")
-    if (
-        rank.isdigit() and "MASTER_ADDR" in os.environ
-    ):  # `lensdist.utils.launched` checks them fully
-        size = os.environ.get("WORLD_SIZE", "")
+    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if rank.isdigit() and "MASTER_ADDR" in os.environ:  # `launched` checks them fully
         set_rank(int(rank), int(size) if size.isdigit() else 1)
     listen(_too_early)
 

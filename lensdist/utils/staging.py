@@ -70,11 +70,8 @@ def check_free(dest: Path) -> None:
 def check_ours(path: Path, *keys: str, flag: str = "--out", beside: tuple[Path, ...] = ()) -> None:
     """Check that results can be written without replacing a file of the user.
 
-    Args:
-        path: a JSON file of results; it need not exist.
-        keys: the keys that it holds if this command wrote it.
-        flag: the option that sets another path.
-        beside: files that are written with it, by the same command.
+    `path` is a JSON file that holds `keys` if this command wrote it, and `beside` are files that it
+    writes with it. None need exist. `flag` is the option that sets another path.
 
     Raises:
         UserError: a file was not written by this command, or the folder is not writable.

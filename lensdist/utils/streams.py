@@ -11,7 +11,8 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
 from lensdist.utils.files import printable
@@ -94,6 +95,24 @@ def tolerant() -> Iterator[None]:
             now if was is None else was
             for was, now in zip(before, (sys.stdout, sys.stderr), strict=True)
         )
+
+
+def counter() -> Callable[[str, int, int], None]:
+    """Return a function that counts things on a terminal, and is silent elsewhere.
+
+    It takes what was done (`packed`), the number so far and the number in all, and writes five
+    times a second at most.
+    """
+    last = 0.0
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if sys.stderr.isatty() and (now - last > 0.2 or done == total):
+            last, end = now, "\n" if done == total else ""
+            print(f"\r{what} {done:,} of {total:,}", end=end, file=sys.stderr, flush=True)
+
+    return show
 
 
 def output_lost() -> str | None:

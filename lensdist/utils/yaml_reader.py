@@ -18,6 +18,7 @@ import yaml
 from yaml import events
 
 from lensdist.utils.errors import UserError
+from lensdist.utils.sealed import read_bytes
 from lensdist.utils.yaml_nodes import COMMAND_LINE, Node, Path, Problem, Scalar, Where
 
 MAX_BYTES = 2**20  # a configuration is a few KB; a larger file was given by mistake
@@ -42,25 +43,22 @@ class UnreadableError(Exception):
         self.problem = Problem(where, text)
 
 
-def read_file(file: File, shown: str, problems: list[Problem]) -> Node:
-    """Read the mapping in `file`, called `shown` in messages; add its mistakes to `problems`."""
-    here = Where(shown)
+def read_file(file: File, problems: list[Problem]) -> Node:
+    """Read the mapping in `file`, and add its mistakes to `problems`."""
+    here = Where(str(file))
+    data = b""
     try:
-        # Checked before opening: opening a named pipe would block.
-        if not file.is_file():
-            raise UnreadableError(here, "not a regular file" if file.exists() else "no such file")
-        with file.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
+        data = read_bytes(file, MAX_BYTES)
+        node = _Builder(data.decode(), str(file), problems).document()
+    except FileNotFoundError as error:
+        raise UnreadableError(here, "no such file") from error
     except OSError as error:
         raise UnreadableError(here, f"cannot be read: {error.strerror}") from error
-    if len(data) > MAX_BYTES:
-        raise UnreadableError(here, f"larger than {MAX_BYTES} bytes, so not a configuration")
-    try:
-        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UnreadableError(Where(shown, line), "not UTF-8 text") from error
-    node = _Builder(text, shown, problems).document()
+        raise UnreadableError(Where(str(file), line), "not UTF-8 text") from error
+    except ValueError as error:
+        raise UnreadableError(here, str(error)) from error
     if node is None or node.value is None:
         raise UnreadableError(here, "empty; must be a mapping of keys to values")
     if not isinstance(node.value, dict):
@@ -76,7 +74,7 @@ def read_plain(file: File) -> dict[str, Any]:
     """
     problems: list[Problem] = []
     try:
-        node = read_file(file, str(file), problems)
+        node = read_file(file, problems)
     except UnreadableError as error:
         raise UserError(str(error.problem)) from error
     if problems:

@@ -9,13 +9,15 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from lensdist.config.schema import run_schema
+from lensdist.config.schema import BaseRun
 from lensdist.sim.config import LensLight, SimConfig
 from lensdist.tasks.registry import built_in
 from lensdist.utils.settings import Strict
 
 # `pretrain.optim.lr=1e-4` must mean the phase: no phase may be called like a part of a setting.
-TAKEN = {"runs", "cluster"}.union(*(run_schema(task).model_fields for task in built_in()))
+TAKEN = {"runs", "cluster", *BaseRun.model_fields}.union(
+    *(task.settings.model_fields for task in built_in().values())
+)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _REFERENCE = re.compile(r"\{([A-Za-z0-9_-]+)\}")
 KINDS = ("train", "evaluate", "simulate", "pack", "report")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from lensdist.estimate.hardware import Shape
 from lensdist.utils.settings import Strict
@@ -33,8 +32,6 @@ _OURS = {
 }
 _LAUNCHER = {"array", "dependency", "kill-on-invalid-dep", "job-name", "output", "error"}
 _LAUNCHER |= {"open-mode", "requeue", "no-requeue", "chdir", "export"}
-_FLAG = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def breaks_lines(text: str) -> bool:
@@ -42,24 +39,24 @@ def breaks_lines(text: str) -> bool:
     return any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text)
 
 
-def _texts(raw: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield all keys and values that are text, with their place."""
-    if isinstance(raw, str):
-        yield at, raw
-    elif isinstance(raw, dict):
-        for key, value in raw.items():
-            yield at, str(key)
-            yield from _texts(value, (*at, str(key)))
-    elif isinstance(raw, list | tuple):
-        for value in raw:
-            yield from _texts(value, at)
+def _one_line(text: str) -> str:
+    if breaks_lines(text):  # it could become another line of the batch script
+        raise ValueError(f"has a control character ({text!r})")
+    return text
 
 
-def _named(values: dict[str, str], pattern: re.Pattern[str], what: str) -> dict[str, str]:
-    for name in values:
-        if not pattern.fullmatch(name):
-            raise ValueError(f"{name!r} {what}")
-    return values
+def _name(pattern: str, what: str) -> AfterValidator:
+    def check(name: str) -> str:
+        if not re.fullmatch(pattern, name):
+            raise ValueError(f"{name!r} is not {what}")
+        return name
+
+    return AfterValidator(check)
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+Flag = Annotated[str, _name("[A-Za-z][A-Za-z0-9_-]*", "a flag's name; leave out the dashes")]
+Variable = Annotated[str, _name("[A-Za-z_][A-Za-z0-9_]*", "a variable's name")]
 
 
 class Requeue(Strict):
@@ -106,10 +103,10 @@ class Cluster(Shape):
         description="slurm: one job per phase; local: on this machine, output in files; "
         "debug: in the launcher's own process, output on the terminal",
     )
-    partition: str | None = Field(None, description="sbatch --partition")
-    account: str | None = Field(None, description="sbatch --account")
-    qos: str | None = Field(None, description="sbatch --qos")
-    constraint: str | None = Field(None, description="sbatch --constraint")
+    partition: Line | None = Field(None, description="sbatch --partition")
+    account: Line | None = Field(None, description="sbatch --account")
+    qos: Line | None = Field(None, description="sbatch --qos")
+    constraint: Line | None = Field(None, description="sbatch --constraint")
     cpus_per_task: int | None = Field(
         None, ge=1, description="cores of a node, which its processes share"
     )
@@ -121,21 +118,21 @@ class Cluster(Shape):
         description="seconds before the limit at which SLURM's signal makes the run save and stop; "
         "a run stops earlier if its own steps and saves take longer",
     )
-    exclude: tuple[str, ...] = Field((), description="nodes that are not used")
-    interface: str | None = Field(
+    exclude: tuple[Line, ...] = Field((), description="nodes that are not used")
+    interface: Line | None = Field(
         None, description="network interface between nodes: ib0; null: the libraries choose"
     )
-    setup: tuple[str, ...] = Field((), description="lines of the batch script: [module load cuda]")
-    container: tuple[str, ...] = Field(
+    setup: tuple[Line, ...] = Field((), description="lines of the batch script: [module load cuda]")
+    container: tuple[Line, ...] = Field(
         (),
         description="command before the run's own: [apptainer, exec, --nv, X.sif]",
     )
-    python: str | None = Field(
+    python: Line | None = Field(
         None, description="Python interpreter of the run, if a container has its own"
     )
-    env: dict[str, str] = Field({}, description="environment variables of the run")
-    sbatch: dict[str, str] = Field({}, description="more flags of sbatch, without dashes")
-    srun: dict[str, str] = Field(
+    env: dict[Variable, Line] = Field({}, description="environment variables of the run")
+    sbatch: dict[Flag, Line] = Field({}, description="more flags of sbatch, without dashes")
+    srun: dict[Flag, Line] = Field(
         {}, description="more flags of srun: {container-image: …}; '' for a flag without value"
     )
     tflops: float | None = Field(
@@ -143,24 +140,6 @@ class Cluster(Shape):
     )
     requeue: Requeue = Requeue()
     preflight: Preflight = Preflight()
-
-    @model_validator(mode="after")
-    def _one_line_each(self) -> Self:
-        """Check that no text can become another line or flag of the batch script."""
-        for where, text in _texts(self.model_dump()):
-            if breaks_lines(text) and where != ("preflight", "command"):
-                raise ValueError(f"{'.'.join(where)}: has a control character ({text!r})")
-        return self
-
-    @field_validator("sbatch", "srun")
-    @classmethod
-    def _flags(cls, value: dict[str, str]) -> dict[str, str]:
-        return _named(value, _FLAG, "is not a flag's name; leave out the dashes")
-
-    @field_validator("env")
-    @classmethod
-    def _variables(cls, value: dict[str, str]) -> dict[str, str]:
-        return _named(value, _VARIABLE, "is not a variable's name")
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:

@@ -29,7 +29,7 @@ class Request:
     Attributes:
         chain: the chain, with `runs` from `runs=FOLDER`.
         phases: the named phases in the chain's order; all, if none is named.
-        cluster: settings of the cluster, as `key=value`.
+        cluster: settings of the cluster, as `cluster.key=value`.
         settings: `key=value` for every training phase, `PHASE.key=value` for one.
     """
 
@@ -85,7 +85,7 @@ def read_request(chain_file: Path, arguments: Sequence[str]) -> Request:
     return Request(
         chain,
         tuple(name for name in chain.phases if not names or name in names),
-        tuple(s.removeprefix("cluster.") for s in cluster),
+        tuple(cluster),
         tuple(s for s in settings if s not in used),
     )
 

@@ -98,8 +98,7 @@ def without_outcome(
 ) -> list[tuple[int, str]]:
     """Return rank and host of the training processes that left no exit report, though others did.
 
-    Args:
-        nodes: the attempt's nodes, in the order of their numbers.
+    `nodes` are the attempt's, in the order of their numbers.
     """
     if not outcomes or job.target.kind != "run":
         return []

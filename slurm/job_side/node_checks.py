@@ -1,4 +1,7 @@
-"""The checks that a node must pass before a run starts on it; `node_health` runs them."""
+"""The checks that a node must pass before a run starts on it; `node_health` runs them.
+
+Each raises `Unfit` if the node does not pass.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from lensdist.utils.files import sync
 from slurm.config.cluster import Preflight
@@ -38,13 +40,10 @@ class Unfit(Exception):
 
 
 def check_folders(job: Job) -> Path:
-    """Check that the node sees the folders that the run needs.
+    """Check that the node sees the folders that the run needs, and can write the run's.
 
     Returns:
         The folder of the run, or its nearest parent that exists.
-
-    Raises:
-        Unfit: a folder does not exist on this node, or cannot be written.
     """
     for path, what in ((job.cwd, "where the chain was sent from"), (job.code, "the code to run")):
         if not os.path.isdir(path):
@@ -63,11 +62,7 @@ def check_folders(job: Job) -> Path:
 
 
 def check_versions(job: Job, here: Mapping[str, str]) -> None:
-    """Check that the node has the package versions of the machine that sent the job.
-
-    Raises:
-        Unfit: they differ.
-    """
+    """Check that the node has the package versions of the machine that sent the job."""
     cluster = job.cluster
     boxed = any(flag.lstrip("-").startswith("container") for flag in cluster.srun)
     if cluster.container or cluster.python or boxed:
@@ -85,17 +80,13 @@ def check_versions(job: Job, here: Mapping[str, str]) -> None:
         )
 
 
-def check_disk(
-    limits: Preflight, place: Path, clock: Callable[[], float], found: dict[str, Any]
-) -> None:
+def check_disk(limits: Preflight, place: Path, clock: Callable[[], float]) -> float:
     """Check free space and write rate where the run is written.
 
-    Adds `free_gb`, `write_mb_s` and `clock_skew` to `found`.
-
-    Raises:
-        Unfit: one of the two is beyond its limit, or nothing can be written.
+    Returns:
+        The seconds that the clock is ahead of the file system's.
     """
-    free = found["free_gb"] = shutil.disk_usage(place).free / 1e9
+    free = shutil.disk_usage(place).free / 1e9
     if free < limits.min_free_gb:
         raise Unfit(
             f"has {free:.3g} GB free in {place}, and preflight.min_free_gb is "
@@ -105,20 +96,16 @@ def check_disk(
         rate, skew = _try_disk(place, clock)
     except OSError as e:
         raise _unwritable(place, e.errno) from e
-    found |= {"write_mb_s": rate, "clock_skew": skew}
     if rate < limits.min_write_mb_s:
         raise Unfit(
             f"writes {rate:.3g} MB/s in {place}, and preflight.min_write_mb_s is "
             f"{limits.min_write_mb_s:g}; set `runs` to a faster file system"
         )
+    return skew
 
 
 def check_clock(limits: Preflight, place: Path, skew: float) -> None:
-    """Check the node's clock, which is `skew` seconds ahead of the file system of `place`.
-
-    Raises:
-        Unfit: the difference is too large.
-    """
+    """Check the node's clock, which is `skew` seconds ahead of the file system of `place`."""
     if abs(skew) > limits.max_clock_skew:
         raise Unfit(
             f"has a clock {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} that of {place} "
@@ -127,17 +114,10 @@ def check_clock(limits: Preflight, place: Path, skew: float) -> None:
         )
 
 
-def check_gpus(job: Job, end: float, found: dict[str, Any]) -> None:
-    """Check the GPUs that nvidia-smi lists, and add them to `found`.
+def check_gpus(job: Job, end: float) -> None:
+    """Check that nvidia-smi, until `end` at the latest, lists enough GPUs, and that they work.
 
     Without nvidia-smi (AMD) nothing is checked here: each process tries its device itself.
-
-    Args:
-        end: latest end of nvidia-smi, by the monotonic clock.
-        found: the node's figures.
-
-    Raises:
-        Unfit: too few GPUs, or one that does not work.
     """
     wanted = job.cluster.gpus_per_node
     if not wanted or shutil.which("nvidia-smi") is None:
@@ -151,7 +131,7 @@ def check_gpus(job: Job, end: float, found: dict[str, Any]) -> None:
     lines = [line.strip() for line in output.splitlines()]
     rows = [line for line in lines if line.count(",") >= 3]
     visible = _visible(job)
-    ours = found["gpus"] = tuple(rows if visible is None else _named(visible, rows))
+    ours = rows if visible is None else _named(visible, rows)
     for line in lines:
         if any(word in line.lower() for word in _BROKEN) and (line in ours or line not in rows):
             raise Unfit(f"has a GPU that does not work ({line}); {ELSEWHERE}")
@@ -168,11 +148,7 @@ def check_gpus(job: Job, end: float, found: dict[str, Any]) -> None:
 
 
 def run_own_check(job: Job, end: float) -> None:
-    """Run the user's own check, `preflight.command`, until `end` at the latest.
-
-    Raises:
-        Unfit: it failed, or did not end.
-    """
+    """Run the user's own check, `preflight.command`, until `end` at the latest."""
     command = job.cluster.preflight.command
     if not command:
         return

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -29,19 +28,11 @@ _OWN_PART = 0.75
 _PAUSES = (0.05, 2.0)  # s between two readings of the folder: the first, and the longest
 
 
-class Report(Strict):
-    """The findings of a node; None or empty for checks that it did not reach."""
+class Report(Strict, extra="ignore"):  # those of earlier versions had more fields
+    """The report of a node about itself."""
 
     host: str
     node: int = Field(description="its number in the job, from 0")
-    time: float = Field(description="seconds since 1970")
-    versions: dict[str, str]
-    gpus: tuple[str, ...] = Field(
-        (), description="nvidia-smi's rows: name, uuid, uncorrected ECC errors, degrees C"
-    )
-    free_gb: float | None = Field(None, description="free space where the run is written")
-    write_mb_s: float | None = Field(None, description="write rate there, including the sync")
-    clock_skew: float | None = Field(None, description="seconds ahead of the file system's clock")
     problem: str = Field("", description="a sentence that names the node; empty: fit")
     shared: bool = Field(False, description="other nodes may have the problem too")
 
@@ -58,38 +49,28 @@ def versions() -> dict[str, str]:
 
 
 def examine(job: Job, node: int, clock: Callable[[], float] = time.time) -> Report:
-    """Check this node, up to the first failure.
-
-    Args:
-        node: this node's number in the job, from 0.
-        clock: returns the node's time, in seconds since 1970.
-    """
+    """Check this node, number `node` of the job from 0, up to the first failure."""
     limits = job.cluster.preflight
     end = time.monotonic() + _OWN_PART * limits.seconds
     host, problem = node_name(), ""
-    found: dict[str, Any] = {"versions": versions()}
     shared = True  # at first: folders and packages that all nodes see
     try:
         place = node_checks.check_folders(job)
-        node_checks.check_versions(job, found["versions"])
-        node_checks.check_disk(limits, place, clock, found)
+        node_checks.check_versions(job, versions())
+        skew = node_checks.check_disk(limits, place, clock)
         shared = False
-        node_checks.check_clock(limits, place, found["clock_skew"])
-        node_checks.check_gpus(job, end, found)
+        node_checks.check_clock(limits, place, skew)
+        node_checks.check_gpus(job, end)
         node_checks.run_own_check(job, end)
     except node_checks.Unfit as e:
         problem = f"{host} {e}"
     except OSError as e:
         problem = f"{host} cannot be checked ({e}); {node_checks.ELSEWHERE}"
-    shared = shared and bool(problem)
-    return Report(host=host, node=node, time=clock(), problem=problem, shared=shared, **found)
+    return Report(host=host, node=node, problem=problem, shared=shared and bool(problem))
 
 
 def check_nodes(job: Job, folder: Path, node: int, count: int) -> str:
-    """Check this node, write its report, and wait for the reports of all nodes.
-
-    Args:
-        node: this node's number, from 0.
+    """Check this node, number `node` from 0, write its report, and wait for those of all nodes.
 
     Returns:
         Why the run must not start; empty if all nodes are fit.
@@ -104,7 +85,7 @@ def check_nodes(job: Job, folder: Path, node: int, count: int) -> str:
     except OSError as e:
         return mine.problem or f"{mine.host} cannot write {folder} ({e}); {node_checks.ELSEWHERE}"
     found = _gather(folder, {node: mine}, count, end)
-    unfit = [found[number] for number in sorted(found) if found[number].problem]
+    unfit = _unfit(found)
     missing = [str(number) for number in range(count) if number not in found]
     if mine.problem:
         return mine.problem
@@ -120,8 +101,11 @@ def check_nodes(job: Job, folder: Path, node: int, count: int) -> str:
 
 def bad_nodes(folder: Path) -> list[Report]:
     """Return the reports of unfit nodes in an attempt's folder, by their number."""
-    found = _reports(folder, {})
-    return [found[number] for number in sorted(found) if found[number].problem]
+    return _unfit(_reports(folder, {}))
+
+
+def _unfit(found: dict[int, Report]) -> list[Report]:
+    return [report for _, report in sorted(found.items()) if report.problem]
 
 
 def _gather(folder: Path, found: dict[int, Report], count: int, end: float) -> dict[int, Report]:

@@ -22,17 +22,13 @@ from slurm.submission import snapshot
 
 @dataclass(frozen=True)
 class Start:
-    """An attempt that starts.
-
-    Attributes:
-        attempt: its number, from 1.
-        nodes: the nodes that it uses.
-        deadline: when it will be killed, seconds since 1970; None: never.
-    """
+    """An attempt that starts."""
 
     attempt: int
+    """Its number, from 1."""
     nodes: tuple[str, ...]
     deadline: float | None
+    """When it will be killed, seconds since 1970; None: never."""
 
     def variables(self) -> dict[str, str]:
         """Return the environment variables that tell the run about it."""

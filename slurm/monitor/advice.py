@@ -152,7 +152,7 @@ def _unknown(case: Case) -> str:
         return KINDS[case.outcomes[0].kind]
     if last is None or last.what != "ended":
         return LOST.get(last.what if last is not None else "", "")
-    wanted = last.verdict == "leave" and last.reason.startswith(CANCELLED)
+    wanted = last.reason.startswith(CANCELLED)
     return KINDS.get("cancelled" if wanted else last.kind, KINDS["silent"])
 
 

@@ -16,8 +16,7 @@ from slurm.monitor.status import PhaseStatus, log_file, query, query_log
 _POLL = 0.5  # s between two readings of the files
 _ASK = 30  # readings between questions to SLURM, whose controller serves everybody
 _ASK_AGAIN = 4  # readings until a second query, after SLURM has reported that a phase ended
-_BLOCK = 1 << 16  # bytes read at once from a log's end
-_MOST = 1 << 22  # bytes read from it in all: a progress bar may be one line of a gigabyte
+_MOST = 1 << 22  # bytes read from a log's end: a progress bar may be one line of a gigabyte
 
 
 def print_logs(
@@ -197,15 +196,11 @@ class _Tail:
 
     def last(self, lines: int) -> list[str]:
         """Return the last whole lines; `new` starts after them."""
-        data, start = b"", 0
         try:
             with self._path.open("rb") as file:
-                start = self._at = file.seek(0, 2)
-                while start and len(data) < _MOST and data.count(b"\n") <= lines:
-                    size = min(_BLOCK, start)
-                    start -= size
-                    file.seek(start)
-                    data = file.read(size) + data
+                self._at = file.seek(0, 2)
+                file.seek(max(0, self._at - _MOST))
+                data = file.read(min(self._at, _MOST))
         except OSError:
             return []
         whole, _, self._unfinished = data.rpartition(b"\n")

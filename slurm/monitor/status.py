@@ -18,7 +18,7 @@ from lensdist.utils.errors import UserError
 from lensdist.utils.text import duration
 from slurm import scheduler
 from slurm.attempts import AttemptLog, Event
-from slurm.job import Job, Target, load_job
+from slurm.job import Job, Target, sent_job
 from slurm.scheduler import JobState
 
 HEADER = ("phase", "job", "state", "attempts", "progress", "ETA", "last val", "complete")
@@ -224,7 +224,7 @@ def _with_files(one: PhaseStatus, state: Path) -> PhaseStatus:
     job, unreadable, complete, damage = None, "", False, ""
     if one.sent is not None:
         try:
-            job = load_job(state / one.sent.submission / f"{one.target.phase}.json")
+            job = sent_job(state, one.sent, one.target.phase)
         except UserError as e:
             unreadable = str(e)
     try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from lensdist.config import load
 from lensdist.config.schema import BaseRun, schema_of
+from lensdist.data.epoch_size import images_per_epoch
 from lensdist.runs.accelerate_launch import (
     adopt,
     conflicts,
@@ -33,6 +35,8 @@ from slurm.job import Target
 from slurm.plan.outdated import TRIGGERS, Existing, Trigger, of_run, of_scores, of_set
 from slurm.plan.plan import Plan, Step, shared_evenly
 
+T = TypeVar("T")
+
 
 def make_plan(
     chain_file: Path,
@@ -50,30 +54,28 @@ def make_plan(
     Raises:
         UserError: all errors, one a line.
     """
-    errors: list[str] = []
-    request: Request | None = None
-    cluster: Cluster | None = None
-    combined: list[Point] = []
-    try:
-        request = read_request(chain_file, arguments)
-        for name in (one for one in phase_names(arguments) if "@" in one):
-            errors.append(f"{name} is a point of a sweep: name the phase, and give --sweep")
-    except UserError as e:
-        errors.append(str(e))
-    try:
-        cluster = read_cluster(cluster_file, arguments)
-    except UserError as e:
-        errors.append(str(e))
-    try:
-        combined = points(sweeps)
-    except UserError as e:
-        errors.append(str(e))
+    errors = [
+        f"{name} is a point of a sweep: name the phase, and give --sweep"
+        for name in phase_names(arguments)
+        if "@" in name
+    ]
+    request = _tried(lambda: read_request(chain_file, arguments), errors)
+    cluster = _tried(lambda: read_cluster(cluster_file, arguments), errors)
+    combined = _tried(lambda: points(sweeps), errors) or []
     if request is not None:
         swept_settings = [s for point in combined for s in point.settings]
         errors += dict.fromkeys(unused_settings(request.chain, swept_settings))
     if request is None or cluster is None or errors:
         raise UserError("\n".join(errors))
     return _Builder(request, chain_file, cluster_file, cluster, triggers).plan(combined)
+
+
+def _tried(read: Callable[[], T], errors: list[str]) -> T | None:
+    try:
+        return read()
+    except UserError as e:
+        errors.append(str(e))
+    return None
 
 
 class _Builder:
@@ -90,7 +92,8 @@ class _Builder:
         self._request, self._chain, self._state = request, request.chain, request.state
         self._chain_file, self._cluster_file, self._cluster = chain_file, cluster_file, cluster
         self._triggers = triggers
-        self._package = ROOT / "lensdist"
+        own = ROOT / "accelerate_config.yaml"
+        self._accelerate = [from_file(own)] if own.exists() else []  # a clone has the file
         self._steps: dict[str, list[Step]] = {}
 
     def plan(self, combined: Sequence[Point]) -> Plan:
@@ -181,7 +184,7 @@ class _Builder:
         config = self._agreed(config, cluster, counts)
         settings = config.model_dump(mode="json") if "config" in self._triggers else None
         target = Target(phase=_name(name, point), run=config.run.dir, settings=settings)
-        existing = of_run(target, config, self._state, self._package, self._triggers)
+        existing = of_run(target, config, self._state, self._triggers)
         source = f"train {_short(self._config_file(name))}"
         return Step(
             name, target, source, cluster, existing, config=config, counts=counts, point=point
@@ -190,8 +193,8 @@ class _Builder:
     def _cluster_of(self, name: str) -> Cluster:
         phase, cluster = self._chain.phases[name], self._cluster
         if phase.walltime is not None:
-            given = [f"cluster.{setting}" for setting in self._request.cluster]
-            cluster = read_cluster(self._cluster_file, given, f"walltime={phase.walltime}")
+            more = f"walltime={phase.walltime}"
+            cluster = read_cluster(self._cluster_file, self._request.cluster, more)
         return cluster if phase.processes is None else cluster.at_most(phase.processes)
 
     def _config(self, name: str, point: Point | None, earlier: Sequence[Step]) -> BaseRun:
@@ -223,9 +226,7 @@ class _Builder:
         Raises:
             UserError: they contradict the run.
         """
-        asked = [from_environment({**os.environ, **cluster.env})]
-        if (ROOT / "accelerate_config.yaml").exists():  # in a clone
-            asked.insert(0, from_file(ROOT / "accelerate_config.yaml"))
+        asked = [*self._accelerate, from_environment({**os.environ, **cluster.env})]
         processes = counts[0] * cluster.per_node if len(counts) == 1 else None
         asked = [replace(settings, processes=processes) for settings in asked]
         for settings in asked:
@@ -233,6 +234,7 @@ class _Builder:
         errors = [one for settings in asked for one in conflicts(config, settings)]
         if cluster.python is None and not cluster.container:
             errors += not_installed(config)
+        errors += _warmup(config)
         if config.precision == "fp16" and cluster.on_cpu:
             errors.append("precision: fp16 needs a GPU, and the cluster has gpus_per_node: null")
         if errors:
@@ -253,9 +255,7 @@ class _Builder:
             own = trained.config.programs()
             trusted = [word for path in own for word in ("--trust", path.partition(":")[0])]
             argv = ("evaluate", str(run), "--data", str(data), "--split", phase.split, *trusted)
-            existing = of_scores(
-                target, trained.existing, self._state, self._package, self._triggers
-            )
+            existing = of_scores(target, trained.existing, self._state, self._triggers)
             source = f"evaluate {trained.name} on its {phase.split} split"
         elif phase.report is not None:
             target = Target(phase=name, run=folder, kind="table")
@@ -306,6 +306,20 @@ class _Builder:
 
     def _folder(self, name: str, point: Point | None) -> Path:
         return self._request.runs / _name(name, point)
+
+
+def _warmup(config: BaseRun) -> list[str]:
+    """Return the error of a warm-up longer than the run, if the number of images is known."""
+    try:
+        samples = images_per_epoch(config.data, config.run.dir)
+        steps = config.train.max_steps
+        if steps is None and samples is not None:
+            steps = config.train.epochs * (samples // config.train.global_batch)
+        if steps:
+            config.optim.schedule.check_warmup(steps)
+    except UserError as e:
+        return [str(e)]
+    return []
 
 
 def _of_table(target: Target, steps: Sequence[Step]) -> Existing:

@@ -11,43 +11,48 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import Field
+from typing import Any, NamedTuple
 
 from lensdist.config.schema import BaseRun, schema_of
 from lensdist.data.manifest import MANIFEST
-from lensdist.distributed.micro_batches import check_shares
-from lensdist.estimate.duration import short
 from lensdist.estimate.network import network_of, train_flops
 from lensdist.estimate.scaling import scaling
 from lensdist.phases import COMPLETE, saved_steps
 from lensdist.tracking.metrics_log import read
 from lensdist.utils.errors import UserError
 from lensdist.utils.sealed import read_json
-from lensdist.utils.settings import Strict
+from lensdist.utils.text import counted, duration
 from slurm.config.cluster import Cluster
 
 _LAST = 20  # rows that a rate is the median of
 _STEP = 0.01  # s; a step of 2,500 kernels takes no less, however small its images and batch
 
 
-class Estimate(Strict):
-    """The estimated rest of a phase."""
+@dataclass(frozen=True)
+class Estimate:
+    """The estimated rest of a phase.
 
-    images: int = Field(description="images still to train on, over all epochs")
-    images_per_s: float = Field(gt=0, description="of the whole job")
+    Attributes:
+        images: images still to train on, over all epochs.
+        images_per_s: of the whole job.
+        gpu_hours: 0 on CPUs; `cpu_hours`, of cores, are 0 on GPUs.
+        jobs: attempts of the walltime's length.
+        source: where the rate comes from: `measured in runs/vi_a/pretrain`.
+        besides: what takes time and is not known.
+    """
+
+    images: int
+    images_per_s: float
     processes: int
     seconds: float
-    gpu_hours: float = Field(description="0 on CPUs")
-    cpu_hours: float = Field(description="of cores; 0 on GPUs")
-    jobs: int = Field(ge=1, description="attempts of the walltime's length")
-    source: str = Field(description="where the rate comes from: measured in runs/vi_a/pretrain")
-    besides: tuple[str, ...] = Field((), description="what takes time and is not known")
+    gpu_hours: float
+    cpu_hours: float
+    jobs: int
+    source: str
+    besides: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Rate:
+class _Rate(NamedTuple):
     """Images a second of one process."""
 
     value: float
@@ -71,10 +76,8 @@ def estimate(
     rate is the last stage's, in which everything trains.
 
     Args:
-        config: of the run.
-        run: its folder; it need not exist.
+        run: the run's folder; it need not exist.
         samples: training images of an epoch; None if unknown.
-        cluster: the cluster that it will run on.
         like: folders of other runs.
 
     Returns:
@@ -86,7 +89,7 @@ def estimate(
     total = config.train.max_steps or config.train.epochs * (samples // batch)
     done = next((step for step, _ in _checkpoints(run)), 0)
     images = max(total - done, 0) * batch
-    nodes = _nodes(config, cluster)
+    nodes = cluster.fewest
     processes = nodes * cluster.per_node
     rate = _rate(config, run, cluster, processes, like)
     if rate is None:
@@ -110,12 +113,12 @@ def line(estimate: Estimate, cluster: Cluster) -> str:
     """Return an estimate in a line, such as `about 3:20 h on 8 GPUs, 27 GPU-hours in 1 job (…)`."""
     if not estimate.images:
         return "all steps are done; only the export is left"
-    where = _counted(estimate.processes, "process" if estimate.cpu_hours else "GPU")
+    where = counted(estimate.processes, "process" if estimate.cpu_hours else "GPU")
     more = " or more" if cluster.fewest < cluster.most else ""
     without = f"; not counted: {' and '.join(estimate.besides)}" if estimate.besides else ""
     return (
-        f"about {short(max(1.0, estimate.seconds))} on {where}{more}, "
-        f"{_hours([estimate])} in {_counted(estimate.jobs, 'job')} "
+        f"about {duration(max(1.0, estimate.seconds))} on {where}{more}, "
+        f"{_hours([estimate])} in {counted(estimate.jobs, 'job')} "
         f"({estimate.source}: {_amount(estimate.images_per_s)} images/s{without})"
     )
 
@@ -126,15 +129,6 @@ def total(estimates: Mapping[str, Estimate | None]) -> str:
     unknown = [name for name, e in estimates.items() if e is None]
     parts = [f"{_hours(known)} in all"] if known else []
     return "; ".join([*parts, f"no estimate for {', '.join(unknown)}"] if unknown else parts)
-
-
-def _nodes(config: BaseRun, cluster: Cluster) -> int:
-    """Return the fewest nodes that can share a step evenly."""
-    for nodes in range(cluster.fewest, cluster.most + 1):
-        with suppress(UserError):
-            check_shares(config.train, config.fewest, nodes * cluster.per_node)
-            return nodes
-    return cluster.fewest
 
 
 def _rate(
@@ -182,7 +176,7 @@ def _measured(run: Path, config: BaseRun, cluster: Cluster, processes: int) -> _
     rates = _rates(run / "metrics.jsonl", step, _last_stage_from(config))
     if not rates:
         return None
-    verb = "measured" if theirs == processes else f"scaled from {_counted(theirs, 'process')}"
+    verb = "measured" if theirs == processes else f"scaled from {counted(theirs, 'process')}"
     place = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
     named = f" on {device}" if gpu else ""
     return _Rate(statistics.median(rates[-_LAST:]) / theirs, gpu, f"{verb} in {place}{named}")
@@ -246,11 +240,6 @@ def _besides(config: BaseRun) -> tuple[str, ...]:
     if config.preprocess.scale == "lens_fit":
         found.append("fitting a lens to each, once")
     return tuple(found)
-
-
-def _counted(n: int, what: str) -> str:
-    ending = "es" if what.endswith("s") else "s"
-    return f"{n:,} {what}{'' if n == 1 else ending}"
 
 
 def _hours(estimates: Sequence[Estimate]) -> str:

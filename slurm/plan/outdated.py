@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +20,9 @@ from lensdist.utils.errors import UserError
 from lensdist.utils.sealed import read_json
 from lensdist.utils.text import some
 from lensdist.utils.yaml_reader import read_plain
+from slurm import ROOT
 from slurm.attempts import AttemptLog
-from slurm.job import Target, load_job
+from slurm.job import Target, sent_job
 
 Trigger = Literal["config", "data", "code"]
 TRIGGERS: tuple[Trigger, ...] = ("config", "data", "code")
@@ -50,14 +52,8 @@ class Existing:
         }[self.state]
 
 
-def of_run(
-    target: Target, config: BaseRun, state: Path, package: Path, triggers: Sequence[Trigger]
-) -> Existing:
-    """Return what exists of a training phase.
-
-    Args:
-        package: folder of the `lensdist` package.
-        triggers: changes that make a finished phase run again.
+def of_run(target: Target, config: BaseRun, state: Path, triggers: Sequence[Trigger]) -> Existing:
+    """Return what exists of a training phase, which runs again after the changes in `triggers`.
 
     Raises:
         UserError: the run is marked complete, but its files are damaged.
@@ -69,18 +65,18 @@ def of_run(
     found: dict[Trigger, list[str]] = {
         "config": unmet(record["config"], wanted),
         "data": _other_data(record, config),
-        "code": _other_code(record.get("code"), target, state, package),
+        "code": _other_code(record.get("code"), target, state),
     }
     return _decide("done", found, triggers)
 
 
 def of_scores(
-    target: Target, trained: Existing, state: Path, package: Path, triggers: Sequence[Trigger]
+    target: Target, trained: Existing, state: Path, triggers: Sequence[Trigger]
 ) -> Existing:
     """Return what exists of an evaluation; `trained` is what exists of its run."""
     if trained.state != "done" or not target.reached():
         return Existing("new")
-    code = _other_code(target.scores().get("code"), target, state, package)
+    code = _other_code(target.scores().get("code"), target, state)
     return _decide("done", {"code": code}, triggers)
 
 
@@ -143,11 +139,11 @@ def _other_data(saved: Mapping[str, Any], config: BaseRun) -> list[str]:
         return []  # not there yet: an earlier phase makes it, or the run reports it
 
 
-def _other_code(recorded: object, target: Target, state: Path, package: Path) -> list[str]:
+def _other_code(recorded: object, target: Target, state: Path) -> list[str]:
     """Return the edits since a result was made, as one reason; the result recorded its code."""
     if not isinstance(recorded, dict) or not recorded:
         return []
-    edited = provenance.changed(recorded, package, _made_with(target, state))
+    edited = provenance.changed(recorded, ROOT / "lensdist", _made_with(target, state))
     return [f"changed code ({some(edited)})"] if edited else []
 
 
@@ -155,9 +151,7 @@ def _made_with(target: Target, state: Path) -> Path | None:
     """Return the copy of the `lensdist` package that completed a phase, if it is known."""
     for event in reversed(AttemptLog.of(state, target.phase).events()):
         if event.what == "ended" and event.verdict == "done":
-            try:
-                job = load_job(state / event.submission / f"{target.phase}.json")
-            except UserError:
-                return None
-            return job.code / "lensdist"
+            with suppress(UserError):
+                return sent_job(state, event, target.phase).code / "lensdist"
+            break
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
 from lensdist.config.schema import BaseRun
 from lensdist.data.epoch_size import images_per_epoch
@@ -15,7 +14,7 @@ from slurm.job_side.command import Place, shown_command
 from slurm.plan.estimate import Estimate, estimate, total
 from slurm.plan.estimate import line as time_line
 from slurm.plan.plan import Plan, Step
-from slurm.plan.sbatch import batch_script, dependencies
+from slurm.plan.sbatch import batch_script, batches
 
 _SHARDED = {
     1: "the optimizer's state",
@@ -44,17 +43,12 @@ def render_plan(plan: Plan) -> str:
 def batch_scripts(plan: Plan) -> dict[str, str]:
     """Return the batch script of each job, or job array, that would be sent."""
     jobs = {step.name: _job(step, plan) for step in plan.todo}
-    arrays, ids, found = plan.arrays, dict[str, str](), dict[str, str]()
-    for phase, group in groupby(jobs, key=lambda name: arrays.get(name, name)):
-        names = [*group]
-        after = dependencies(names, jobs, ids)
-        if len(names) > 1 and after is not None:
-            found[phase] = batch_script(jobs[names[0]], after, phase, len(names))
-            ids |= {name: f"JOB_OF_{phase}_{task}" for task, name in enumerate(names)}
-            continue
-        for name in names:
-            found[name] = batch_script(jobs[name], dependencies([name], jobs, ids) or [])
-            ids[name] = f"JOB_OF_{name}"
+    ids, found = dict[str, str](), dict[str, str]()
+    for script, names, after in batches(jobs, plan.arrays, ids):
+        tasks = len(names) if len(names) > 1 else 0
+        found[script] = batch_script(jobs[names[0]], after, script if tasks else None, tasks)
+        for task, name in enumerate(names):
+            ids[name] = f"JOB_OF_{script}_{task}" if tasks else f"JOB_OF_{script}"
     return found
 
 

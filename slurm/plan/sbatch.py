@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,9 @@ _TASK = re.compile(r"(.+)_(\d+)")
 
 
 def slurm_executor(job: Job, after: Sequence[str], array: str | None = None) -> Any:
-    """Return submitit's executor for a phase.
+    """Return submitit's executor for a job; for any point of a sweep, if `array` is its phase.
 
-    Args:
-        job: the phase; any point of a sweep.
-        after: conditions of `--dependency`: `afterok:17`.
-        array: the phase's name, if the script is one for an array of jobs.
+    `after` are conditions of `--dependency`, such as `afterok:17`.
     """
     from submitit.slurm.slurm import SlurmExecutor
 
@@ -81,6 +79,26 @@ def batch_script(job: Job, after: Sequence[str], array: str | None = None, tasks
         return text
     flag = f"#SBATCH --array=0-{tasks - 1}%{tasks}\n"  # as submitit's map_array writes it
     return text.replace("# Parameters\n", f"# Parameters\n{flag}").replace("%j", "%A_%a")
+
+
+def batches(
+    jobs: Mapping[str, Job], arrays: Mapping[str, str], ids: Mapping[str, str]
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield the batch scripts to send: name, its jobs (several: an array), and what it waits for.
+
+    Args:
+        jobs: by name, each after those it needs.
+        arrays: the phase of each point of a sweep; points that wait alike become one array.
+        ids: ids of jobs; the caller adds those of a script's jobs before it asks for the next.
+    """
+    for phase, group in groupby(jobs, key=lambda name: arrays.get(name, name)):
+        names = [*group]
+        after = dependencies(names, jobs, ids)
+        if len(names) > 1 and after is not None:
+            yield phase, names, after
+            continue
+        for name in names:
+            yield name, [name], dependencies([name], jobs, ids) or []
 
 
 def array_file(folder: Path, phase: str, index: int | str) -> Path:

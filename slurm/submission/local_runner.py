@@ -10,10 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
-from lensdist.utils.errors import RunError, UserError
-from lensdist.utils.files import to_json, write_atomic
+from lensdist.utils.errors import RunError
 from lensdist.utils.outcome import node_name
-from lensdist.utils.sealed import read_json
 from slurm import Say
 from slurm.job import Job
 from slurm.job_side.command import USERS_GPUS
@@ -21,12 +19,13 @@ from slurm.job_side.epilogue import describe, end_attempt
 from slurm.job_side.prologue import Start, start_attempt
 from slurm.job_side.requeue_policy import Decision
 from slurm.job_side.run import run_phase
+from slurm.monitor.logs import last_lines
 
 _TAIL = 15  # lines of a failed phase's log to show
 _POLL = 0.2  # s
 
 
-def run_locally(jobs: Mapping[str, Job], ids: Path, say: Say) -> None:
+def run_locally(jobs: Mapping[str, Job], say: Say) -> None:
     """Run phases one after the other, each until it is complete or stopped.
 
     A phase is not started if it needs one that was stopped or cancelled; other phases are. Ctrl-C
@@ -34,7 +33,6 @@ def run_locally(jobs: Mapping[str, Job], ids: Path, say: Say) -> None:
 
     Args:
         jobs: by name, each after those it needs.
-        ids: file for the jobs' ids.
 
     Raises:
         RunError: a phase is not complete.
@@ -46,7 +44,7 @@ def run_locally(jobs: Mapping[str, Job], ids: Path, say: Say) -> None:
     with _Stop() as stop:
         for phase, job in jobs.items():
             lost = any(need.phase in failed for need in job.needs)
-            if lost or not _run_until_complete(job, ids, stop, say):
+            if lost or not _run_until_complete(job, stop, say):
                 failed.append(phase)
             if stop.requests:
                 raise KeyboardInterrupt
@@ -94,17 +92,19 @@ class _Stop:
             self._raises = False
 
 
-def _run_until_complete(job: Job, ids: Path, stop: _Stop, say: Say) -> bool:
+def _run_until_complete(job: Job, stop: _Stop, say: Say) -> bool:
     phase = job.target.phase
     if _is_cancelled(job):
         say(f"{phase}: cancelled, not started")
         return False
     say(f"{phase}: running")
     while True:
-        decision = _Attempt(job, ids, stop, say).run()
+        attempt = _Attempt(job, stop, say)
+        decision = attempt.run()
         if decision.verdict == "done":
             say(f"{phase}: complete, {job.target.run}")
             return True
+        attempt.print_log()
         say(describe(phase, decision))
         if decision.verdict != "requeue":
             return False
@@ -126,10 +126,11 @@ def _is_cancelled(job: Job) -> bool:
 class _Attempt:
     """One attempt, in a process of submitit's or in this one."""
 
-    def __init__(self, job: Job, ids: Path, stop: _Stop, say: Say) -> None:
-        self._job, self._ids, self._stop, self._say = job, ids, stop, say
+    def __init__(self, job: Job, stop: _Stop, say: Say) -> None:
+        self._job, self._stop, self._say = job, stop, say
         self._phase = job.target.phase
         self._id = str(os.getpid())
+        self._log: Path | None = None
 
     def run(self) -> Decision:
         """Run prologue, phase and epilogue; return the epilogue's decision.
@@ -142,6 +143,12 @@ class _Attempt:
         self._run_phase(start)
         # submitit passes no exit code on; the exit reports do.
         return end_attempt(job, self._id, start.attempt, 1, "RUNNING", requeued=False)
+
+    def print_log(self) -> None:
+        """Print the end of its log, if it has one and was not asked to stop."""
+        if self._log is not None and not self._stop.requests:
+            for line in last_lines(self._log, _TAIL):
+                self._say(f"  | {line}")
 
     def _run_phase(self, start: Start) -> None:
         from submitit.core.utils import environment_variables
@@ -160,7 +167,7 @@ class _Attempt:
     def _run_in_this_process(self) -> None:
         from submitit.local.debug import DebugExecutor
 
-        self._log_sent()
+        self._job.log("sent", self._id)
         try:
             # Not result(): after a failure it opens a debugger, which waits for a terminal.
             with self._stop.raised():
@@ -187,9 +194,9 @@ class _Attempt:
             task = executor.submit(run_phase, str(self._job.file))
         finally:
             signal.signal(signal.SIGINT, before)
-        self._id, log = task.job_id, task.paths.stdout
-        self._log_sent()
-        self._say(f"{self._phase}: log {log}")
+        self._id, self._log = task.job_id, task.paths.stdout
+        self._job.log("sent", self._id)
+        self._say(f"{self._phase}: log {self._log}")
         if _is_cancelled(self._job):  # by a command that did not have the process's id yet
             os.kill(int(self._id), signal.SIGTERM)
         passed_on = 0
@@ -200,19 +207,3 @@ class _Attempt:
                 self._say(f"{self._phase}: process {self._id} asked to save and stop")
                 os.kill(int(self._id), signal.SIGTERM)  # submitit's controller passes it on
             time.sleep(_POLL)
-        if not passed_on and not self._reached() and log.exists():
-            for line in log.read_text(errors="replace").splitlines()[-_TAIL:]:
-                self._say(f"  | {line}")
-
-    def _reached(self) -> bool:
-        try:
-            return self._job.target.reached()
-        except UserError:  # damaged, or with other settings: the epilogue reports it
-            return False
-
-    def _log_sent(self) -> None:
-        self._job.log("sent", self._id)
-        known = {}
-        with contextlib.suppress(OSError, ValueError):
-            known = read_json(self._ids)
-        write_atomic(self._ids, to_json({**known, self._phase: self._id}))

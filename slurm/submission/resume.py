@@ -68,7 +68,7 @@ def resume(
     for name, sent in stuck.items():
         assert sent is not None
         say(f"{name}: job {sent.job} could not have started; cancelled, and sent again")
-    dispatch(jobs, {}, queued, folder, say)
+    dispatch(jobs, {}, queued, say)
 
 
 def cancel(targets: Sequence[Target], state: Path, say: Say) -> None:

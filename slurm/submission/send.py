@@ -51,7 +51,7 @@ def send(plan: Plan, say: Say, line: str = "") -> None:
     aside: dict[Path, Path] = {}
     try:
         _set_aside(steps, aside, say)
-        dispatch(jobs, plan.arrays, queued, folder, say)
+        dispatch(jobs, plan.arrays, queued, say)
     except BaseException:
         if plan.cluster.executor == "slurm":  # nothing is queued, so the old files are still valid
             for old, kept in aside.items():
@@ -61,30 +61,26 @@ def send(plan: Plan, say: Say, line: str = "") -> None:
 
 
 def dispatch(
-    jobs: Mapping[str, Job],
-    arrays: Mapping[str, str],
-    queued: Mapping[str, str],
-    folder: Path,
-    say: Say,
+    jobs: Mapping[str, Job], arrays: Mapping[str, str], queued: Mapping[str, str], say: Say
 ) -> None:
     """Write the job files, and send the jobs to SLURM or run them here.
 
     Args:
         jobs: by name, each after those it needs.
-        arrays: the phase of each point of a sweep.
+        arrays: the phase of each point of a sweep, which becomes one job array.
         queued: ids of jobs in the queue that these jobs need.
 
     Raises:
         RunError: sbatch refused a job, and those before it are cancelled; or a phase failed here.
     """
-    say(f"submission {folder}")
+    first = next(iter(jobs.values()))
+    say(f"submission {first.folder}")
     for job in jobs.values():
         write_atomic(job.file, job.model_dump_json(indent=2, exclude_defaults=True))
-    ids = folder / "jobs.json"
-    if next(iter(jobs.values())).cluster.executor == "slurm":
-        queue(jobs, arrays, queued, ids, say)
+    if first.cluster.executor == "slurm":
+        queue(jobs, arrays, queued, say)
     else:
-        run_locally(jobs, ids, say)
+        run_locally(jobs, say)
 
 
 def new_submission(state: Path) -> Path:

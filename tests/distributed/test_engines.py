@@ -1,20 +1,19 @@
 """Every engine, in every precision that a CPU has, on 1, 2 and 4 processes: the same losses, and
-checkpoints that any other goes on from."""
+checkpoints that any other goes on from. Each two of the three meet; all, if LONG."""
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from lensdist.phases import completed
-from lensdist.tracking.metrics_log import read
 from lensdist.training import checkpoint
 from tests.conftest import forked, free_port
-from tests.distributed.engines_worker import ENGINES, GOES_ON, HALF, PRECISIONS, STEPS
+from tests.distributed.engines_worker import ENGINES, GOES_ON, HALF, PRECISIONS, STEPS, paired
+from tests.runs import newest, record, rows
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
@@ -29,26 +28,17 @@ def runs(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("engines")
     for processes in WORLDS:
         words = ("tests.distributed.engines_worker", out, tiny_set)
-        done = forked(*words, processes=processes, port=free_port(), timeout=500)
+        done = forked(*words, processes=processes, port=free_port(), timeout=1000)
         assert done.returncode == 0, done.stderr[-3000:]
     return out
 
 
-def _losses(run: Path) -> list[float]:
-    return [r["loss"] for r in read(run / "metrics.jsonl") if r["kind"] == "train"]
-
-
-def _norms(run: Path) -> list[float]:
-    return [r["grad_norm"] for r in read(run / "metrics.jsonl") if r["kind"] == "train"]
-
-
-def _scores(run: Path) -> list[float]:
-    return [r["nll"] for r in read(run / "metrics.jsonl") if r["kind"] == "val"]
+def _logged(run: Path, name: str, kind: str = "train") -> list[float]:
+    return [row[name] for row in rows(run, kind)]
 
 
 def _end(run: Path) -> dict[str, torch.Tensor]:
-    saved, _ = checkpoint.newest(run / "checkpoints")
-    assert saved is not None
+    saved = newest(run)
     assert saved.step == STEPS
     return saved.tensors
 
@@ -64,19 +54,27 @@ def _same_state(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
         assert float((a - b).norm() / b.norm()) < 1e-4, kind
 
 
-@pytest.mark.parametrize("processes", WORLDS)
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("processes", "engine", "precision"),
+    [
+        pytest.param(*each, marks=() if paired(*each) else pytest.mark.long)
+        for each in product(WORLDS, ENGINES, PRECISIONS)
+    ],
+)
 def test_losses_are_those_of_one_process(
     runs: Path, engine: str, precision: str, processes: int
 ) -> None:
     alone, run = runs / "1" / f"ddp-{precision}", runs / str(processes) / f"{engine}-{precision}"
-    wanted, found = _losses(alone), _losses(run)
+    wanted, found = _logged(alone, "loss"), _logged(run, "loss")
     assert len(found) == STEPS
     assert wanted[-1] < wanted[0]
     assert found == pytest.approx(wanted, rel=TOLERANCE[precision])
-    assert _norms(run) == pytest.approx(_norms(alone), rel=100 * TOLERANCE[precision])
-    assert _scores(run) == pytest.approx(_scores(alone), rel=10 * TOLERANCE[precision])
+    assert _logged(run, "grad_norm") == pytest.approx(
+        _logged(alone, "grad_norm"), rel=100 * TOLERANCE[precision]
+    )
+    assert _logged(run, "nll", "val") == pytest.approx(
+        _logged(alone, "nll", "val"), rel=10 * TOLERANCE[precision]
+    )
     if precision == "no":
         _same_state(_end(run), _end(alone))
 
@@ -84,8 +82,10 @@ def test_losses_are_those_of_one_process(
 @pytest.mark.parametrize("engine", ENGINES)
 def test_synchronised_batchnorm_gives_the_losses_of_one_process(runs: Path, engine: str) -> None:
     alone, run = runs / "1" / "ddp-auto", runs / "2" / f"{engine}-auto"
-    assert _losses(run) == pytest.approx(_losses(alone), rel=TOLERANCE["no"])
-    assert _norms(run) == pytest.approx(_norms(alone), rel=100 * TOLERANCE["no"])  # not clipped
+    assert _logged(run, "loss") == pytest.approx(_logged(alone, "loss"), rel=TOLERANCE["no"])
+    assert _logged(run, "grad_norm") == pytest.approx(
+        _logged(alone, "grad_norm"), rel=100 * TOLERANCE["no"]
+    )  # not clipped
     # Without dropout, biases before BatchNorm have no gradient but rounding: weights say nothing.
     found, wanted = _end(run), _end(alone)
     for name in (n for n in wanted if n.startswith("model/") and "running_var" in n):
@@ -95,16 +95,15 @@ def test_synchronised_batchnorm_gives_the_losses_of_one_process(runs: Path, engi
 @pytest.mark.parametrize("engine", [e for e in ENGINES if e != "ddp"])
 def test_shares_in_the_machines_memory_make_no_difference(runs: Path, engine: str) -> None:
     alone, run = runs / "1" / "ddp-no", runs / "2" / f"{engine}-offload"
-    assert _losses(run) == pytest.approx(_losses(alone), rel=TOLERANCE["no"])
+    assert _logged(run, "loss") == pytest.approx(_logged(alone, "loss"), rel=TOLERANCE["no"])
     _same_state(_end(run), _end(alone))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_export_is_the_average_of_the_best_checkpoint(runs: Path, engine: str) -> None:
     run = runs / "4" / f"{engine}-no"
-    record: dict[str, Any] | None = completed(run)
-    assert record is not None
-    saved = checkpoint.read(run / "checkpoints" / f"step-{record['metrics']['step']:08d}").tensors
+    best = record(run)["metrics"]["step"]
+    saved = checkpoint.read(run / "checkpoints" / f"step-{best:08d}").tensors
     exported = load_file(run / "export" / "model.safetensors")
     for name, tensor in exported.items():
         if f"average/{name}" in saved:
@@ -115,7 +114,7 @@ def test_the_export_is_the_average_of_the_best_checkpoint(runs: Path, engine: st
 @pytest.mark.parametrize(("before", "after"), GOES_ON.items())
 def test_an_engine_goes_on_from_what_another_has_saved(runs: Path, before: str, after: str) -> None:
     run, alone = runs / "2" / f"{after}-from-{before}", runs / "1" / "ddp-no"
-    assert _losses(run) == pytest.approx(_losses(alone)[HALF:], rel=1e-5)
+    assert _logged(run, "loss") == pytest.approx(_logged(alone, "loss")[HALF:], rel=1e-5)
     _same_state(_end(run), _end(alone))
-    (event,) = [r for r in read(run / "metrics.jsonl") if "resumed elsewhere" in str(r.get("what"))]
+    (event,) = [row for row in rows(run, "event") if "resumed elsewhere" in row["what"]]
     assert "processes 4 -> 2" in event["detail"]

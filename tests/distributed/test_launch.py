@@ -11,8 +11,8 @@ import pytest
 
 from lensdist.config import load
 from lensdist.config.schema import schema_of
-from lensdist.phases import completed
 from tests.conftest import ROOT, environment, settings, start
+from tests.runs import record
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
@@ -32,9 +32,7 @@ def _words(data: Path, run: Path, *more: str) -> list[str]:
 
 
 def _finished(run: Path, processes: int, text: str) -> None:
-    record = completed(run)
-    assert record is not None, text
-    assert record["steps"] == 3
+    assert record(run)["steps"] == 3, text
     assert f"on {processes} process(es)" in text
 
 
@@ -73,7 +71,6 @@ def _typed(line: str, task: str, run: Path, **env: str) -> subprocess.Popen[str]
     ("line", "task", "processes", "depends"),
     [
         (_documented("the same through accelerate"), "mae", 1, "depends on"),
-        (_heading("cpu"), "finetune", 2, "depends on"),
         (_heading("cpu"), "common", 2, "depends on"),
         (_documented("4 CPU processes"), "sr", 4, "does not depend on"),
     ],

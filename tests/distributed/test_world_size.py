@@ -1,20 +1,30 @@
-"""1, 2 and 4 processes compute the same: to rounding, or to the bit with train.reproducible."""
+"""1, 2 and 4 processes compute the same: to rounding, or to the bit with train.reproducible.
+
+Each task, and each variant of it, on one process and on 2 or 4; if LONG, on both.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lensdist.tracking.metrics_log import read
-from lensdist.training import checkpoint
 from tests.conftest import command, environment, forked, free_port, settings, start
+from tests.distributed.worker import STEPS, TASKS, paired
+from tests.runs import newest, rows
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
-TIMES = ("images_per_s", "seconds", "data_wait", "mfu", "memory_gb")
+
+def on_several(*variants: str) -> pytest.MarkDecorator:
+    """Parameters: every task and variant on several processes, most of them `long`."""
+    each = product(TASKS, variants, (2, 4))
+    marked = [pytest.param(*one, marks=() if paired(*one) else pytest.mark.long) for one in each]
+    return pytest.mark.parametrize(("task", "variant", "processes"), marked)
 
 
 @pytest.fixture(scope="module")
@@ -24,30 +34,24 @@ def worlds(
     """Folders of the runs of `worker.py` on 1, 2 and 4 processes."""
     root = tmp_path_factory.mktemp("worlds")
     for processes in (1, 2, 4):
-        words = ("tests.distributed.worker", root / str(processes), tiny_set, pairs_set)
-        done = forked(*words, processes=processes, port=free_port(), timeout=500)
+        words = ("tests.distributed.worker", root, tiny_set, pairs_set)
+        done = forked(*words, processes=processes, port=free_port(), timeout=1000)
         assert done.returncode == 0, done.stderr[-3000:]
     return {n: root / str(n) for n in (1, 2, 4)}
 
 
 def _end(run: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    saved, _ = checkpoint.newest(run / "checkpoints")
-    assert saved is not None
-    assert saved.step == 20
-    rows = [r for r in read(run / "metrics.jsonl") if r["kind"] in ("train", "val")]
-    return saved.tensors, [{k: v for k, v in r.items() if k not in TIMES} for r in rows]
+    saved = newest(run)
+    assert saved.step == STEPS
+    return saved.tensors, rows(run, "train", "val")
 
 
-@pytest.mark.parametrize("variant", ["", "-auto"])
-@pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("task", ["mae", "finetune", "mass", "batchnorm", "common", "sr"])
-def test_losses_agree_over_20_steps(
-    worlds: dict[int, Path], task: str, processes: int, variant: str
-) -> None:
+@on_several("", "-auto")
+def test_losses_agree(worlds: dict[int, Path], task: str, variant: str, processes: int) -> None:
     """With a number for train.micro_batch; and under auto, with what does not depend on it."""
-    (alone, rows), (shared, others) = (_end(worlds[n] / (task + variant)) for n in (1, processes))
-    losses, same = ([r["loss"] for r in x if r["kind"] == "train"] for x in (rows, others))
-    assert len(losses) == 20
+    (alone, log), (shared, others) = (_end(worlds[n] / (task + variant)) for n in (1, processes))
+    losses, same = ([r["loss"] for r in x if r["kind"] == "train"] for x in (log, others))
+    assert len(losses) == STEPS
     assert same == pytest.approx(losses, rel=1e-5)
     # As one vector: single weights with a gradient of exactly 0 in theory (the attention's key
     # biases) are rounding noise, which Adam scales up to full steps.
@@ -56,34 +60,35 @@ def test_losses_agree_over_20_steps(
     assert float((a - b).norm() / a.norm()) < 1e-4
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("task", ["mae", "finetune", "mass", "batchnorm", "common", "sr"])
+@on_several("-reproducible")
 def test_reproducible_gives_the_same_bits(
-    worlds: dict[int, Path], task: str, processes: int
+    worlds: dict[int, Path], task: str, variant: str, processes: int
 ) -> None:
-    (alone, rows), (shared, others) = (
-        _end(worlds[n] / f"{task}-reproducible") for n in (1, processes)
-    )
+    (alone, log), (shared, others) = (_end(worlds[n] / (task + variant)) for n in (1, processes))
     assert alone.keys() == shared.keys()
     for name, tensor in alone.items():
         assert torch.equal(tensor, shared[name]), name
-    assert rows == others
+    assert log == others
+
+
+def _all(worlds: dict[int, Path], task: str) -> Iterator[tuple[int, Path]]:
+    return ((n, folder / task) for n, folder in worlds.items() if (folder / task).exists())
 
 
 def test_batchnorm_statistics_move_once_a_step(worlds: dict[int, Path]) -> None:
-    for processes, folder in worlds.items():
-        tensors, _ = _end(folder / "batchnorm")
-        assert int(tensors["model/4.num_batches_tracked"]) == 20, processes
+    for processes, run in _all(worlds, "batchnorm"):
+        tensors, _ = _end(run)
+        assert int(tensors["model/4.num_batches_tracked"]) == STEPS, processes
         # Frozen in the first stage, so it moved in the second only.
-        assert 0 < int(tensors["model/1.num_batches_tracked"]) < 20, processes
+        assert 0 < int(tensors["model/1.num_batches_tracked"]) < STEPS, processes
 
 
 def test_kept_features_and_unfrozen_layers_were_both_trained_on(worlds: dict[int, Path]) -> None:
-    for processes, folder in worlds.items():
-        events = [r for r in read(folder / "common" / "metrics.jsonl") if r["kind"] == "event"]
-        frozen = [(r["step"], r["detail"]) for r in events if r["what"] == "frozen layers"]
-        assert [step for step, _ in frozen] == [0, 18], processes
-        assert "2 view(s) of 96 images" in frozen[0][1]
+    for processes, run in _all(worlds, "common"):
+        events = [r for r in rows(run, "event") if r["what"] == "frozen layers"]
+        frozen = [(r["step"], r["detail"]) for r in events]
+        assert [step for step, _ in frozen][:2] == [0, 9], processes
+        assert "2 view(s) of 48 images" in frozen[0][1]
         assert "not cached: 2 epoch(s)" in frozen[1][1]
 
 
@@ -107,8 +112,7 @@ def test_auto_goes_on_with_another_number_of_processes_and_says_so(
     done = forked(*words, "--resume", begun, processes=2, port=port)
     assert done.returncode == 0, done.stderr
     assert "the result depends on the number of processes (dropout), unless" in done.stderr
-    events = [r for r in read(tmp_path / "two" / "metrics.jsonl") if r["kind"] == "event"]
-    (said,) = [r for r in events if r["what"].startswith("resumed elsewhere")]
+    (said,) = [r for r in rows(tmp_path / "two", "event") if "resumed elsewhere" in r["what"]]
     assert said["what"] == "resumed elsewhere, the result may differ"
     assert said["detail"] == "processes 1 -> 2"
 

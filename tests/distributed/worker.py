@@ -2,13 +2,16 @@
 
     worker.py OUT DATA PAIRS
 
-Each run lands in OUT/<name>; the test compares those of different numbers of processes.
+Each run lands in OUT/<processes>/<task><variant>; the test compares those of different numbers of
+processes: all of them, or those that are `paired`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,22 @@ from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.runs import phase
 from lensdist.tasks import Stage, Task
-from tests.conftest import settings
+from tests.conftest import LONG, settings
 
+TASKS = ("mae", "finetune", "mass", "batchnorm", "common", "sr")
+VARIANTS = ("", "-reproducible", "-auto")
+STEPS = 20 if LONG else 10
 _DROPOUT = {
     **dict.fromkeys(("mae", "finetune", "mass"), "model.dropout"),
     "common": "model.head_dropout",
     "sr": "model.encoder.dropout",
 }
+
+
+def paired(task: str, variant: str, processes: int) -> bool:
+    """Whether a run is among those in which each two of the three meet; one process makes all."""
+    odd = (TASKS.index(task) + VARIANTS.index(variant)) % 2
+    return LONG or processes == 1 or odd == (processes == 4)
 
 
 class BatchNormTask(Task[Any]):
@@ -86,41 +98,48 @@ def _digest(model: nn.Module) -> int:
     return int.from_bytes(digest.digest()[:7], "little")
 
 
+def _configuration(name: str, variant: str, folder: Path, data: Path) -> Any:
+    """In at least two stages, but for the pretraining; three steps an epoch, or two."""
+    task = "finetune" if name == "batchnorm" else name
+    changes: dict[str, Any] = {
+        "train.max_steps": STEPS, "train.log_every": 1, "train.ema": 0.9,
+        "train.reproducible": str(variant == "-reproducible").lower(),
+        "optim.clip_norm": 1.0, "augment.rot180": "true",
+    }  # fmt: skip
+    if task in ("finetune", "mass", "sr"):
+        changes |= {"frozen_epochs": 1, "train.epochs": 6}
+    if task == "sr":  # the same number of micro-batches a step, of few large images
+        changes |= {"train.global_batch": 8, "train.micro_batch": 2, "data.train_images": 24}
+    elif task in ("finetune", "common"):
+        changes["data.labels_per_class"] = 16
+    if name == "common":  # the heads on kept features, then one section more
+        changes |= {"train.epochs": 9, "unfreeze_epochs": "[3,2,1,1,1,1]"}
+    elif name in ("finetune", "mass", "sr"):
+        changes["encoder"] = folder.parents[1] / "1" / "mae-reproducible"
+    else:
+        changes["train.epochs"] = 20
+    if variant == "-auto":  # a micro-batch a process; nothing is drawn for it as a whole
+        changes |= {"train.micro_batch": "auto", _DROPOUT[task]: 0}
+        changes["train.sync_batchnorm"] = "true"
+    config, *overrides = settings(task, data, folder, **changes)
+    return load(Path(config.removeprefix("--config=")), overrides, schema=schema_of)
+
+
 def main(out: Path, data: Path, pairs: Path) -> None:
     torch.set_num_threads(1)
     world = None
     original = phase.build_task
     weights = _remember_weights()
-    for name in ("mae", "finetune", "mass", "batchnorm", "common", "sr"):
-        for variant in ("", "-reproducible", "-auto"):
-            task = "finetune" if name == "batchnorm" else name
-            changes: dict[str, Any] = {
-                "train.max_steps": 20, "train.log_every": 1, "train.ema": 0.9,
-                "train.reproducible": str(variant == "-reproducible").lower(),
-                "optim.clip_norm": 1.0, "augment.rot180": "true",
-            }  # fmt: skip
-            if task in ("finetune", "mass", "sr"):
-                changes |= {"frozen_epochs": 1, "train.epochs": 6}
-            if task == "sr":  # the same number of micro-batches a step, of few large images
-                changes |= {"train.global_batch": 8, "train.micro_batch": 2}
-            if name == "common":  # the heads on kept features, then one section more
-                changes |= {"train.epochs": 9, "unfreeze_epochs": "[3,2,1,1,1,1]"}
-            elif name in ("finetune", "mass", "sr"):
-                changes["encoder"] = out / "mae-reproducible"
-            else:
-                changes["train.epochs"] = 20
-            if variant == "-auto":  # a micro-batch a process; nothing is drawn for it as a whole
-                changes |= {"train.micro_batch": "auto", _DROPOUT[task]: 0}
-                changes["train.sync_batchnorm"] = "true"
-            folder = out / (name + variant)
-            images = pairs if task == "sr" else data
-            config, *overrides = settings(task, images, folder, **changes)
-            path = Path(config.removeprefix("--config="))
-            cfg = load(path, overrides, schema=schema_of)
-            world = world or phase.context_of(cfg)
-            phase.build_task = BatchNormTask if name == "batchnorm" else original  # type: ignore[assignment]
-            phase.run(cfg, "auto", world)
-            world.agree("weights", weights.pop())
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    for name, variant in product(TASKS, VARIANTS):
+        if not paired(name, variant, processes):
+            continue
+        folder = out / str(processes) / (name + variant)
+        cfg = _configuration(name, variant, folder, pairs if name == "sr" else data)
+        world = world or phase.context_of(cfg)
+        phase.build_task = BatchNormTask if name == "batchnorm" else original  # type: ignore[assignment]
+        phase.run(cfg, "auto", world)
+        world.agree("weights", weights.pop())
     assert world is not None
     world.close(0, together=True)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, environment, forked
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(1500)]
 
@@ -23,14 +22,19 @@ def blocks(name: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "docs" / name).read_text(), re.M | re.S)
 
 
-def typed(command: str, folder: Path, code: int = 0) -> str:
-    """Run a line of shell in a folder, `lensdist` being this one."""
+def typed(command: str, folder: Path) -> None:
+    """Run a document's line in a shell, `lensdist` being this one."""
     env = {**environment(), "PYTHONPATH": str(ROOT)}
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     line = re.sub(r"^lensdist ", f"{sys.executable} -m lensdist ", command)
     done = subprocess.run(
         ["bash", "-c", line], cwd=folder, env=env, capture_output=True, text=True, timeout=900
     )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def lensdist(words: str, folder: Path, code: int = 0) -> str:
+    """What the command says, in a folder."""
+    done = forked("lensdist", *words.split(), folder=folder)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
@@ -60,14 +64,14 @@ def test_it_predicts_resumes_and_is_reported_as_any_other(folder: Path) -> None:
     (folder / "lenses").mkdir()
     for k in range(3):
         np.save(folder / "lenses" / f"{k}.npy", images[k])
-    typed("lensdist predict runs/brightness lenses --out t.csv --trust brightness", folder)
+    lensdist("predict runs/brightness lenses --out t.csv --trust brightness", folder)
     rows = list(csv.DictReader((folder / "t.csv").open()))
     assert [row["file"] for row in rows] == [f"lenses/{k}.npy" for k in range(3)]
     assert all(np.isfinite(float(row["log10_sum"])) for row in rows)
-    assert "rmse" in typed("lensdist report runs/brightness --out table", folder)
-    typed("lensdist train --config brightness.yaml run.dir=b train.max_steps=5", folder)
-    again = "lensdist train --config brightness.yaml run.dir=c data.path=b/data train.epochs=1"
-    typed(f"{again} train.max_steps=5 --resume never", folder)
+    assert "rmse" in lensdist("report runs/brightness --out table", folder)
+    lensdist("train --config brightness.yaml run.dir=b train.max_steps=5", folder)
+    again = "train --config brightness.yaml run.dir=c data.path=b/data train.epochs=1"
+    lensdist(f"{again} train.max_steps=5 --resume never", folder)
     weights = [(folder / run / "export" / "model.safetensors").read_bytes() for run in "bc"]
     assert weights[0] == weights[1]
 
@@ -82,9 +86,9 @@ def test_no_program_that_only_a_file_names_is_run(folder: Path) -> None:
         "predict ../runs/brightness ../lenses --out t.csv",
         "export ../runs/brightness --format pt2 --out exported",
     ):
-        assert "--trust brightness" in typed(f"lensdist {command}", here, 2)
-    typed("lensdist report ../runs/brightness --out table", here)
-    typed("lensdist check ../runs/brightness", here, 1)
+        assert "--trust brightness" in lensdist(command, here, 2)
+    lensdist("report ../runs/brightness --out table", here)
+    lensdist("check ../runs/brightness", here, 1)
     assert not (here / "ran").exists()
 
 

@@ -13,6 +13,7 @@ import pytest
 
 import lensdist
 from tests.conftest import command, forked, settings, start
+from tests.runs import assert_same_end, newest
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(900)]
 
@@ -92,33 +93,17 @@ def test_pretraining_saw_only_the_train_split_of_its_classes(job: Path) -> None:
 
 
 def test_a_stream_needs_no_files_and_resumes_in_the_same_bits(tmp_path: Path) -> None:
-    from lensdist.training import checkpoint
-
     common: dict[str, Any] = {
-        "data.path": "null", "data.source": "stream", "data.n_per_class": 12,
+        "data.path": "null", "data.source": "stream", "data.n_per_class": 12, "train.max_steps": 9,
         "data.classes": "null", "data.stream_epoch": 48, "checkpoint.every_steps": 4,
     }  # fmt: skip
-    ends = []
-    for name, stops in (("whole", [9]), ("halves", [4, 9])):
-        for stop in stops:
-            words = settings(
-                "mae", tmp_path, tmp_path / name, **common, **{"train.max_steps": stop}
-            )
-            if stop != stops[-1]:  # stopped by a signal, not finished
-                _signal(words, stop)
-            else:
-                _run("train", *words)
-        saved, _ = checkpoint.newest(tmp_path / name / "checkpoints")
-        assert saved is not None
-        assert saved.step == 9
-        ends.append(saved.tensors)
-    for name, tensor in ends[0].items():
-        assert (tensor == ends[1][name]).all(), name
-
-
-def _signal(words: list[str], step: int) -> None:
-    words = [w for w in words if not w.startswith("train.max_steps")] + ["train.max_steps=9"]
-    assert forked("tests.faults.killer", "term", step, "--", *words).returncode == 75
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    words = settings("mae", tmp_path, halves, **common)
+    assert forked("tests.faults.killer", "term", 4, "--", *words).returncode == 75
+    _run("train", *words)
+    _run("train", *settings("mae", tmp_path, whole, **common))
+    assert newest(whole).step == 9
+    assert_same_end(halves, whole)
 
 
 def test_wandb_offline_stays_in_the_run(tiny_set: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import lensdist
-from lensdist.phases import completed
 from tests.conftest import forked, settings, start
+from tests.runs import record
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(900)]
 
@@ -64,9 +64,7 @@ def test_scores_stand_beside_bicubic_s(job: Path) -> None:
     assert scores["psnr_gain"] == pytest.approx(scores["psnr"] - scores["psnr_bicubic"])
     assert "gap" not in scores  # these files know no truth
     assert (job / "sr" / "figures" / "super_resolution.png").stat().st_size > 10_000
-    record = completed(job / "sr")
-    assert record is not None
-    assert record["config"]["model"]["exact_means"]
+    assert record(job / "sr")["config"]["model"]["exact_means"]
     export = json.loads((job / "sr" / "export" / "config.json").read_text())
     assert (export["task"], export["init"]) == ("sr", "mae")
 
@@ -98,9 +96,7 @@ def test_it_is_exported_again_and_reported(job: Path, tmp_path: Path) -> None:
 def test_from_the_stream(job: Path, tmp_path: Path) -> None:
     words = {"data.source": "stream", "data.n_per_class": 10, "train.max_steps": 3}
     _run("train", *settings("sr", Path("null"), tmp_path / "run", **words))
-    record = completed(tmp_path / "run")
-    assert record is not None
-    assert record["steps"] == 3
+    assert record(tmp_path / "run")["steps"] == 3
 
 
 @pytest.mark.parametrize(

@@ -99,34 +99,29 @@ def _would_start(number: int, flags: dict[str, str]) -> str:
 
 
 def squeue(state: State, words: list[str]) -> str:
-    given, rest = options(words, "hart:o:j:", "start")
-    if "h" not in given or "o" not in given or rest or given.get("t", ["all"]) != ["all"]:
-        raise Unsupported("squeue without -h and -o, or of some states only")
-    jobs = [j for j in state["jobs"].values() if j["queued"]]
-    if "j" in given:
-        ids = given["j"][0].split(",")
-        for name in ids:
-            if not re.fullmatch(r"\d+(_\d+)?", name):
-                raise Failed(1, f"squeue: error: Invalid job id: {name}\n")
-        # Of one job that is not there it says so; of several it shows those that are. Old ones
-        # refuse all.
-        if (len(ids) == 1 or state["strict"]) and not all(known(state, name) for name in ids):
-            raise Failed(1, f"slurm_load_jobs error: {NO_JOB}\n")
-        jobs = [j for j in jobs if {j["id"], j["array"]} & set(ids)]
+    given, rest = options(words, "hart:o:j:")
+    if not {"h", "o", "j"} <= set(given) or rest or given.get("t", ["all"]) != ["all"]:
+        raise Unsupported("squeue without -h, -o and -j, or of some states only")
+    ids = given["j"][0].split(",")
+    for name in ids:
+        if not re.fullmatch(r"\d+(_\d+)?", name):
+            raise Failed(1, f"squeue: error: Invalid job id: {name}\n")
+    # Of one job that is not there it says so; of several it shows those that are. Old ones
+    # refuse all.
+    if (len(ids) == 1 or state["strict"]) and not all(known(state, name) for name in ids):
+        raise Failed(1, f"slurm_load_jobs error: {NO_JOB}\n")
     if state["down"]:
         raise Failed(1, f"slurm_load_jobs error: {NO_CONTROLLER}\n")
+    jobs = [j for j in state["jobs"].values() if j["queued"] and {j["id"], j["array"]} & set(ids)]
     if "t" not in given:
         jobs = [j for j in jobs if j["state"] not in FINISHED]
-    shown = jobs if "r" in given else rows(jobs)
-    return "".join(_fill(given["o"][0], job) + "\n" for job in shown)
+    return "".join(_fill(given["o"][0], job) + "\n" for job in jobs)
 
 
 def _fill(form: str, job: Job) -> str:
-    fields = {"i": "id", "T": "state", "r": "reason", "N": "nodes", "j": "name", "P": "partition"}
-    values = {letter: job[field] for letter, field in {**fields, "L": "left"}.items()}
-    values |= {"e": job["ends"] or "N/A", "S": job["start_time"] or "N/A"}
+    fields = {"i": "id", "T": "state", "r": "reason", "N": "nodes", "L": "left"}
     try:
-        return re.sub(r"%(\w)", lambda found: str(values[found[1]]), form)
+        return re.sub(r"%(\w)", lambda found: str(job[fields[found[1]]]), form)
     except KeyError as e:
         raise Unsupported(f"squeue -o %{e.args[0]}") from e
 
@@ -198,7 +193,6 @@ def _fields(job: Job) -> list[str]:
         "Restarts": job["restarts"],
         "ExitCode": job["exit_code"],
         "StartTime": job["start_time"] or "Unknown",
-        "EndTime": job["ends"] or "Unknown",
         "Partition": job["partition"],
         "ExcNodeList": job["excluded"] or "(null)",
         "NodeList": job["nodes"],
@@ -214,7 +208,7 @@ def _requeue(state: State, name: str) -> str:
                 raise Failed(1, f"{tasks}: Job is pending execution\n")
             raise Failed(1, f"Job is pending execution for job {name}\n")
         job |= {"state": "PENDING", "reason": "BeginTime", "restarts": job["restarts"] + 1}
-        job |= {"nodes": "", "exit_code": "0:0", "ends": "", "delay": 0, "dependency": ""}
+        job |= {"nodes": "", "exit_code": "0:0", "delay": 0, "dependency": ""}
     return ""
 
 
@@ -243,25 +237,20 @@ def _controlled(state: State, name: str) -> list[Job]:
 
 
 def scancel(state: State, words: list[str]) -> str:
-    given, names = options(words, "s:", "signal=")
-    signal = "".join(given.get("s", []) + given.get("signal", [])).removeprefix("SIG")
+    _, names = options(words, "")
     if not names:
         raise Failed(1, "scancel: error: No job identification provided\n")
     for name in names:
         if not re.fullmatch(r"\d+(_\d+)?", name):
             raise Failed(1, f"scancel: error: Invalid job id {name}\n")
         jobs = [j for j in named(state, name) if j["state"] not in FINISHED]
-        if state["down"] or (signal and not jobs):
-            why = NO_CONTROLLER if state["down"] else NO_JOB
-            raise Failed(1, f"scancel: error: Kill job error on job id {name}: {why}\n")
+        if state["down"]:
+            raise Failed(1, f"scancel: error: Kill job error on job id {name}: {NO_CONTROLLER}\n")
         for job in jobs:
-            if signal:
-                job["signals"].append(signal)
-            else:
-                ran = job["state"] not in PENDING
-                job |= {"state": "CANCELLED", "exit_code": "0:15" if ran else "0:0"}
-                # A task that waited, alone of its array, is forgotten by the queue.
-                job["queued"] = ran or name != job["id"] or not job["array"]
+            ran = job["state"] not in PENDING
+            job |= {"state": "CANCELLED", "exit_code": "0:15" if ran else "0:0"}
+            # A task that waited, alone of its array, is forgotten by the queue.
+            job["queued"] = ran or name != job["id"] or not job["array"]
     return ""
 
 

@@ -59,11 +59,9 @@ def new_job(number: int, task: int | None, flags: dict[str, str], script: str) -
         "excluded": flags.get("exclude", ""),
         "start_time": "",
         "delay": 0,
-        "ends": "",
         "left": "10:00",
         "script": script,
         "flags": flags,
-        "signals": [],
         "queued": True,
         "accounted": {},
     }

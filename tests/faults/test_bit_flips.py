@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from tests.conftest import ROOT, forked, settings
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
-SET = ROOT / "tests" / "golden" / "e08eb66" / "set"
+OTHER = ROOT / "tests" / "golden" / "e08eb66" / "finetune"
+SET = OTHER.with_name("set")
 TINY: dict[str, Any] = {
     "model.image_size": 16, "model.patch_size": 4, "model.dim": 16, "model.heads": 2,
     "model.head_dims": "[8]", "train.max_steps": 4, "train.global_batch": 8,
@@ -69,11 +71,18 @@ def used(run: Path) -> str:
     )
 
 
-def flipped(data: bytes, bit: int) -> bytes:
-    """With one bit changed."""
-    damaged = bytearray(data)
-    damaged[bit // 8] ^= 1 << bit % 8
-    return bytes(damaged)
+def flip(path: Path, use: Callable[[], Any]) -> None:
+    """60 bits of a file, one at a time: it is refused, or what is used is the same."""
+    wanted, data, refused = use(), path.read_bytes(), 0
+    for bit in random.Random(path.name).sample(range(8 * len(data)), 60):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            assert use() == wanted, (path, bit)
+        except (UserError, checkpoint.Damaged):
+            refused += 1
+    assert refused >= 30  # of JSON, flips between one space and another blank are harmless
 
 
 NAMES = (
@@ -83,58 +92,34 @@ NAMES = (
 )  # fmt: skip
 
 
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_60_flips_in_a_file_of_a_run_are_refused_or_harmless(
-    finished: Path, tmp_path: Path, name: str
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    everything, draw = used(run), random.Random(name)
-    data, refused = (run / name).read_bytes(), 0
-    for bit in draw.sample(range(8 * len(data)), 60):
-        (run / name).write_bytes(flipped(data, bit))
-        try:
-            assert used(run) == everything, (name, bit)
-        except (UserError, checkpoint.Damaged):
-            refused += 1
-    assert refused >= 30  # of JSON, flips between one space and another blank are harmless
+def test_60_flips_in_a_file_of_a_run_are_refused_or_harmless(run: Path, name: str) -> None:
+    flip(run / name, lambda: used(run))
 
 
 def test_no_file_of_a_run_is_left_out(finished: Path) -> None:
     found = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
-    known = {
-        *NAMES,
-        ".lock",
-        *(str(p.relative_to(finished)) for p in finished.glob("figures/*.png")),
-    }
-    alike = {name.replace("00000004", "00000002") for name in NAMES} | {
-        name.replace("00000002", "00000004") for name in NAMES
-    }
-    assert found <= known | alike
+    known = {name.replace("00000002", "00000004") for name in (*NAMES, ".lock")}
+    figures = {name for name in found if name.startswith("figures/")}
+    assert {name.replace("00000002", "00000004") for name in found - figures} <= known
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_60_flips_in_an_export_by_itself_are_refused_or_harmless(
-    finished: Path, tmp_path: Path, name: str
-) -> None:
-    folder = tmp_path / "given"
-    shutil.copytree(finished / "export", folder)
-    description, _ = read_export(folder)
-    data, refused, draw = (folder / name).read_bytes(), 0, random.Random(name)
-    for bit in draw.sample(range(8 * len(data)), 60):
-        (folder / name).write_bytes(flipped(data, bit))
-        try:
-            assert read_export(folder)[0] == description, bit
-        except UserError:
-            refused += 1
-    assert refused >= 30
+def test_60_flips_in_an_export_by_itself_are_refused_or_harmless(run: Path, name: str) -> None:
+    given = (run / "export").rename(run.parent / "given")
+    flip(given / name, lambda: read_export(given)[0])
 
 
-def test_another_run_s_export_is_not_this_run_s(finished: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
+def test_another_run_s_export_is_not_this_run_s(run: Path) -> None:
     shutil.rmtree(run / "export")
-    shutil.copytree(ROOT / "tests" / "golden" / "e08eb66" / "finetune" / "export", run / "export")
+    shutil.copytree(OTHER / "export", run / "export")
     for path in (run, run / "export"):
         with pytest.raises(UserError, match="altered since its run was completed"):
             read_export(path)
@@ -143,12 +128,8 @@ def test_another_run_s_export_is_not_this_run_s(finished: Path, tmp_path: Path) 
     assert "altered" in collect([run])[0]["problem"]
 
 
-def test_another_run_s_scores_are_not_this_run_s(finished: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    shutil.copy(
-        ROOT / "tests" / "golden" / "e08eb66" / "finetune" / "eval" / "test.json", run / "eval"
-    )
+def test_another_run_s_scores_are_not_this_run_s(run: Path) -> None:
+    shutil.copy(OTHER / "eval" / "test.json", run / "eval")
     row = collect([run])[0]
     assert "not of the run's weights" in row["problem"]
     assert "accuracy" not in row

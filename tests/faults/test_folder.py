@@ -13,12 +13,11 @@ import yaml
 
 from lensdist import train
 from lensdist.distributed.context import DistributedContext
-from lensdist.phases import completed
 from lensdist.runs import phase
 from lensdist.runs.lock import held
-from lensdist.tracking.metrics_log import read
 from lensdist.utils.owners import Owner, owner_of, tag
 from tests.conftest import forked, settings
+from tests.runs import record, rows
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900), pytest.mark.usefixtures("handlers")]
 
@@ -69,12 +68,10 @@ def test_of_two_runs_that_start_together_one_has_the_folder(
     _meanwhile(monkeypatch, DistributedContext, "agree", the_other)
     codes.append(train.main(short(tiny_set, tmp_path / "run")))
     assert codes == [2, 0]
-    record = completed(tmp_path / "run")
-    assert record is not None
-    assert record["config"]["optim"]["lr"] == 1e-3
-    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text()) == record["config"]
-    rows = read(tmp_path / "run/metrics.jsonl")
-    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2]
+    config = record(tmp_path / "run")["config"]
+    assert config["optim"]["lr"] == 1e-3
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text()) == config
+    assert [row["step"] for row in rows(tmp_path / "run", "train")] == [1, 2]
 
 
 @pytest.mark.parametrize(("rate", "code"), [(1e-3, 0), (0.5, 2)])

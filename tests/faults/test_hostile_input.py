@@ -12,7 +12,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,9 @@ from lensdist.data.reading.object_arrays import parse_axion, save_axion
 from lensdist.data.reading.raw import BadFile, read_bytes
 from lensdist.data.reading.readers import Reading, parse
 from lensdist.utils.errors import RunError
+from tests.conftest import until
 from tests.faults.payload import Payload
+from tests.sockets import children
 from tests.unit import data_files
 from tests.unit.data_files import image
 
@@ -257,28 +258,6 @@ def test_any_damage_gives_an_image_or_a_sentence(suffix: str, data: st.DataObjec
         assert np.isfinite(reading.image).all()
 
 
-def children(pid: int) -> set[int]:
-    found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        found |= {int(word) for word in task.read_text().split()}
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
-def wait_for(condition: Any, seconds: float = 20) -> bool:
-    end = time.monotonic() + seconds
-    while not (done := condition()) and time.monotonic() < end:
-        time.sleep(0.02)
-    return bool(done)
-
-
 _PACK = """
 import sys, time
 from lensdist.data.packing.pack import pack
@@ -296,14 +275,14 @@ def test_a_killed_pack_leaves_no_set_and_no_process(tmp_path: Path) -> None:
     process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": os.getcwd()})
     try:
         # Killed while samples are being written: the staging folder exists, the set does not.
-        assert wait_for(lambda: list(tmp_path.glob(".out.*.tmp/images.npy")))
-        workers = children(process.pid)
+        until(lambda: list(tmp_path.glob(".out.*.tmp/images.npy")))
+        _, *workers = children(process.pid)
         assert workers
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (tmp_path / "out").exists()
-    assert wait_for(lambda: not any(alive(pid) for pid in workers))
+    until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
     manifest, _ = pack(src, tmp_path / "out")
     assert manifest.count == 120
     assert not list(tmp_path.glob(".out.*"))  # what the killed one left is gone

@@ -5,15 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lensdist.tracking.metrics_log import read
 from lensdist.utils import outcome
-from tests.conftest import ROOT, command, environment, settings
+from tests.conftest import ROOT, command, environment, settings, until
 from tests.sockets import children, listeners
 
 pytestmark = [
@@ -57,10 +55,3 @@ def test_processes_save_when_their_launcher_has_died(
     last = read(run / "metrics.jsonl")[-1]
     assert (last["what"], last["detail"]) == ("stopped and saved", "its launcher is gone")
     assert (run / "checkpoints" / f"step-{last['step']:08d}").exists()
-
-
-def until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + 240
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)

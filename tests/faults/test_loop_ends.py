@@ -12,17 +12,20 @@ import torch
 from lensdist import train
 from lensdist.phases import completed
 from lensdist.tasks.mae import MaeTask
-from lensdist.tracking.metrics_log import read
 from lensdist.training import checkpoint, loop
 from lensdist.training.stopping import Stopper
 from tests.conftest import settings
+from tests.runs import record, rows
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("handlers")]
 
 
 def words(data: Path, run: Path, **more: Any) -> list[str]:
     quick = {"train.max_steps": 20, "train.log_every": 20, "train.eval_every_epochs": 99}
-    return settings("mae", data, run, **{"train.micro_batch": 16, **quick, **more})
+    quick |= {"train.micro_batch": 16, "train.select_from": "best"}
+    return settings(
+        "mae", data, run, **{"train.micro_batch": 16, "train.select_from": "best", **quick, **more}
+    )
 
 
 def kept(run: Path) -> list[int]:
@@ -65,8 +68,7 @@ def test_a_stop_that_could_not_be_saved_does_not_say_run_me_again(
     monkeypatch.setattr(Stopper, "asked", lambda _: "somebody")
     assert train.main(words(tiny_set, tmp_path, **{"checkpoint.background": background})) == 1
     assert "could not be saved" in capsys.readouterr().err
-    events = [r for r in read(tmp_path / "metrics.jsonl") if r["kind"] == "event"]
-    assert [(r["step"], r["what"]) for r in events] == [(1, "not saved")]
+    assert [(r["step"], r["what"]) for r in rows(tmp_path, "event")] == [(1, "not saved")]
 
 
 def test_early_stop_ends_once_and_for_all(
@@ -75,22 +77,20 @@ def test_early_stop_ends_once_and_for_all(
     more = {"train.early_stop": 2, "train.eval_every_epochs": 1, "checkpoint.every_steps": 1}
     scores(monkeypatch, [3.0, 1.0, 2.0, 2.0])
     assert train.main(words(tiny_set, tmp_path, **more)) == 0
-    first = completed(tmp_path)
-    assert first is not None
+    first = record(tmp_path)
     steps = first["steps"]
     assert steps < 20
     assert first["metrics"] == {"selected_by": "val mse", "val": 1.0, "step": steps // 2}
     assert train.main(words(tiny_set, tmp_path, **more)) == 0  # nothing to do
-    assert completed(tmp_path) == first
+    assert record(tmp_path) == first
     assert train.main(words(tiny_set, tmp_path, **more, **{"train.epochs": 99})) == 2
     (tmp_path / "COMPLETE.json").unlink()  # killed between the last save and the export
     scores(monkeypatch, [])  # a resumed run must not evaluate, or train, again
     assert train.main(words(tiny_set, tmp_path, **more)) == 0
-    again = completed(tmp_path)
-    assert again is not None
+    again = record(tmp_path)
     assert (again["steps"], again["metrics"]) == (steps, first["metrics"])
-    for record in (again, first):
-        del record["files"]["metrics.jsonl"]  # has one more row: it went on
+    for each in (again, first):
+        del each["files"]["metrics.jsonl"]  # has one more row: it went on
     assert again["files"] == first["files"]
 
 
@@ -107,10 +107,8 @@ def test_a_best_checkpoint_that_is_lost_is_not_claimed(
     monkeypatch.setattr(checkpoint, "write", refuse)
     scores(monkeypatch, [1.0, 5.0])  # at steps 10 and 20: the best is the one that was not saved
     assert train.main(words(tiny_set, tmp_path, **{"train.eval_every_epochs": 5})) == 0
-    done = completed(tmp_path)
-    assert done is not None
     said = "nothing: the last weights; the best, of step 10, are lost"
-    assert done["metrics"] == {"selected_by": said, "val": None, "step": 20}
+    assert record(tmp_path)["metrics"] == {"selected_by": said, "val": None, "step": 20}
 
 
 def test_going_back_to_an_older_checkpoint_is_not_undone_by_newer_ones(

@@ -5,220 +5,183 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from lensdist.phases import completed
-from lensdist.tracking.metrics_log import read
 from lensdist.training import checkpoint
-from tests.conftest import command, forked, settings, start
+from tests.conftest import command, forked, settings, shared, start
+from tests.runs import assert_same_bits, assert_same_end, newest
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 
-STEPS = 30
+STEPS = 14  # of two an epoch
 TASKS = ("mae", "finetune", "mass", "common", "sr")
-FROM_MAE = ("finetune", "mass", "sr")
-TIMES = ("images_per_s", "seconds", "data_wait", "mfu", "memory_gb")
+
+Words = Callable[..., list[str]]
+Whole = Callable[[str], Path]
 
 
-def _settings(task: str, data: Path, run: Path, **more: Any) -> list[str]:
-    changes: dict[str, Any] = {
-        "train.max_steps": STEPS, "train.epochs": 6, "train.ema": 0.9, "train.log_every": 4,
-        "optim.schedule": "{kind: cosine, warmup_steps: 3}", "checkpoint.every_steps": 5,
-        "checkpoint.keep": 2,
-    }  # fmt: skip
-    if task == "common":  # heads on kept features, then a section more with each epoch
-        changes |= {"train.epochs": 8, "unfreeze_epochs": "[3,1,1,1,1,1]"}
-    if task == "finetune":
-        changes |= {"frozen_epochs": 1, "model.head_dropout": 0.2, "augment.rot180": "true"}
-    if task == "sr":
-        changes |= {"frozen_epochs": 1, "train.epochs": 10}
-    return settings(task, data, run, **{**changes, **more})
+@pytest.fixture(scope="session")
+def words(tiny_set: Path, pairs_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Words:
+    """The settings of a task's run in a folder: averaged weights, two stages or more."""
+
+    def of(task: str, run: Path, **more: Any) -> list[str]:
+        changes: dict[str, Any] = {
+            "train.max_steps": STEPS, "train.epochs": 8, "train.ema": 0.9, "train.log_every": 3,
+            "optim.schedule": "{kind: cosine, warmup_steps: 3}", "checkpoint.every_steps": 4,
+            "checkpoint.keep": 2, "train.eval_every_epochs": 2,
+        }  # fmt: skip
+        if task in ("finetune", "common"):
+            changes["data.labels_per_class"] = 11
+        if task == "common":  # heads on kept features, then a section more with each epoch
+            changes |= {"unfreeze_epochs": "[3,1,1,1,1,1]", "model.resize": 32}
+        if task == "finetune":
+            changes |= {"frozen_epochs": 1, "model.head_dropout": 0.2, "augment.rot180": "true"}
+        if task == "sr":
+            changes |= {"frozen_epochs": 1, "data.train_images": 32}
+        if task in ("finetune", "mass", "sr"):
+            changes["encoder"] = _whole(tmp_path_factory, of, "mae")
+        return settings(task, pairs_set if task == "sr" else tiny_set, run, **changes | more)
+
+    return of
 
 
-@pytest.fixture(scope="module")
-def whole(
-    tiny_set: Path, pairs_set: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    """Uninterrupted runs: a pretraining, what starts from it, and an unfreezing.
+def _whole(factory: pytest.TempPathFactory, words: Words, task: str) -> Path:
+    """Not forked like the others, which have one order of sets between them: here it is another."""
 
-    Not forked like the others, which have one order of sets between them: here it is another.
-    """
-    root = tmp_path_factory.mktemp("whole")
-    for task in TASKS:
-        data = pairs_set if task == "sr" else tiny_set
-        more = {"encoder": root / "mae"} if task in FROM_MAE else {}
-        done = start(command("lensdist.train", *_settings(task, data, root / task, **more)))
+    def make(run: Path) -> None:
+        done = start(command("lensdist.train", *words(task, run)))
         assert done.returncode == 0, done.stderr
-    return {task: root / task for task in TASKS}
+
+    return shared(factory, f"whole-{task}", make)
 
 
-def _same(run: Path, whole: Path) -> None:
-    ours, _ = checkpoint.newest(run / "checkpoints")
-    theirs, _ = checkpoint.newest(whole / "checkpoints")
-    assert ours is not None
-    assert theirs is not None
-    assert ours.step == theirs.step == STEPS
-    assert ours.tensors.keys() == theirs.tensors.keys()
-    for name, tensor in theirs.tensors.items():
-        assert torch.equal(tensor, ours.tensors[name]), name
-    assert ours.meta["state"] == theirs.meta["state"]
-    rows, expected = (
-        [
-            {k: v for k, v in row.items() if k not in TIMES}
-            for row in read(r / "metrics.jsonl")
-            if row["kind"] in ("train", "val")
-        ]
-        for r in (run, whole)
-    )
-    assert rows == expected
-    ours_done, theirs_done = completed(run), completed(whole)
-    assert ours_done is not None
-    assert theirs_done is not None
-    weights = "export/model.safetensors"
-    assert ours_done["files"][weights] == theirs_done["files"][weights]
+@pytest.fixture(scope="session")
+def whole(words: Words, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Uninterrupted runs by task, made when they are asked for."""
+    return lambda task: _whole(tmp_path_factory, words, task)
+
+
+@pytest.fixture
+def unfinished(whole: Whole, tmp_path: Path) -> Path:
+    """A copy of the pretraining that was killed before it was complete."""
+    run = tmp_path / "mae"
+    shutil.copytree(whole("mae"), run)
+    (run / "COMPLETE.json").unlink()
+    return run
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_sigkill_at_random_steps(
-    task: str, whole: dict[str, Path], tiny_set: Path, pairs_set: Path, tmp_path: Path
-) -> None:
+def test_sigkill_at_random_steps(task: str, words: Words, whole: Whole, tmp_path: Path) -> None:
     run = tmp_path / task
-    more = {"encoder": whole["mae"]} if task in FROM_MAE else {}
-    words = _settings(task, pairs_set if task == "sr" else tiny_set, run, **more)
-    draw = random.Random(7)
-    kills = sorted(draw.sample(range(1, STEPS), 4))
-    plan = [("step", n) for n in kills] + [("write", 25), ("rename", STEPS)]
+    kills = random.Random(task).sample([n for n in range(1, STEPS) if n != 12], 2)
+    plan = [("step", n) for n in kills] + [("write", 12), ("rename", STEPS)]
     for when, number in sorted(plan, key=lambda p: p[1]):
-        done = forked("tests.faults.killer", when, number, "--", *words)
+        done = forked("tests.faults.killer", when, number, "--", *words(task, run))
         assert done.returncode == -signal.SIGKILL, (when, number, done.stderr)
         assert not (run / "COMPLETE.json").exists()
-    done = forked("lensdist.train", *words)
+    done = forked("lensdist.train", *words(task, run))
     assert done.returncode == 0, done.stderr
-    _same(run, whole[task])
+    assert_same_end(run, whole(task))
 
 
 def test_stop_signal_saves_and_asks_to_be_run_again(
-    whole: dict[str, Path], tiny_set: Path, tmp_path: Path
+    words: Words, whole: Whole, tmp_path: Path
 ) -> None:
     run = tmp_path / "mae"
-    words = _settings("mae", tiny_set, run)
-    done = forked("tests.faults.killer", "term", 13, "--", *words)
+    done = forked("tests.faults.killer", "term", 6, "--", *words("mae", run))
     assert done.returncode == 75, done.stderr
-    assert "step 14: stopped and saved: SIGTERM" in done.stderr
-    assert forked("lensdist.train", *words).returncode == 0
-    _same(run, whole["mae"])
+    assert "step 7: stopped and saved: SIGTERM" in done.stderr
+    assert forked("lensdist.train", *words("mae", run)).returncode == 0
+    assert_same_end(run, whole("mae"))
 
 
-def test_stop_file_on_two_processes(
-    whole: dict[str, Path], tiny_set: Path, tmp_path: Path, port: int
-) -> None:
+def test_stop_file_on_two_processes(words: Words, tmp_path: Path, port: int) -> None:
     run = tmp_path / "mae"
-    words = _settings("mae", tiny_set, run)
-    killer = ("tests.faults.killer", "stop", 13, "--", *words)
+    killer = ("tests.faults.killer", "stop", 6, "--", *words("mae", run))
     done = forked(*killer, processes=2, port=port)
     assert done.returncode == 75, done.stderr
-    saved, _ = checkpoint.newest(run / "checkpoints")
-    assert saved is not None
-    assert 14 <= saved.step < STEPS
+    assert 7 <= newest(run).step < STEPS
     assert not (run / "COMPLETE.json").exists()
     # Somebody wanted it to stop: it does not start again behind their back.
-    again = forked("lensdist.train", *words)
+    again = forked("lensdist.train", *words("mae", run))
     assert again.returncode == 2
     assert "delete the file" in again.stderr
     (run / "STOP").unlink()
-    assert forked("lensdist.train", *words).returncode == 0
+    assert forked("lensdist.train", *words("mae", run)).returncode == 0
 
 
 def test_a_checkpoint_elsewhere_only_starts_a_run(
-    whole: dict[str, Path], tiny_set: Path, tmp_path: Path
+    words: Words, whole: Whole, tmp_path: Path
 ) -> None:
-    run = tmp_path / "mae"
-    first = _settings("mae", tiny_set, tmp_path / "first")
-    assert forked("tests.faults.killer", "term", 6, "--", *first).returncode == 75
-    origin = checkpoint.steps(tmp_path / "first" / "checkpoints")[-1][1]
-    words = [*_settings("mae", tiny_set, run), f"--resume={origin}"]
-    killed = forked("tests.faults.killer", "term", 17, "--", *words)
+    run, first = tmp_path / "mae", tmp_path / "first"
+    killer = ("tests.faults.killer", "term", 2, "--", *words("mae", first))
+    assert forked(*killer).returncode == 75
+    origin = checkpoint.steps(first / "checkpoints")[-1][1]
+    from_there = [*words("mae", run), f"--resume={origin}"]
+    killed = forked("tests.faults.killer", "term", 8, "--", *from_there)
     assert killed.returncode == 75, killed.stderr
     assert f"resumed: {origin.name}" in killed.stderr
-    again = forked("lensdist.train", *words)
+    again = forked("lensdist.train", *from_there)
     assert again.returncode == 0, again.stderr
-    assert "resumed: step-00000018" in again.stderr  # its own, not the origin again
-    ours, _ = checkpoint.newest(run / "checkpoints")
-    theirs, _ = checkpoint.newest(whole["mae"] / "checkpoints")
-    assert ours is not None
-    assert theirs is not None
-    assert all(torch.equal(t, ours.tensors[n]) for n, t in theirs.tensors.items())
+    assert "resumed: step-00000009" in again.stderr  # its own, not the origin again
+    assert_same_bits(newest(run), newest(whole("mae")))
 
 
 def test_a_damaged_checkpoint_is_named_and_passed_over(
-    whole: dict[str, Path], tiny_set: Path, tmp_path: Path
+    words: Words, whole: Whole, unfinished: Path
 ) -> None:
-    run = tmp_path / "mae"
-    shutil.copytree(whole["mae"], run)
-    (run / "COMPLETE.json").unlink()
-    newest = checkpoint.steps(run / "checkpoints")[-1][1] / "state.safetensors"
+    newest = checkpoint.steps(unfinished / "checkpoints")[-1][1] / "state.safetensors"
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
-    done = forked("lensdist.train", *_settings("mae", tiny_set, run))
+    done = forked("lensdist.train", *words("mae", unfinished))
     assert done.returncode == 0, done.stderr
     assert f"{newest}: altered since it was written" in done.stderr
-    _same(run, whole["mae"])
+    assert_same_end(unfinished, whole("mae"))
 
 
-def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(
-    whole: dict[str, Path], tiny_set: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "mae"
-    shutil.copytree(whole["mae"], run)
-    (run / "COMPLETE.json").unlink()
-    for _, path in checkpoint.steps(run / "checkpoints"):
+def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(words: Words, unfinished: Path) -> None:
+    for _, path in checkpoint.steps(unfinished / "checkpoints"):
         (path / "state.safetensors").write_bytes(b"")
-    done = forked("lensdist.train", *_settings("mae", tiny_set, run))
+    done = forked("lensdist.train", *words("mae", unfinished))
     assert done.returncode == 1
     assert "is whole" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"optim.lr": 0.5}, "optim.lr"),
-        ({"seed": 3}, "seed"),
-        ({"model.dim": 64}, "model.dim"),
-        ({"train.micro_batch": 8}, "train.micro_batch"),
-    ],
+    ("setting", "value"),
+    [("optim.lr", 0.5), ("seed", 3), ("model.dim", 64), ("train.micro_batch", 8)],
 )
 def test_other_settings_are_refused_before_anything_is_written(
-    whole: dict[str, Path], tiny_set: Path, tmp_path: Path, changes: dict[str, Any], sentence: str
+    words: Words, unfinished: Path, setting: str, value: float
 ) -> None:
-    run = tmp_path / "mae"
-    shutil.copytree(whole["mae"], run)
-    (run / "COMPLETE.json").unlink()
-    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
-    done = forked("lensdist.train", *_settings("mae", tiny_set, run, **changes))
+    before = _times(unfinished)
+    done = forked("lensdist.train", *words("mae", unfinished, **{setting: value}))
     assert done.returncode == 2, done.stderr
-    assert sentence in done.stderr
-    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+    assert setting in done.stderr
+    assert _times(unfinished) == before
 
 
-def test_a_finished_run_is_left_alone(whole: dict[str, Path], tiny_set: Path) -> None:
-    run = whole["mae"]
-    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
-    again = forked("lensdist.train", *_settings("mae", tiny_set, run))
+def _times(run: Path) -> dict[Path, int]:
+    return {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+
+
+def test_a_finished_run_is_left_alone(words: Words, whole: Whole) -> None:
+    run = whole("mae")
+    before = _times(run)
+    again = forked("lensdist.train", *words("mae", run))
     assert again.returncode == 0
     assert "nothing to do" in again.stderr
-    other = forked("lensdist.train", *_settings("mae", tiny_set, run, seed=1))
-    assert other.returncode == 2
-    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+    assert forked("lensdist.train", *words("mae", run, seed=1)).returncode == 2
+    assert _times(run) == before
 
 
-def test_the_saved_configuration_replays_the_run(whole: dict[str, Path], tmp_path: Path) -> None:
+def test_the_saved_configuration_replays_the_run(whole: Whole, tmp_path: Path) -> None:
     run = tmp_path / "again"
-    words = [f"--config={whole['mae'] / 'config.yaml'}", f"run.dir={run}"]
-    done = forked("lensdist.train", *words)
+    done = forked("lensdist.train", f"--config={whole('mae') / 'config.yaml'}", f"run.dir={run}")
     assert done.returncode == 0, done.stderr
-    _same(run, whole["mae"])
+    assert_same_end(run, whole("mae"))

@@ -81,6 +81,7 @@ def words_of(preset: str, run: Path, encoder: Path | None) -> list[str]:
         "data.stream_epoch": 24,
         "train.epochs": 7,
         "train.max_steps": STEPS,
+        "train.select_from": "best",
         "train.global_batch": 8,
         "train.micro_batch": 4,
         "train.log_every": 1,

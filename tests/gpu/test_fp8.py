@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from lensdist.distributed import fp8
 from lensdist.models.config import EncoderConfig
 from lensdist.models.vit import Block
-from lensdist.phases import completed
 from tests.conftest import command, settings, start
 from tests.gpu.test_gpu import _environment
+from tests.runs import record
 
 pytestmark = [
     pytest.mark.gpu,
@@ -100,4 +100,4 @@ def test_a_run(tiny_set: Path, tmp_path: Path) -> None:
     words = settings("mae", tiny_set, run, **wide, precision="fp8")
     done = start(command("lensdist.train", *words), env=_environment())
     assert done.returncode == 0, done.stderr
-    assert completed(run) is not None
+    assert record(run)

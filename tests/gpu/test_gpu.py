@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lensdist.phases import completed
-from lensdist.tracking.metrics_log import read
-from lensdist.training import checkpoint
 from tests.conftest import command, environment, settings, start
+from tests.runs import assert_same_bits, losses, newest, record
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,7 +31,6 @@ def test_a_run_stops_and_resumes_in_the_same_bits(
     more = {"train.max_steps": 12, "train.ema": 0.9, "optim.clip_norm": 1.0}
     if task == "common":
         more |= {"train.max_steps": 22, "train.epochs": 9, "unfreeze_epochs": "[3,2,1,1,1,1]"}
-    ends = []
     for name in ("whole", "halves"):
         run = tmp_path / name
         data = pairs_set if task == "sr" else tiny_set
@@ -44,12 +41,8 @@ def test_a_run_stops_and_resumes_in_the_same_bits(
         done = start(command("lensdist.train", *words), env=_environment())
         assert done.returncode == 0, done.stderr
         assert "cuda" in done.stderr
-        assert completed(run) is not None
-        saved, _ = checkpoint.newest(run / "checkpoints")
-        assert saved is not None
-        ends.append(saved.tensors)
-    for key, tensor in ends[0].items():
-        assert torch.equal(tensor, ends[1][key]), key
+        assert record(run)
+    assert_same_bits(newest(tmp_path / "halves"), newest(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +54,6 @@ def test_an_engine_gives_the_losses_of_ddp(
     tiny_set: Path, tmp_path: Path, engine: str, precision: str
 ) -> None:
     """On one GPU; tests/distributed/test_engines.py has several processes, on CPUs."""
-    losses = []
     for name in ("ddp", engine):
         run = tmp_path / name
         more = {"train.max_steps": 12, "train.ema": 0.9, "optim.clip_norm": 1.0}
@@ -71,8 +63,8 @@ def test_an_engine_gives_the_losses_of_ddp(
         words = [*settings("mae", tiny_set, run, **more), f"precision={precision}"]
         done = start(command("lensdist.train", *words), env=_environment())
         assert done.returncode == 0, done.stderr
-        losses.append([r["loss"] for r in read(run / "metrics.jsonl") if r["kind"] == "train"])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5 if precision == "no" else 1e-3)
+    near = 1e-5 if precision == "no" else 1e-3
+    assert losses(tmp_path / engine) == pytest.approx(losses(tmp_path / "ddp"), rel=near)
 
 
 def test_simulation_is_the_same_as_on_the_cpu() -> None:

@@ -18,9 +18,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
 TWO_BY_TWO = {"executor": "slurm", "nodes": 2, "processes_per_node": 2, "cpus_per_task": 2}
 
 
-def test_a_chain_runs_phase_after_phase_on_two_nodes(
-    cluster: MiniSlurm, tiny_set: Path, tmp_path: Path
-) -> None:
+def test_a_chain_runs_on_two_nodes(cluster: MiniSlurm, tiny_set: Path, tmp_path: Path) -> None:
     chain = write_chain(tmp_path, tiny_set)
     where = write_cluster(tmp_path, **TWO_BY_TWO)
     runs = tmp_path / "runs"
@@ -28,7 +26,7 @@ def test_a_chain_runs_phase_after_phase_on_two_nodes(
     submit("submit", chain, where, env=cluster.environment)
     jobs = jobs_of(runs)
     assert list(jobs) == ["pretrain", "finetune", "evaluate"]
-    states = {phase: cluster.finished(job, 280) for phase, job in jobs.items()}
+    states = {phase: cluster.finished(job, 400) for phase, job in jobs.items()}
     logs = {phase: log_of(runs, job) for phase, job in jobs.items()}
     assert states == dict.fromkeys(jobs, "COMPLETED"), logs
 
@@ -53,8 +51,7 @@ def test_a_chain_runs_phase_after_phase_on_two_nodes(
     assert began >= ended
 
     # What the plan showed is what sbatch was given.
-    (file,) = runs.glob(".submit/*/jobs.json")
-    folder = file.parent
+    (folder,) = runs.glob(".submit/2*-*")
     assert folder.stat().st_mode & 0o777 == 0o700
     (code,) = (runs / ".submit" / "code").iterdir()
     for phase, job in jobs.items():
@@ -72,17 +69,15 @@ def test_a_chain_runs_phase_after_phase_on_two_nodes(
     assert jobs_of(runs) == jobs
 
 
-def test_what_needs_a_failed_phase_is_cancelled_and_healed_by_resume(
-    cluster: MiniSlurm, tiny_set: Path, tmp_path: Path
-) -> None:
+def test_resume_sends_dependents_again(cluster: MiniSlurm, tiny_set: Path, tmp_path: Path) -> None:
     chain = write_chain(tmp_path, tiny_set)
     where = write_cluster(tmp_path, executor="slurm", cpus_per_task=1)
     runs, there = tmp_path / "runs", tmp_path / "later"
     submit("submit", chain, where, f"data.path={there}", env=cluster.environment)
     jobs = jobs_of(runs)
-    assert cluster.finished(jobs["pretrain"], 100) == "FAILED"
-    assert cluster.finished(jobs["finetune"], 60) == "CANCELLED"
-    assert cluster.finished(jobs["evaluate"], 60) == "CANCELLED"
+    assert cluster.finished(jobs["pretrain"], 400) == "FAILED"
+    assert cluster.finished(jobs["finetune"], 300) == "CANCELLED"
+    assert cluster.finished(jobs["evaluate"], 300) == "CANCELLED"
     (attempt,) = attempts_of(runs, "pretrain")  # bad input is not tried twice
     assert attempt.ended is not None
     assert (attempt.ended.verdict, attempt.ended.kind) == ("stop", "input")
@@ -96,11 +91,11 @@ def test_what_needs_a_failed_phase_is_cancelled_and_healed_by_resume(
     again = jobs_of(runs)
     assert [*again] == ["pretrain", "finetune", "evaluate"]
     assert f"finetune: job {again['finetune']}, after {again['pretrain']}" in told
-    states = {phase: cluster.finished(job, 100) for phase, job in again.items()}
+    states = {phase: cluster.finished(job, 400) for phase, job in again.items()}
     assert states == dict.fromkeys(again, "COMPLETED"), told
 
 
-def test_a_sweep_is_an_array_with_a_table(
+def test_a_sweep_is_an_array_and_a_table(
     cluster: MiniSlurm, tiny_set: Path, tmp_path: Path
 ) -> None:
     tmp_path = tmp_path / ODD  # whatever the folder is called
@@ -116,7 +111,7 @@ def test_a_sweep_is_an_array_with_a_table(
     jobs = jobs_of(tmp_path / "runs")
     array = jobs[next(name for name in jobs if name.startswith("finetune@"))].split("_")[0]
     table = next(name for name in jobs if name.startswith("sweep-"))
-    assert cluster.finished(jobs[table], 150) == "COMPLETED"
+    assert cluster.finished(jobs[table], 400) == "COMPLETED"
     states = {job: cluster.job(job)["JobState"] for job in jobs.values()}
     assert [states[f"{array}_{i}"] for i in (0, 1)] == ["COMPLETED", "FAILED"]
     assert sorted(s for n, j in jobs.items() if "evaluate@" in n for s in [states[j]]) == [
@@ -134,9 +129,7 @@ def test_a_sweep_is_an_array_with_a_table(
     assert rows[1]["complete"] is False
 
 
-def test_what_sbatch_refuses_is_told_in_its_words(
-    cluster: MiniSlurm, tiny_set: Path, tmp_path: Path
-) -> None:
+def test_sbatch_s_refusal_is_shown(cluster: MiniSlurm, tiny_set: Path, tmp_path: Path) -> None:
     chain = write_chain(tmp_path, tiny_set)
     where = write_cluster(tmp_path, executor="slurm", partition="nope")
     told = submit("submit", chain, where, code=1, env=cluster.environment).stderr

@@ -21,7 +21,7 @@ from tests.conftest import forked, settings, start
 from tests.slurm.minislurm import MiniSlurm
 from tests.slurm.watch import attempts_of, log_of, losses, wait_step
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
 
 STEPS = 300
 RUN = {
@@ -65,7 +65,7 @@ class Sent:
     def text(self) -> str:
         return log_of(self.runs, self.job)
 
-    def completes(self, losses_of: dict[int, float], timeout: float = 400) -> None:
+    def completes(self, losses_of: dict[int, float], timeout: float = 800) -> None:
         """Wait for the end: complete, with the losses of the run that nobody disturbed."""
         state = self.slurm.finished(self.job, timeout)
         assert state == "COMPLETED", self.text()

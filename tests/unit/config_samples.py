@@ -26,20 +26,11 @@ class Model(BaseModel):
     name: str = "vit"
 
 
-class Sgd(BaseModel):
-    kind: Literal["sgd"]
-    lr: float = Field(0.1, gt=0)
-    nesterov: bool | Literal["auto"] = False
-    sgd: bool = False  # a key that is also a tag: locations must not mix them up
-
-
-class Adam(BaseModel):
-    kind: Literal["adam"] = "adam"
+class Optim(BaseModel):
+    kind: Literal["sgd", "adam"] = "adam"
     lr: float = Field(1e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
-
-
-Optim = Annotated[Sgd | Adam, Field(discriminator="kind")]
+    nesterov: bool | Literal["auto"] = False
 
 
 class Crop(BaseModel):
@@ -61,7 +52,7 @@ class Config(BaseModel):
     data: Path | None = None
     note: str = ""
     model: Model = Model()
-    optim: Optim = Adam()
+    optim: Optim = Optim()
     crop: Crop | None = None
     crops: list[Crop] = []
     named: dict[str, Crop] = {}
@@ -99,3 +90,8 @@ def errors(path: Path | None, overrides: Sequence[str] = (), schema: Any = Confi
 
 def said(*overrides: str) -> list[str]:
     return errors(None, overrides)
+
+
+def places(path: Path | None, overrides: Sequence[str] = (), schema: Any = Config) -> list[str]:
+    """Only the key and the place of each mistake: `seed (a.yaml:2)`."""
+    return [line.partition(": ")[0] for line in errors(path, overrides, schema)]

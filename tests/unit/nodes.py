@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slurm.config.cluster import Cluster
 from slurm.job import Job, Target
+from tests.unit.jobs import make_job
 
 H100 = "NVIDIA H100 80GB HBM3, GPU-{0}, {1}, 34\n"
 GOOD = H100.format("aa", 0) + H100.format("bb", 0)
@@ -18,16 +18,11 @@ def node_job(tmp_path: Path, sent: dict[str, str] | None = None, **cluster: obje
     limits = {"min_free_gb": 0, "min_write_mb_s": 0} | limits
     for folder in ("code", "runs"):
         (tmp_path / folder).mkdir(exist_ok=True)
-    return Job(
-        chain="tiny",
-        target=Target(phase="finetune", run=tmp_path / "runs" / "tiny" / "finetune"),
-        needs=(),
-        argv=("-c", ""),
-        cluster=Cluster.model_validate({"executor": "slurm", "preflight": limits, **cluster}),
-        cwd=tmp_path,
+    return make_job(
+        Target(phase="finetune", run=tmp_path / "runs" / "tiny" / "finetune"),
+        tmp_path / "state",
+        cluster={"executor": "slurm", "preflight": limits, **cluster},
         code=tmp_path / "code",
-        state=tmp_path / "runs" / ".submit",
-        folder=tmp_path / "runs" / ".submit" / "now",
         versions=sent or {},
     )
 

@@ -12,12 +12,11 @@ import pytest
 
 from lensdist.utils.files import to_json, write_atomic
 from slurm.attempts import Event
-from slurm.config.cluster import Cluster
 from slurm.job import Job, Target
 from slurm.job_side import epilogue, prologue
 from slurm.job_side.command import ATTEMPT
-from tests.conftest import ROOT
 from tests.fakes.slurm import FakeSlurm
+from tests.unit.jobs import make_job
 
 
 class Script:
@@ -37,23 +36,11 @@ class Script:
 
     def write(self, submission: str = "now", **changes: Any) -> Job:
         """The job's file, of a submission."""
-        (self._folder / ".submit").mkdir(exist_ok=True, mode=0o700)
-        folder = self._folder / ".submit" / submission
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         cluster = {"executor": "slurm", "nodes": 2} | changes.pop("cluster", {})
-        self.job = Job(
-            chain="tiny",
-            target=Target(phase="finetune", run=self.run),
-            needs=changes.pop("needs", ()),
-            argv=("-m", "lensdist.train"),
-            cluster=Cluster.model_validate(cluster),
-            counts=changes.pop("counts", (1, 2)),
-            cwd=self._folder,
-            code=ROOT,
-            state=self._folder / ".submit",
-            folder=folder,
-        )
-        self.file = write_atomic(folder / "finetune.json", self.job.model_dump_json())
+        given = {"argv": ("-m", "lensdist.train"), "counts": (1, 2), "cluster": cluster} | changes
+        target = Target(phase="finetune", run=self.run)
+        self.job = make_job(target, self._folder / ".submit", submission, **given)
+        self.file = self.job.file
         return self.job
 
     def begin(self) -> dict[str, str]:
@@ -76,7 +63,7 @@ class Script:
     def report(self, host: str, problem: str, *, shared: bool = False) -> None:
         """What a node, gpu7 or gpu8, says of itself in this attempt."""
         number = int(host[-1]) - 7
-        said = {"host": host, "node": number, "time": 1, "versions": {}, "problem": problem}
+        said = {"host": host, "node": number, "problem": problem}
         write_atomic(self.outcomes / f"node-{number:05d}.json", to_json(said | {"shared": shared}))
 
     @property

@@ -10,8 +10,10 @@ import pytest
 from lensdist.utils.files import sha256, to_json, write_atomic
 from lensdist.utils.outcome import Outcome
 from slurm.attempts import AttemptLog
-from slurm.config.cluster import Cluster
 from slurm.job import Job, Target
+from slurm.job_side.node_health import Report
+from slurm.monitor.diagnose import why
+from tests.unit.jobs import make_job
 
 T0 = 1_700_000_000.0  # s
 
@@ -58,20 +60,11 @@ class Standing:
 
     def sent(self, phase: str, job: str, submission: str = "first", **cluster: object) -> Job:
         """Send a phase: its file and its event."""
-        folder = self.state / submission
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = Job(
-            chain="tiny",
-            target=next(target for target in self.targets if target.phase == phase),
-            needs=self._needs[phase],
-            argv=("-m", "lensdist.train", "--config", str(folder / f"{phase}.yaml")),
-            cluster=Cluster.model_validate({"executor": "slurm"} | cluster),
-            cwd=self.runs,
-            code=self.state / "code",
-            state=self.state,
-            folder=folder,
-        )
-        write_atomic(folder / f"{phase}.json", found.model_dump_json())
+        argv = ("-m", "lensdist.train", "--config", str(self.state / submission / f"{phase}.yaml"))
+        target = next(target for target in self.targets if target.phase == phase)
+        more = {"needs": self._needs[phase], "argv": argv, "code": self.state / "code"}
+        given = {"executor": "slurm"} | cluster
+        found = make_job(target, self.state, submission, cluster=given, **more)
         self.attempt_log(phase).append("sent", job, submission, time=T0)
         return found
 
@@ -87,6 +80,28 @@ class Standing:
         given = {"kind": "crashed", "attempt": 1, "time": T0 + 3600 * attempt + 1080}
         given |= {"verdict": verdict, "reason": reason}
         self.attempt_log(phase).append("ended", job, "first", **given | more)
+
+    def failed(
+        self, verdict: str, reason: str, *, phase: str = "pretrain", job: str = "17", **more: object
+    ) -> None:
+        """Send a phase, start its first attempt, and end it."""
+        self.sent(phase, job)
+        self.started(phase, job)
+        self.ended(phase, job, verdict, reason, **more)
+
+    def unfit(self, problem: str, *, shared: bool = False) -> None:
+        """Report gpu08 as unfit for the first attempt of `pretrain`."""
+        report = Report(host="gpu08", node=1, problem=problem, shared=shared)
+        write_atomic(self.attempt("pretrain") / "node-00001.json", report.model_dump_json())
+
+    def page(self, phase: str = "pretrain", options: str = "") -> str:
+        """Return the page of `why`; only its paths are longer than a line."""
+        target = next(target for target in self.targets if target.phase == phase)
+        page = why(target, self.state, self.targets, options=options)
+        assert len(page.splitlines()) <= 40
+        for line in page.splitlines():
+            assert len(line) <= 100 or str(self.runs) in line, line
+        return page
 
     def attempt(self, phase: str, number: int = 1) -> Path:
         """Where what is said in an attempt lies."""

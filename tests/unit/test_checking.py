@@ -64,12 +64,9 @@ def _file_for_folder(path: Path) -> None:
     ],
 )
 def test_damage_is_named(
-    made: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str,
     damage: Callable[[Path], object],
-) -> None:
+) -> None:  # fmt: skip
     copy = tmp_path / "copy"
     shutil.copytree(made, copy)
     damage(copy / name)

@@ -10,14 +10,9 @@ import pytest
 from pydantic import BaseModel
 
 from lensdist.config import load
-from tests.unit.config_samples import Adam, Config, Crop, Model, errors, said, write
+from tests.unit.config_samples import Config, Crop, Model, Optim, errors, places, said, write
 
-pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # so that messages show short names
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("in_tmp")]
 
 
 def test_defaults_are_merged_in_order_and_the_file_wins() -> None:
@@ -36,85 +31,54 @@ def test_defaults_are_merged_in_order_and_the_file_wins() -> None:
     assert (config.seed, config.resume) == (1, True)
 
 
-def test_a_mistake_in_a_base_names_the_base() -> None:
-    write("\nmodel:\n  depth: 0\n  mask_ration: 1\n", "configs/base.yaml")
+def test_a_mistake_in_a_base_names_the_base_and_one_that_is_overridden_is_none() -> None:
+    base = write("\nmodel:\n  depth: 0\n", "configs/base.yaml")
     path = write("defaults: base.yaml\nseed: x\n", "configs/a.yaml")
-    assert errors(path) == [
-        "seed (configs/a.yaml:2): must be a whole number, got 'x'",
-        "model.depth (configs/base.yaml:3): must be greater than or equal to 1, got 0",
-        "model.mask_ration (configs/base.yaml:4): unknown key; did you mean 'mask_ratio'?",
-    ]
-
-
-def test_an_overridden_mistake_is_none() -> None:
-    write("model: {depth: 0}\n", "base.yaml")
-    path = write("defaults: base.yaml\nmodel: {depth: 2}\n")
-    assert load(path, schema=Config).model.depth == 2
-    assert load(Path("base.yaml"), ["model.depth=3"], schema=Config).model.depth == 3
+    assert places(path) == ["seed (configs/a.yaml:2)", "model.depth (configs/base.yaml:3)"]
+    assert load(path, ["seed=1", "model.depth=2"], schema=Config).model.depth == 2
+    write("defaults: base.yaml\nmodel: {depth: 3}\n", "configs/a.yaml")
+    assert load(path, schema=Config).model.depth == 3
+    assert places(base) == ["model.depth (configs/base.yaml:3)"]
 
 
 def test_unreadable_defaults() -> None:
+    """Nothing is said of keys that a missing file may hold, such as `crop.size`."""
     write("seed: 1\n", "base.yaml")
     write("seed: [\n", "broken.yaml")
-    path = write("seed: 1\ndefaults:\n  - base.yml\n  - broken.yaml\n  - gone/x.yaml\n")
-    assert errors(path) == [
-        "defaults (a.yaml:3): 'base.yml': no such file; did you mean 'base.yaml'?",
-        "defaults (a.yaml:5): 'gone/x.yaml': no such file",
-        "broken.yaml:2: not valid YAML: while parsing a flow node, expected the node content, "
-        "but found '<stream end>'",
-    ]
-
-
-def test_without_a_base_nothing_is_said_of_keys_that_it_may_hold() -> None:
-    path = write("defaults: gone.yaml\ncrop: {margin: 3}\n")
-    assert errors(path, ["oops"]) == [
-        "defaults (a.yaml:1): 'gone.yaml': no such file",
-        "command line: 'oops': no '='; overrides are written key=value",
-    ]
+    path = write("crop: {margin: 1}\ndefaults:\n  - base.yml\n  - broken.yaml\n  - gone/x.yaml\n")
+    assert "did you mean 'base.yaml'?" in errors(path)[0]
+    assert places(path, ["oops"]) == [
+        "defaults (a.yaml:3)", "defaults (a.yaml:5)", "broken.yaml:2", "command line"
+    ]  # fmt: skip
 
 
 def test_an_override_does_not_move_the_mapping_around_it() -> None:
     path = write("seed: 1\ncrop: {margin: 3}\n")
-    assert errors(path, ["crop.size=2"]) == [
-        "crop (a.yaml:2): margin (3) must be smaller than size (2)"
-    ]
+    assert places(path, ["crop.size=2"]) == ["crop (a.yaml:2)"]
 
 
 @pytest.mark.parametrize("entry", ["3", "{a: b}", "[a.yaml, 3]", "[[a.yaml]]", "null", "''"])
 def test_defaults_must_be_file_names(entry: str) -> None:
     write("seed: 1\n", "a.yaml")
-    lines = errors(write(f"defaults: {entry}\n", "b.yaml"))
-    assert lines == ["defaults (b.yaml:1): must be a file name or a list of file names"]
+    assert places(write(f"defaults: {entry}\n", "b.yaml")) == ["defaults (b.yaml:1)"]
 
 
 def test_defaults_in_a_circle() -> None:
     write("seed: 1\ndefaults: sub/b.yaml\n")
     write("defaults: [../c.yaml]\n", "sub/b.yaml")
     write("defaults: [./sub/../a.yaml]\n", "c.yaml")
-    assert errors(Path("a.yaml")) == [
-        "defaults (c.yaml:1): files build on each other in a circle: "
-        "a.yaml -> sub/b.yaml -> c.yaml -> a.yaml"
-    ]
-    write("defaults: self.yaml\n", "self.yaml")
-    assert errors(Path("self.yaml"))[0].endswith("self.yaml -> self.yaml")
+    (line,) = errors(Path("a.yaml"))
+    assert line.startswith("defaults (c.yaml:1): ")
+    assert line.endswith("a.yaml -> sub/b.yaml -> c.yaml -> a.yaml")
 
 
-def test_bases_named_over_and_over_cost_nothing() -> None:
+def test_bases_named_over_and_over_are_read_and_told_once() -> None:
     for level in range(40):  # 2^40 reads if every mention were followed
         write(f"defaults: [{level + 1}.yaml, {level + 1}.yaml]\n", f"{level}.yaml")
-    write("seed: 7\n", "40.yaml")
+    write("seed: 7\nseed: 8\n", "40.yaml")
     started = time.perf_counter()
-    assert load(Path("0.yaml"), schema=Config).seed == 7
-    assert time.perf_counter() - started < 5
-
-
-def test_a_fault_shared_by_two_bases_is_told_once() -> None:
-    write("seed: 1\nseed: 2\n", "root.yaml")
-    write("defaults: root.yaml\n", "b.yaml")
-    write("defaults: root.yaml\n", "c.yaml")
-    assert errors(write("defaults: [b.yaml, c.yaml]\n")) == [
-        "seed (root.yaml:2): given twice, first on line 1"
-    ]
+    assert places(Path("0.yaml")) == ["seed (40.yaml:2)"]
+    assert time.perf_counter() - started < 20
 
 
 @pytest.mark.parametrize(
@@ -125,6 +89,7 @@ def test_a_fault_shared_by_two_bases_is_told_once() -> None:
         ("a=[1, no, 'x,y', 1e-3]", [1, "no", "x,y", 1e-3]),
         ("a={b: {c: 1}}", {"b": {"c": 1}}),
         ("a.b.c=1", {"b": {"c": 1}}),
+        ("a.0.b=1", {"0": {"b": 1}}),
         ("a='3'", "3"),
         ('a=""', ""),
         ("a=x=y", "x=y"),
@@ -149,7 +114,7 @@ def test_overrides(override: str, value: object) -> None:
 def test_overrides_beat_the_file_and_later_ones_earlier_ones() -> None:
     path = write("optim: {kind: adam, lr: 1}\ncrop: null\n")
     config = load(path, ["optim.lr=2", "crop.size=5", "optim.lr=3", "scale=[1]"], schema=Config)
-    assert config.optim == Adam(lr=3)
+    assert config.optim == Optim(lr=3)
     assert config.crop == Crop(size=5)
     assert config.scale == [1.0]
 
@@ -157,25 +122,22 @@ def test_overrides_beat_the_file_and_later_ones_earlier_ones() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("seed", "'seed': no '='; overrides are written key=value"),
-        ("=3", "'=3': no key before '='"),
-        ("a..b=3", "'a..b=3': an empty part in the key"),
-        (".seed=3", "'.seed=3': an empty part in the key"),
-        ("defaults=x.yaml", "'defaults=x.yaml': defaults can be set in a file only"),
-        ("scale=[1,2", "'scale=[1,2': not valid YAML: "),
-        ("scale=[1] 2", "'scale=[1] 2': not valid YAML: "),
-        (
-            "channels.0=3",
-            "of a list cannot be set one by one; give the whole list, as in channels=",
-        ),
-        ("crops.0.size=3", "cannot be set one by one; give the whole list, as in crops=[1, 2]"),
-        ("channels[0]=3", "cannot be set one by one; give the whole list, as in channels=[1, 2]"),
+        ("seed", "no '='"),
+        ("=3", "no key before '='"),
+        ("a..b=3", "an empty part in the key"),
+        (".seed=3", "an empty part in the key"),
+        ("defaults=x.yaml", "in a file only"),
+        ("scale=[1,2", "not valid YAML: "),
+        ("scale=[1] 2", "not valid YAML: "),
+        ("channels.0=3", "give the whole list, as in channels=[1, 2]"),
+        ("crops.0.size=3", "give the whole list, as in crops=[1, 2]"),
+        ("channels[0]=3", "give the whole list, as in channels=[1, 2]"),
     ],
 )
 def test_malformed_overrides(override: str, message: str) -> None:
     path = write("channels: [1, 2]\ncrops: [{size: 1}]\n")
     (line,) = errors(path, [override])
-    assert line.startswith("command line: ")
+    assert line.startswith(f"command line: {override!r}: ")
     assert message in line
 
 
@@ -195,7 +157,3 @@ def test_bad_values_of_overrides(override: str, message: str) -> None:
     (line,) = said(override)
     assert "(command line): " in line
     assert message in line
-
-
-def test_keys_that_look_like_indices_are_fine_in_a_mapping() -> None:
-    assert load(None, ["named.0.size=3"], schema=Config).named == {"0": Crop(size=3)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,27 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from lensdist.config import dump, json_schema, load, save
+from lensdist.config import dump, load, save
 from lensdist.utils import files
 from lensdist.utils.errors import UserError
 from tests.unit.config_samples import (
     Activation,
-    Adam,
     Config,
     Crop,
     Optim,
-    Sgd,
     Tree,
     errors,
     write,
 )
 
-pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # so that messages show short names
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("in_tmp")]
 
 
 def test_strictness_does_not_depend_on_the_model() -> None:
@@ -91,7 +82,7 @@ class Everything(BaseModel):
     mapping: dict[str, list[str]] = {}
     loose: dict[str, int | float | bool | str | None] = {}
     union: int | Literal["auto"] = "auto"
-    optim: Optim = Adam()
+    optim: Optim = Optim()
     crop: Crop | None = None
     tree: Tree | None = None
 
@@ -122,13 +113,13 @@ everything = st.builds(
     mapping=st.dictionaries(texts, st.lists(texts)),
     loose=st.dictionaries(texts, st.integers() | numbers | st.booleans() | texts | st.none()),
     union=st.integers() | st.just("auto"),
-    optim=st.builds(Sgd, kind=st.just("sgd"), sgd=st.booleans()) | st.builds(Adam),
+    optim=st.builds(Optim, kind=st.sampled_from(("sgd", "adam")), nesterov=st.booleans()),
     crop=st.none() | st.builds(Crop, size=st.integers(5), margin=st.integers(0, 4)),
     tree=st.none() | st.builds(Tree, name=texts, child=st.builds(Tree, name=texts)),
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(everything)
 def test_what_is_dumped_is_read_back(tmp_path_factory: Any, config: Everything) -> None:
     path = tmp_path_factory.getbasetemp() / "dumped.yaml"
@@ -172,14 +163,3 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -> 
         save(Config(seed=2), path)
     assert load(path, schema=Config).seed == 1
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
-
-
-def test_json_schema_knows_defaults() -> None:
-    schema = json_schema(Config)
-    assert set(schema["properties"]) == {*Config.model_fields, "defaults"}
-
-
-def test_no_torch_at_import() -> None:
-    code = "import sys, lensdist.config; print({'torch', 'numpy'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"

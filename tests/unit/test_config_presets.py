@@ -10,8 +10,9 @@ import pytest
 from lensdist.cli import main
 from lensdist.config import load
 from lensdist.config.presets import FOLDER, chosen, preset_file, presets
-from lensdist.config.schema import run_schema
+from lensdist.config.schema import run_schema, schema_of
 from lensdist.config.settings import settings
+from lensdist.data.epoch_size import images_per_epoch
 from lensdist.tasks.registry import built_in
 from lensdist.train import add_arguments
 from lensdist.utils.arguments import parse
@@ -25,6 +26,18 @@ def test_every_preset_has_a_name_and_is_found_by_it() -> None:
     assert {name.partition("/")[0] for name in presets()} == set(built_in())
     for name in presets():
         assert (ROOT / preset_file(name)).samefile(ROOT / "configs" / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("name", presets())
+def test_the_warm_up_of_every_preset_ends_within_it(name: str, tmp_path: Path) -> None:
+    cfg = load(preset_file(name), [], schema=schema_of)
+    samples = images_per_epoch(cfg.data, tmp_path)
+    assert samples is not None
+    steps = cfg.train.max_steps or cfg.train.epochs * (samples // cfg.train.global_batch)
+    cfg.optim.schedule.check_warmup(steps)
+    longer = cfg.optim.schedule.model_copy(update={"warmup_steps": steps + 1})
+    with pytest.raises(UserError, match=f"{steps} steps of the run"):
+        longer.check_warmup(steps)
 
 
 @pytest.mark.parametrize(

@@ -93,15 +93,19 @@ def test_folders_give_classes_and_splits(
     [
         (["readme.txt"], None, "no image files"),
         (["manifest.json", "images.npy"], None, "packed set already"),
-        (["train/a/1.npy", "training/a/1.npy", "val/a/1.npy"], None, "train, training, val"),
+        (["train/a/1.npy", "training/a/1.npy", "val/a/1.npy"], None, "one split: train"),
         (["b/1.npy", "a/1.npy"], ["b"], "'a', which --labels"),
         (["b/1.npy", "a/1.npy"], ["a", "b", "c"], "class 'c'"),
         (["1.npy"], ["a"], "--labels"),
-        (["train/no/1.npy", "train/vort/1.npy", "val/no/1.npy"], None, "test split .* 'vort'"),
+        (["train/no/1.npy", "train/vort/1.npy", "val/no/1.npy"], None, "val split .* 'vort'"),
         (["train/1.npy", "val/no/1.npy"], None, "train split .* 'no'"),
         (["no/1.npy", "vort/1.npy", "sphere/.keep"], None, "sphere holds no images"),
-        (["no/train/1.npy", "no/val/1.npy", "vort/train/1.npy"], None, "'train' .*--labels"),
-        (["train/no/1.npy", "val/no/1.npy", "extra/no/1.npy"], None, "'extra'"),
+        (["no/train/1.npy", "no/val/1.npy", "vort/train/1.npy"], None, "val split .* 'vort'"),
+        (
+            ["train/no/1.npy", "val/no/1.npy", "extra/no/1.npy"],
+            None,
+            "extra/no/1.npy is in none.*--splits",
+        ),
         (["a\n/1.npy", "b/1.npy"], None, r"'a\\n'"),
         (["HR/s7.npy", "LR/s7.npy", "LR/s8.npy"], None, r"LR/s8\.npy"),
         (["HR/s7.npy", "LR/s7.npy", "LR/s07.npy"], None, r"s0?7\.npy and .*s0?7\.npy"),
@@ -124,7 +128,8 @@ def test_thousands_of_folders_are_not_taken_for_classes(tmp_path: Path) -> None:
 
 def test_images_outside_class_folders_are_strays(tmp_path: Path) -> None:
     touch(tmp_path, "train/no/1.npy", "val/no/1.npy", "train/stray.npy", "stray.npy")
-    assert sorted(layouts.find(tmp_path).strays) == ["stray.npy", "train/stray.npy"]
+    refused = layouts.find(tmp_path).refused
+    assert sorted(file for file, _ in refused) == ["stray.npy", "train/stray.npy"]
 
 
 def test_symbolic_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales
 
 from lensdist.data.reading.raw import BadFile
-from lensdist.data.reading.readers import Reading, parse, read
+from lensdist.data.reading.readers import Choice, Reading, parse, read
 
 IMAGE = np.arange(20.0).reshape(4, 5)
 
@@ -29,7 +29,7 @@ def npy(array: Any) -> bytes:
 def npz(choice: str | None = None, /, **arrays: Any) -> Reading:
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)
-    return parse(stream.getvalue(), ".npz", choice)
+    return parse(stream.getvalue(), ".npz", Choice(choice))
 
 
 def fits_bytes(*hdus: Any) -> bytes:
@@ -193,10 +193,10 @@ def test_several_images_are_listed_and_none_is_taken_for_the_image() -> None:
     with pytest.raises(BadFile, match=r"2 images.*--hdu.*1 VIS \(4x5\), 2 NIR_Y \(4x5\)"):
         parse(data, ".fits")
     for choice, plus in (("vis", 0), ("NIR_Y", 1), ("2", 1)):
-        np.testing.assert_array_equal(parse(data, ".fits", choice).image[0], IMAGE + plus)
+        np.testing.assert_array_equal(parse(data, ".fits", Choice(choice)).image[0], IMAGE + plus)
     for choice in ("0", "9", "J"):
         with pytest.raises(BadFile, match=f"--hdu {choice} .*: 0 PRIMARY"):
-            parse(data, ".fits", choice)
+            parse(data, ".fits", Choice(choice))
 
 
 def test_of_several_chips_each_has_its_own_mask() -> None:
@@ -207,11 +207,11 @@ def test_of_several_chips_each_has_its_own_mask() -> None:
     with pytest.raises(BadFile, match="2 images"):
         parse(fits_bytes(*hdus), ".fits")
     with pytest.raises(BadFile, match=r"2 images .*--hdu SCI"):
-        parse(fits_bytes(*hdus), ".fits", "SCI")
-    found = np.asarray(parse(fits_bytes(*hdus), ".fits", "3").badpix)
+        parse(fits_bytes(*hdus), ".fits", Choice("SCI"))
+    found = np.asarray(parse(fits_bytes(*hdus), ".fits", Choice("3")).badpix)
     np.testing.assert_array_equal(found[0], IMAGE == 14)
     # A mask of another chip is not this one's.
-    assert parse(fits_bytes(*hdus[:4]), ".fits", "3").badpix is None
+    assert parse(fits_bytes(*hdus[:4]), ".fits", Choice("3")).badpix is None
 
 
 @pytest.mark.parametrize("method", ["RICE_1", "GZIP_1", "GZIP_2"])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from lensdist.data.config import DataConfig
 from lensdist.data.dataset import Batch, PackedSet
@@ -95,11 +96,34 @@ def test_few_labels_are_balanced_nested_and_drawn_by_the_seed(packed: PackedSet)
     assert chosen(5, split="val") == set(packed.indices("val").tolist())  # compared on the same
 
 
+def test_labels_that_choose_are_taken_from_those_that_train(packed: PackedSet) -> None:
+    def chosen(split: str, **more: Any) -> set[int]:
+        return set(View(packed, split, config(**more), 0, CPU).rows.tolist())
+
+    five = {"labels_per_class": 5, "choose_with": 1}
+    assert np.bincount([i % 3 for i in chosen("train", **five)]).tolist() == [4, 4, 4]
+    assert np.bincount([i % 3 for i in chosen("val", **five)]).tolist() == [1, 1, 1]
+    assert chosen("test", **five) == set(packed.indices("test").tolist())
+    images = {"train_images": 10, "choose_with": 2}
+    assert [len(chosen(split, **images)) for split in ("train", "val")] == [8, 2]
+    beyond = {"labels_per_class": 5, "choose_with": "split"}
+    assert len(chosen("train", **beyond)) == 15
+    assert chosen("val", **beyond) == set(packed.indices("val").tolist())
+
+
+@pytest.mark.parametrize("more", [{"choose_with": 1}, {"labels_per_class": 5, "choose_with": 5}])
+def test_what_chooses_leaves_something_to_train_on(more: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="choose_with"):
+        config(**more)
+
+
 @pytest.mark.parametrize(
     ("settings", "split", "sentence"),
     [
         ({"classes": ("a", "x")}, "train", "no class 'x'; it has a, b, c"),
         ({"labels_per_class": 50}, "train", r"50 asked for.*images of a"),
+        ({"labels_per_class": 50, "choose_with": 9}, "val", r"choose_with: 9 asked for.* of a"),
+        ({"train_images": 50, "choose_with": 49}, "val", r"choose_with: 49 asked for.* images"),
     ],
 )
 def test_what_the_set_has_not_is_refused(

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lensdist.metrics import bootstrap
 from lensdist.metrics import scores as metrics
-from lensdist.utils.errors import RunError
 from tests.unit.test_evaluate_metrics import made
 
 
@@ -43,72 +42,6 @@ def test_perfect_accuracy_keeps_a_width() -> None:
     assert high == 1.0
     assert low == pytest.approx(0.963, abs=1e-3)
     assert bootstrap.wilson(0, 100) == pytest.approx([0.0, 0.037], abs=1e-3)
-
-
-def test_paired_bootstrap_sees_what_unpaired_intervals_hide() -> None:
-    g = torch.Generator().manual_seed(0)
-    hard = torch.rand(2000, generator=g) < 0.3
-    a, b = ~hard, ~hard
-    b[:20] = False
-    got = bootstrap.paired_bootstrap(a, b, resamples=2000)
-    assert got["n"] == 2000
-    assert got["difference"] == pytest.approx((a.double() - b.double()).mean().item())
-    assert 0 < got["ci"][0] < got["difference"] < got["ci"][1] < 0.02
-    back = bootstrap.paired_bootstrap(b, a, resamples=2000)
-    assert back["ci"] == pytest.approx([-got["ci"][1], -got["ci"][0]])
-
-
-def test_paired_bootstrap_over_seeds_is_wider() -> None:
-    g = torch.Generator().manual_seed(0)
-    d = torch.randn(1, 1000, generator=g) + torch.tensor([[-0.5], [0.0], [0.5], [1.0]])
-    zero = torch.zeros_like(d)
-    both = bootstrap.paired_bootstrap(d, zero, resamples=1000)
-    flat = bootstrap.paired_bootstrap(d.mean(0), zero[0], resamples=1000)
-    assert both["difference"] == pytest.approx(flat["difference"], abs=1e-6)
-    assert both["ci"][1] - both["ci"][0] > 4 * (flat["ci"][1] - flat["ci"][0])
-
-
-def test_paired_bootstrap_refuses_nonsense() -> None:
-    with pytest.raises(ValueError, match="one shape"):
-        bootstrap.paired_bootstrap(torch.zeros(3), torch.zeros(4))
-    with pytest.raises(RunError):
-        bootstrap.paired_bootstrap(torch.tensor([math.nan]), torch.zeros(1))
-
-
-def test_error_reduction() -> None:
-    g = torch.Generator().manual_seed(0)
-    b = torch.rand(3000, generator=g) > 0.2
-    a = b | (torch.rand(3000, generator=g) < 0.6)  # six in ten of b's errors are gone
-    got = bootstrap.error_reduction(a, b)
-    assert (got["n"], got["seeds"]) == (3000, 1)
-    assert got["error_b"] == pytest.approx(1 - b.double().mean().item())
-    assert got["reduction"] == pytest.approx(1 - got["error_a"] / got["error_b"])
-    # A share of the 600 errors of b, so its interval is nearly the binomial's.
-    assert got["ci"] == pytest.approx(bootstrap.wilson(int((a & ~b).sum()), 600), abs=0.01)
-    worse = bootstrap.error_reduction(b, a)
-    assert worse["reduction"] == pytest.approx(1 - 1 / (1 - got["reduction"]))
-
-
-def test_error_reduction_over_seeds_is_of_mean_errors_and_wider() -> None:
-    g = torch.Generator().manual_seed(0)
-    u = torch.rand(1, 2000, generator=g)
-    b = (u > 0.2).expand(4, -1)
-    a = u > torch.tensor([[0.02], [0.05], [0.1], [0.15]])
-    both = bootstrap.error_reduction(a, b, resamples=1000)
-    assert both["seeds"] == 4
-    assert both["reduction"] == pytest.approx(1 - (~a).sum().item() / (~b).sum().item())
-    one = bootstrap.error_reduction(a[1], b[1], resamples=1000)
-    assert both["ci"][1] - both["ci"][0] > 2 * (one["ci"][1] - one["ci"][0])
-
-
-def test_error_reduction_of_no_errors_does_not_exist() -> None:
-    right, wrong = torch.ones(5), torch.zeros(5)
-    got = bootstrap.error_reduction(wrong, right)
-    assert all(map(math.isnan, [got["reduction"], *got["ci"]]))
-    perfect = bootstrap.error_reduction(right, wrong)
-    assert (perfect["reduction"], perfect["ci"]) == (1, [1, 1])
-    with pytest.raises(ValueError, match="one shape"):
-        bootstrap.error_reduction(right, right[:3])
 
 
 def test_each_class_has_an_interval_of_its_own() -> None:

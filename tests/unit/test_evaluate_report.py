@@ -104,7 +104,7 @@ def finished(run: Path, scores: dict[str, Any]) -> Path:
         "task: finetune\npreset: best\nseed: 3\ndata: {labels_per_class: 100}\n"
     )
     (run / "eval" / "test.json").write_text(json.dumps(scores))
-    (run / "export" / "config.json").write_text('{"init": "mae"}')
+    (run / "export" / "config.json").write_text('{"init": "mae", "images": {"choose": 30}}')
     (run / "COMPLETE.json").write_text('{"steps": 500, "seconds": 61.5, "files": {}}')
     (run / "metrics.jsonl").write_text(
         "".join(
@@ -132,6 +132,7 @@ def test_collect_a_finished_run(tmp_path: Path, nested: bool) -> None:
             "preset": "best",
             "init": "mae",
             "labels_per_class": 100,
+            "chosen_on": 30,
             "seed": 3,
             "n": 30,
             "accuracy": 0.9,

@@ -26,6 +26,8 @@ def test_whole_command_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [row["method"] for row in rows] == list(METHODS["small"])
     assert {row["init"] for row in rows} == {"random"}
     assert "errors_avoided" not in rows[0]
+    assert [(row["trained_on"], row["chosen_on"]) for row in rows] == [(21, 3), (24, 0), (24, 0)]
+    assert all(row["lowest"] == min(row["accuracy_by_seed"]) for row in rows)
     for row in rows[1:]:
         low, high = row["gain_ci"]
         assert low <= row["gain"] <= high

@@ -57,8 +57,8 @@ def test_table_pairs_by_seed_and_image(tmp_path: Path) -> None:
     cfg = FewLabels(out=tmp_path, labels=(5,), seeds=2, noise=("none",), n_per_class=100)
     cfg = cfg.model_copy(update={"steps": 10, "pretrain_steps": 20})
     scored = [
-        Scored("none", 5, SCRATCH, worse, truth),
-        Scored("none", 5, "other", right, truth),
+        Scored("none", 5, SCRATCH, worse, truth, 15),
+        Scored("none", 5, "other", right, truth, 15),
     ]
     text = write_table(cfg, scored, SCRATCH).read_text()
     for said in ("10 fine-tuning steps", "20 steps", "n = 300"):
@@ -69,6 +69,7 @@ def test_table_pairs_by_seed_and_image(tmp_path: Path) -> None:
     low, high = other["over_scratch_ci"]
     assert 0.05 < low < 0.1 < high < 0.15
     assert other["auc_macro"] == 1
+    assert other["labels"] == 15
     assert "over_scratch" not in scratch
 
 
@@ -84,10 +85,12 @@ def test_whole_command_and_again(tmp_path: Path) -> None:
     words = ["lensdist", "bench", "few-labels", "--out", str(out)]
     words += ["--labels=4", "--seeds=2", "--steps=2", "--pretrain-steps=2", "--noise=none"]
     words += ["--n-per-class=30", "train.global_batch=4", "model.dim=16", "model.depth=1"]
+    words += ["optim.schedule.warmup_steps=0"]
     found = start(command(*words))  # it finds all that it imports
     assert found.returncode == 0, found.stderr
     rows = json.loads((out / "results.json").read_text())["rows"]
     assert [row["method"] for row in rows] == list(METHODS)
+    assert {row["labels"] for row in rows} == {12}
     assert (out / "figures" / "few-labels-none.png").exists()
     runs = sorted((out / "runs" / "none").iterdir())
     assert len(runs) == 3 + 4 * 2
@@ -106,6 +109,7 @@ def test_a_wish_to_stop_reaches_the_runs(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "lensdist", "bench", "few-labels", "--out", str(out)]
     words += ["--labels=4", "--seeds=1", "--pretrain-steps=1000000", "--noise=none"]
     words += ["--n-per-class=30", "train.global_batch=4", "model.dim=16", "model.depth=1"]
+    words += ["optim.schedule.warmup_steps=0"]
     bench = subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
     run = out / "runs" / "none" / "mae-no_sub"
     log = run / "metrics.jsonl"

@@ -21,6 +21,7 @@ def test_whole_command_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     out = tmp_path / "out"
     words = ["bench", "super-resolution", "--out", str(out), "--pairs", "6,20", "--seeds", "2"]
     words += ["--n-per-class", "20", "--steps", "3", "train.global_batch=2", "train.epochs=1"]
+    words += ["optim.schedule.warmup_steps=0"]
     assert main([*words, "data.n_per_class=10"]) == 0
     results = json.loads((out / "results.json").read_text())
     rows = {(row["method"], row["pairs"]): row for row in results["rows"]}
@@ -38,6 +39,9 @@ def test_whole_command_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert low <= ours["mae_adds"] <= high
         assert 0 < ours["coverage_68"] < ours["coverage_95"] <= 1
     assert (table.TRUTH, 20) in rows
+    recipe, ours = rows[table.REFERENCE, 20], rows[table.BEST, 20]
+    assert (recipe["trained_on"], recipe["chosen_on"]) == (18, 2)
+    assert (ours["trained_on"], ours["chosen_on"]) == (20, 0)
     capsys.readouterr()
     assert main([*words, "data.n_per_class=10"]) == 0  # nothing is left to do
     assert json.loads((out / "results.json").read_text()) == results

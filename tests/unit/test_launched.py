@@ -17,13 +17,8 @@ from tests.conftest import settings
 
 pytestmark = pytest.mark.unit
 
-ALL = {
-    "RANK": "1",
-    "WORLD_SIZE": "4",
-    "LOCAL_RANK": "1",
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "29500",
-}
+ALL = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
+ALL |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 @pytest.fixture(autouse=True)

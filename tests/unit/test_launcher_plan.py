@@ -50,9 +50,7 @@ def test_the_clusters_environment_decides_what_the_runs_leave_out(tmp_path: Path
     assert told[1].startswith("finetune: shard.stage: the run's configuration sets 3 but")
 
 
-def test_accelerates_file_decides_what_the_runs_leave_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_accelerates_file_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs are launched with --multi_gpu, by which the file's engine would be lost."""
     root = tmp_path / "clone"
     root.mkdir()
@@ -72,9 +70,7 @@ def test_accelerates_file_decides_what_the_runs_leave_out(
         planned(tmp_path)
 
 
-def test_a_package_that_is_not_here_is_told_unless_the_run_has_another_python(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "find_spec", lambda name: None)
     with pytest.raises(UserError) as e:
         planned(tmp_path, "engine=deepspeed")

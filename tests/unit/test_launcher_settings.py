@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +51,10 @@ def deepspeed(**more: Any) -> dict[str, Any]:
     return {"distributed_type": "DEEPSPEED", "deepspeed_config": more}
 
 
+def shard(engine: str, stage: int, offload: bool) -> dict[str, Any]:
+    return {"engine": engine, "shard.stage": stage, "shard.offload": offload}
+
+
 @pytest.mark.parametrize(
     ("changes", "asked"),
     [
@@ -66,32 +68,24 @@ def deepspeed(**more: Any) -> dict[str, Any]:
         ({"fsdp_config": {"fsdp_version": 1}}, {}),  # not in use, as below
         ({"fp8_config": {"backend": "TE"}}, {}),
         ({"parallelism_config": {"parallelism_config_tp_size": 2}}, {}),
-        (fsdp(), {"engine": "fsdp", "shard.stage": 3, "shard.offload": False}),
-        (
-            fsdp(reshard_after_forward=False),
-            {"engine": "fsdp", "shard.stage": 2, "shard.offload": False},
-        ),
+        (fsdp(), shard("fsdp", 3, False)),
+        (fsdp(reshard_after_forward=False), shard("fsdp", 2, False)),
         (
             fsdp(fsdp_sharding_strategy="SHARD_GRAD_OP", fsdp_offload_params=True),
-            {"engine": "fsdp", "shard.stage": 2, "shard.offload": True},
+            shard("fsdp", 2, True),
         ),
         (
             fsdp(fsdp_activation_checkpointing=True),
-            {"engine": "fsdp", "shard.stage": 3, "shard.offload": False, "speed.recompute": True},
+            shard("fsdp", 3, False) | {"speed.recompute": True},
         ),
         (deepspeed(), {"engine": "deepspeed"}),
         (
             deepspeed(zero_stage=1, offload_optimizer_device="none", gradient_clipping=0.5),
-            {
-                "engine": "deepspeed",
-                "shard.stage": 1,
-                "shard.offload": False,
-                "optim.clip_norm": 0.5,
-            },
+            shard("deepspeed", 1, False) | {"optim.clip_norm": 0.5},
         ),
         (
             deepspeed(zero_stage=3, offload_param_device="cpu", gradient_accumulation_steps=4),
-            {"engine": "deepspeed", "shard.stage": 3, "shard.offload": True, "accumulation": "4"},
+            shard("deepspeed", 3, True) | {"accumulation": "4"},
         ),
         (deepspeed(gradient_accumulation_steps="auto"), {"engine": "deepspeed"}),
         ({"deepspeed_config": {"gradient_accumulation_steps": 4}}, {}),  # not in use
@@ -109,42 +103,36 @@ def test_a_file_means_what_accelerate_makes_of_it(
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "told"),
     [
-        ({"dynamo_backend": "INDUCTOR"}, "sets dynamo_backend to inductor; leave it at no"),
-        (
-            {"dynamo_backend": None, "dynamo_config": {"dynamo_backend": "EAGER"}},
-            "sets dynamo_backend to eager",
-        ),
+        ({"dynamo_backend": "INDUCTOR"}, "dynamo_backend to inductor"),
+        ({"dynamo_backend": None, "dynamo_config": {"dynamo_backend": "EAGER"}}, "to eager"),
         ({"dynamo_backend": None, "dynamo_config": {"backend": "EAGER"}}, "to eager"),
-        ({"distributed_type": "FSDP"}, "asks for FSDP's version 1, accelerate's default; set"),
-        (fsdp(fsdp_sharding_strategy="HYBRID_SHARD"), "asks for FSDP's HYBRID_SHARD; set"),
-        (fsdp(fsdp_sharding_strategy="NO_SHARD"), "(what NO_SHARD does is engine: ddp)"),
-        (fsdp(ignored_modules="head"), "sets fsdp_ignored_modules, which engine: fsdp does not"),
+        ({"distributed_type": "FSDP"}, "fsdp_version: 2"),
+        (fsdp(fsdp_sharding_strategy="HYBRID_SHARD"), "HYBRID_SHARD"),
+        (fsdp(fsdp_sharding_strategy="NO_SHARD"), "engine: ddp"),
+        (fsdp(ignored_modules="head"), "fsdp_ignored_modules"),
         (
             fsdp(activation_checkpointing=True, activation_checkpointing_offload=True),
-            "sets fsdp_activation_checkpointing_offload, which engine: fsdp does not have",
+            "fsdp_activation_checkpointing_offload",
         ),
         (fsdp() | {"parallelism_config": {"parallelism_config_tp_size": 2}}, "parallelism_config"),
-        ({"distributed_type": "MEGATRON_LM", "megatron_lm_config": {}}, "asks for MEGATRON_LM"),
-        (deepspeed(zero_stage=0), "asks for ZeRO's stage 0, which is engine: ddp"),
-        (deepspeed(zero_stage=4), "asks for ZeRO's stage 4; there are 1, 2 and 3"),
-        (deepspeed(zero_stage=3, offload_param_device="nvme"), "offloads to nvme"),
-        (deepspeed(gradient_clipping="much"), "sets gradient_clipping to much; give a number"),
-        (
-            {"mixed_precision": "fp8", "fp8_config": {"backend": "TE"}},
-            "asks for the fp8 of TE; leave mixed_precision at no and set the run's precision: fp8",
-        ),
+        ({"distributed_type": "MEGATRON_LM", "megatron_lm_config": {}}, "MEGATRON_LM"),
+        (deepspeed(zero_stage=0), "stage 0, which is engine: ddp"),
+        (deepspeed(zero_stage=4), "stage 4"),
+        (deepspeed(zero_stage=3, offload_param_device="nvme"), "nvme"),
+        (deepspeed(gradient_clipping="much"), "gradient_clipping to much"),
+        ({"mixed_precision": "fp8", "fp8_config": {"backend": "TE"}}, "precision: fp8"),
     ],
 )
 def test_what_no_run_can_have_is_refused_in_files_and_in_environments(
-    changes: dict[str, Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("accelerate.utils.launch.is_fp8_available", lambda: True)
     file = written(tmp_path, **changes)
     found = from_file(file)
-    (told,) = found.refused
-    assert sentence in told
+    (sentence,) = found.refused
+    assert told in sentence
     assert replace(found, whose="") == replace(from_environment(launched(file)), whose="")
 
 
@@ -253,13 +241,10 @@ def test_auto_leaves_it_to_accelerates_file_and_to_the_run(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        ({"optimizer": {"type": "AdamW"}}, "has a block 'optimizer', which is the run's optim"),
-        ({"scheduler": {"type": "WarmupLR"}}, "has a block 'scheduler', which is the run's optim"),
-        ({"communication_data_type": "fp16"}, "sets communication_data_type, which no engine here"),
-        (
-            {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
-            "quantized_weights",
-        ),
+        ({"optimizer": {"type": "AdamW"}}, "'optimizer'"),
+        ({"scheduler": {"type": "WarmupLR"}}, "'scheduler'"),
+        ({"communication_data_type": "fp16"}, "communication_data_type"),
+        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "quantized_weights"),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "asks for bf16 and for fp16"),
         ({"zero_optimization": {}}, "asks for ZeRO's stage 0"),
     ],
@@ -290,11 +275,3 @@ def test_a_file_of_deepspeeds_that_cannot_be_read(text: str, tmp_path: Path) -> 
     file.unlink()
     with pytest.raises(UserError, match="No such file"):
         from_environment(asked)
-
-
-def test_it_needs_neither_torch_nor_accelerate() -> None:
-    code = "import sys, lensdist.runs.accelerate_launch as it, lensdist.utils.outcome, pathlib\n"
-    code += f"it.from_file(pathlib.Path({str(OURS)!r}))\n"
-    code += "sys.exit(' '.join({'torch', 'accelerate', 'deepspeed'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "\n")

@@ -14,10 +14,11 @@ import pytest
 
 from lensdist.utils import errors, outcome
 from lensdist.utils.logs import ANY_RANK, LEVEL, to_stderr
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
 
-log = logging.getLogger("lensdist.engine.somewhere")
+log = logging.getLogger("lensdist.training.somewhere")
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 
 
@@ -116,3 +117,12 @@ def test_import_configures_nothing() -> None:
         "assert not any(one.handlers for one in found if one.name.startswith(('root', 'lensdist')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_module_that_python_m_runs_names_its_logger_itself() -> None:
+    """There it is called `__main__`, whose messages nobody shows."""
+    folders = (ROOT / name for name in ("lensdist", "slurm", "experiments", "benchmarks"))
+    modules = [path for folder in folders for path in folder.rglob("*.py")]
+    run = [m for m in modules if "__main__" in m.name + m.read_text()]
+    assert ROOT / "lensdist" / "train.py" in run
+    assert not [m for m in run if "getLogger(__name__)" in m.read_text()]

@@ -88,7 +88,7 @@ def test_all_that_a_pattern_matches_is_used_or_named(
         "passed over 1: other file type (.txt), e.g. d.txt\n"
     )
     assert "in/note.txt: it is not an image file: names end in .npy" in said.err
-    assert "in/a.fits: it has 2 images; choose one with --hdu NAME or N: 0 PRIMARY" in said.err
+    assert "in/a.fits: it has 2 images; choose with --bands, from VIS,NIR, or --hdu" in said.err
     assert [Path(row["file"]).name for row in rows(dest)] == ["b.fits.gz", "c.fits.fz"]
     assert main([*words, "--hdu", "VIS", "--overwrite"]) == 1
     assert "predicted 3 of 4 files" in capsys.readouterr().out

@@ -45,7 +45,7 @@ def test_draws_what_the_simulator_does(fit: SmoothLensFit) -> None:
     params = torch.cat(
         [p["kwargs_main"][:, [0, 3, 4]], p["source_xy"], p["source_e1_e2"], source], 1
     )
-    drawn = fit._draw(params, 1)[:, 0] * p["source_amp"][:, None] / 0.8
+    drawn = fit._draw(params, 1)[:, 0] * p["source_amp"][:, None] / FAMILIES["common"].source_amp
     expected = render("common", p).flatten(1)
     assert float((drawn - expected).abs().max()) < 1e-7 * float(expected.max())
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lensdist.sim import FAMILIES, sample
+from lensdist.sim.priors import COMMON_PRIORS
 from lensdist.utils.errors import UserError
 
 KEY = 2**63 + 12345  # keys use all 64 bits
@@ -118,21 +119,30 @@ def test_common_lens_and_source(many):
     r = torch.hypot(*p["source_xy"].unbind(1))
     assert r.max() <= 0.5
     assert float(r.mean()) == pytest.approx(0.25, abs=0.01)
-    assert 0.7 <= p["source_amp"].min() < p["source_amp"].max() <= 0.9
+    assert (p["source_amp"] == 1.0).all()
+    before = sample("common", KEY, torch.arange(6000), calibration="figures")["source_amp"]
+    assert 0.7 <= before.min() < before.max() <= 0.9
 
 
-def test_common_substructure(many):
-    p = many["common"]
+@pytest.mark.parametrize("calibration", list(COMMON_PRIORS))
+def test_common_substructure(calibration):
+    prior = COMMON_PRIORS[calibration]
+    p = sample("common", KEY, torch.arange(6000), calibration=calibration)
     part = (p["point_mass_thetaE_x_y"][:, :, 0] / p["kwargs_main"][:, :1]) ** 2  # of the mass
     label = p["label"]
     sphere, vort = part[label == 1][:, :25], part[label == 2]
-    assert 0.0003 <= sphere.min() < sphere.max() <= 0.003
-    assert float(sphere.sum(1).mean()) == pytest.approx(0.04125, rel=0.02)
+    low, high = prior.subhalo
+    assert low <= sphere.min() < sphere.max() <= high
+    total = {"figures": 25 * 1.65e-3, "real": 25 * 1.815e-3}[calibration]
+    assert float(sphere.sum(1).mean()) == pytest.approx(total, rel=0.02)
     assert torch.hypot(*p["point_mass_thetaE_x_y"][label == 1][:, :25, 1:].unbind(2)).max() <= 2
-    assert 0.034 <= vort.sum(1).min() < vort.sum(1).max() <= 0.047
-    line = p["point_mass_thetaE_x_y"][label == 2][:, :, 1:]
+    low, high = prior.vortex
+    assert low <= vort.sum(1).min() < vort.sum(1).max() <= high
+    assert (p["n_point_masses"][label == 2] == prior.vortex_points).all()
+    line = p["point_mass_thetaE_x_y"][label == 2][:, : prior.vortex_points, 1:]
     length = (line[:, -1] - line[:, 0]).norm(dim=1)
-    assert 1 <= length.min() < length.max() <= 3
+    low, high = prior.vortex_length
+    assert low <= length.min() < length.max() <= high
     offset = line.mean(1).norm(dim=1)
     assert 0.25 <= offset.min() < offset.max() <= 1.15
 

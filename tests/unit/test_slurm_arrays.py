@@ -36,9 +36,7 @@ def _send(tmp_path: Path, *words: str, sweep: str) -> list[str]:
     return said
 
 
-def test_a_sweep_is_an_array_a_phase_and_a_table_when_all_have_ended(
-    tmp_path: Path, fake: FakeSlurm
-) -> None:
+def test_a_sweep_is_an_array_for_each_phase_and_a_table(tmp_path: Path, fake: FakeSlurm) -> None:
     said = _send(tmp_path, sweep="finetune.seed=1,2,3")
     conditions = {"102": "afterok:101", "103": "aftercorr:102"}
     tasks = {f"{array}_{i}": what for array, what in conditions.items() for i in range(3)}
@@ -56,9 +54,7 @@ def test_a_sweep_is_an_array_a_phase_and_a_table_when_all_have_ended(
     assert [event.job for event in attempt_log.events()] == ["102_1"]
 
 
-def test_points_of_which_one_need_not_wait_are_sent_one_by_one(
-    tmp_path: Path, fake: FakeSlurm
-) -> None:
+def test_points_that_wait_differently_are_single_jobs(tmp_path: Path, fake: FakeSlurm) -> None:
     words = ("pretrain", "finetune")
     finish(_plan(tmp_path, sweep=THREE).steps[0])
     _send(tmp_path, *words, sweep=THREE)
@@ -72,9 +68,7 @@ def test_points_of_which_one_need_not_wait_are_sent_one_by_one(
     }
 
 
-def test_points_wait_for_their_own_tasks_where_their_numbers_differ(
-    tmp_path: Path, fake: FakeSlurm
-) -> None:
+def test_points_wait_for_tasks_of_other_numbers(tmp_path: Path, fake: FakeSlurm) -> None:
     _send(tmp_path, "pretrain", sweep=THREE)
     first = _plan(tmp_path, sweep=THREE)
     for step in (first.steps[0], first.steps[3]):
@@ -106,9 +100,7 @@ def test_a_refusal_cancels_arrays_too(tmp_path: Path, fake: FakeSlurm) -> None:
     assert {job["state"] for job in fake.jobs.values()} == {"CANCELLED"}
 
 
-def test_the_table_of_a_sweep_waits_for_points_that_are_resumed(
-    tmp_path: Path, fake: FakeSlurm
-) -> None:
+def test_the_table_waits_for_resumed_points(tmp_path: Path, fake: FakeSlurm) -> None:
     plan = _plan(tmp_path, "pretrain", sweep="pretrain.seed=1,2")
     send(plan, lambda sentence: None)
     for job in fake.jobs:

@@ -42,3 +42,11 @@ def test_the_last_word_on_an_attempt_counts(tmp_path: Path) -> None:
     (only,) = attempts(attempt_log.events())
     assert only.ended is not None
     assert only.ended.verdict == "stop"
+
+
+def test_a_late_end_is_not_the_next_attempt_s(tmp_path: Path) -> None:
+    attempt_log = AttemptLog(tmp_path / "l.jsonl")
+    for attempt in (1, 2):
+        attempt_log.append("started", "7", "s", attempt=attempt)
+    attempt_log.append("ended", "7", "s", attempt=1, verdict="requeue")
+    assert [one.ended for one in attempts(attempt_log.events())] == [None, None]

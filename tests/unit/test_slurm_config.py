@@ -30,21 +30,19 @@ pytestmark = pytest.mark.unit
         ({"gpus_per_node": 4, "processes_per_node": 2}, "is not gpus_per_node"),
         ({"walltime": 2, "save_before_end": 120}, "walltime"),
         ({"env": {"A": 1}}, "env.A"),
-        ({"partition": "gpu\n#SBATCH --uid=0"}, "partition: has a control character"),
-        ({"account": "a\u2028b"}, "account: has a control character"),
-        ({"executor": "slurm", "sbatch": {"comment": "a\nb"}}, "comment: has a control"),
+        ({"partition": "gpu\n#SBATCH --uid=0"}, "partition.*: has a control character"),
+        ({"account": "a\u2028b"}, "account.*: has a control character"),
+        ({"executor": "slurm", "sbatch": {"comment": "a\nb"}}, "comment.*: has a control"),
         ({"executor": "slurm", "sbatch": {"comment\n": "a"}}, "not a flag's name"),
         ({"executor": "slurm", "sbatch": {"comment --uid": "0"}}, "not a flag's name"),
         ({"executor": "slurm", "srun": {"x;id": ""}}, "not a flag's name"),
-        ({"executor": "slurm", "setup": ["module load x\rid"]}, "setup: has a control"),
-        ({"exclude": ["a\nb"]}, "exclude: has a control character"),
-        ({"env": {"A": "1\n2"}}, "env.A: has a control character"),
+        ({"executor": "slurm", "setup": ["module load x\rid"]}, "setup.*: has a control"),
+        ({"exclude": ["a\nb"]}, "exclude.*: has a control character"),
+        ({"env": {"A": "1\n2"}}, "env.A.*: has a control character"),
         ({"env": {"A B": "1"}}, "not a variable's name"),
     ],
 )  # fmt: skip
-def test_a_cluster_that_contradicts_itself(
-    tmp_path: Path, settings: dict[str, Any], sentence: str
-) -> None:
+def test_refused_clusters(tmp_path: Path, settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         load(write_cluster(tmp_path, **settings), schema=Cluster)
 

@@ -7,13 +7,9 @@ import time
 
 import pytest
 
-from lensdist.utils.files import write_atomic
-from slurm.job import Target
-from slurm.job_side.node_health import Report
 from slurm.monitor import diagnose
-from slurm.monitor.diagnose import first_failed, why
-from slurm.monitor.known_errors import KINDS
-from tests.unit.standing import T0, Standing, standing
+from slurm.monitor.diagnose import first_failed
+from tests.unit.standing import Standing, standing
 
 pytestmark = pytest.mark.unit
 __all__ = ["standing"]
@@ -55,14 +51,6 @@ slurmstepd: error: Detected 1 oom_kill event in StepId=17.0.
 """
 
 
-def _page(chain: Standing, target: Target, options: str = "") -> str:
-    page = why(target, chain.state, chain.targets, options=options)
-    assert len(page.splitlines()) <= 40
-    for line in page.splitlines():
-        assert len(line) <= 100 or str(chain.runs) in line, line
-    return page
-
-
 def _out_of_memory(chain: Standing) -> None:
     """Attempt 1 saved at its limit, attempt 2 of two processes a node fell over GPU memory."""
     chain.slurm(sacct="17|FAILED|None|gpu[07-08]|1:0\n18|CANCELLED by 0|Dependency||0:0")
@@ -81,15 +69,13 @@ def _out_of_memory(chain: Standing) -> None:
         chain.word("pretrain", rank, host, error, attempt=2, **told)
 
 
-def test_a_page_from_the_headline_to_the_next_command(
-    standing: Standing, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_whole_page(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     monkeypatch.chdir(standing.runs.parent)
     _out_of_memory(standing)
     try:
-        page = _page(standing, standing.pretrain)
+        page = standing.page("pretrain")
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -124,11 +110,11 @@ Next, as it was submitted and with one more setting:
 
 def test_what_waits_for_a_failed_phase_names_it(standing: Standing) -> None:
     _out_of_memory(standing)
-    for target, is_so in (
-        (standing.finetune, "finetune (job 18, CANCELLED) ended before its first attempt started."),
-        (standing.evaluate, "evaluate was never sent."),
+    for phase, is_so in (
+        ("finetune", "finetune (job 18, CANCELLED) ended before its first attempt started."),
+        ("evaluate", "evaluate was never sent."),
     ):
-        page = _page(standing, target, "--chain mine.yaml")
+        page = standing.page(phase, "--chain mine.yaml")
         because = "It needs this: pretrain (job 17, FAILED) was stopped: OutOfMemoryError"
         assert page.startswith(f"{is_so}\n{because}")
         assert page.endswith("Next: python slurm/submit.py why pretrain --chain mine.yaml")
@@ -144,7 +130,7 @@ def test_a_process_without_a_word_is_looked_for_in_its_nodes_log(standing: Stand
     standing.ended("pretrain", "17", "stop", "RuntimeError: Connection closed by peer")
     standing.log("17", "the head node's\n")
     standing.log("17", _LAUNCHER, node=1)
-    page = _page(standing, standing.pretrain)
+    page = standing.page("pretrain")
     assert "Noticed first: process 0 on gpu07" in page
     assert "No exit report of process 3 (gpu08): killed, perhaps first." in page
     log = page.partition("The end of the log:\n")[2].splitlines()
@@ -158,30 +144,14 @@ def test_a_process_without_a_word_is_looked_for_in_its_nodes_log(standing: Stand
     assert page.endswith("python slurm/submit.py submit … cluster.mem_gb=128")
 
 
-def test_wrong_input_is_to_be_mended_and_resumed(standing: Standing) -> None:
-    standing.slurm(sacct="17|FAILED|None|gpu07|1:0")
-    standing.sent("pretrain", "17")
-    standing.started("pretrain", "17", nodes=("gpu07",))
-    standing.word("pretrain", 0, "gpu07", "packed is not a packed set", kind="input")
-    standing.ended("pretrain", "17", "stop", "packed is not a packed set", kind="input")
-    page = _page(standing, standing.pretrain)
-    assert "SLURM says" not in page  # which knows nothing that the run has not said
-    assert KINDS["input"] in page.replace("\n", " ")
-    assert page.endswith("\nNext: python slurm/submit.py resume pretrain")
-
-
 def test_an_unfit_node_is_named_while_the_phase_waits_for_others(standing: Standing) -> None:
     standing.slurm(
         squeue="17|PENDING|BeginTime||N/A",
         scontrol="JobId=17 JobState=PENDING StartTime=2026-11-24T12:30:00",
     )
-    standing.sent("pretrain", "17")
-    standing.started("pretrain", "17")
-    standing.ended("pretrain", "17", "requeue", "gpu08 is not fit", kind="device")
-    report = Report(host="gpu08", node=1, time=T0, versions={}, problem="gpu08 has 3 of 4 GPUs")
-    file = standing.attempt("pretrain") / "node-00001.json"
-    write_atomic(file, report.model_dump_json())
-    page = _page(standing, standing.pretrain)
+    standing.failed("requeue", "gpu08 is not fit", kind="device")
+    standing.unfit("gpu08 has 3 of 4 GPUs")
+    page = standing.page("pretrain")
     assert page.startswith("pretrain (job 17, PENDING: BeginTime) waits.\nSLURM expects to start")
     assert "Failed the check before the start:\n  gpu08 has 3 of 4 GPUs\n" in page
     assert "A node failed its check" in " ".join(page.split())
@@ -193,7 +163,7 @@ def test_a_lost_node_is_told_from_a_crash(standing: Standing) -> None:
     standing.sent("pretrain", "17")
     standing.started("pretrain", "17")
     standing.train("pretrain", 40)
-    page = _page(standing, standing.pretrain)
+    page = standing.page("pretrain")
     assert page.startswith("pretrain (job 17, NODE_FAIL) was lost in attempt 1")
     assert "0 -> 40  lost: its end was not logged" in page
     assert "Newest checkpoint: step 40; it goes on from there." in page
@@ -203,15 +173,15 @@ def test_a_lost_node_is_told_from_a_crash(standing: Standing) -> None:
 def test_what_runs_has_its_progress_and_a_warning_if_it_is_quiet(standing: Standing) -> None:
     standing.slurm(squeue="17|RUNNING|None|gpu07|N/A")
     standing.sent("pretrain", "17")
-    assert "is about to start its first attempt" in _page(standing, standing.pretrain)
+    assert "is about to start its first attempt" in standing.page("pretrain")
     standing.started("pretrain", "17")
     standing.train("pretrain", 100, rate=0.5, mse=0.02)
-    page = _page(standing, standing.pretrain)
+    page = standing.page("pretrain")
     assert "runs on gpu07, gpu08, attempt 1, step 100/200, about 53 min left." in page
     assert "Nothing is wrong" in page
     metrics = standing.runs / "pretrain" / "metrics.jsonl"
     os.utime(metrics, (0, time.time() - 7800))
-    assert "It has written no metrics for 2:10 h" in _page(standing, standing.pretrain)
+    assert "It has written no metrics for 2:10 h" in standing.page("pretrain")
     assert first_failed(standing.targets, standing.state) is None
 
 
@@ -228,47 +198,24 @@ def test_what_runs_has_its_progress_and_a_warning_if_it_is_quiet(standing: Stand
         ),
     ],
 )
-def test_what_waits_says_for_what(
-    reason: str, says: str, types: list[str], standing: Standing
-) -> None:
+def test_reasons_to_wait(reason: str, says: str, types: list[str], standing: Standing) -> None:
     standing.slurm(squeue=f"17|PENDING|{reason}||N/A")
     standing.sent("pretrain", "17")
-    page = _page(standing, standing.pretrain)
+    page = standing.page("pretrain")
     assert f"PENDING: {reason})" in page.splitlines()[0]
     assert says in page
     assert all(words in page for words in types)
 
 
-def test_a_phase_waits_for_one_that_runs(standing: Standing) -> None:
-    standing.slurm(squeue="17|RUNNING|None|gpu07|N/A\n18|PENDING|Dependency||N/A")
-    standing.sent("pretrain", "17")
-    standing.started("pretrain", "17")
-    standing.sent("finetune", "18")
-    page = _page(standing, standing.finetune)
-    assert "It needs this: pretrain (job 17, RUNNING) runs" in page
-    assert page.endswith("Next: python slurm/submit.py logs -f pretrain")
-
-
-def test_a_cancelled_phase_is_resumed(standing: Standing) -> None:
-    standing.slurm(sacct="17|CANCELLED by 5|None||0:15")
-    standing.sent("pretrain", "17")
-    standing.started("pretrain", "17")
-    standing.attempt_log("pretrain").append("cancelled", "17", "first")
-    standing.ended("pretrain", "17", "leave", "cancelled; saved at step 40", kind="saved")
-    page = _page(standing, standing.pretrain)
-    assert page.startswith("pretrain (job 17, CANCELLED) ended: cancelled; saved at step 40.")
-    assert page.endswith("Next: python slurm/submit.py resume pretrain")
-
-
 def test_what_needs_nothing_and_what_only_another_machine_knows(standing: Standing) -> None:
-    assert _page(standing, standing.pretrain).endswith("Next: python slurm/submit.py submit")
+    assert standing.page("pretrain").endswith("Next: python slurm/submit.py submit")
     standing.sent("pretrain", "17")
     standing.started("pretrain", "17")
-    assert "Ask on a login node" in _page(standing, standing.pretrain)
+    assert "Ask on a login node" in standing.page("pretrain")
     standing.complete("pretrain")
-    assert _page(standing, standing.pretrain).startswith("pretrain is complete.")
+    assert standing.page("pretrain").startswith("pretrain is complete.")
     (standing.runs / "pretrain" / "export" / "model.safetensors").write_bytes(b"other")
-    page = _page(standing, standing.pretrain)
+    page = standing.page("pretrain")
     assert "is marked complete, but is damaged" in page
     assert page.splitlines()[-1].startswith(f"Next: mv {standing.runs}")
     assert first_failed(standing.targets, standing.state) == standing.pretrain
@@ -280,7 +227,7 @@ def test_long_histories_are_cut(standing: Standing) -> None:
     for attempt in range(1, 31):
         standing.started("pretrain", "17", attempt)
         standing.ended("pretrain", "17", "requeue", "it fell " * 30, attempt=attempt)
-    page = _page(standing, standing.pretrain)
+    page = standing.page("pretrain")
     assert f"({30 - diagnose._ATTEMPTS} earlier)" in page
     assert "\n30 " in page
     assert "\n25 " not in page
@@ -294,7 +241,7 @@ def test_of_a_log_of_several_attempts_the_last_words_count(standing: Standing) -
     standing.complete("finetune")
     first = "*** JOB 17 CANCELLED AT 2026-11-24 DUE TO TIME LIMIT ***\n"
     standing.log("17", f"{first}OSError: [Errno 28] No space left on device\nConnection refused\n")
-    page = _page(standing, standing.evaluate)
+    page = standing.page("evaluate")
     assert "SLURM says FAILED, exit code 0:9: it was killed (SIGKILL)" in page
     assert "make room where the runs are" in page
     assert page.endswith("Next: python slurm/submit.py resume evaluate")

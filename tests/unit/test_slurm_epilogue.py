@@ -54,9 +54,7 @@ def test_an_attempt_knows_its_number_and_its_end(script: Script) -> None:
     ("given", "used"),
     [("gpu[1-4]", "gpu1 gpu2 gpu3 gpu4"), ("gpu[1,3],x", "gpu1 gpu3"), ("x", "x")],
 )
-def test_as_many_nodes_are_used_as_share_the_step_evenly(
-    script: Script, given: str, used: str
-) -> None:
+def test_nodes_that_share_the_step_evenly(script: Script, given: str, used: str) -> None:
     script.write(counts=(1, 2, 4), cluster={"nodes": "1-4"})
     script.allot(given)
     found = script.begin()
@@ -78,9 +76,7 @@ def test_what_needs_an_incomplete_phase_does_not_begin(script: Script, said: Sai
     assert script.begin()[ATTEMPT] == "2"
 
 
-def test_without_its_nodes_or_with_an_open_folder_nothing_begins(
-    script: Script, said: Said
-) -> None:
+def test_unknown_nodes_or_an_open_folder(script: Script, said: Said) -> None:
     script.allot("gpu[8-7]")
     assert prologue.main(str(script.file)) == 1
     assert "Invalid hostlist" in said()
@@ -111,15 +107,6 @@ def test_a_run_that_saved_is_queued_again_once(script: Script, said: Said) -> No
     assert said() == "finetune: asked to stop, and saved at step 40; requeued\n"
 
 
-def test_what_the_same_input_will_do_again_is_not_tried_again(script: Script, said: Said) -> None:
-    script.begin()
-    leave_for(script.outcomes, 0, "input", "/data/packed is not a packed set")
-    assert script.settle() == 1
-    assert script.last.verdict == "stop"
-    assert "not a packed set" in said()
-    assert script.told == []
-
-
 @pytest.mark.parametrize(
     ("job", "verdict", "reason"),
     [
@@ -131,9 +118,7 @@ def test_what_the_same_input_will_do_again_is_not_tried_again(script: Script, sa
         ({"state": "PENDING", "restarts": 2}, "leave", "SLURM has requeued it itself"),
     ],
 )
-def test_what_slurm_says_decides_who_queues_it_again(
-    script: Script, job: dict[str, Any], verdict: str, reason: str
-) -> None:
+def test_states_of_slurm(script: Script, job: dict[str, Any], verdict: str, reason: str) -> None:
     script.allot("gpu[7-8]", RESTART_COUNT="1")
     script.begin()
     script.fake.set(script.id, **{"restarts": 1, **job})
@@ -169,24 +154,27 @@ def test_nodes_that_are_not_fit_are_left_out_and_a_crash_waits(script: Script, s
     assert script.fake.jobs[job]["restarts"] == 2
 
 
-def test_a_full_disk_is_no_node_s_fault(script: Script, said: Said) -> None:
+@pytest.mark.parametrize(
+    ("nodes", "unfit", "excluded", "delayed"),
+    [
+        ("gpu[7-8]", ("gpu7", "gpu8"), (), True),
+        ("gpu[7-8]", ("gpu8",), ("gpu8",), False),  # gpu7 has no such problem
+        ("gpu8", ("gpu8",), (), True),
+    ],
+)
+def test_a_full_disk(
+    script: Script, nodes: str, unfit: tuple[str, ...], excluded: tuple[str, ...], delayed: bool
+) -> None:
     script.write(cluster={"requeue": {"backoff": 30}})
+    script.allot(nodes)
     script.begin()
-    script.report("gpu7", "gpu7 finds the disk full", shared=True)
-    script.report("gpu8", "gpu8 finds the disk full", shared=True)
+    for node in unfit:
+        script.report(node, f"{node} finds the disk full", shared=True)
     assert script.settle() == 75
-    assert (script.last.excluded, script.last.kind) == ((), "device")
-    update = ["scontrol", "update", f"JobId={script.id}", "StartTime=now+30"]
+    assert (script.last.excluded, script.last.kind) == (excluded, "device")
+    change = "StartTime=now+30" if delayed else "ExcNodeList=gpu8"
+    update = ["scontrol", "update", f"JobId={script.id}", change]
     assert script.told == [["scontrol", "requeue", script.id], update]
-    assert said() == "finetune: node check failed: gpu7 finds the disk full; requeued in 30 s\n"
-
-
-def test_what_ails_one_node_alone_is_its_own(script: Script) -> None:
-    script.write(cluster={"requeue": {"backoff": 30}})
-    script.begin()
-    script.report("gpu8", "gpu8 does not see /data", shared=True)  # and gpu7 does
-    assert script.settle() == 75
-    assert script.last.excluded == ("gpu8",)
 
 
 def test_only_attempts_since_the_phase_was_sent_count(script: Script) -> None:
@@ -201,9 +189,7 @@ def test_only_attempts_since_the_phase_was_sent_count(script: Script) -> None:
     assert number == 4
 
 
-def test_what_slurm_does_not_queue_again_is_written_down(
-    script: Script, said: Said, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_requeue(script: Script, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "_AWAY", (0,))  # minutes, else
     script.begin()
     script.fake.down()
@@ -224,16 +210,18 @@ def test_what_was_cancelled_is_not_queued_again(script: Script) -> None:
     assert script.told == []
 
 
-def test_a_task_of_an_array_has_its_own_name_and_slurm_s_number(script: Script) -> None:
-    script.allot("gpu7", ARRAY_JOB_ID="90", ARRAY_TASK_ID="3")
-    script.begin()
-    assert script.last.job == "90_3"
-    script.settle()
-    assert script.last.job == "90_3"
-    assert script.told[0] == ["scontrol", "requeue", script.id]
+def _srun(folder: Path, patch: pytest.MonkeyPatch, body: str) -> None:
+    """Put an srun on PATH."""
+    tool = write_atomic(folder / "bin" / "srun", f"#!/bin/sh\n{body}\n")
+    tool.chmod(0o755)
+    patch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
 
 
-def test_the_script_of_an_array_runs_in_a_folder_of_any_name(
+def _bash(text: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", "-s"], input=text, capture_output=True, text=True, check=False)
+
+
+def test_the_script_of_an_array(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeSlurm
 ) -> None:
     folder = tmp_path / ODD / "INDEX"
@@ -244,18 +232,14 @@ def test_the_script_of_an_array_runs_in_a_folder_of_any_name(
     task.parent.mkdir(mode=0o700)
     task.symlink_to("../finetune.json")
     script.allot("gpu[7-8]", ARRAY_JOB_ID="90", ARRAY_TASK_ID="3")
-    write_atomic(tmp_path / "bin" / "srun", "#!/bin/sh\nexit 3\n")
-    (tmp_path / "bin" / "srun").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    text = batch_script(job, [], array="finetune")
-    done = subprocess.run(["bash", "-s"], input=text, capture_output=True, text=True, check=False)
+    _srun(tmp_path, monkeypatch, "exit 3")
+    done = _bash(batch_script(job, [], array="finetune"))
     assert "finetune: ended with code 3" in done.stderr
-    assert script.last.job == "90_3"
+    assert [e.job for e in script.job.attempt_log.events()] == ["90_3"] * 2
+    assert script.told[0] == ["scontrol", "requeue", script.id]  # SLURM's number, not the name
 
 
-def test_code_that_was_altered_neither_begins_nor_is_queued_again(
-    script: Script, tmp_path: Path, said: Said
-) -> None:
+def test_changed_code_is_not_run(script: Script, tmp_path: Path, said: Said) -> None:
     job = script.job.model_copy(update={"code": copy_code(tmp_path / "clone", script.job.state)})
     write_atomic(script.file, job.model_dump_json())
     script.begin()
@@ -269,17 +253,13 @@ def test_code_that_was_altered_neither_begins_nor_is_queued_again(
     assert script.last.verdict == "stop"
 
 
-def test_the_script_as_it_is_sent(
-    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_batch_script(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script.write(counts=(1,), cluster={"requeue": {"backoff": 0}})
     seen = '"$SLURM_NNODES $LENSDIST_ATTEMPT $PYTHONSAFEPATH"'
     # SLURM tells the script, too, when it ends a job: it must live to settle.
-    write_atomic(tmp_path / "bin" / "srun", f"#!/bin/sh\nkill -TERM $PPID\necho {seen}\nexit 3\n")
-    (tmp_path / "bin" / "srun").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    _srun(tmp_path, monkeypatch, f"kill -TERM $PPID\necho {seen}\nexit 3")
     text = batch_script(script.job, [])
-    done = subprocess.run(["bash", "-s"], input=text, capture_output=True, text=True, check=False)
+    done = _bash(text)
     assert done.stdout == "1 1 1\n"
     assert done.returncode == 75
     assert "1 of 2 nodes share the step evenly" in done.stderr
@@ -288,7 +268,7 @@ def test_the_script_as_it_is_sent(
     # What could not begin does not run, and is not settled twice.
     script.write(needs=(script.need,))
     script.fake.set(script.id, state="RUNNING")
-    done = subprocess.run(["bash", "-s"], input=text, capture_output=True, text=True, check=False)
+    done = _bash(text)
     assert (done.returncode, done.stdout) == (1, "")
     assert "pretrain is not complete" in done.stderr
     assert [e.what for e in script.job.attempt_log.events()] == ["started", "ended"] * 2

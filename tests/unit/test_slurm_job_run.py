@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -16,7 +15,6 @@ import pytest
 from lensdist.utils import outcome
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import sha256, to_json, write_atomic
-from slurm.attempts import attempts
 from slurm.config.cluster import Cluster
 from slurm.job import Job, Target, load_job
 from slurm.job_side.command import (
@@ -26,13 +24,14 @@ from slurm.job_side.command import (
     command,
     environment,
     find_place,
-    variables,
 )
 from slurm.job_side.epilogue import end_attempt
 from slurm.job_side.prologue import start_attempt
 from slurm.job_side.requeue_policy import Decision
 from slurm.job_side.run import run_phase
 from tests.conftest import ROOT
+from tests.unit.jobs import make_job
+from tests.unit.queued import mark_complete
 
 pytestmark = pytest.mark.unit
 
@@ -49,81 +48,44 @@ _SAVES = (
 
 
 def _job(tmp_path: Path, code: str = "", *needs: Target, **cluster: object) -> Job:
-    folder = tmp_path / "submission"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return Job(
-        chain="tiny",
-        target=Target(phase="finetune", run=tmp_path / "finetune"),
-        needs=needs,
-        argv=("-c", code),
-        cluster=Cluster.model_validate({"preflight": {"min_free_gb": 0}} | cluster),
-        cwd=tmp_path,
-        code=ROOT,
-        state=tmp_path / ".submit",
-        folder=folder,
-    )
-
-
-def _file(job: Job) -> str:
-    return str(write_atomic(job.folder / "finetune.json", job.model_dump_json()))
+    target = Target(phase="finetune", run=tmp_path / "finetune")
+    given = {"preflight": {"min_free_gb": 0}} | cluster
+    return make_job(target, tmp_path / "state", needs=needs, argv=("-c", code), cluster=given)
 
 
 def _attempt(job: Job, monkeypatch: pytest.MonkeyPatch) -> Decision:
     """Begin, run, settle: what a batch script does."""
     start = start_attempt(job, "7", ("here",), None)
     monkeypatch.setenv(ATTEMPT, str(start.attempt))
+    write_atomic(job.file, job.model_dump_json())  # tests change jobs
     code = 0
     try:
-        run_phase(_file(job))
+        run_phase(str(job.file))
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 1
     return end_attempt(job, "7", start.attempt, code, "RUNNING", requeued=False)
 
 
-def _complete(run: Path) -> None:
-    write_atomic(run / "config.yaml", "task: mae\n")
-    files = {"config.yaml": sha256(run / "config.yaml"), "export/model.safetensors": ""}
-    write_atomic(run / "export" / "model.safetensors", b"weights")
-    files["export/model.safetensors"] = sha256(run / "export" / "model.safetensors")
-    write_atomic(run / "COMPLETE.json", to_json({"config": {}, "files": files}))
-
-
-def test_a_phase_waits_for_no_one_and_says_so(tmp_path: Path) -> None:
-    need = Target(phase="pretrain", run=tmp_path / "pretrain")
-    job = _job(tmp_path, "", need)
-    with pytest.raises(UserError, match="finetune not started: pretrain is not complete"):
-        start_attempt(job, "7", ("here",), None)
-    ended = attempts(job.attempt_log.events())[0].ended
-    assert ended is not None
-    assert ended.verdict == "stop"
-
-
 def test_a_damaged_predecessor_counts_as_none(tmp_path: Path) -> None:
-    _complete(tmp_path / "pretrain")
-    (tmp_path / "pretrain" / "config.yaml").write_text("task: other\n")
+    mark_complete(tmp_path / "pretrain")
+    (tmp_path / "pretrain" / "export" / "model.safetensors").write_text("other")
     job = _job(tmp_path, "", Target(phase="pretrain", run=tmp_path / "pretrain"))
     with pytest.raises(UserError, match="was altered since its run was completed"):
         start_attempt(job, "7", ("here",), None)
 
 
-def test_success_is_the_marker_not_the_exit_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_success_is_the_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decision = _attempt(_job(tmp_path, "pass"), monkeypatch)
     assert decision.verdict == "requeue"  # it may have been anything: tried again, not for ever
     assert "ended with code 0, but is not complete" in decision.reason
-    _complete(tmp_path / "finetune")
+    mark_complete(tmp_path / "finetune")
     assert _attempt(_job(tmp_path, "raise SystemExit(1)"), monkeypatch).verdict == "done"
 
 
-def test_a_run_with_other_settings_is_not_what_was_sent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"optim": {"schedule": {"kind": "constant"}}, "train": {"max_steps": 6}}
     for name in ("pretrain", "finetune"):
-        _complete(tmp_path / name)
-        record = json.loads((tmp_path / name / "COMPLETE.json").read_text()) | {"config": asked}
-        write_atomic(tmp_path / name / "COMPLETE.json", to_json(record))
+        mark_complete(tmp_path / name, asked)
     more = {**asked, "train": {"max_steps": 12}}
     need = Target(phase="pretrain", run=tmp_path / "pretrain", settings=more)
     with pytest.raises(UserError, match=r"settings \(train\.max_steps: 6 -> 12\) than pretrain"):
@@ -136,9 +98,9 @@ def test_a_run_with_other_settings_is_not_what_was_sent(
 
 
 def test_a_folder_that_others_may_write_to_is_not_trusted(tmp_path: Path) -> None:
-    file = Path(_file(_job(tmp_path, "pass")))
+    file = _job(tmp_path, "pass").file
     assert load_job(file).target.phase == "finetune"
-    file.parent.chmod(0o755)
+    file.parent.chmod(0o750)
     with pytest.raises(UserError, match="chmod 700"):
         load_job(file)
     file.parent.chmod(0o700)
@@ -151,41 +113,20 @@ def test_the_file_of_a_chain_that_was_submitted_before_is_read(tmp_path: Path) -
     job = _job(tmp_path, "pass")
     raw = job.model_dump(mode="json")
     raw["goal"], raw["words"] = raw.pop("target"), raw.pop("argv")
-    assert load_job(write_atomic(job.folder / "finetune.json", to_json(raw))) == job
+    assert load_job(write_atomic(job.file, to_json(raw))) == job
 
 
 def test_scores_count_for_the_weights_that_they_are_of(tmp_path: Path) -> None:
     run = tmp_path / "run"
     target = Target(phase="evaluate", run=run, kind="scores")
     assert not target.reached()
-    _complete(run)
+    mark_complete(run)
     assert not target.reached()
     weights = {"model.safetensors": sha256(run / "export" / "model.safetensors")}
     write_atomic(target.marker(), to_json({"weights": weights}))
     assert target.reached()
     write_atomic(target.marker(), to_json({"weights": {"model.safetensors": "older"}}))
     assert not target.reached()
-
-
-def test_one_process_has_no_launcher(tmp_path: Path) -> None:
-    job = _job(tmp_path, "pass")
-    assert command(job, Place()) == [sys.executable, "-u", "-c", "pass"]
-    assert {*variables(job)} == {"PYTHONPATH", "PYTHONSAFEPATH"}  # a laptop's GPU is taken
-
-
-def test_the_environment_of_a_job(tmp_path: Path) -> None:
-    cpu = _job(
-        tmp_path, executor="slurm", nodes=2, processes_per_node=2, cpus_per_task=8, env={"A": "b"}
-    )
-    found = variables(cpu, 2)
-    assert found["ACCELERATE_USE_CPU"] == "true"
-    assert found["OMP_NUM_THREADS"] == "4"
-    assert found["A"] == "b"
-    assert "SIGUSR2" in found["PET_SIGNALS_TO_HANDLE"]
-    assert "--cpu" not in command(cpu, Place(count=2))  # would start unconnected processes
-    gpu = _job(tmp_path, executor="slurm", gpus_per_node=4, cpus_per_task=2)
-    assert "ACCELERATE_USE_CPU" not in variables(gpu)
-    assert variables(gpu)["OMP_NUM_THREADS"] == "1"
 
 
 def test_a_node_finds_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,13 +148,6 @@ def test_a_node_finds_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert find_place(Cluster(executor="slurm", nodes=2)).port == "16014"
 
 
-def test_several_local_processes_meet_on_a_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "7")  # in an interactive job, say
-    here = find_place(Cluster(processes_per_node=2))
-    assert (here.rank, here.head) == ("0", "127.0.0.1")
-    assert int(here.port) > 1024
-
-
 def test_gpus_that_the_user_chose_stay_chosen(tmp_path: Path) -> None:
     job, submitits = _job(tmp_path), {"CUDA_VISIBLE_DEVICES": ""}
     chosen = environment(job, Place(), tmp_path, submitits | {USERS_GPUS: "3"})
@@ -221,25 +155,56 @@ def test_gpus_that_the_user_chose_stay_chosen(tmp_path: Path) -> None:
     assert "CUDA_VISIBLE_DEVICES" not in environment(job, Place(), tmp_path, submitits)
 
 
-def test_the_environment_of_a_node(tmp_path: Path) -> None:
-    job = _job(tmp_path, executor="slurm", gpus_per_node=2, interface="ib0", env={"A": "b"})
-    env = environment(job, Place(count=2), tmp_path / "words", {"PYTHONPATH": "/mine", "B": "c"})
-    assert env["PYTHONPATH"] == f"{ROOT}{os.pathsep}/mine"
-    assert (env["A"], env["B"]) == ("b", "c")
-    assert env["NCCL_SOCKET_IFNAME"] == env["GLOO_SOCKET_IFNAME"] == "ib0"
-    assert env["LENSDIST_OUTCOME"] == str(tmp_path / "words")
-    assert (env["LENSDIST_PREFLIGHT"], env["LENSDIST_DEVICE"]) == ("1", "cuda")
-    assert "ACCELERATE_USE_CPU" not in env
-
-
-def test_a_container_stands_before_the_command(tmp_path: Path) -> None:
+def test_the_command_of_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command(_job(tmp_path, "pass"), Place()) == [sys.executable, "-u", "-c", "pass"]
     box = ["apptainer", "exec", "--nv", "x.sif"]
     job = _job(tmp_path, executor="slurm", gpus_per_node=2, container=box, python="/opt/bin/python")
     assert command(job, Place())[:6] == [*box, "/opt/bin/python", "-u"]
+    cpus = _job(tmp_path, executor="slurm", nodes=2, processes_per_node=2)
+    assert "--cpu" not in command(cpus, Place(count=2))  # would start unconnected processes
+    monkeypatch.setenv("SLURM_JOB_ID", "7")  # in an interactive job
+    here = find_place(Cluster(processes_per_node=2))
+    assert (here.rank, here.head) == ("0", "127.0.0.1")
+    assert int(here.port) > 1024
+
+
+@pytest.mark.parametrize(
+    ("cluster", "count", "found"),
+    [
+        ({}, 1, {"ACCELERATE_USE_CPU": None, "OMP_NUM_THREADS": None}),  # a laptop's GPU is used
+        (
+            {"nodes": 2, "processes_per_node": 2, "cpus_per_task": 8, "env": {"A": "b"}},
+            2,
+            {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "4", "A": "b", "B": "c"},
+        ),
+        (
+            {"gpus_per_node": 4, "cpus_per_task": 2, "interface": "ib0"},
+            2,
+            {
+                "ACCELERATE_USE_CPU": None,
+                "OMP_NUM_THREADS": "1",
+                "NCCL_SOCKET_IFNAME": "ib0",
+                "GLOO_SOCKET_IFNAME": "ib0",
+                "LENSDIST_PREFLIGHT": "1",
+                "LENSDIST_DEVICE": "cuda",
+            },
+        ),
+    ],
+)
+def test_the_environment_of_a_node(
+    tmp_path: Path, cluster: dict[str, object], count: int, found: dict[str, str | None]
+) -> None:
+    job = _job(tmp_path, **({"executor": "slurm"} | cluster if cluster else {}))
+    inherited = {"PYTHONPATH": "/mine", "B": "c"}
+    env = environment(job, Place(count=count), tmp_path / "reports", inherited)
+    assert {name: env.get(name) for name in found} == found
+    assert env["PYTHONPATH"] == f"{ROOT}{os.pathsep}/mine"
+    assert env["LENSDIST_OUTCOME"] == str(tmp_path / "reports")
+    assert ("SIGUSR2" in env.get("PET_SIGNALS_TO_HANDLE", "")) == (count > 1)
 
 
 def _start_one_that_saves(tmp_path: Path, job: Job) -> subprocess.Popen[str]:
-    words = f"from slurm.job_side.run import run_phase; run_phase({_file(job)!r})"
+    words = f"from slurm.job_side.run import run_phase; run_phase({str(job.file)!r})"
     node = subprocess.Popen(
         [sys.executable, "-c", words],
         cwd=ROOT,
@@ -283,9 +248,7 @@ def test_a_run_whose_parent_is_killed_saves_and_leaves(tmp_path: Path) -> None:
     assert outcome.read(job.outcome_folder(start.attempt))[0].kind == "saved"
 
 
-def test_a_node_that_is_not_fit_starts_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unfit_node_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "gpu07")
     check = {"command": "echo the fan is broken; false"}
     job = _job(tmp_path, "open('started', 'w')", preflight=check)
@@ -295,9 +258,7 @@ def test_a_node_that_is_not_fit_starts_nothing(
     assert not (tmp_path / "started").exists()
 
 
-def test_processes_that_do_not_find_each_other_are_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_that_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = _job(tmp_path, "import time; time.sleep(300)", preflight={"seconds": 2})
     job = job.model_copy(update={"argv": (*job.argv, "lensdist.train")})
     began = time.monotonic()

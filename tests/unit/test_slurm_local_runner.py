@@ -18,14 +18,14 @@ from lensdist.phases import completed
 from lensdist.tracking.metrics_log import read
 from lensdist.utils.files import write_atomic
 from slurm.attempts import Event
-from slurm.config.cluster import Cluster
 from slurm.job import Job, Target
 from slurm.submission.resume import cancel
-from tests.chains import ODD, SUBMIT, start_submit, submit, write_chain, write_cluster
+from tests.chains import ODD, start_submit, submit, write_chain, write_cluster
 from tests.conftest import ROOT, environment
 from tests.sockets import children, listeners
+from tests.unit.jobs import make_job
 
-pytestmark = [pytest.mark.unit, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.unit, pytest.mark.timeout(1800)]
 
 # A launcher without its command line, and runs without torch.
 _LAUNCHER = """
@@ -36,7 +36,7 @@ from slurm.job import load_job
 from slurm.submission.local_runner import run_locally
 files = [Path(word) for word in sys.argv[1:]]
 try:
-    run_locally({f.stem: load_job(f) for f in files}, files[0].parent / "jobs.json", print)
+    run_locally({f.stem: load_job(f) for f in files}, print)
 except (RunError, KeyboardInterrupt) as e:
     sys.exit(f"{type(e).__name__}: {e}")
 """
@@ -102,21 +102,6 @@ def test_a_chain_here_goes_on_and_is_looked_after(tiny_set: Path, tmp_path: Path
     assert "runs again because of pretrain runs again" in shown
 
 
-@pytest.mark.parametrize("executor", ["local", "debug"])
-def test_a_failed_phase_ends_the_chain_with_its_reason(
-    executor: str, tmp_path: Path, tiny_set: Path
-) -> None:
-    chain = write_chain(tmp_path, tiny_set)
-    here = write_cluster(tmp_path, executor=executor)
-    done = submit("submit", chain, here, f"data.path={tmp_path / 'nothing'}", code=1)
-    everything = done.stdout + done.stderr
-    assert "is not a packed set" in everything
-    assert "stopped: `why pretrain` says more" in everything
-    assert "error: pretrain is not complete; phases that need it were not started" in done.stderr
-    assert "Traceback" not in everything
-    assert not (tmp_path / "runs" / "finetune").exists()
-
-
 def test_a_crash_is_tried_again_and_then_given_up(tmp_path: Path, tiny_set: Path) -> None:
     chain = write_chain(tmp_path, tiny_set)
     here = write_cluster(tmp_path, requeue={"backoff": 0, "crashes": 2})
@@ -130,47 +115,23 @@ def test_a_crash_is_tried_again_and_then_given_up(tmp_path: Path, tiny_set: Path
     assert submit("status", chain, here, "pretrain").stdout.splitlines()[1].split()[2] == "stopped:"
 
 
-def test_a_run_here_is_cancelled_from_another_terminal(tmp_path: Path, tiny_set: Path) -> None:
-    chain, here = write_chain(tmp_path, tiny_set, steps=100_000), write_cluster(tmp_path)
-    many = ["pretrain", "train.epochs=100000", "train.eval_every_epochs=1000"]
-    with start_submit(chain, here, *many) as launcher:
-        end = time.monotonic() + 200
-        while not read(tmp_path / "runs" / "pretrain" / "metrics.jsonl"):
-            assert time.monotonic() < end
-            time.sleep(0.2)
-        assert "asked to save and stop" in submit("cancel", chain, here).stdout
-        told = launcher.communicate(timeout=200)[0]
-    assert launcher.returncode == 1
-    assert "cancelled; saved at step" in told
-    assert list((tmp_path / "runs" / "pretrain" / "checkpoints").glob("step-*"))
-    assert "none of these phases" in submit("cancel", chain, here).stdout
-
-
 def _job(folder: Path, phase: str, code: str, *needs: str, **cluster: object) -> Job:
     """A phase that runs `code` in a folder of its own, and is complete once that has a table."""
-    submission = folder / ".submit" / "one"
-    submission.mkdir(mode=0o700, parents=True, exist_ok=True)
     (folder / phase).mkdir()
-    given = {"preflight": {"min_free_gb": 0}, "requeue": {"backoff": 0}} | cluster
-    job = Job(
-        chain="tiny",
-        target=Target(phase=phase, run=folder / phase, kind="table"),
+    return make_job(
+        Target(phase=phase, run=folder / phase, kind="table"),
+        folder / ".submit",
         needs=tuple(Target(phase=need, run=folder / need, kind="table") for need in needs),
         argv=("-c", code),
-        cluster=Cluster.model_validate(given),
+        cluster={"preflight": {"min_free_gb": 0}, "requeue": {"backoff": 0}} | cluster,
         cwd=folder / phase,
-        code=ROOT,
-        state=folder / ".submit",
-        folder=submission,
     )
-    write_atomic(submission / f"{phase}.json", job.model_dump_json())
-    return job
 
 
 def _launch(folder: Path, *jobs: Job) -> subprocess.Popen[str]:
     """`run_locally`, in a process group of its own, by the name that launchers are known by."""
     script = write_atomic(folder / "submit.py", _LAUNCHER)
-    files = [str(job.folder / f"{job.target.phase}.json") for job in jobs]
+    files = [str(job.file) for job in jobs]
     return subprocess.Popen(
         [sys.executable, "-u", str(script), *files],
         env=environment(PYTHONPATH=str(ROOT)),
@@ -209,9 +170,7 @@ def _is_alive(process: str) -> bool:
         ("debug", signal.SIGINT, True),
     ],
 )
-def test_a_launcher_that_is_told_to_stop_waits_for_its_run(
-    executor: str, number: int, whole: bool, tmp_path: Path
-) -> None:
+def test_a_stopped_launcher_waits(executor: str, number: int, whole: bool, tmp_path: Path) -> None:
     job = _job(tmp_path, "train", _SAVES, executor=executor)
     other = _job(tmp_path, "other", "open('started', 'w')", executor=executor)
     with _launch(tmp_path, job, other) as launcher:
@@ -276,38 +235,18 @@ def test_a_phase_that_waits_is_cancelled_alone(tmp_path: Path) -> None:
     assert [e.what for e in _events(jobs[2])] == ["sent"]
 
 
-def test_a_training_saves_at_ctrl_c_in_the_terminal(tmp_path: Path, tiny_set: Path) -> None:
-    chain, here = write_chain(tmp_path, tiny_set, steps=100_000), write_cluster(tmp_path)
-    many = ["train.epochs=100000", "train.eval_every_epochs=1000"]
-    run = tmp_path / "runs" / "pretrain"
-    with subprocess.Popen(
-        [*SUBMIT, "submit", "--chain", str(chain), "--cluster", str(here), "pretrain", *many],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as launcher:
-        _until(lambda: read(run / "metrics.jsonl"))
-        os.killpg(launcher.pid, signal.SIGINT)
-        told = launcher.communicate(timeout=200)[0]
-    assert launcher.returncode == 1
-    assert "pretrain: cancelled; saved at step" in told
-    assert "interrupted; run the same command to go on" in told
-    assert "Traceback" not in told
-    assert list((run / "checkpoints").glob("step-*"))
-
-
-def test_processes_of_one_node_listen_to_nobody_else(tmp_path: Path, tiny_set: Path) -> None:
+def test_a_run_listens_locally_and_is_cancelled(tmp_path: Path, tiny_set: Path) -> None:
     chain = write_chain(tmp_path, tiny_set, steps=100_000)
     here = write_cluster(tmp_path, processes_per_node=2)
     many = ["pretrain", "train.epochs=100000", "train.eval_every_epochs=1000"]
     with start_submit(chain, here, *many) as launcher:
         _until(lambda: read(tmp_path / "runs" / "pretrain" / "metrics.jsonl"))
         found = {where for each in children(launcher.pid) for where in listeners(each)}
-        launcher.terminate()
+        assert "asked to save and stop" in submit("cancel", chain, here).stdout
         told = launcher.communicate(timeout=200)[0]
+    assert launcher.returncode == 1
     assert "cancelled; saved at step" in told
+    assert list((tmp_path / "runs" / "pretrain" / "checkpoints").glob("step-*"))
+    assert "none of these phases" in submit("cancel", chain, here).stdout
     assert len(found) >= 3  # gloo's of both, and the store
     assert {address for address, _ in found} == {"127.0.0.1"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lensdist.utils.errors import UserError
+from slurm.monitor import logs
 from slurm.monitor.logs import last_lines, print_logs
 from tests.unit.standing import Standing, standing
 
@@ -50,9 +51,7 @@ def _stop(chain: Standing, job: str = "17", **more: object) -> Callable[[], None
 _STOPPED = "-- pretrain: ended: the loss is nan; `why pretrain` says more"
 
 
-def test_the_end_of_each_log_is_said_with_its_phase_where_there_are_several(
-    standing: Standing,
-) -> None:
+def test_lines_of_several_logs_name_their_phase(standing: Standing) -> None:
     standing.sent("pretrain", "17")
     standing.sent("finetune", "18_3")  # of an array
     standing.log("17", "".join(f"line {n}\n" for n in range(99)))
@@ -198,9 +197,13 @@ def test_a_phase_that_is_complete_already_ends_at_once(standing: Standing) -> No
 
 
 @pytest.mark.parametrize("lines", [1, 9000, 20_000])
-def test_the_last_lines_of_a_long_file(lines: int, tmp_path: Path) -> None:
+def test_the_last_lines_of_a_long_file(
+    lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = [f"{n} {'x' * (n % 40)}" for n in range(15_000)]
     file = tmp_path / "log"
     file.write_text("\n".join(whole))  # its last line has no end
     assert last_lines(file, lines) == whole[-lines:]
     assert last_lines(tmp_path / "none", lines) == []
+    monkeypatch.setattr(logs, "_MOST", 1000)  # bytes, in which there are 20 lines
+    assert last_lines(file, 20) == whole[-20:]

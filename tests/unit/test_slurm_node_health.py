@@ -32,21 +32,10 @@ def _a_node_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def test_a_healthy_node_reports_its_figures(tmp_path: Path) -> None:
+def test_a_healthy_node_has_no_problem(tmp_path: Path) -> None:
     fake_smi(tmp_path, GOOD)
     job = node_job(tmp_path, versions(), gpus_per_node=2, preflight={"command": "true"})
-    report = examine(job, 3)
-    assert report.problem == ""
-    assert (report.host, report.node) == ("gpu07", 3)
-    assert report.versions == versions()
-    assert report.gpus == ("NVIDIA H100 80GB HBM3, GPU-aa, 0, 34", *GOOD.splitlines()[1:])
-    disk = shutil.disk_usage(tmp_path)
-    assert report.free_gb is not None
-    assert 0 < report.free_gb <= disk.total / 1e9
-    assert report.write_mb_s is not None
-    assert report.write_mb_s > 0
-    assert report.clock_skew is not None
-    assert abs(report.clock_skew) < 30
+    assert examine(job, 3) == Report(host="gpu07", node=3)
     assert not (tmp_path / "runs" / "tiny").exists()
 
 
@@ -57,9 +46,7 @@ def _is_shared(job: Job, clock: Callable[[], float] = time.time) -> bool:
     return report.shared
 
 
-def test_what_other_nodes_would_meet_too_is_told_from_a_node_s_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shared_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = node_job(tmp_path)
     assert _is_shared(job.model_copy(update={"code": tmp_path / "scratch"}))
     assert _is_shared(node_job(tmp_path, versions() | {"torch": "1.0"}))
@@ -146,7 +133,7 @@ def test_a_node_that_never_reports(tmp_path: Path) -> None:
 
 def test_a_report_that_is_seen_late(tmp_path: Path) -> None:
     folder, job = tmp_path / "attempt", node_job(tmp_path)
-    late = Report(host="gpu08", node=1, time=0, versions={}, problem="gpu08 is on fire")
+    late = Report(host="gpu08", node=1, problem="gpu08 is on fire")
 
     def report() -> None:
         while not (folder / "node-00000.json").exists():

@@ -6,147 +6,126 @@ from typing import Any
 
 import pytest
 
-from lensdist.utils.outcome import Kind, Outcome
-from slurm.attempts import Attempt, Event, Verdict
+from lensdist.utils.outcome import Outcome
+from slurm.attempts import Attempt, Event
 from slurm.config.cluster import Requeue
 from slurm.job_side.requeue_policy import Decision, End, decide
 
 pytestmark = pytest.mark.unit
 
 POLICY = Requeue(limit=5, crashes=3, backoff=30)
+GPU = "OutOfMemoryError: CUDA out of memory"
+SAVED = {"before": 5, "now": 9, "code": 75}
+FULL = {"n1": "n1 finds the disk full"}
+NO_GPU = {"n2": "n2 has no GPU"}
+NONE: list[tuple[int, int]] = []
 
 
-def _word(kind: Kind, error: str = "it broke", rank: int = 0, host: str = "n1") -> Outcome:
-    return Outcome(kind=kind, rank=rank, host=host, time=rank, error=error)
+def _report(kind: str = "crashed", error: str = "it broke", host: str = "n1") -> Outcome:
+    return Outcome.model_validate(
+        {"kind": kind, "rank": 0, "host": host, "time": 0, "error": error}
+    )
 
 
-def _past(*steps: tuple[int, int], verdict: Verdict | None = "requeue") -> list[Attempt]:
-    """Attempts that went from one step to another, and how they ended (None: they did not)."""
+def _past(steps: list[tuple[int, int]], verdict: str | None = "requeue") -> list[Attempt]:
+    """Return attempts from one step to another, and how they ended (None: they did not)."""
     found = []
     for number, (first, last) in enumerate(steps, start=1):
         common: dict[str, Any] = {"time": number, "job": "7", "submission": "s", "attempt": number}
-        ended = Event(what="ended", step=last, verdict=verdict, **common) if verdict else None
-        found.append(Attempt(started=Event(what="started", step=first, **common), ended=ended))
+        ended = {"what": "ended", "step": last, "verdict": verdict, **common} if verdict else None
+        started = Event(what="started", step=first, **common)
+        found.append(Attempt.model_validate({"started": started, "ended": ended}))
     return found
 
 
 def _decide(*outcomes: Outcome, past: list[Attempt] | None = None, **end: Any) -> Decision:
-    return decide(
-        End(**{"reached": False, "code": 1, "outcomes": outcomes, **end}), past or [], POLICY
-    )
-
-
-def test_complete_is_done_whatever_the_code() -> None:
-    assert _decide(_word("crashed"), reached=True, code=134).verdict == "done"
-
-
-def test_saved_is_queued_again_at_once() -> None:
-    for state in ("RUNNING", "TIMEOUT"):
-        found = _decide(_word("saved"), before=5, now=9, state=state, code=75)
-        assert (found.verdict, found.delay, found.exclude) == ("requeue", 0, ())
-        assert "saved at step 9" in found.reason
+    given = {"reached": False, "code": 1, "outcomes": outcomes, **end}
+    return decide(End(**given), past or [], POLICY)
 
 
 @pytest.mark.parametrize(
-    "ended", [{"state": "CANCELLED"}, {"cancelled": True}, {"cancelled": True, "state": "TIMEOUT"}]
+    ("report", "end", "past", "verdict", "delay", "exclude", "kind"),
+    [
+        # Complete, whatever the exit code.
+        (_report(), {"reached": True, "code": 134}, NONE, "done", 0, (), "done"),
+        # Saved: at once, within the limit of attempts, and if it gets on.
+        (_report("saved"), SAVED, NONE, "requeue", 0, (), "saved"),
+        (_report("saved"), SAVED | {"state": "TIMEOUT"}, NONE, "requeue", 0, (), "saved"),
+        (_report("saved"), SAVED, [(0, 1)] * 5, "stop", 0, (), "saved"),
+        (_report("saved"), SAVED | {"now": 5}, [(5, 5)] * 2, "stop", 0, (), "saved"),
+        # Cancelled, or decided by SLURM.
+        (_report("saved"), SAVED | {"state": "CANCELLED"}, NONE, "leave", 0, (), "saved"),
+        (_report("saved"), SAVED | {"cancelled": True}, NONE, "leave", 0, (), "saved"),
+        (
+            *(_report("saved"), SAVED | {"cancelled": True, "state": "TIMEOUT"}, NONE),
+            *("leave", 0, (), "saved"),
+        ),
+        (_report("saved"), SAVED | {"state": "PENDING"}, NONE, "leave", 0, (), "saved"),
+        (_report("saved"), SAVED | {"state": "NODE_FAIL"}, NONE, "leave", 0, (), "saved"),
+        (_report("saved"), SAVED | {"requeued": True}, NONE, "leave", 0, (), "saved"),
+        # The same again would end in the same way.
+        (_report("input"), {}, NONE, "stop", 0, (), "input"),
+        (_report("failed"), {}, NONE, "stop", 0, (), "failed"),
+        (_report("crashed", GPU), {}, NONE, "stop", 0, (), "crashed"),
+        # Crashes: longer pauses, then no more, unless there is a checkpoint between them.
+        (_report(), {}, NONE, "requeue", 30, (), "crashed"),
+        (_report(), {}, [(0, 0)], "requeue", 60, (), "crashed"),
+        (_report(), {}, [(0, 0)] * 2, "stop", 0, (), "crashed"),
+        (_report(), {"now": 9}, [(0, 0)] * 2, "requeue", 30, (), "crashed"),
+        (
+            *(_report(), {"before": 20, "now": 20}, [(0, 0), (0, 0), (0, 20)]),
+            *("requeue", 30, (), "crashed"),
+        ),
+        # A process of the last attempt still holds the folder.
+        (_report("busy"), {"code": 2}, NONE, "requeue", 30, (), "busy"),
+        (_report("busy"), {"code": 2}, [(0, 0)] * 2, "stop", 0, (), "busy"),
+        # Nodes: their own problems exclude them, at once; shared ones wait.
+        (None, {"nodes": 2, "unfit": NO_GPU}, NONE, "requeue", 0, ("n2",), "device"),
+        (_report("device", host="n3"), {"nodes": 2}, NONE, "requeue", 0, ("n3",), "device"),
+        (None, {"unfit": NO_GPU}, [(0, 0)] * 2, "stop", 0, (), "device"),
+        (None, {"nodes": 2, "unfit": NO_GPU | FULL}, NONE, "requeue", 30, (), "device"),
+        (None, {"shared": FULL}, NONE, "requeue", 30, (), "device"),
+        (None, {"shared": FULL}, [(0, 0)], "requeue", 60, (), "device"),
+        (None, {"shared": FULL}, [(0, 0)] * 2, "stop", 0, (), "device"),
+        (
+            *(None, {"nodes": 2, "shared": FULL, "unfit": NO_GPU}, NONE),
+            *("requeue", 30, ("n2",), "device"),
+        ),
+    ],
 )
-def test_cancelled_is_never_queued_again(ended: dict[str, Any]) -> None:
-    found = _decide(_word("saved"), before=5, now=9, code=75, **ended)
-    assert found.verdict == "leave"
-    assert "cancelled; saved at step 9" in found.reason
+def test_what_follows(
+    report: Outcome | None,
+    end: dict[str, Any],
+    past: list[tuple[int, int]],
+    verdict: str,
+    delay: float,
+    exclude: tuple[str, ...],
+    kind: str,
+) -> None:
+    found = _decide(*filter(None, [report]), past=_past(past), **end)
+    assert (found.verdict, found.delay, found.exclude) == (verdict, delay, exclude)
+    assert found.kind == kind
+
+
+def test_attempts_that_slurm_ended_are_not_crashes() -> None:
+    lost = _past([(4, 4)] * 3, verdict=None)
+    assert _decide(_report(), past=lost, before=4, now=4).delay == 30
 
 
 @pytest.mark.parametrize(
-    "ended",
-    [{"state": "PENDING"}, {"state": "NODE_FAIL"}, {"requeued": True, "state": "CANCELLED"}],
+    ("report", "end", "reason"),
+    [
+        (_report("saved"), SAVED, "asked to stop, and saved at step 9"),
+        (_report("saved"), SAVED | {"cancelled": True}, "cancelled; saved at step 9"),
+        (_report("failed", "the loss is nan"), {}, "the loss is nan (process 0 on n1)"),
+        (None, {"shared": FULL}, f"node check failed: {FULL['n1']}"),
+        (None, {"shared": FULL, "unfit": NO_GPU}, f"node check failed: {NO_GPU['n2']}"),
+        (None, {"code": 137}, "ended with code 137, without an exit report"),
+        # Whoever left no report ended first.
+        (_report(), {"missing": [(2, "n2"), (3, "n2")]}, "process 2 on n2 left no exit report"),
+    ],
 )
-def test_what_slurm_has_decided_is_left_to_it(ended: dict[str, Any]) -> None:
-    assert _decide(_word("saved"), before=5, now=9, code=75, **ended).verdict == "leave"
-
-
-def test_what_the_run_itself_gives_up_is_not_tried_again() -> None:
-    for kind in ("input", "failed"):
-        found = _decide(_word(kind, "the loss is nan at step 7"))
-        assert (found.verdict, found.kind) == ("stop", kind)
-        assert found.reason == "the loss is nan at step 7 (process 0 on n1)"
-    assert _decide(_word("crashed", "OutOfMemoryError: CUDA out of memory")).verdict == "stop"
-
-
-def test_a_crash_waits_longer_each_time_and_is_given_up() -> None:
-    delays, past = list[float](), list[Attempt]()
-    for number in range(1, 4):
-        found = _decide(_word("crashed"), past=past, before=4, now=4)
-        delays.append(found.delay)
-        past = _past(*[(4, 4)] * number)
-    assert delays[:2] == [30, 60]
-    assert found.verdict == "stop"
-    assert "3 attempts in a row ended without a new checkpoint" in found.reason
-
-
-def test_a_checkpoint_between_crashes_starts_the_count_anew() -> None:
-    found = _decide(_word("crashed"), past=_past((0, 0), (0, 0), (0, 20)), before=20, now=20)
-    assert (found.verdict, found.delay) == ("requeue", 30)
-    assert _decide(_word("crashed"), past=_past((0, 0), (0, 0)), before=0, now=9).delay == 30
-
-
-def test_what_slurm_took_away_counts_as_nobodys_crash() -> None:
-    lost = _past((4, 4), (4, 4), (4, 4), verdict=None)
-    assert _decide(_word("crashed"), past=lost, before=4, now=4).delay == 30
-
-
-def test_the_limit_holds_for_every_end() -> None:
-    past = _past(*[(i, i + 1) for i in range(5)])
-    found = _decide(_word("saved"), past=past, before=5, now=6, code=75)
-    assert found.verdict == "stop"
-    assert "attempt 6 since it was sent, the last allowed" in found.reason
-
-
-def test_an_unfit_node_is_left_out_and_not_waited_for() -> None:
-    found = _decide(nodes=2, unfit={"n2": "n2 has 1 GPU, not 4"}, before=0, now=0)
-    assert (found.verdict, found.kind) == ("requeue", "device")
-    assert (found.exclude, found.delay) == (("n2",), 0)
-    found = _decide(_word("device", "wrong product", host="n3"), nodes=2)
-    assert found.exclude == ("n3",)
-
-
-def test_what_ails_all_nodes_is_no_nodes_fault() -> None:
-    found = _decide(nodes=2, unfit={"n1": "disk full", "n2": "disk full"})
-    assert (found.verdict, found.exclude, found.delay) == ("requeue", (), 30)
-
-
-def test_what_other_nodes_would_meet_too_waits_and_blames_no_node() -> None:
-    full = {"n1": "n1 finds the disk full"}
-    found = _decide(nodes=1, shared=full)
-    assert (found.verdict, found.kind) == ("requeue", "device")
-    assert (found.exclude, found.delay) == ((), 30)
-    assert found.reason == "node check failed: n1 finds the disk full"
-    assert _decide(shared=full, past=_past((0, 0))).delay == 60
-    assert _decide(shared=full, past=_past((0, 0), (0, 0))).verdict == "stop"
-    found = _decide(nodes=2, shared=full, unfit={"n2": "n2 has no GPU"})
-    assert (found.exclude, found.delay) == (("n2",), 30)
-    assert found.reason == "node check failed: n2 has no GPU"
-
-
-def test_a_survivor_of_the_last_attempt_is_waited_for() -> None:
-    busy = _word("busy", "another run is writing to finetune")
-    found = _decide(busy, code=2)
-    assert (found.verdict, found.kind, found.delay) == ("requeue", "busy", 30)
-    assert _decide(busy, code=2, past=_past((0, 0))).delay == 60
-    assert _decide(busy, code=2, past=_past((0, 0), (0, 0))).verdict == "stop"
-
-
-def test_unfit_nodes_are_not_looked_for_for_ever() -> None:
-    found = _decide(nodes=1, unfit={"n9": "no GPU"}, past=_past((0, 0), (0, 0)))
-    assert found.verdict == "stop"
-
-
-def test_whoever_left_no_word_is_named_before_those_who_fell_over_it() -> None:
-    found = _decide(_word("crashed", "connection closed"), missing=[(2, "n2"), (3, "n2")])
-    assert found.kind == "silent"
-    assert found.reason.startswith("process 2 on n2 left no exit report")
-    assert _decide(code=137).reason == "ended with code 137, without an exit report"
-
-
-def test_saving_without_getting_on_is_a_loop_too() -> None:
-    found = _decide(_word("saved"), past=_past((3, 3), (3, 3)), before=3, now=3, code=75)
-    assert found.verdict == "stop"
+def test_the_reason(report: Outcome | None, end: dict[str, Any], reason: str) -> None:
+    found = _decide(*filter(None, [report]), **end)
+    assert found.reason.startswith(reason)
+    assert (found.kind == "silent") == ("missing" in end or end.get("code") == 137)

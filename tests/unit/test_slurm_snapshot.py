@@ -40,9 +40,7 @@ def test_it_holds_what_runs_and_no_more(clone: Path, tmp_path: Path) -> None:
     assert [p.name for p in copy.parent.iterdir()] == [copy.name]  # nothing half-made
 
 
-def test_the_same_code_is_copied_once_and_an_edit_is_another_copy(
-    clone: Path, tmp_path: Path
-) -> None:
+def test_the_same_code_is_copied_once(clone: Path, tmp_path: Path) -> None:
     first = copy_code(clone, tmp_path / "state")
     (clone / "docs" / "d.md").write_text("other\n")
     assert copy_code(clone, tmp_path / "state") == first
@@ -53,9 +51,7 @@ def test_the_same_code_is_copied_once_and_an_edit_is_another_copy(
     assert code_hash(second) == code_hash(clone)
 
 
-def test_an_installed_package_has_the_launcher_s_own_file_for_accelerate(
-    clone: Path, tmp_path: Path
-) -> None:
+def test_accelerates_file_of_a_wheel(clone: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
     (clone / "accelerate_config.yaml").rename(clone / "slurm" / "accelerate_config.yaml")
     (clone / "torch").mkdir()  # site-packages has other packages, too
@@ -67,9 +63,7 @@ def test_an_installed_package_has_the_launcher_s_own_file_for_accelerate(
 
 
 @pytest.mark.parametrize("file", ["lensdist/a.py", "lensdist/new.py", "torch.py"])
-def test_whoever_runs_a_copy_finds_it_as_it_was_made(
-    file: str, clone: Path, tmp_path: Path
-) -> None:
+def test_a_changed_copy_is_refused(file: str, clone: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
     copy = copy_code(clone, state)
     (copy / "lensdist" / "__pycache__").mkdir()  # what running it leaves

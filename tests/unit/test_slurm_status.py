@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 
@@ -57,49 +56,34 @@ def test_what_has_ended_has_no_time_left_and_says_if_it_is_damaged(standing: Sta
     assert _rows(standing)["pretrain"]["complete"] == "damaged"
 
 
-def _stopped(chain: Standing) -> None:
-    chain.started("pretrain", "17")
-    chain.ended("pretrain", "17", "stop", "/data/packed is not a packed set; make one with pack")
-
-
-def _queued_again(chain: Standing) -> None:
-    chain.started("pretrain", "17")
-    chain.ended("pretrain", "17", "requeue", "it fell")
-
-
-def _done(chain: Standing) -> None:
-    chain.started("pretrain", "17")
-    chain.ended("pretrain", "17", "done", "complete")
+_STOPPED = "/data/packed is not a packed set; make one with pack"
 
 
 @pytest.mark.parametrize(
-    ("happened", "state"),
+    ("end", "state"),
     [
-        (lambda chain: None, "gone"),
-        (lambda chain: chain.started("pretrain", "17"), "lost?"),
-        (_queued_again, "lost?"),
-        (_stopped, "stopped: /data/packed is not a packed set; make…"),
-        (_done, "done"),
-        (
-            lambda chain: chain.attempt_log("pretrain").append("cancelled", "17", "first"),
-            "cancelled",
-        ),
+        (None, "lost?"),
+        (("requeue", "it fell"), "lost?"),
+        (("stop", _STOPPED), "stopped: /data/packed is not a packed set; make…"),
+        (("done", "complete"), "done"),
     ],
 )
-def test_of_a_job_that_slurm_has_forgotten_the_ledger_speaks(
-    happened: Callable[[Standing], None], state: str, standing: Standing
-) -> None:
+def test_states_without_slurm(end: tuple[str, str] | None, state: str, standing: Standing) -> None:
     standing.slurm()
     standing.sent("pretrain", "17")
-    happened(standing)
+    assert _rows(standing)["pretrain"]["state"] == "gone"
+    standing.started("pretrain", "17")
+    if end:
+        standing.ended("pretrain", "17", *end)
     assert _rows(standing)["pretrain"]["state"] == state
+    standing.attempt_log("pretrain").append("cancelled", "17", "first")
+    assert _rows(standing)["pretrain"]["state"] == "cancelled"
 
 
 @pytest.mark.parametrize("reason", ["None", "NonZeroExitCode"])
 def test_a_failed_job_says_what_the_ledger_knows(standing: Standing, reason: str) -> None:
     standing.slurm(sacct=f"17|FAILED|{reason}|gpu07|1:0\n18|FAILED|None||1:0")
-    standing.sent("pretrain", "17")
-    _stopped(standing)
+    standing.failed("stop", _STOPPED)
     standing.sent("finetune", "18")
     rows = _rows(standing)
     assert rows["pretrain"]["state"] == "FAILED: /data/packed is not a packed set; make…"
@@ -111,7 +95,8 @@ def test_without_slurm_nobody_knows_whether_a_job_runs(standing: Standing) -> No
     assert _rows(standing)["pretrain"]["state"] == "sent"
     standing.started("pretrain", "17")
     assert _rows(standing)["pretrain"]["state"] == "running?"
-    assert not query(standing.targets, standing.state)[0].failed
+    standing.ended("pretrain", "17", "leave", "SLURM has requeued it itself")
+    assert query(standing.targets, standing.state)[0].live is None
     standing.ended("pretrain", "17", "stop", "it fell")
     assert query(standing.targets, standing.state)[0].failed
 
@@ -151,9 +136,7 @@ def test_the_newest_sending_counts_whatever_the_old_job_still_writes(standing: S
     assert (row["job"], row["state"], row["attempts"]) == ("18", "PENDING (Resources)", "1")
 
 
-def test_progress_before_the_first_row_and_of_an_unreadable_run_is_unknown(
-    standing: Standing,
-) -> None:
+def test_unknown_progress(standing: Standing) -> None:
     run = standing.runs / "pretrain"
     assert progress(run) is None
     standing.train("pretrain", 0)

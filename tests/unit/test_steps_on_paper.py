@@ -42,7 +42,7 @@ def words(data: Path, run: Path, **more: Any) -> list[str]:
         "optim.schedule.warmup_steps": WARMUP, "optim.schedule.final": FINAL,
         "optim.schedule.per_stage": "true", "train.epochs": 7, "train.global_batch": 48,
         "train.micro_batch": 16, "train.ema": EMA, "train.log_every": 1, "train.eval_batch": 5,
-        "train.eval_every_epochs": 1, "train.reproducible": "true",
+        "train.eval_every_epochs": 1, "train.reproducible": "true", "train.select_from": "best",
         "checkpoint.every_steps": 1, "checkpoint.keep": 99,
     }  # fmt: skip
     changes = [f"{key}={value}" for key, value in {**given, **more}.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from lensdist.config.schema import schema_of
 from lensdist.data.config import PreprocessConfig
+from lensdist.data.smooth import principal
 from lensdist.data.transforms import Preprocess
+from lensdist.distributed.config import ScheduleConfig
 from lensdist.models.config import MaskConfig
 from lensdist.models.masking import make_mask
 from lensdist.runs.finish import best_model
@@ -23,8 +26,9 @@ from lensdist.tasks.build import build_task
 from lensdist.tasks.types import Batch, Stage
 from lensdist.training import checkpoint
 from lensdist.training.loop import Outcome
-from lensdist.training.stages import stages_in_steps
+from lensdist.training.stages import StageSteps, check_warmup, stages_in_steps
 from lensdist.training.state import TrainState
+from lensdist.utils.errors import UserError
 
 pytestmark = pytest.mark.unit
 
@@ -79,6 +83,33 @@ def test_a_mae_learns_the_pixels_that_its_loss_names(loss: str, damaged: bool) -
         count = count * (batch["weight"] * ~batch["badpix"]).numpy()[:, None]
     error = (network.drawn - seen).numpy().astype(float) ** 2
     assert found == pytest.approx((error * count).sum() / count.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", ["none", "residual"])
+@pytest.mark.parametrize("sky", [0.0, 3000.0])
+def test_a_mae_reports_what_it_explains_of_hidden_pixels(scale: str, sky: float) -> None:
+    """Beside it, what the basis alone explains, which draws those pixels from themselves."""
+    model = {"image_size": 16, "patch_size": 4, "dim": 8, "depth": 1, "heads": 2, "mlp_dim": 8}
+    how = {"scale": scale, "components": 3}
+    cfg = run("mae", model=model, loss="masked", preprocess=how, mask={"ratio": 0.5})
+    raw = images(6, 1, 16, 16) + sky
+    smooth = principal(raw, 3) if scale == "residual" else None
+    task = build_task(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0], smooth))
+    network = Constant(images(6, 1, 16, 16).flip(-1))
+    scores = task.score(task.outputs(network, {"image": raw, "sample": torch.arange(6)}))
+    seen, mask, _ = network.given
+    hidden = mask.numpy().reshape(6, 1, 4, 4).repeat(4, 2).repeat(4, 3)
+
+    def explained(drawn: Tensor, truth: Tensor) -> float:
+        off, true = (t.double().numpy()[hidden] for t in (drawn - truth, truth))
+        return float(1 - (off**2).mean() / true.var())
+
+    assert scores["explained_masked"] == pytest.approx(explained(network.drawn, seen), rel=1e-4)
+    assert ("explained_by_basis" in scores) == (scale == "residual")
+    if smooth is not None:
+        wanted = explained(smooth.of(raw), raw)
+        assert 0 < wanted < 1
+        assert scores["explained_by_basis"] == pytest.approx(wanted, abs=1e-3)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
@@ -168,6 +199,25 @@ def test_stages_last_their_epochs_in_steps(
     found = stages_in_steps(task, run("mae", train={"max_steps": limit, "epochs": 5}).train, 4)
     assert [(one.start, one.end) for one in found] == wanted
     assert [one.stage for one in found] == stages[: len(wanted)]
+
+
+@pytest.mark.parametrize(
+    ("per_stage", "steps", "refused"),
+    [
+        (False, 20, None),
+        (False, 21, "20 steps of the run"),
+        (True, 8, None),
+        (True, 9, "8 steps of stage 1 of 2"),
+        (True, 13, "8 steps of stage 1 of 2"),
+    ],
+)
+def test_a_warm_up_ends_within_its_run_or_stage(
+    per_stage: bool, steps: int, refused: str | None
+) -> None:
+    schedule = ScheduleConfig(warmup_steps=steps, per_stage=per_stage)
+    stages = [StageSteps(Stage(2, ("head.",)), 0, 8), StageSteps(Stage(3, ("",)), 8, 20)]
+    with pytest.raises(UserError, match=refused) if refused else nullcontext():
+        check_warmup(schedule, stages)
 
 
 @pytest.mark.parametrize("averaged", [False, True])

@@ -125,7 +125,7 @@ def test_a_range_rises(bad: tuple[float, float]) -> None:
 def trained(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few steps from a pretrained encoder, the first epoch on kept features."""
     root = tmp_path_factory.mktemp("mass")
-    few = {"train.max_steps": 4, "train.log_every": 1}
+    few = {"train.max_steps": 4, "train.log_every": 1, "train.select_from": "best"}
     more = {"encoder": root / "mae", "frozen_epochs": 1, "train.epochs": 2}
     for name, changes in (("mae", few), ("mass", few | more)):
         done = forked("lensdist.train", *settings(name, tiny_set, root / name, **changes))

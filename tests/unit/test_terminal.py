@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from lensdist.metrics.report import lines, table, write_results
 from lensdist.utils.files import printable
-from lensdist.utils.streams import tolerant
+from lensdist.utils.streams import counter, tolerant
 
 pytestmark = pytest.mark.unit
 
@@ -35,6 +36,21 @@ def test_what_commands_print_is_escaped_but_for_lines(capsys: pytest.CaptureFixt
     assert found.out.removesuffix("\x1b[0m").replace("\n", "").replace("\t", "").isprintable()
     assert found.out.count("\n") == 2
     assert found.err.endswith("\n\r 5 of 9\x1b[K")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_counter_counts_on_a_terminal_only(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    show = counter()
+    for done in range(1, 1001):
+        show("packed", done, 1000)
+    lines = stream.getvalue().split("\r")[1:]
+    assert lines[-1:] == (["packed 1,000 of 1,000\n"] if terminal else [])
+    assert len(lines) < 100  # five a second at most
 
 
 def test_labels_in_tables_are_text(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ import happens once."""
 import subprocess
 import sys
 
-import pytest
-
 
 def run(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
@@ -87,8 +85,3 @@ def test_an_import_error_restores_torch() -> None:
         "else: raise SystemExit('no error')\n"
         "assert torch.library.register_fake is original\n"
     )
-
-
-@pytest.mark.parametrize("name", ["lensdist", "lensdist.utils.files", "lensdist.tracking"])
-def test_light_modules_import_no_torch(name: str) -> None:
-    run(f"import sys, {name}; assert 'torch' not in sys.modules")

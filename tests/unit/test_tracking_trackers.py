@@ -21,10 +21,8 @@ class FakeWandb(types.ModuleType):
     """wandb as far as it is used, which can be told to misbehave at any call."""
 
     class Settings:
-        model_fields = ("console", "silent")  # an older version that lacks the rest
-
         def __init__(self, **settings: Any) -> None:
-            assert set(settings) == {"console", "silent"}
+            assert (settings["console"], settings["save_code"]) == ("off", False)
 
     def __init__(self) -> None:
         super().__init__("wandb")
@@ -61,7 +59,12 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
         if name.startswith("WANDB_"):
             monkeypatch.delenv(name)
-    for name in ("SILENT", "CACHE_DIR", "DATA_DIR"):  # so that what trackers set is undone
+    for name in (
+        "SILENT",
+        "CACHE_DIR",
+        "DATA_DIR",
+        "ERROR_REPORTING",
+    ):  # so that what trackers set is undone
         monkeypatch.setenv(f"WANDB_{name}", "x")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("NETRC", raising=False)
@@ -98,7 +101,6 @@ def test_wandb_reports_no_errors_to_its_makers(
 ) -> None:
     """Its service looks for a server of theirs as it starts, offline too."""
     found = []
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "x")  # so that what trackers set is undone
     monkeypatch.delenv("WANDB_ERROR_REPORTING")
     wandb.trouble["init"] = lambda: found.append(os.environ.get("WANDB_ERROR_REPORTING"))
     Trackers(tmp_path / "run", "offline").close()
@@ -125,9 +127,8 @@ def test_a_resumed_run_keeps_its_id(tmp_path: Path, wandb: FakeWandb) -> None:
     for _ in range(2):
         Trackers(tmp_path, "offline").close()
     first, second = wandb.inits
-    assert (
-        first["id"] == second["id"] == json.loads((tmp_path / "track.json").read_text())["wandb_id"]
-    )
+    assert json.loads((tmp_path / "track.json").read_text()) == {"wandb_id": first["id"]}
+    assert second["id"] == first["id"]
     assert first["resume"] == "allow"
     (tmp_path / "track.json").write_text("{torn")
     Trackers(tmp_path, "offline").close()
@@ -152,36 +153,21 @@ def test_wandbs_own_variables_name_project_run_and_id(
 
 
 @pytest.mark.parametrize("call", ["init", "log", "finish"])
-@pytest.mark.parametrize("error", [RuntimeError("no\nnetwork"), SystemExit(1)])
-def test_an_error_is_one_line_and_the_end_of_the_tracker(
-    tmp_path: Path, wandb: FakeWandb, capsys: Any, call: str, error: BaseException
-) -> None:
-    wandb.trouble[call] = raiser(error)
-    tracker = Trackers(tmp_path, "offline")
-    for step in range(50):
-        tracker.log(row(step, loss=1.0))
-    tracker.close()
-    out = capsys.readouterr()
-    assert out.err.count("\n") == 1
-    assert out.err.startswith(f"wandb is off: {type(error).__name__}")
-    assert out.out == ""
-
-
-@pytest.mark.parametrize("call", ["init", "log", "finish"])
-def test_a_hanging_tracker_is_left_behind(
-    tmp_path: Path, wandb: FakeWandb, capsys: Any, call: str, hang: Callable[[], Any]
-) -> None:
-    wandb.trouble[call] = hang
+@pytest.mark.parametrize("error", [RuntimeError("no\nnetwork"), SystemExit(1), None])
+def test_an_error_or_a_hang_is_one_line_and_the_end_of_the_tracker(
+    tmp_path: Path, wandb: FakeWandb, capsys: Any, call: str, error: BaseException | None,
+    hang: Callable[[], Any],
+) -> None:  # fmt: skip
+    wandb.trouble[call] = raiser(error) if error else hang
     tracker = Trackers(tmp_path, "offline", queue=100)
     began = time.perf_counter()
     for step in range(1000):
         tracker.log(row(step, loss=1.0))
-    assert time.perf_counter() - began < 0.5
-    tracker.close(timeout=0.2)
-    assert time.perf_counter() - began < 1.5
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert "wandb has not finished in 0 s" in err
+    assert time.perf_counter() - began < 5
+    tracker.close(timeout=30 if error else 0.2)
+    (line,) = capsys.readouterr().err.splitlines()
+    told = f"wandb is off: {type(error).__name__}" if error else "wandb has not finished in 0 s"
+    assert line.startswith(told)
 
 
 def test_a_slow_tracker_loses_the_oldest_rows_and_says_how_many(
@@ -269,25 +255,16 @@ def test_online_without_a_network_goes_on_offline(
         ("auto", {}, "machine api.wandb.ai login user password k", "online"),
         ("auto", {}, "machine github.com login user password k", "offline"),
         ("auto", {}, "not a netrc", "offline"),
-        (
-            "auto",
-            {"WANDB_BASE_URL": "https://wandb.uni.edu"},
-            "machine wandb.uni.edu login user password k",
-            "online",
-        ),
+        ("auto", {"WANDB_BASE_URL": "https://x.edu"}, "machine x.edu login a password k", "online"),
         ("online", {}, "", "offline"),
         ("online", {"WANDB_API_KEY": "k"}, "", "online"),
         ("offline", {"WANDB_API_KEY": "k"}, "", "offline"),
     ],
 )
 def test_modes(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    mode: trackers.Mode,
-    env: dict[str, str],
-    netrc: str,
-    found: str,
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: trackers.Mode, env: dict[str, str],
+    netrc: str, found: str,
+) -> None:  # fmt: skip
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     if netrc:

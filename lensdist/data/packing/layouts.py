@@ -3,11 +3,14 @@
 Folders may have these forms, below any further folders:
 
     {train,val}/{no,sphere,vort}/<int>.npy      classes, split; a `__MACOSX/` twin tree is skipped
+    {train,test}_{lenses,nonlenses}/*.npy       classes, split
     {no_sub,cdm,axion}/{class}_sim_<int>.npy    classes
+    lenses/NAME/*_{g,r,i}.fits                  classes, systems, bands
     {HR,LR}/sample<N>.npy                       pairs, by number
     *.npy                                       images without labels
 
-A file's class is the name of its parent folder, never a match elsewhere in its path.
+A file's class is the name of its parent folder, never a match elsewhere in its path; with
+`group_by: folder` it is the folder above those of the systems.
 """
 
 from __future__ import annotations
@@ -17,11 +20,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from lensdist.data.manifest import Kind
+from lensdist.data.packing.beside import bands_of, maps_of
+from lensdist.data.packing.split_names import Member, Splits, members
 from lensdist.data.reading.folders import Passed, walk
 from lensdist.data.reading.readers import ENDINGS
+from lensdist.data.reading.roles import Role
 from lensdist.data.splits import SPLITS
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import printable
@@ -31,11 +37,6 @@ _KINDS: dict[str, Kind] = {"classes": "classify", "pairs": "pairs", "images": "i
 
 _MAX_CLASSES = 1000
 _CANONICAL = (("no_sub", "cdm", "axion"), ("no", "sphere", "vort"))
-_SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,23 @@ class Entry:
     """`train`, `val` or `test` if the data sets it; None: to be decided."""
     target: str | None = None
     """The HR file of a pair."""
+    group: str = ""
+    """The system that it shows; images of one system are in one split. Empty: its own."""
+    more: tuple[str, ...] = ()
+    """The files of further bands."""
+    maps: tuple[tuple[int, Role, str], ...] = ()
+    """The maps beside the image: number of the band, role and file."""
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """The files of the image, one for each band."""
+        return (self.name, *self.more)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The file or, of a pair, both files, LR first."""
-        return (self.name,) if self.target is None else (self.name, self.target)
+        """All files: bands, the HR file of a pair, and maps."""
+        hr = () if self.target is None else (self.target,)
+        return (*self.bands, *hr, *dict.fromkeys(file for _, _, file in self.maps))
 
 
 @dataclass
@@ -64,15 +77,11 @@ class Listing:
     kind: Kind = "images"
     labels: list[str] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
-    strays: list[str] = field(default_factory=list)
-    """Image files outside any class or split folder."""
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    """Image files that are left out, and why."""
     skipped: Passed = field(default_factory=Passed)
-
-
-class _Member(NamedTuple):
-    file: str
-    split: str | None
-    parent: str  # the folder that it lies in, below its split folder; "" for none
+    bands_by_name: bool = False
+    """Whether each band is a file; else bands are inside of each file."""
 
 
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -81,17 +90,29 @@ def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(p), p) if p[0] in "0123456789" else (1, 0, p) for p in pieces)
 
 
-def find(root: Path, layout: Layout = "auto", labels: Sequence[str] | None = None) -> Listing:
-    """List a folder's images with their classes, splits and partners.
+def find(
+    root: Path,
+    layout: Layout = "auto",
+    labels: Sequence[str] | None = None,
+    *,
+    splits: Splits = None,
+    group_by: str | None = None,
+    bands: Sequence[str] = (),
+) -> Listing:
+    """List a folder's images with their classes, splits, partners and maps.
 
     Args:
         root: the folder.
         layout: the layout to take it for; `auto` finds out.
         labels: the classes in label order; default: the canonical order of known sets, else
             sorted names.
+        splits: see `split_names.Splits`.
+        group_by: what images of one system share: `folder`, or a regular expression of which the
+            first group, or all that it matches of a file's path, names the system.
+        bands: names of the bands of an image, in their order; see `beside.bands_of`.
 
     Raises:
-        UserError: nothing to read, a class without images, a partner missing, or folders whose
+        UserError: nothing to read, a class without images, a partner missing, or names whose
             meaning is not clear; the message names them.
     """
     listing = Listing(root)
@@ -103,31 +124,91 @@ def find(root: Path, layout: Layout = "auto", labels: Sequence[str] | None = Non
     empty = sorted(inside.keys() - _with_parents(f for f, names in inside.items() if names))
     for folder in empty:
         listing.skipped.add("folder without images", folder)
-    members, has_val = _members(listing, files)
-    parents = {member.parent.lower() for member in members if member.parent}
+    maps, lone = maps_of(files)
+    listing.refused += [(file, "it is a map of an image that is not there") for file in lone]
+    of_bands = bands_of(list(maps), bands)
+    listing.bands_by_name, together = of_bands.by_name, of_bands.samples
+    listing.refused += of_bands.refused
+    for file in of_bands.other:
+        listing.skipped.add("its name has none of the chosen bands", file)
+        for _, below in maps[file]:
+            listing.skipped.add("it is a map of an image that is not chosen", below)
+    if not together:
+        raise UserError(f"{printable(root)}: no image has all bands of --bands {','.join(bands)}")
+    found = members(list(together), str(_anchor(together)), splits)
+    if group_by == "folder":
+        found = _without_inner(found)
+    parents = {member.folders[-1].lower() for member in found if member.folders}
     if layout == "auto":
         pairs = bool(parents) and parents <= {"hr", "lr"}
-        layout = "pairs" if pairs else "classes" if parents else "images"
+        classes = bool(parents) and not (group_by == "folder" and _depth(found) == 1)
+        layout = "pairs" if pairs else "classes" if classes else "images"
     listing.kind = _KINDS[layout]
     if labels and layout != "classes":
         raise UserError(
             f"--labels goes with class folders, and {printable(root)} is taken for {layout}"
         )
     if layout == "classes":
-        _classes(listing, members, empty, labels)
+        _classes(listing, found, empty, labels, group_by)
     elif layout == "pairs":
-        _pairs(listing, members)
+        _pairs(listing, found)
     else:
-        listing.entries = [Entry(member.file, split=member.split) for member in members]
-    if not has_val:
-        # The validation split will be drawn from train, so it is open which samples stay there.
-        listing.entries = [
-            replace(entry, split=None) if entry.split == "train" else entry
-            for entry in listing.entries
-        ]
+        listing.entries = [Entry(member.file, split=member.split) for member in found]
+    systems = {member.file: _system(member, group_by) for member in found}
+    supplied = _supplied({member.split for member in found}, splits)
+    listing.entries = [
+        replace(
+            entry,
+            split=supplied[entry.split],
+            group=systems[entry.name],
+            more=together[entry.name][1:],
+            maps=tuple(
+                (i, *one) for i, file in enumerate(together[entry.name]) for one in maps[file]
+            ),
+        )
+        for entry in listing.entries
+    ]
     order = {split: i for i, split in enumerate((None, *SPLITS))}
     listing.entries.sort(key=lambda e: (order[e.split], e.label, natural(e.name), e.name))
     return listing
+
+
+def _supplied(found: set[str | None], given: Splits) -> dict[str | None, str | None]:
+    """Return what becomes of the splits in names.
+
+    A supplied `val` is the test split, unless `test` came too, or the user says otherwise. Where no
+    validation split came, it will be drawn from `train`, so it is open which samples stay there.
+    """
+    moved: dict[str | None, str | None] = {split: split for split in found}
+    if "val" in found and "test" not in found and not given:
+        moved["val"] = "test"
+    if "val" not in moved.values():
+        moved["train"] = None
+    return moved
+
+
+def _system(member: Member, group_by: str | None) -> str:
+    if group_by is None:
+        return ""
+    if group_by == "folder":
+        if not member.folders:
+            raise UserError(f"--group-by folder: {printable(member.file)} lies in no folder")
+        return member.folders[min(1, len(member.folders) - 1)]
+    found = re.search(group_by, member.file)
+    if found is None:
+        raise UserError(f"--group-by {group_by}: {printable(member.file)} does not match")
+    return found[1] if found.re.groups and found[1] is not None else found[0]
+
+
+def _without_inner(found: list[Member]) -> list[Member]:
+    """Drop inner folders that are called alike everywhere, such as a telescope's in each system."""
+    while _depth(found) > 1 and len({m.folders[-1] for m in found if m.folders}) == 1:
+        found = [m._replace(folders=m.folders[:-1]) for m in found]
+    return found
+
+
+def _depth(found: Sequence[Member]) -> int:
+    return max(len(member.folders) for member in found)
 
 
 def _with_parents(folders: Iterable[str]) -> set[str]:
@@ -140,22 +221,6 @@ def _with_parents(folders: Iterable[str]) -> set[str]:
     return found
 
 
-def _members(listing: Listing, files: Sequence[str]) -> tuple[list[_Member], bool]:
-    """Return the files with their splits and parent folders, and whether a `val` split came."""
-    anchor = _anchor(files)
-    paths = [(file, PurePosixPath(file).relative_to(anchor).parts) for file in files]
-    split_of = _split_folders(listing.root, {parts[0] for _, parts in paths if len(parts) > 1})
-    members = []
-    for file, parts in paths:
-        split = split_of.get(parts[0])
-        inner = parts[1:] if split_of else parts
-        if inner:
-            members.append(_Member(file, split, inner[-2] if len(inner) > 1 else ""))
-        else:
-            listing.strays.append(file)
-    return members, "val" in split_of.values()
-
-
 def _anchor(files: Iterable[str]) -> PurePosixPath:
     """Return the folder below which names have a meaning: the common one, but above a class."""
     parents = [str(PurePosixPath(file).parent) for file in files]
@@ -163,48 +228,43 @@ def _anchor(files: Iterable[str]) -> PurePosixPath:
     return anchor.parent if str(anchor) in parents else anchor
 
 
-def _split_folders(root: Path, tops: set[str]) -> dict[str, str]:
-    """Map folder names to splits. A supplied `val` is the test split, unless `test` came too."""
-    split_of = {top: _SPLIT_NAMES[top.lower()] for top in tops if top.lower() in _SPLIT_NAMES}
-    if "train" not in split_of.values() or len(split_of) < 2:
-        return {}
-    if others := sorted(tops - set(split_of)):
-        raise UserError(
-            f"{printable(root)} has images in {others[0]!r} beside its train and test folders"
-        )
-    if len(set(split_of.values())) < len(split_of):
-        raise UserError(
-            f"{printable(root)} has two folders for one split: {', '.join(sorted(split_of))}"
-        )
-    if "test" in split_of.values():
-        return split_of
-    return {top: "test" if split == "val" else split for top, split in split_of.items()}
-
-
 def _classes(
-    listing: Listing, members: list[_Member], empty: list[str], labels: Sequence[str] | None
+    listing: Listing,
+    found: list[Member],
+    empty: list[str],
+    labels: Sequence[str] | None,
+    group_by: str | None,
 ) -> None:
-    listing.strays += [member.file for member in members if not member.parent]
-    splits = {member.split for member in members}
-    members = [member for member in members if member.parent]
-    found = {member.parent for member in members}
-    if odd := sorted(name for name in found if not name.isprintable()):
+    outermost = group_by == "folder" and _depth(found) > 1
+    named = [(m, m.folders[0 if outermost else -1]) for m in found if m.folders]
+    # Test images may come without labels; elsewhere an image without a class folder is a stray.
+    free = "" if any(m.split == "test" for m, _ in named) else "test"
+    flat = [m for m in found if not m.folders]
+    unlabelled = [m for m in flat if m.split == free]
+    _refuse_strays(listing, (m for m in flat if m.split != free))
+    names = {name for _, name in named}
+    if odd := sorted(name for name in names if not name.isprintable()):
         raise UserError(f"{printable(listing.root)}: {odd[0]!a} cannot be the name of a class")
     if labels:
-        _check_labels(listing.root, found, labels)
+        _check_labels(listing.root, names, labels)
         listing.labels = list(labels)
     else:
-        _check_class_folders(listing.root, members, empty)
-        listing.labels = _label_order(found)
-    for split in splits:
-        here = {member.parent for member in members if member.split == split}
+        _check_class_folders(listing.root, [m for m, _ in named], names, empty, outermost)
+        listing.labels = _label_order(names)
+    for split in {m.split for m in found if m.split} - {m.split for m in unlabelled} or [None]:
+        here = {name for m, name in named if m.split == split}
         if missing := sorted(set(listing.labels) - here):
             where = f"the {split} split of " if split else ""
             raise UserError(
                 f"{where}{printable(listing.root)} has no images of class {missing[0]!r}"
             )
     number = {name: i for i, name in enumerate(listing.labels)}
-    listing.entries = [Entry(m.file, number[m.parent], m.split) for m in members]
+    listing.entries = [Entry(m.file, number[name], m.split) for m, name in named]
+    listing.entries += [Entry(m.file, -1, m.split) for m in unlabelled]
+
+
+def _refuse_strays(listing: Listing, strays: Iterable[Member]) -> None:
+    listing.refused += [(m.file, "it lies outside any class or split folder") for m in strays]
 
 
 def _check_labels(root: Path, found: set[str], labels: Sequence[str]) -> None:
@@ -214,20 +274,31 @@ def _check_labels(root: Path, found: set[str], labels: Sequence[str]) -> None:
         )
 
 
-def _check_class_folders(root: Path, members: list[_Member], empty: list[str]) -> None:
+def _check_class_folders(
+    root: Path, found: list[Member], names: set[str], empty: list[str], outermost: bool
+) -> None:
     """Check that folders look like classes, where the user has not named the classes."""
-    found = {member.parent for member in members}
-    if len(found) > _MAX_CLASSES:
+    above: dict[str, set[str]] = {}
+    for member in found:
+        for outer, inner in zip(member.folders, member.folders[1:], strict=False):
+            above.setdefault(inner, set()).add(outer)
+    known = any(names <= set(of) for of in _CANONICAL)
+    if not outermost and not known and names <= above.keys():
+        tops = set.union(*(above[name] for name in names))
+        if len(tops) > 1 and (len(names) == 1 or all(len(above[name]) == 1 for name in names)):
+            inner = min(names)
+            raise UserError(
+                f"{printable(root)}: either {printable(min(above[inner]))!r} or "
+                f"{printable(inner)!r} below it is a class; give --group-by folder if the inner "
+                "folders are systems, or name the classes with --labels"
+            )
+    if len(names) > _MAX_CLASSES:
         raise UserError(
-            f"{printable(root)} has images in {len(found):,} folders, which do not look "
-            f"like classes (at most {_MAX_CLASSES:,}): give --layout images, or --labels"
+            f"{printable(root)} has images in {len(names):,} folders, which do not look "
+            f"like classes (at most {_MAX_CLASSES:,}): give --layout images, --group-by folder, or "
+            "--labels"
         )
-    if confusing := sorted(name for name in found if name.lower() in _SPLIT_NAMES):
-        raise UserError(
-            f"{printable(root)}: {confusing[0]!r} is where a class should be; put split "
-            "folders above class folders, or give --labels"
-        )
-    beside = {str(PurePosixPath(member.file).parent.parent) for member in members}
+    beside = {str(PurePosixPath(member.file).parent.parent) for member in found}
     for folder in empty:
         if str(PurePosixPath(folder).parent) in beside:
             raise UserError(
@@ -243,17 +314,19 @@ def _label_order(found: set[str]) -> list[str]:
     return sorted(found, key=natural)
 
 
-def _pairs(listing: Listing, members: list[_Member]) -> None:
+def _pairs(listing: Listing, found: list[Member]) -> None:
     root = listing.root
     sides: dict[str, dict[tuple[str | None, int], str]] = {"hr": {}, "lr": {}}
-    for file, split, parent in members:
-        if parent.lower() not in sides:
-            listing.strays.append(file)
+    for member in found:
+        file, split = member.file, member.split
+        parent = member.folders[-1].lower() if member.folders else ""
+        if parent not in sides:
+            _refuse_strays(listing, [member])
             continue
         digits = re.findall(r"[0-9]+", PurePosixPath(file).stem)
         if not digits:
             raise UserError(f"{printable(root / file)} has no number to pair it by")
-        other = sides[parent.lower()].setdefault((split, int(digits[-1])), file)
+        other = sides[parent].setdefault((split, int(digits[-1])), file)
         if other != file:
             raise UserError(
                 f"{printable(other)} and {printable(file)} in {printable(root)} have the same "

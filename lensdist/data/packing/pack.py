@@ -10,22 +10,35 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from pydantic import JsonValue
 
 from lensdist.data.manifest import DType, Manifest
 from lensdist.data.packing import layouts
 from lensdist.data.packing.layouts import Entry, Layout, Listing
 from lensdist.data.packing.parallel import OrderedPool
 from lensdist.data.packing.report import Report, ReportBeside
-from lensdist.data.packing.survey import Survey, agreed, choose, read_all, refuse, survey_files
+from lensdist.data.packing.split_names import Splits
+from lensdist.data.packing.survey import (
+    SKY_ARCSEC,
+    Survey,
+    agreed,
+    agreed_word,
+    choose,
+    grouped,
+    read_all,
+    refuse,
+    survey_files,
+)
 from lensdist.data.packing.writer import Instrument, PackedWriter, Sample
 from lensdist.data.reading.raw import BadFile
-from lensdist.data.reading.readers import Reading, check_choice
+from lensdist.data.reading.readers import Choice, Reading, check_choice
 from lensdist.utils.errors import RunError, UserError
 from lensdist.utils.files import printable
 from lensdist.utils.staging import check_free
@@ -51,8 +64,13 @@ class PackOptions:
     """The layout to take the folder for."""
     labels: Sequence[str] | None = None
     """Class names in label order."""
-    hdu: str | None = None
-    """The image of FITS files, by number or name, or the array of .npz."""
+    choice: Choice = field(default_factory=Choice)
+    """The image of files that hold several."""
+    splits: Splits = None
+    """The splits by the names of folders."""
+    group_by: str | None = None
+    """What images of one system share: `folder`, a regular expression for their paths, `sky` or
+    `sky:ARCSEC`. They are in one split."""
     instrument: Instrument = field(default_factory=Instrument)
     """Unset pixel scale and zero point default to what the FITS headers agree on."""
 
@@ -86,42 +104,121 @@ def pack(
     src, dest, options = Path(src), Path(dest), options or PackOptions()
     progress = progress or (lambda what, done, of: None)
     _check_places(src, dest)
-    listing = layouts.find(src, options.layout, options.labels)
-    report = _new_report(listing, options.hdu)
+    with (
+        _surveyed(src, dest, options, jobs, progress) as found,
+        PackedWriter(
+            dest,
+            labels=found.listing.labels,
+            seed=options.seed,
+            source={
+                "folder": ascii(src.resolve().name)[1:-1],
+                "layout": found.listing.kind,
+                "hdu": options.choice.hdu,
+                **_noted(options, found),
+            },
+            kind=found.listing.kind,
+            instrument=found.instrument,
+            dtype=options.dtype,
+            report=found.report,
+        ) as writer,
+    ):
+        try:
+            _write_all(writer, found, progress)
+            return writer.finish(), found.report
+        except BadFile as error:
+            raise RunError(
+                f"a file of {printable(src)} changed while it was being packed: {error}"
+            ) from error
+        except OSError as error:
+            raise RunError(f"cannot write {printable(dest)}: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """A folder whose files were all read once."""
+
+    listing: Listing
+    surveys: dict[Entry, Survey]
+    """The samples of the set."""
+    report: Report
+    instrument: Instrument
+    choice: Choice
+    """What to take of each file."""
+    unit: str
+    """The images' unit where all files agree on it, else empty."""
+    pool: OrderedPool
+
+
+def survey(
+    src: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    options: PackOptions | None = None,
+    *,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> Surveyed:
+    """Read all files and decide as `pack` does, and write nothing but `DEST.report.json` on errors.
+
+    Raises:
+        UserError: see `pack`.
+    """
+    progress = progress or (lambda what, done, of: None)
+    with _surveyed(Path(src), Path(dest), options or PackOptions(), jobs, progress) as found:
+        return found
+
+
+@contextmanager
+def _surveyed(
+    src: Path, dest: Path, options: PackOptions, jobs: int, progress: Progress
+) -> Iterator[Surveyed]:
+    _check_places(src, dest)
+    sky = _arcsec(options.group_by)
+    listing = layouts.find(
+        src,
+        options.layout,
+        options.labels,
+        splits=options.splits,
+        group_by=options.group_by if sky is None else None,
+        bands=options.choice.bands,
+    )
+    if listing.bands_by_name:
+        options = replace(options, choice=replace(options.choice, bands=()))
+    report = _new_report(listing, options.choice.hdu)
     with OrderedPool(jobs if len(listing.entries) > _CHUNK else 1) as pool:
         surveys = _survey_all(pool, listing, options, report, progress)
         beside = ReportBeside(dest)
         try:
             surveys = choose(listing, surveys, report, options.max_bad, options.dtype)
+            surveys = grouped(surveys, sky, report, checks=options.group_by is None)
         except UserError as error:
             raise UserError(f"{error}{beside.write(report)}") from error
         beside.remove()
+        unit = agreed_word("unit", [survey.unit for survey in surveys.values()], report)
         instrument = _instrument(options.instrument, surveys, report)
-        with PackedWriter(
-            dest,
-            labels=listing.labels,
-            seed=options.seed,
-            source={
-                "folder": ascii(src.resolve().name)[1:-1],
-                "layout": listing.kind,
-                "hdu": options.hdu,
-            },
-            kind=listing.kind,
-            instrument=instrument,
-            dtype=options.dtype,
-            report=report,
-        ) as writer:
-            try:
-                _write_all(writer, pool, src, surveys, options.hdu, progress)
-                return writer.finish(), report
-            except BadFile as error:
-                raise RunError(
-                    f"a file of {printable(src)} changed while it was being packed: {error}"
-                ) from error
-            except OSError as error:
-                raise RunError(
-                    f"cannot write {printable(dest)}: {error.strerror or error}"
-                ) from error
+        yield Surveyed(listing, surveys, report, instrument, options.choice, unit, pool)
+
+
+def _arcsec(group_by: str | None) -> float | None:
+    """Return the radius of `sky` or `sky:ARCSEC`, arcsec; None: it is something else."""
+    name, _, radius = (group_by or "").partition(":")
+    if name != "sky":
+        return None
+    try:
+        if 0 < (found := float(radius or SKY_ARCSEC)) <= 3600:
+            return found
+    except ValueError:
+        pass
+    raise UserError(f"--group-by {group_by}: give sky:ARCSEC, from above 0 to 3600")
+
+
+def _noted(options: PackOptions, found: Surveyed) -> dict[str, JsonValue]:
+    """Return what the manifest says of options that are not always used."""
+    facts: dict[str, JsonValue] = {
+        "bands": ",".join(options.choice.bands),
+        "group_by": options.group_by,
+        "unit": found.unit,
+    }
+    return {key: value for key, value in facts.items() if value}
 
 
 def _check_places(src: Path, dest: Path) -> None:
@@ -136,11 +233,11 @@ def _check_places(src: Path, dest: Path) -> None:
 
 def _new_report(listing: Listing, hdu: str | None) -> Report:
     report = Report(skipped=listing.skipped)
-    names = [name for entry in listing.entries for name in entry.files]
-    report.files = len(names) + len(listing.strays)
+    names = {name for entry in listing.entries for name in entry.files}
+    report.files = len(names | {name for name, _ in listing.refused})
     check_choice(hdu, names)
-    for name in listing.strays:
-        report.refuse(name, "it lies outside any class or split folder")
+    for name, reason in listing.refused:
+        report.refuse(name, reason)
     return report
 
 
@@ -149,7 +246,7 @@ def _survey_all(
 ) -> dict[Entry, Survey]:
     surveys: dict[Entry, Survey] = {}
     entries = listing.entries
-    found = pool.map(partial(survey_files, listing.root, options.hdu), entries, _CHUNK)
+    found = pool.map(partial(survey_files, listing.root, options.choice), entries, _CHUNK)
     for i, (entry, survey) in enumerate(zip(entries, found, strict=True)):
         if isinstance(survey, Survey):
             surveys[entry] = survey
@@ -172,30 +269,24 @@ def _instrument(given: Instrument, surveys: dict[Entry, Survey], report: Report)
     )
 
 
-def _write_all(
-    writer: PackedWriter,
-    pool: OrderedPool,
-    src: Path,
-    surveys: dict[Entry, Survey],
-    hdu: str | None,
-    progress: Progress,
-) -> None:
-    entries = list(surveys)
-    pixels = sum(math.prod(shape) for shape in surveys[entries[0]].shapes)
+def _write_all(writer: PackedWriter, found: Surveyed, progress: Progress) -> None:
+    entries, src = list(found.surveys), found.listing.root
+    pixels = sum(math.prod(shape) for shape in found.surveys[entries[0]].shapes)
     chunk = min(_CHUNK, max(1, _CHUNK_BYTES // (4 * pixels)))
-    loaded = pool.map(partial(_load, src, hdu), entries, chunk)
+    loaded = found.pool.map(partial(_load, src, found.choice), entries, chunk)
+    psf = len({survey.psf for survey in found.surveys.values()}) == 1  # one shape for all, or none
     for i, (entry, (sha256, readings)) in enumerate(zip(entries, loaded, strict=True)):
-        if sha256 != surveys[entry].sha256:
+        if sha256 != found.surveys[entry].sha256:
             raise RunError(f"{printable(src / entry.name)} changed while it was being packed")
-        writer.add(_sample(entry, sha256, readings))
+        writer.add(_sample(entry, sha256, readings, psf))
         progress("packed", i + 1, len(entries))
 
 
-def _load(root: Path, hdu: str | None, entries: list[Entry]) -> list[tuple[str, list[Reading]]]:
-    return [read_all(root, entry, hdu) for entry in entries]
+def _load(root: Path, choice: Choice, entries: list[Entry]) -> list[tuple[str, list[Reading]]]:
+    return [read_all(root, entry, choice) for entry in entries]
 
 
-def _sample(entry: Entry, sha256: str, readings: list[Reading]) -> Sample:
+def _sample(entry: Entry, sha256: str, readings: list[Reading], psf: bool) -> Sample:
     first = readings[0] if len(readings) == 1 else _with_pixels_of_hr(*readings)
     return Sample(
         first.image,
@@ -207,6 +298,8 @@ def _sample(entry: Entry, sha256: str, readings: list[Reading]) -> Sample:
         weight=first.weight,
         split=entry.split,
         file_sha256=sha256,
+        group=entry.group,
+        psf=first.psf if psf else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +69,20 @@ class Report:
                 f"{self.top_reasons()}. Mend or remove them, or raise --max-bad."
             )
 
+    def lines(self, file: Path | None = None) -> list[str]:
+        """Return lines for a person: every file is packed, quarantined or passed over.
+
+        Args:
+            file: where the whole report is; None: nowhere, so every reason is named.
+        """
+        left = len(self.quarantined)
+        lines = [f"found {self.files:,} files: {self.files - left:,} used, {left:,} quarantined"]
+        lines += self.skipped.lines()
+        if left:
+            lines.append(f"quarantined {left}: {self.top_reasons(3 if file else left)}")
+            lines += [f"  all of them: {file}"] if file else []
+        return lines + [f"note: {note}" for note in self.notes]
+
     def to_json(self) -> str:
         """Return the text of `report.json`."""
         facts: dict[str, Any] = {
@@ -78,6 +93,16 @@ class Report:
             "notes": self.notes,
         }
         return to_json(facts) + "\n"
+
+
+def counts_table(counts: Mapping[Any, Mapping[str, int]]) -> list[str]:
+    """Return the lines of a table of images by class and split."""
+    width = max(map(len, counts["train"]), default=0)
+    lines = [" " * (width + 2) + "".join(f"{split:>9}" for split in counts)]
+    for name in counts["train"]:
+        numbers = "".join(f"{of[name]:9d}" for of in counts.values())
+        lines.append(f"  {name:<{width}}{numbers}")
+    return lines
 
 
 class ReportBeside:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lensdist.data.manifest import DType
 from lensdist.data.packing.layouts import Entry, Listing
 from lensdist.data.packing.report import Report
+from lensdist.data.packing.systems import by_sky
 from lensdist.data.packing.writer import check_scaled
-from lensdist.data.reading.raw import BadFile, read_bytes
-from lensdist.data.reading.readers import Reading, form, parse
+from lensdist.data.reading.raw import BadFile
+from lensdist.data.reading.readers import Choice, Reading, checked, read_together
 from lensdist.data.splits import content_digest
 from lensdist.utils.errors import UserError
+from lensdist.utils.files import printable
+
+SKY_ARCSEC = 1.0
+"""Images whose centres are nearer to each other are taken for images of one system."""
 
 Shapes = tuple[tuple[int, ...], ...]
 """(C, H, W) of an image and, in a pair, of its target."""
@@ -32,36 +37,41 @@ class Survey:
     high: float
     pixel_scale_arcsec: float | None
     zero_point_mag: float | None
+    unit: str
+    position: tuple[float, float] | None
+    psf: tuple[int, ...] | None
+    """Its shape."""
 
 
-def read_all(root: Path, entry: Entry, hdu: str | None) -> tuple[str, list[Reading]]:
-    """Read an entry's file or, of a pair, LR and HR; return their SHA-256 and readings.
+def read_all(root: Path, entry: Entry, choice: Choice) -> tuple[str, list[Reading]]:
+    """Read an entry's image and, of a pair, LR and HR; return the files' SHA-256 and readings.
 
     Raises:
-        BadFile: see `readers.parse`, which also explains `hdu`.
+        BadFile: see `readers.parse`.
     """
-    hashes, readings = [], []
-    for name in entry.files:
+    maps = [(band, role, root / file) for band, role, file in entry.maps]
+    lr = read_together([root / name for name in entry.bands], maps, choice)
+    readings, hashes = [checked(lr.raw, choice.nan)], lr.hashes
+    if entry.target is not None:
         try:
-            data = read_bytes(root / name)
-            hashes.append(hashlib.sha256(data).hexdigest())
-            readings.append(parse(data, (form(Path(name).name) or ("", ""))[1], hdu))
+            hr = read_together([root / entry.target], [], choice)
+            readings.append(checked(hr.raw, choice.nan))
         except BadFile as error:
-            whose = "its HR partner cannot be used: " if name == entry.target else ""
-            raise BadFile(f"{whose}{error}") from error
+            raise BadFile(f"its HR partner cannot be used: {error}") from error
+        hashes += hr.hashes
     if len(hashes) > 1:
         hashes = [hashlib.sha256("".join(hashes).encode()).hexdigest()]
     return hashes[0], readings
 
 
-def survey_files(root: Path, hdu: str | None, entries: list[Entry]) -> list[Survey | str]:
+def survey_files(root: Path, choice: Choice, entries: list[Entry]) -> list[Survey | str]:
     """Read some entries; return a `Survey` of each, or the reason why it cannot be used."""
-    return [_survey(root, entry, hdu) for entry in entries]
+    return [_survey(root, entry, choice) for entry in entries]
 
 
-def _survey(root: Path, entry: Entry, hdu: str | None) -> Survey | str:
+def _survey(root: Path, entry: Entry, choice: Choice) -> Survey | str:
     try:
-        sha256, readings = read_all(root, entry, hdu)
+        sha256, readings = read_all(root, entry, choice)
     except BadFile as error:
         return str(error)
     images = [reading.image for reading in readings]
@@ -73,14 +83,18 @@ def _survey(root: Path, entry: Entry, hdu: str | None) -> Survey | str:
         max(float(image.max()) for image in images),
         readings[0].pixel_scale_arcsec,
         readings[0].zero_point_mag,
+        readings[0].unit,
+        readings[0].position,
+        None if readings[0].psf is None else readings[0].psf.shape,
     )
 
 
 def refuse(report: Report, entry: Entry, reason: str) -> None:
-    """Quarantine a sample's file, and its partner, which is not used either."""
+    """Quarantine a sample's file, and the others of it, which are not used either."""
     report.refuse(entry.name, reason)
-    if entry.target is not None:
-        report.refuse(entry.target, f"its LR partner is not in the set: {entry.name}")
+    for file in entry.files[1:]:
+        whose = "its LR partner" if file == entry.target else "its image"
+        report.refuse(file, f"{whose} is not in the set: {entry.name}")
 
 
 def choose(
@@ -97,6 +111,62 @@ def choose(
     for entry, survey in surveys.items():
         check_scaled(dtype, survey.low, survey.high, entry.name)
     return surveys
+
+
+def grouped(
+    surveys: dict[Entry, Survey], sky: float | None, report: Report, *, checks: bool
+) -> dict[Entry, Survey]:
+    """Put images of one place on the sky into one group, and check what is grouped.
+
+    Args:
+        surveys: the samples of the set.
+        sky: images within so many arcsec are of one system; None: as the listing says.
+        report: notes how many systems there are.
+        checks: whether images of one place that are in no group are an error.
+
+    Raises:
+        UserError: images of one system came in several splits, or are to be drawn apart.
+    """
+    places = [survey.position for survey in surveys.values()]
+    if sky is not None:
+        if None in places:
+            name = next(
+                entry.name for entry, place in zip(surveys, places, strict=True) if not place
+            )
+            raise UserError(f"--group-by sky: {name} has no celestial coordinates (WCS)")
+        names = by_sky(places, sky)
+        surveys = {
+            replace(entry, group=name): survey
+            for (entry, survey), name in zip(surveys.items(), names, strict=True)
+        }
+    elif checks and len(alike := _alike(list(surveys), by_sky(places, SKY_ARCSEC))) > 1:
+        first, second = printable(alike[0]), printable(alike[1])
+        raise UserError(
+            f"{first} and {second} show one place on the sky, so one system would be in several "
+            "splits; give --group-by sky, or another --group-by (folder, a regular expression)"
+        )
+    splits: dict[str, Entry] = {}
+    for entry in surveys:
+        other = splits.setdefault(entry.group, entry) if entry.group else entry
+        if other.split != entry.split:
+            raise UserError(
+                f"system {printable(entry.group)} is in two splits that came with the data: "
+                f"{printable(other.name)} and {printable(entry.name)}; remove one of them, or give "
+                "--splits none to draw new splits"
+            )
+    if splits:
+        report.notes.append(f"{len(surveys)} images of {len(splits)} systems, each in one split")
+    return surveys
+
+
+def _alike(entries: list[Entry], places: list[str]) -> list[str]:
+    """Return the files of the first two images of one place that may come into several splits."""
+    seen: dict[str, Entry] = {}
+    for entry, place in zip(entries, places, strict=True):
+        other = seen.setdefault(place, entry) if place else entry
+        if other is not entry and (other.split is None or other.split != entry.split):
+            return [other.name, entry.name]
+    return []
 
 
 def _same_shape(surveys: dict[Entry, Survey], report: Report) -> dict[Entry, Survey]:
@@ -146,7 +216,7 @@ def _without_duplicates(surveys: dict[Entry, Survey], report: Report) -> dict[En
 
 def _check_classes(listing: Listing, good: dict[Entry, Survey], report: Report) -> None:
     """Check that each split that came with the data has usable images of each class."""
-    counts = Counter((entry.split, entry.label) for entry in good)
+    counts, few = Counter((entry.split, entry.label) for entry in good), list[str]()
     for split in sorted({entry.split for entry in listing.entries}, key=str):
         for number, name in enumerate(listing.labels):
             left = counts[split, number]
@@ -156,7 +226,10 @@ def _check_classes(listing: Listing, good: dict[Entry, Survey], report: Report) 
                     f"class {name!r}{where} has no usable image left: {report.top_reasons()}"
                 )
             if split is None and left < 10:
-                report.notes.append(f"class {name!r} has only {left} images to split")
+                few.append(f"{name!r} {left}")
+    if few:
+        more = ", …" if len(few) > 5 else ""
+        report.notes.append(f"classes with few images to split: {', '.join(few[:5])}{more}")
 
 
 def agreed(what: str, values: list[float | None], report: Report) -> float | None:
@@ -169,3 +242,11 @@ def agreed(what: str, values: list[float | None], report: Report) -> float | Non
         report.notes.append(f"the files' {what}s run from {low:g} to {high:g}, or some have none")
         return None
     return float(sorted(known)[len(known) // 2])
+
+
+def agreed_word(what: str, values: list[str], report: Report) -> str:
+    """Return the word that all files agree on; else "", and note it."""
+    known = sorted({value for value in values if value})
+    if len(known) > 1:
+        report.notes.append(f"the files' {what}s differ: {', '.join(map(printable, known[:5]))}")
+    return known[0] if len(known) == 1 and all(values) else ""

@@ -31,6 +31,7 @@ from lensdist.data.manifest import (
 from lensdist.data.packing.columns import Column
 from lensdist.data.packing.report import Report
 from lensdist.data.packing.statistics import image_moments, join_moments
+from lensdist.data.packing.systems import units
 from lensdist.data.splits import (
     SPLITS,
     TRAIN,
@@ -78,6 +79,10 @@ class Sample:
     """`train`, `val` or `test`, if the data sets it; None: `finish` decides."""
     file_sha256: str = ""
     """Hash of the source file."""
+    group: str = ""
+    """The system that the image shows; images of one system are in one split."""
+    psf: Array | None = None
+    """(1 or C, h, w); all samples of a set have one, or none has."""
 
 
 @dataclass(slots=True)
@@ -85,6 +90,7 @@ class _Facts:
     """The facts of a sample that stay in memory until `finish`."""
 
     content: bytes
+    group: str
     label: int
     mass: float
     split: int
@@ -157,6 +163,7 @@ class PackedWriter:
         self._append("truths", self._dtype, 0, sample.truth)
         self._append("badpix", "bool", 0, sample.badpix)
         self._append("weights", "float32", 1, sample.weight)
+        self._append("psf", "float32", 0, sample.psf)
         content = content_digest(image, sample.target)
         row = {
             "name": sample.name,
@@ -164,10 +171,13 @@ class PackedWriter:
             "content": content.hex(),
             "shape": list(image.shape),
         }
+        if sample.group:
+            row["group"] = sample.group
         self._rows.write(json.dumps(row) + "\n")
         split = UNDECIDED if sample.split is None else SPLITS.index(sample.split)
         moments = image_moments(stored, sample.badpix)
-        self._facts.append(_Facts(content, sample.label, sample.mass, split, moments))
+        facts = _Facts(content, sample.group, sample.label, sample.mass, split, moments)
+        self._facts.append(facts)
 
     def _append(self, key: str, dtype: str, fill: int, values: Array | None) -> None:
         """Add a row to an array of the set; an array begins with the first sample that has it."""
@@ -184,8 +194,9 @@ class PackedWriter:
             raise ValueError(f"{name}: an image of shape {sample.image.shape} is not (C, H, W)")
         if (sample.target is not None) != (self._kind == "pairs"):
             raise ValueError(f"targets go with kind='pairs', and this set is of {self._kind!r}")
-        if self._facts and (sample.truth is not None) != ("truths" in self._columns):
-            raise ValueError(f"{name}: truths go with all samples of a set, or with none")
+        for key, values in (("truths", sample.truth), ("psf", sample.psf)):
+            if self._facts and (values is not None) != (key in self._columns):
+                raise ValueError(f"{name}: {key} go with all samples of a set, or with none")
         if sample.truth is not None and (
             sample.target is None or sample.truth.shape != sample.target.shape
         ):
@@ -223,7 +234,8 @@ class PackedWriter:
         mass = np.array([facts.mass for facts in self._facts], np.float64)
         supplied = np.array([facts.split for facts in self._facts], np.uint8)
         contents = [facts.content for facts in self._facts]
-        split = assign_splits(contents, label, self._seed, supplied)
+        systems = units(contents, [facts.group for facts in self._facts])
+        split = assign_splits(systems, label, self._seed, supplied)
         for column in self._columns.values():
             column.close()
         small: dict[str, Array] = {"labels": label, "split": split}

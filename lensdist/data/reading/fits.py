@@ -5,45 +5,56 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lensdist.data.reading.fits_bounds import check_gzip_tiles, check_structure
-from lensdist.data.reading.raw import BadFile, Raw
+from lensdist.data.reading.raw import MAP_ROLES, BadFile, Raw, stacked, with_maps
+from lensdist.data.reading.roles import Role, named
 
-_MASKS = ("MASK", "DQ")
-_WEIGHTS = ("WHT", "WEIGHT")
-# HDUs that pipelines such as HST's and JWST's write along with an image.
-_NOT_IMAGES = (
-    *_MASKS, *_WEIGHTS, "ERR", "VAR", "VARIANCE", "IVAR", "PSF", "RMS", "NOISE", "SIGMA", "CON",
-    "CTX", "VAR_POISSON", "VAR_RNOISE", "VAR_FLAT",
-)  # fmt: skip
+_FILTERS = ("FILTER", "BAND", "FILTNAM1")
 _ZERO_POINTS = ("ZEROPNT", "MAGZERO", "PHOTZP", "ZP")
 _LISTED = 30  # HDUs that a message names
 _ARCSEC = {"deg": 3600.0, "arcmin": 60.0, "arcsec": 1.0}
 
 
-def parse_fits(data: bytes, choice: str | None = None) -> Raw:
-    """Read the chosen image, or the only one that is not a mask, weight or error map.
+def parse_fits(data: bytes, choice: str | None = None, bands: Sequence[str] = ()) -> Raw:
+    """Read the chosen image, or the only one, or one of each band, with the maps that belong to it.
 
-    `MASK` or `DQ` gives bad pixels (nonzero is bad), `WHT` or `WEIGHT` the weights.
+    A mask (`MASK`, `DQ`) gives bad pixels: nonzero is bad. A weight map (`WHT`, `IVAR`), a map of
+    variances or one of standard deviations (`ERR`, `RMS`) gives weights. BLANK and NaN are bad.
+
+    Args:
+        data: the file's bytes.
+        choice: the image's HDU, by number or by EXTNAME.
+        bands: names of bands, by EXTNAME or FILTER; they become one image of several bands.
 
     Raises:
-        BadFile: no image, several and no choice, or more than may be unpacked.
+        BadFile: no image, several and no choice, bands of several shapes, or more than may be
+            unpacked.
     """
     with open_fits(data) as hdus:
-        science = science_hdu(hdus, choice)
-        return Raw(
-            _pixels(science, data, hdus),
-            badpix=_pixels(_beside(hdus, _MASKS, science), data, hdus),
-            weight=_pixels(_beside(hdus, _WEIGHTS, science), data, hdus),
-            pixel_scale_arcsec=_pixel_scale(science.header),
-            zero_point_mag=_zero_point(science.header, hdus[0].header),
-        )
+        chosen = [science_hdu(hdus, band=band) for band in bands] or [science_hdu(hdus, choice)]
+        raws = [_raw(science, data, hdus) for science in chosen]
+    return raws[0] if len(raws) == 1 else stacked(raws)
+
+
+def _raw(science: Any, data: bytes, hdus: Any) -> Raw:
+    maps = {role: _pixels(_beside(hdus, role, science), data, hdus) for role in MAP_ROLES}
+    unit = science.header.get("BUNIT")
+    raw = Raw(
+        _pixels(science, data, hdus),
+        pixel_scale_arcsec=_pixel_scale(science.header),
+        zero_point_mag=_zero_point(science.header, hdus[0].header),
+        unit=unit.strip() if isinstance(unit, str) else "",
+        position=_position(science.header),
+        blank=True,
+    )
+    return with_maps(raw, {role: pixels for role, pixels in maps.items() if pixels is not None})
 
 
 @contextmanager
@@ -63,19 +74,23 @@ def open_fits(data: bytes) -> Iterator[Any]:
         yield hdus
 
 
-def science_hdu(hdus: Any, choice: str | None = None) -> Any:
+def science_hdu(hdus: Any, choice: str | None = None, band: str | None = None) -> Any:
     """Return the HDU with the image: the chosen one, or the only one that is a science image.
 
     Args:
         hdus: all HDUs of the file.
         choice: the HDU's number from 0, or its EXTNAME in upper or lower case.
+        band: the name of its band, in its EXTNAME or in its header.
 
     Raises:
         BadFile: there is none, or there are several; the message lists all HDUs.
     """
-    images = _images(hdus)
-    if choice is None:
-        found = [hdu for hdu in images if hdu.name not in _NOT_IMAGES]
+    images = [hdu for hdu in hdus if hdu.is_image and hdu.header.get("NAXIS", 0) > 0]
+    science = [hdu for hdu in images if named(hdu.name).role in (None, "image")]
+    if band is not None:
+        found = [hdu for hdu in science if band.lower() in _bands_of(hdu)]
+    elif choice is None:
+        found = science
     elif choice.isdecimal():
         found = [hdu for i, hdu in enumerate(hdus) if i == int(choice) and hdu in images]
     else:
@@ -87,25 +102,33 @@ def science_hdu(hdus: Any, choice: str | None = None) -> Any:
         for i, hdu in enumerate(hdus[:_LISTED])
     ) + (f" and {len(hdus) - _LISTED} more" if len(hdus) > _LISTED else "")
     many = f"has {len(found)} images" if found else "has no image"
-    if choice is None:
-        raise BadFile(f"it {many}{'; choose one with --hdu NAME or N' if found else ''}: {listed}")
-    raise BadFile(f"it {many} that --hdu {choice} could mean: {listed}")
+    if band is None and choice is None:
+        if not found:
+            raise BadFile(f"it {many}: {listed}")
+        bands = [band for hdu in found if (band := named(hdu.name).stem.upper())]
+        by_band = f"--bands, from {','.join(bands[:_LISTED])}, or " if bands else ""
+        raise BadFile(f"it {many}; choose with {by_band}--hdu NAME or N: {listed}")
+    wanted = f"--hdu {choice}" if band is None else f"--bands {band}"
+    raise BadFile(f"it {many} that {wanted} could mean: {listed}")
 
 
-def _images(hdus: Any) -> list[Any]:
-    return [hdu for hdu in hdus if hdu.is_image and hdu.header.get("NAXIS", 0) > 0]
+def _bands_of(hdu: Any) -> set[str]:
+    """Return the names of an image's band: that in EXTNAME, and its filter's."""
+    filters = (str(hdu.header.get(key, "")).strip().lower() for key in _FILTERS)
+    return {named(hdu.name).stem, *filters} - {""}
 
 
-def _beside(hdus: Any, names: tuple[str, ...], science: Any) -> Any:
-    """Return the HDU of the first of these names that exists, or None.
+def _beside(hdus: Any, role: Role, science: Any) -> Any:
+    """Return the HDU with the map of this role that belongs to an image, or None.
 
-    Where several HDUs have the name, or several images have the science image's name, it must have
-    the science image's EXTVER.
+    It has the image's stem (`VIS_RMS` for `VIS_FLUX`) or none. Where several have, or where several
+    images have the science image's name, it must have the science image's EXTVER.
     """
-    images = _images(hdus)
-    found: list[Any] = next(
-        (same for name in names if (same := [hdu for hdu in images if hdu.name == name])), []
-    )
+    images = [hdu for hdu in hdus if hdu.is_image and hdu.header.get("NAXIS", 0) > 0]
+    maps = [(named(hdu.name), hdu) for hdu in images if hdu is not science]
+    own = named(science.name).stem
+    found = [hdu for cut, hdu in maps if cut == (own, role)]
+    found = found or [hdu for cut, hdu in maps if cut == ("", role)]
     if len(found) > 1 or sum(hdu.name == science.name for hdu in images) > 1:
         found = [hdu for hdu in found if hdu.ver == science.ver]
     if len(found) > 1:
@@ -150,3 +173,17 @@ def _pixel_scale(header: Any) -> float | None:
     unit = _ARCSEC.get(str(header.get("CUNIT1", "deg")).strip() or "deg")
     area = abs(matrix[0][0] * matrix[1][1] - matrix[0][1] * matrix[1][0])
     return math.sqrt(area) * unit if unit and 0 < area < math.inf else None
+
+
+def _position(header: Any) -> tuple[float, float] | None:
+    """Return RA and Dec of the image's centre, degrees, where its WCS is in them."""
+    if not str(header.get("CTYPE1", "")).startswith("RA") or "CRVAL1" not in header:
+        return None
+    from astropy.wcs import WCS
+
+    with suppress(Exception):  # wcslib raises many kinds of errors on odd headers
+        centre = [[(header[f"NAXIS{i}"] - 1) / 2 for i in (1, 2)]]
+        ra, dec = WCS(header, naxis=2).wcs_pix2world(centre, 0)[0]
+        if math.isfinite(ra) and math.isfinite(dec):
+            return float(ra), float(dec)
+    return None

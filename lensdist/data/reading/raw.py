@@ -8,13 +8,21 @@ import io
 import math
 import os
 import stat
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import numpy as np
 import numpy.typing as npt
+
+from lensdist.data.reading.roles import Role
 
 MAX_BYTES = 256 << 20
 """Largest size of a file, also after decompression."""
+
+MAP_ROLES: tuple[Role, ...] = ("mask", "weight", "variance", "rms", "psf")
+"""The maps that are read beside an image."""
+_NO_DATA = 1e15  # a standard deviation that no image has
 
 Array = npt.NDArray[Any]
 
@@ -31,8 +39,75 @@ class Raw:
     mass: float = math.nan
     badpix: Array | None = None
     weight: Array | None = None
+    psf: Array | None = None
     pixel_scale_arcsec: float | None = None
     zero_point_mag: float | None = None
+    unit: str = ""
+    position: tuple[float, float] | None = None
+    """RA and Dec of the centre, degrees."""
+    blank: bool = False
+    """Whether NaN means that a pixel has no data, as in FITS."""
+
+
+def with_maps(raw: Raw, maps: Mapping[Role, Array]) -> Raw:
+    """Add maps to an image: bad pixels, weights (1 / variance where they are not given), PSF.
+
+    A pixel of weight 0, or with no finite positive variance, is bad; surveys write a standard
+    deviation of 1e16 where they have no data.
+    """
+    found = {}
+    if "mask" in maps:
+        found["badpix"] = maps["mask"] != 0
+    if "psf" in maps:
+        found["psf"] = maps["psf"]
+    if "weight" in maps:
+        found["weight"] = maps["weight"]
+    elif "variance" in maps or "rms" in maps:
+        with np.errstate(all="ignore"):
+            variance = (
+                maps["variance"] if "variance" in maps else np.square(maps["rms"], dtype=float)
+            )
+            good = (variance > 0) & (variance < _NO_DATA**2)
+            found["weight"] = np.where(good, 1 / np.where(good, variance, 1), 0)
+    return replace(raw, **found)
+
+
+def stacked(raws: Sequence[Raw]) -> Raw:
+    """Return images of one shape as the bands of one image.
+
+    Raises:
+        BadFile: they are not of one shape; resample them to one grid first.
+    """
+    first = raws[0]
+    images = [raw.image if raw.image.ndim > 2 else raw.image[None] for raw in raws]
+    if len({image.shape[-2:] for image in images}) > 1:
+        shapes = ", ".join("x".join(map(str, image.shape[-2:])) for image in images)
+        raise BadFile(f"its bands are of several shapes ({shapes}): resample them to one grid")
+
+    def joined(name: Literal["badpix", "weight"], fill: float) -> Array | None:
+        if all(getattr(raw, name) is None for raw in raws):
+            return None
+        parts = [getattr(raw, name) for raw in raws]
+        whole = [
+            np.full(image.shape, fill) if part is None else np.broadcast_to(part, image.shape)
+            for part, image in zip(parts, images, strict=True)
+        ]
+        return np.concatenate(whole)
+
+    scales = {raw.pixel_scale_arcsec for raw in raws}
+    psfs = [raw.psf for raw in raws if raw.psf is not None]
+    alike = len(psfs) == len(raws) and len({psf.shape for psf in psfs}) == 1
+    return replace(
+        first,
+        image=np.concatenate(images),
+        badpix=joined("badpix", 0),
+        weight=joined("weight", 1),
+        psf=np.stack(psfs) if alike else None,
+        pixel_scale_arcsec=first.pixel_scale_arcsec if len(scales) == 1 else None,
+        zero_point_mag=first.zero_point_mag if len({r.zero_point_mag for r in raws}) == 1 else None,
+        unit=first.unit if len({raw.unit for raw in raws}) == 1 else "",
+        blank=any(raw.blank for raw in raws),
+    )
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

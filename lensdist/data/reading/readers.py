@@ -5,18 +5,30 @@ Files are read once; the same bytes are hashed and parsed.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lensdist.data.reading.fits import parse_fits
 from lensdist.data.reading.numpy_files import parse_npy, parse_npz
-from lensdist.data.reading.raw import Array, BadFile, Raw, read_bytes, unpacked
+from lensdist.data.reading.raw import (
+    MAP_ROLES,
+    Array,
+    BadFile,
+    Raw,
+    read_bytes,
+    stacked,
+    unpacked,
+    with_maps,
+)
+from lensdist.data.reading.roles import Role
 from lensdist.utils.errors import UserError
 
 ENDINGS = ".npy, .npz, .fits, .fit, .fts, each also .gz or .bz2, and .fits.fz"
@@ -26,6 +38,8 @@ _NAME = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _MAX_BANDS = 16
+
+Nan = Literal["mask", "refuse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +54,14 @@ class Reading:
     """(C, H, W), true where a pixel is bad."""
     weight: npt.NDArray[np.float32] | None = None
     """(C, H, W), >= 0."""
+    psf: npt.NDArray[np.float32] | None = None
+    """(1 or C, h, w), with sum 1."""
     pixel_scale_arcsec: float | None = None
     zero_point_mag: float | None = None
+    unit: str = ""
+    """`BUNIT` of a FITS header."""
+    position: tuple[float, float] | None = None
+    """RA and Dec of the image's centre, degrees."""
 
 
 def form(name: str) -> tuple[str, str] | None:
@@ -61,37 +81,117 @@ def check_choice(hdu: str | None, names: Iterable[str]) -> None:
         raise UserError(f"--hdu {hdu} chooses an image of FITS or .npz files; there are none here")
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What to take from files that hold several images, and what NaN means in them."""
+
+    hdu: str | None = None
+    """The image of a FITS file, by number or name, or the array of a .npz, by name."""
+    bands: tuple[str, ...] = ()
+    """The bands of an image, by name."""
+    nan: Nan | None = None
+    """`mask`: pixels without data; `refuse`: damage. None: `mask` in FITS, where the standard says
+    so, elsewhere `refuse`."""
+
+
+ONLY = Choice()
+"""The only image of a file."""
+
+
 def read(path: Path) -> Reading:
     """Read and check one image file; see `read_bytes` and `parse`."""
     return parse(read_bytes(path), (form(path.name) or ("", ""))[1])
 
 
-def parse(data: bytes, suffix: str, hdu: str | None = None) -> Reading:
+class Together(NamedTuple):
+    """The files of one sample, read.
+
+    Attributes:
+        raw: the image of all bands, with its maps.
+        hashes: SHA-256 of each file.
+        first: the bytes of the first file, as in the file.
+    """
+
+    raw: Raw
+    hashes: list[str]
+    first: bytes
+
+
+def read_together(
+    bands: Sequence[Path], maps: Sequence[tuple[int, Role, Path]], choice: Choice
+) -> Together:
+    """Read the files of an image's bands, and of the maps that belong to them.
+
+    Args:
+        bands: a file for each band, or the only one.
+        maps: the number of the band, the role and the file of each map.
+        choice: what to take of the bands' files.
+
+    Raises:
+        BadFile: see `parse`.
+    """
+    hashes: list[str] = []
+
+    def read(path: Path, choice: Choice) -> tuple[bytes, Raw]:
+        data = read_bytes(path)
+        hashes.append(hashlib.sha256(data).hexdigest())
+        return data, parse_raw(data, (form(path.name) or ("", ""))[1], choice)
+
+    raws, first = [], b""
+    for number, path in enumerate(bands):
+        data, raw = read(path, choice)
+        first = first or data
+        own: dict[Role, Array] = {}
+        for of, role, file in maps:
+            if of == number and role in MAP_ROLES:
+                try:
+                    own[role] = read(file, ONLY)[1].image
+                except BadFile as error:
+                    raise BadFile(f"its {role} map {file.name} cannot be used: {error}") from error
+        raws.append(with_maps(raw, own))
+    return Together(stacked(raws) if len(raws) > 1 else raws[0], hashes, first)
+
+
+def parse(data: bytes, suffix: str, choice: Choice = ONLY) -> Reading:
     """Turn a file's bytes into a checked image.
 
     Args:
         data: the bytes, as in the file or `unpacked`.
         suffix: the file type, as `form` gives it.
-        hdu: the image of a FITS file, by number or name, or the array of a .npz, by name.
+        choice: see `Choice`.
 
     Raises:
         BadFile: it is damaged, hostile, not one image of real numbers, constant, or has NaN or
-            infinity outside its bad pixels; or it has several images, and `hdu` is None.
+            infinity outside its bad pixels; or it has several images and none is chosen.
+    """
+    return checked(parse_raw(data, suffix, choice), choice.nan)
+
+
+def parse_raw(data: bytes, suffix: str, choice: Choice) -> Raw:
+    """Return the arrays of a file, which `checked` has not seen yet.
+
+    Raises:
+        BadFile: see `parse`.
     """
     try:
         data = unpacked(data)
         if suffix.lower() == ".npy":
-            return _checked(parse_npy(data))
+            return parse_npy(data)
         if suffix.lower() == ".npz":
-            return _checked(parse_npz(data, hdu))
-        return _checked(parse_fits(data, hdu))
+            return parse_npz(data, choice.hdu)
+        return parse_fits(data, choice.hdu, choice.bands)
     except BadFile:
         raise
     except Exception as error:  # parsers raise any exception on damaged bytes
         raise BadFile(f"it is damaged ({type(error).__name__})") from error
 
 
-def _checked(raw: Raw) -> Reading:
+def checked(raw: Raw, nan: Nan | None = None) -> Reading:
+    """Return a file's arrays in one form.
+
+    Raises:
+        BadFile: see `parse`.
+    """
     image = _bands(raw.image, "image")
     badpix = weight = None
     if raw.weight is not None:
@@ -100,8 +200,12 @@ def _checked(raw: Raw) -> Reading:
             raise BadFile("its weights are not all finite and >= 0")
     if raw.badpix is not None:
         badpix = _extra(raw.badpix, "mask", image.shape) != 0
-    elif weight is not None and not weight.all():
-        badpix = weight == 0  # surveys give weight 0 to pixels without data
+    if weight is not None and not weight.all():  # surveys give weight 0 to pixels without data
+        badpix = (weight == 0) if badpix is None else badpix | (weight == 0)
+    if (nan or ("mask" if raw.blank else "refuse")) == "mask" and image.dtype.kind == "f":
+        empty = np.isnan(image)
+        if empty.any():
+            badpix = empty if badpix is None else badpix | empty
     if badpix is not None:
         image = np.where(badpix, 0, image)
     if image.dtype.kind == "f" and not np.isfinite(image).all():
@@ -113,7 +217,25 @@ def _checked(raw: Raw) -> Reading:
     good = image if badpix is None else image[~badpix]
     if not good.size or good.min() == good.max():
         raise BadFile("it is constant: every good pixel has the same value")
-    return Reading(image, raw.mass, badpix, weight, raw.pixel_scale_arcsec, raw.zero_point_mag)
+    return Reading(
+        image,
+        raw.mass,
+        badpix,
+        weight,
+        None if raw.psf is None else _psf(raw.psf, len(image)),
+        raw.pixel_scale_arcsec,
+        raw.zero_point_mag,
+        raw.unit,
+        raw.position,
+    )
+
+
+def _psf(array: Array, bands: int) -> npt.NDArray[np.float32]:
+    psf = _bands(array, "PSF").astype(np.float64)
+    total = psf.sum((1, 2), keepdims=True)
+    if len(psf) not in (1, bands) or not np.isfinite(psf).all() or not (total > 0).all():
+        raise BadFile("its PSF is not one or a band's finite image with a positive sum")
+    return np.asarray(psf / total, np.float32)
 
 
 def _bands(array: Array, what: str) -> Array:

@@ -19,10 +19,10 @@ pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("handlers")]
 def _train(data: Path, run: Path, steps: int, scores: list[float], *more: str) -> int:
     """Train with these scores, one each 2 steps."""
     quick = {"train.max_steps": steps, "train.micro_batch": 16, "checkpoint.every_steps": 3}
-    given = iter(scores)
+    given, choice = iter(scores), ["train.select_from=best"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "evaluate", lambda *_: {"mse": next(given)})
-        return train.main([*settings("mae", data, run, **quick), "train.ema=0.5", *more])
+        return train.main([*settings("mae", data, run, **quick), "train.ema=0.5", *choice, *more])
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
-"""The launcher's questions to SLURM, answered by the fake one."""
+"""The launcher's questions to SLURM, answered by the fake one, or by a script."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,6 @@ from slurm import scheduler
 from tests.fakes.slurm import FakeSlurm
 
 pytestmark = pytest.mark.unit
-
-FLAGS = "#SBATCH --job-name='a b' --nodes=2 --partition=gpu"
-SCRIPT = f"#!/bin/bash\n{FLAGS}\nsrun x\n#SBATCH --time=9\n"
 
 
 @pytest.fixture
@@ -64,7 +62,7 @@ def test_what_waits_for_ever_is_told_from_what_waits(fake: FakeSlurm) -> None:
 
 
 @pytest.mark.parametrize("old", [{"accounting": False}, {"accounting": False, "strict": True}])
-def test_one_forgotten_job_hides_no_other(
+def test_a_forgotten_job(
     old: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = _use(FakeSlurm(tmp_path, **old), monkeypatch)
@@ -128,15 +126,6 @@ def test_requeue_elsewhere_and_later(fake: FakeSlurm) -> None:
         scheduler.requeue("7")
 
 
-def test_only_what_waits_can_be_changed(fake: FakeSlurm) -> None:
-    change = ("ExcNodeList=node1", "StartTime=now+5")
-    runs, over = fake.add(state="RUNNING"), fake.add(state="CANCELLED")
-    with pytest.raises(RunError, match="Job is no longer pending execution"):
-        scheduler.tell("scontrol", "update", f"JobId={runs}", *change)
-    with pytest.raises(RunError, match="Job has already finished"):
-        scheduler.tell("scontrol", "update", f"JobId={over}", *change)
-
-
 def test_cancel(fake: FakeSlurm) -> None:
     scheduler.cancel([])
     assert fake.calls == []
@@ -175,34 +164,10 @@ def test_a_controller_that_is_away(fake: FakeSlurm, monkeypatch: pytest.MonkeyPa
         scheduler.requeue(job)
     with pytest.raises(RunError, match="Unable to contact slurm controller"):
         scheduler.cancel([job])
+    tried = [call for call in fake.calls if call[:2] == ["scontrol", "requeue"]]
+    assert len(tried) == 2  # once more after the pause
     fake.down(False)
     assert scheduler.states([job])[job].state == "RUNNING"
-
-
-def test_a_batch_script_is_kept(fake: FakeSlurm, tmp_path: Path) -> None:
-    file = tmp_path / "job.sh"
-    file.write_text(SCRIPT)
-    would = _run("sbatch", "--test-only", str(file))
-    assert (would.returncode, would.stdout) == (0, "")
-    assert "using 2 processors on nodes node[1-2] in partition gpu" in would.stderr
-    assert fake.jobs == {}
-    assert _run("sbatch", str(file)).stdout == "Submitted batch job 102\n"
-    job = fake.jobs["102"]
-    assert job["script"] == SCRIPT
-    # As SLURM does, no flags after the first command.
-    assert job["flags"] == {"job-name": "a b", "nodes": "2", "partition": "gpu"}
-    assert (job["name"], job["partition"], job["state"]) == ("a b", "gpu", "PENDING")
-
-
-def test_refusals(fake: FakeSlurm) -> None:
-    fake.refuse("Invalid account", after=1)
-    done = [_run("sbatch", text="#!/bin/sh\n") for _ in range(2)]
-    assert [d.returncode for d in done] == [0, 1]
-    assert done[1].stderr == "sbatch: error: Batch job submission failed: Invalid account\n"
-    test = _run("sbatch", "--test-only", text="#!/bin/sh\n")
-    assert (test.returncode, test.stderr) == (1, "allocation failure: Invalid account\n")
-    fake.refuse("")
-    assert _run("sbatch", text="#!/bin/sh\n").returncode == 0
 
 
 def test_what_the_fake_does_not_know_fails_the_test(fake: FakeSlurm) -> None:
@@ -213,27 +178,53 @@ def test_what_the_fake_does_not_know_fails_the_test(fake: FakeSlurm) -> None:
         FakeSlurm.set(fake, fake.add(), stat="RUNNING")
 
 
-def test_submitit_is_answered(fake: FakeSlurm, tmp_path: Path) -> None:
-    from submitit.core.utils import FailedJobError
-    from submitit.slurm.slurm import SlurmExecutor, SlurmJob
+SCRIPT = """#!/bin/bash
 
-    executor = SlurmExecutor(tmp_path / "submission")
-    flags = {"dependency": "afterok:7", "kill-on-invalid-dep": "yes", "requeue": True}
-    executor.update_parameters(job_name="tiny", nodes=2, time=30, additional_parameters=flags)
-    try:
-        job = executor.submit(str, 1)
-        assert fake.jobs[job.job_id]["dependency"] == "afterok:7"
-        assert fake.jobs[job.job_id]["reason"] == "Dependency"
-        assert fake.jobs[job.job_id]["flags"]["requeue"] == ""
-        assert SlurmJob.watcher.get_state(job.job_id, mode="force") == "PENDING"
-        tasks = executor.map_array(str, [1, 2, 3])
-        fake.set(tasks[1].job_id, state="COMPLETED")
-        states = [SlurmJob.watcher.get_state(t.job_id, mode="force") for t in tasks]
-        assert states == ["PENDING", "COMPLETED", "PENDING"]
-        job.cancel()
-        assert fake.jobs[job.job_id]["state"] == "CANCELLED"
-        fake.refuse("Invalid qos specification")
-        with pytest.raises(FailedJobError, match="Invalid qos specification"):
-            executor.submit(str, 1)
-    finally:
-        SlurmJob.watcher.clear()
+# Parameters
+#SBATCH --dependency=afterok:JOB_OF_pretrain
+#SBATCH --job-name=tiny-finetune
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --nodes=2
+
+srun x --dependency
+"""
+
+
+def _sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """One that keeps what it was given, and answers."""
+    fake = tmp_path / "sbatch"
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/words\ncat > {tmp_path}/script\n{body}\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+def test_when_a_job_could_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = "Job 24 to start at 2026-11-24T12:00:00 using 4 processors on nodes gpu[1-2]"
+    _sbatch(tmp_path, monkeypatch, f"echo 'sbatch: {answer} in partition main' >&2")
+    alone = SCRIPT.replace("--dependency=afterok:JOB_OF_pretrain", "--time=20").replace(
+        "#SBATCH --kill-on-invalid-dep=yes\n", ""
+    )
+    said = "at 2026-11-24 12:00:00 on 4 cores of gpu[1-2], partition main"
+    waits = f"{said}, not counting the phases it waits for"
+    assert scheduler.expected_start(alone) == said
+    assert (tmp_path / "script").read_text() == alone
+    assert scheduler.expected_start(SCRIPT) == waits
+    given = (tmp_path / "script").read_text()
+    assert "JOB_OF" not in given
+    assert "invalid-dep" not in given
+    assert "#SBATCH --nodes=2\n\nsrun x --dependency\n" in given  # the commands stay as they are
+    assert set((tmp_path / "words").read_text().split("\n")) == {"--test-only", ""}
+
+
+def test_preempted_jobs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = "Job 9 to start at 2026-11-24T12:00:00 using 1 processors on nodes node1"
+    _sbatch(tmp_path, monkeypatch, f"echo 'sbatch: {answer}\nsbatch:   Preempts: 7,8' >&2")
+    said = "at 2026-11-24 12:00:00 on 1 core of node1, in place of job 7,8"  # without a partition
+    assert scheduler.expected_start("#!/bin/sh\n") == said
+
+
+def test_a_refusal_is_in_slurm_s_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _sbatch(tmp_path, monkeypatch, "exit 1")
+    assert scheduler.expected_start(SCRIPT) == "refused: exit code 1"
+    _sbatch(tmp_path, monkeypatch, "printf 'sbatch: error: no partition\nwrong name' >&2; exit 1")
+    assert scheduler.expected_start(SCRIPT) == "refused: no partition; wrong name"

@@ -96,7 +96,7 @@ def members(common_set: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     root = tmp_path_factory.mktemp("members")
     for name in ("lensnet", "shufflenet_v2_x0_5"):
         more = {
-            "model.members": f"[{name}]", "model.image_size": 150, "model.resize": 75,
+            "model.members": f"[{name}]", "model.image_size": 150, "model.resize": 32,
             "unfreeze": "all", "unfreeze_epochs": "null", "train.max_steps": 2,
         }  # fmt: skip
         words = settings("common", common_set, root / name, **more)
@@ -107,7 +107,7 @@ def members(common_set: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 def _joint(runs: list[Path], **model: Any) -> CommonRun:
     names = [path.name for path in runs]
-    shape = {"members": names, "head_dims": [], "grey": "fold", "resize": 75}
+    shape = {"members": names, "head_dims": [], "grey": "fold", "resize": 32}
     return _run(model={**shape, **model}, members_from=runs)
 
 
