@@ -18,17 +18,20 @@ EXAMPLES = """examples:
   lensdist import mae.pth --out imported/mae            # then: encoder=imported/mae
   lensdist evaluate imported/ensemble --data packed
 
-The command reads files of torch.save, with a state_dict or a whole module, and executes nothing in
-them. It supports torchvision's DenseNets and ResNets with a single linear layer or the recipe's
-head, one or several in a file, and the recipe's masked autoencoder and classifier. A whole module
-must be as its library builds it. A state_dict holds weights only: the command prints what it
-assumes for the rest, and keeps it under "assumed" in config.json.
+The command reads files of torch.save, with a state_dict or a whole module, and safetensors files
+(also timm's), and executes nothing in them. It supports torchvision's DenseNets and ResNets with a
+single linear layer or the recipe's head, one or several in a file, and the recipe's masked
+autoencoder and classifier. A whole module must be as its library builds it. A state_dict holds
+weights only: the command prints what it assumes for the rest, and keeps it under "assumed" in
+config.json.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("file", metavar="FILE", type=Path, help="a .pth or .pt file")
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, help="a .pth, .pt, .bin or .safetensors file"
+    )
     parser.add_argument("--out", metavar="DEST", type=Path, required=True, help="a new folder")
     parser.add_argument(
         "--labels",

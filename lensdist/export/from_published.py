@@ -14,7 +14,7 @@ from lensdist.utils.errors import RunError, UserError
 from lensdist.utils.files import sha256
 from lensdist.utils.staging import Staging, check_free
 from lensdist.weights.choices import Choices
-from lensdist.weights.pth import read_pth
+from lensdist.weights.files import read_weights
 from lensdist.weights.published import Published, recognise
 
 
@@ -22,7 +22,7 @@ def convert(file: Path, dest: Path, choices: Choices) -> tuple[Published, dict[s
     """Write the network in `file` as an export to `dest`, which must be new.
 
     Args:
-        file: written by `torch.save`.
+        file: written by `torch.save` or safetensors.
         dest: a folder that does not exist yet, or is empty.
         choices: settings that the file does not hold.
 
@@ -34,9 +34,9 @@ def convert(file: Path, dest: Path, choices: Choices) -> tuple[Published, dict[s
         RunError: the disk is full.
     """
     check_free(Path(os.path.realpath(dest)))
-    pth = read_pth(file)
+    read = read_weights(file)
     try:
-        found = recognise(pth.tensors, choices, pth.module)
+        found = recognise(read.tensors, choices, read.module)
         names = _labels(found, choices.labels)
         preprocess = _preprocess(found, choices)
     except UserError as error:
@@ -54,9 +54,9 @@ def convert(file: Path, dest: Path, choices: Choices) -> tuple[Published, dict[s
         "source": {
             "file": file.name,
             "sha256": sha256(file),
-            "kind": pth.kind,
-            "classes": list(pth.classes),
-            "left_out": list(pth.beside),
+            "kind": read.kind,
+            "classes": list(read.classes),
+            "left_out": list(read.beside),
         },
         "assumed": [
             *found.assumed,

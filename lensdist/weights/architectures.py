@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lensdist.utils.errors import UserError
+from lensdist.utils.text import some
 
 Weights = dict[str, Tensor]
 
@@ -123,9 +124,3 @@ def dim(tensors: Weights, name: str, dims: int, axis: int) -> int:
     if name not in tensors or tensors[name].dim() != dims:
         raise UserError(f"its {name} is missing or does not have {dims} axes")
     return int(tensors[name].shape[axis])
-
-
-def some(names: list[str]) -> str:
-    """Return the first names and the number of the others, for a message."""
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + more

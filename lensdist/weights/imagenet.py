@@ -12,8 +12,8 @@ from lensdist.utils.errors import UserError
 from lensdist.utils.files import sha256
 from lensdist.utils.torchvision_compat import import_torchvision
 from lensdist.weights.architectures import modern_names
+from lensdist.weights.files import read_weights
 from lensdist.weights.modules import check_module
-from lensdist.weights.pth import read_pth
 
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.")  # the content's hash in the name of a published file
 
@@ -46,15 +46,15 @@ def imagenet_state(architecture: str, file: Path | None = None) -> dict[str, Ten
             f"{path} is damaged: its hash does not begin with the {prefix[1] if prefix else ''} in "
             f"its name; remove it and get {url} again"
         )
-    pth = read_pth(path)
-    if pth.module is not None:
+    found = read_weights(path)
+    if found.module is not None:
         models = import_torchvision().models
         try:
             with torch.device("meta"):
-                check_module(pth.module, models.get_model(architecture, weights=None))
+                check_module(found.module, models.get_model(architecture, weights=None))
         except UserError as error:
             raise UserError(f"weights.{architecture}: {path}: {error}") from error
-    return modern_names(pth.tensors)
+    return modern_names(found.tensors)
 
 
 def _url(architecture: str) -> str:

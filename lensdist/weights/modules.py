@@ -7,14 +7,15 @@ network built here, except for those without effect in eval mode.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
 
 from lensdist.utils.errors import UserError
-from lensdist.weights.architectures import some
-from lensdist.weights.described import Global, Object
+from lensdist.utils.text import some
+from lensdist.weights.flatten import walk
+from lensdist.weights.unpickling import Global, Object
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")  # the only hooks that act in a forward pass
 _BOOKKEEPING = frozenset(vars(nn.Module())) | {"_backend"}
@@ -35,7 +36,6 @@ _LATER = frozenset({  # older versions of torch and torchvision lack them, and u
 # fmt: on
 _EARLIER = {"threshold": 0, "value": 0}  # attributes of ReLU in PyTorch before 1.1
 _COUNTER = {"num_batches_tracked"}  # files from before PyTorch 0.4.1 lack it
-_HINT = "if the difference does not matter, import the state_dict() of the network"
 _DATA_PARALLEL = "torch.nn.parallel.data_parallel.DataParallel"
 
 
@@ -49,16 +49,14 @@ def stand_in(name: str, **parts: Any) -> nn.Module:
 
 def values_of(found: Object, name: str) -> list[Any]:
     """Return the values of an attribute in a checked module and in all its sub-modules."""
-    own = [found.state[name]] if name in found.state else []
-    children = found.state["_modules"].values()
-    return own + [v for child in children if child is not None for v in values_of(child, name)]
+    return [part.state[name] for _, part in walk(found) if name in part.state]
 
 
 def check_module(found: Object, built: nn.Module) -> None:
     """Check that the module in a file computes the same as ours, as far as a file shows.
 
     Args:
-        found: the module, as `pickles.parse` describes it.
+        found: the module, as `unpickling.Reader` describes it.
         built: the module as its library builds it, with any weights; `stand_in` for the recipe's.
 
     Raises:
@@ -66,74 +64,54 @@ def check_module(found: Object, built: nn.Module) -> None:
     """
     if found.kind == _DATA_PARALLEL:  # on one device it only calls its module
         state = found.state
-        _no_hooks(state, "its DataParallel")
         odd = state.keys() - _BOOKKEEPING - {"device_ids", "output_device", "src_device_obj"}
         plain = state.get("dim", 0) == 0 and list(state["_modules"]) == ["module"]
-        if odd - {"dim", "module"} or not plain:
+        if odd - {"dim", "module"} or not plain or any(map(state.get, _HOOKS)):
             raise UserError("its DataParallel is unusual; save the module that it holds")
         found = state["_modules"]["module"]
-    _check(found, built, "")
+    for difference in _differences(found, built, ""):
+        raise UserError(
+            f"{difference}; if the difference does not matter, import the state_dict() of the "
+            "network"
+        )
 
 
-def _check(found: Object, built: nn.Module, place: str) -> None:
+def _differences(found: Object, built: nn.Module, place: str) -> Iterator[str]:
+    """Give what differs. Only the first may be used, since what follows relies on the rest."""
     named = f"its module {place}" if place else "its network"
-    _check_class(found, built, named)
+    wanted, kind = _path(type(built)), found.kind
+    if wanted.startswith(__name__):  # a stand-in: the module of a notebook's class has any name
+        wanted, kind = type(built).__name__, kind.rpartition(".")[2]
+    if kind != wanted:
+        yield f"{named} is of class {found.kind}, and {wanted} is built here"
     theirs, ours = found.state, vars(built)
     if found.args or found.items:
-        raise UserError(f"{named} holds more than attributes")
-    _no_hooks(theirs, named)
+        yield f"{named} holds more than attributes"
+    for group in _HOOKS:
+        if theirs.get(group):
+            yield f"{named} has {group.strip('_').replace('_', ' ')}"
     for name in [*ours, *(name for name in theirs if name not in ours)]:
-        if name not in _BOOKKEEPING and name not in _WITHOUT_EFFECT:
-            _check_attribute(name, theirs, ours, named)
+        if name in _BOOKKEEPING or name in _WITHOUT_EFFECT:
+            continue
+        if name not in ours:
+            if name not in _EARLIER or not _same(theirs[name], _EARLIER[name]):
+                shown = ascii(name)[:80]
+                yield f"{named} has the attribute {shown}, which the network built here lacks"
+        elif name not in theirs:
+            if name not in _LATER:
+                yield f"{named} lacks the attribute {name}"
+        elif not _same(theirs[name], ours[name]):
+            have, want = _shown(theirs[name]), _shown(ours[name])
+            yield f"{named} has {name} {have}, and {want} in the network built here"
     for group in ("_parameters", "_buffers", "_modules"):
-        have, want = _names(theirs, group), _names(ours, group)
+        known, need = _names(theirs, group), _names(ours, group)
         # The order of modules matters in a Sequential; weights are identified by name.
         ordered = group == "_modules"
-        if list(have) != list(want) if ordered else (have.keys() ^ want.keys()) - _COUNTER:
-            raise UserError(
-                f"{named} holds {_list(have)}, and in the network built here {_list(want)}; {_HINT}"
-            )
+        if list(known) != list(need) if ordered else (known.keys() ^ need.keys()) - _COUNTER:
+            yield f"{named} holds {_list(known)}, and in the network built here {_list(need)}"
     children = _names(theirs, "_modules")
     for name, child in built.named_children():
-        _check(children[name], child, f"{place}.{name}" if place else name)
-
-
-def _check_class(found: Object, built: nn.Module, named: str) -> None:
-    wanted = _path(type(built))
-    if wanted.startswith(__name__):  # a stand-in: the module of a notebook's class has any name
-        known = found.kind.rpartition(".")[2] == type(built).__name__
-    else:
-        known = found.kind == wanted
-    if not known:
-        raise UserError(
-            f"{named} is of class {found.kind}, and {wanted.removeprefix(f'{__name__}.')} is built "
-            f"here; {_HINT}"
-        )
-
-
-def _check_attribute(name: Any, theirs: dict[Any, Any], ours: dict[str, Any], named: str) -> None:
-    if name not in ours:
-        if name in _EARLIER and _same(theirs[name], _EARLIER[name]):
-            return
-        raise UserError(
-            f"{named} has the attribute {ascii(name)[:80]}, which the network built here does not "
-            f"have; {_HINT}"
-        )
-    if name not in theirs:
-        if name in _LATER:
-            return
-        raise UserError(f"{named} lacks the attribute {name}; {_HINT}")
-    if not _same(theirs[name], ours[name]):
-        raise UserError(
-            f"{named} has {name} {_shown(theirs[name])}, and {_shown(ours[name])} in the network "
-            f"built here; {_HINT}"
-        )
-
-
-def _no_hooks(state: dict[Any, Any], named: str) -> None:
-    for group in _HOOKS:
-        if state.get(group):
-            raise UserError(f"{named} has {group.strip('_').replace('_', ' ')}; {_HINT}")
+        yield from _differences(children[name], child, f"{place}.{name}" if place else name)
 
 
 def _names(state: dict[Any, Any], group: str) -> dict[str, Any]:
@@ -152,11 +130,8 @@ def _same(theirs: Any, ours: Any) -> bool:
     elif type(ours) is int and isinstance(theirs, (tuple, list)) and len(theirs) == 2:
         ours = (ours,) * 2
     if isinstance(ours, (tuple, list)):
-        return (
-            isinstance(theirs, (tuple, list))
-            and len(theirs) == len(ours)
-            and all(map(_same, theirs, ours))
-        )
+        many = isinstance(theirs, (tuple, list)) and len(theirs) == len(ours)
+        return many and all(map(_same, theirs, ours))
     if callable(ours):
         return isinstance(theirs, Global) and theirs.name == _path(ours)
     plain = (bool, int, float, str, type(None))

@@ -28,6 +28,8 @@ from lensdist.models.config import (
 from lensdist.models.ensemble import Ensemble
 from lensdist.models.mae import MaskedAutoencoder
 from lensdist.utils.errors import UserError
+from lensdist.utils.tensors import misfit, nonfinite
+from lensdist.utils.text import some
 from lensdist.weights.architectures import (
     MAX_LAYERS,
     Weights,
@@ -35,12 +37,11 @@ from lensdist.weights.architectures import (
     head_of,
     members_of,
     modern_names,
-    some,
 )
 from lensdist.weights.choices import RECIPE_RESIZE, RECIPE_SIZE, Choices
-from lensdist.weights.described import Object
 from lensdist.weights.modules import check_module, stand_in, values_of
 from lensdist.weights.recipe import custom_mae, mae_classifier
+from lensdist.weights.unpickling import Object
 
 _MAX_MEMBERS = 16
 _HEADS = 8  # the recipe's attention heads, which no shape shows
@@ -99,12 +100,10 @@ def recognise(
             the message names the difference.
     """
     choices = choices or Choices()
-    empty = [n for n, t in tensors.items() if not t.numel()]
-    if empty:
+    if empty := [n for n, t in tensors.items() if not t.numel()]:
         raise UserError(f"its {some(empty)} hold no numbers")
-    bad = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
-    if bad:
-        raise UserError(f"its {some(bad)} hold NaN or infinity: their training failed")
+    if bad := nonfinite(tensors):
+        raise UserError(f"its {bad} holds NaN or infinity: the training failed")
     if "pos_embed" in tensors:
         make = _mae if "patch_embed.weight" in tensors else _classifier
         found = make(tensors, module)
@@ -298,17 +297,10 @@ def _renamed(tensors: Weights, names: dict[str, str]) -> Weights:
 
 def _fill(network: nn.Module, weights: Weights) -> None:
     """Load weights into a network on the meta device; they must be complete and fit."""
-    for name, own in network.state_dict().items():
-        if name in weights and weights[name].shape != own.shape:
-            raise UserError(
-                f"its weights do not fit: {name} would be {tuple(own.shape)}, and is "
-                f"{tuple(weights[name].shape)}"
-            )
     plain = {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}
-    try:
-        network.load_state_dict(plain, assign=True)
-    except RuntimeError as error:
-        raise UserError(f"its weights do not fit: {' '.join(str(error).split())}") from error
+    if odd := misfit(network.state_dict(), plain):
+        raise UserError(f"its weights do not fit: {odd}")
+    network.load_state_dict(plain, assign=True)
     network.eval()
 
 

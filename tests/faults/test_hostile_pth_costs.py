@@ -76,6 +76,11 @@ COSTS: dict[str, tuple[str, Callable[[], bytes]]] = {
         dictionary({k[3:]: v for k, v in resnets(1, ONE).items() if "fc" not in k} | HEAD), True)),
     "a long name": ("impossible name", lambda: file_of(
         text("x" * 3_000_000) + b"q\x01" + b"h\x01\x930" * 1000 + b"N", True)),
+    "a call of many": ("with 101 arguments", lambda: file_of(
+        b"ctorch\nSize\n(" + b"N" * 101 + b"tR", True)),
+    "colliding keys": ("keys are not names", lambda: file_of(
+        b"}\x8a\x09" + (2**61 - 1 << 8).to_bytes(9, "little") + b"Ns", True)),
+    "a long pickle": ("too long", lambda: file_of(b"N0" * 5_000_000 + b"N", True)),
     "a long directory": ("too long", long_directory),
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import sha256
@@ -60,10 +61,11 @@ def test_the_addresses_are_torchvisions() -> None:
 
 def test_a_file_is_read(cache: Path, file: Path, tmp_path: Path) -> None:
     wanted = torch.load(file)
-    other = shutil.copy(file, tmp_path / "mine.pth")  # no hash in its name
-    for path in (file, Path(other)):
+    other = Path(shutil.copy(file, tmp_path / "mine.pth"))  # no hash in its name
+    save_file(wanted, tmp_path / "mine.safetensors")
+    for path in (file, other, tmp_path / "mine.safetensors"):
         found = imagenet_state("resnet18", path)
-        assert list(found) == list(wanted)
+        assert found.keys() == wanted.keys()
         assert all(torch.equal(found[n], v) for n, v in wanted.items())
     assert not cache.exists()
 

@@ -124,6 +124,7 @@ def test_options_that_do_not_fit_are_refused_in_one_sentence(
 @pytest.mark.parametrize("words", [
     ("--mean", "a"), ("--mean", "1,,2"), ("--mean", "nan"), ("--std", "inf"), ("--std", "0"),
     ("--std", "-1,1,1"), ("--bands", "x"), ("--preprocess", "log"),
+    ("--size", "x"), ("--resize", "-1"), ("--resize", "99999"),
 ])  # fmt: skip
 def test_options_are_numbers(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -1,4 +1,4 @@
-"""Weight files: what `torch.save` wrote is read to the bit, without `torch.load`."""
+"""Weight files: what `torch.save` or safetensors wrote is read to the bit, without `torch.load`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lensdist.utils.errors import UserError
-from lensdist.weights.pth import Pth, read_pth
+from lensdist.weights.files import WeightFile, read_weights
 
 pytestmark = pytest.mark.unit
 
 ZIP = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
 
-def saved(folder: Path, value: Any, zipped: bool = True, **more: Any) -> Pth:
+def saved(folder: Path, value: Any, zipped: bool = True, **more: Any) -> WeightFile:
     path = folder / "weights.pth"
     torch.save(value, path, _use_new_zipfile_serialization=zipped, **more)
-    return read_pth(path)
+    return read_weights(path)
 
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -90,7 +91,7 @@ def test_a_module_whose_class_exists_nowhere_is_read(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(mine, other))
     with pytest.raises(ModuleNotFoundError):
         torch.load(path, weights_only=False)
-    found = read_pth(path)
+    found = read_weights(path)
     assert f"{other.decode()}.Tied" in found.classes
     assert_same(found.tensors, model.state_dict())
 
@@ -200,7 +201,7 @@ def test_what_python_2_and_the_first_pytorch_wrote(tmp_path: Path) -> None:
     path = tmp_path / "old.pth"
     path.write_bytes(legacy(pickled, {"k": torch.arange(10.0)}))
     numbers = torch.arange(10.0)[4:]
-    assert_same(read_pth(path).tensors, {"a": numbers[1:5].view(2, 2), "b": numbers[:6:2]})
+    assert_same(read_weights(path).tensors, {"a": numbers[1:5].view(2, 2), "b": numbers[:6:2]})
 
 
 def test_files_with_their_source_code(tmp_path: Path) -> None:
@@ -210,7 +211,7 @@ def test_files_with_their_source_code(tmp_path: Path) -> None:
     data = (tmp_path / "weights.pth").read_bytes()
     assert b"module" in data
     assert b"Sequential(Module)" in data
-    assert_same(read_pth(tmp_path / "weights.pth").tensors, model.state_dict())
+    assert_same(read_weights(tmp_path / "weights.pth").tensors, model.state_dict())
 
 
 NO_WEIGHTS: dict[str, tuple[Any, str]] = {
@@ -234,11 +235,29 @@ def test_what_holds_no_weights_is_refused_by_name(tmp_path: Path, name: str) -> 
     assert str(tmp_path / "weights.pth") in str(caught.value)
 
 
+def test_a_safetensors_file_is_read(tmp_path: Path) -> None:
+    path, state = tmp_path / "weights.bin", Tied().state_dict()  # known by its content
+    wrapped = {f"module.{name}": value.clone().contiguous() for name, value in state.items()}
+    save_file(wrapped, path, {"format": "pt"})
+    found = read_weights(path)
+    assert_same(dict(sorted(found.tensors.items())), dict(sorted(state.items())))
+    assert (found.kind, found.classes, found.beside) == ("state_dict", (), ())
+    whole = path.read_bytes()
+    for data in (whole[:-1], whole + b"x", whole.replace(b"F32", b"C64")):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="cannot be imported"):
+            read_weights(path)
+    for odd, why in (({}, "no weights"), ({"a\x1b[2J": torch.rand(1)}, "impossible name")):
+        save_file(odd, path)
+        with pytest.raises(UserError, match=why):
+            read_weights(path)
+
+
 def test_torchscript_is_refused_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.jit.save(torch.jit.script(nn.Linear(3, 2)), path)
     with pytest.raises(UserError, match="TorchScript"):
-        read_pth(path)
+        read_weights(path)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
@@ -246,14 +265,14 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, a=np.zeros(3))
     for data, why in (
-        (b"", "not a file of torch.save"),
-        (b"<html>404</html>", "not a file of torch.save"),
+        (b"", "neither torch.save"),
+        (b"<html>404</html>", "neither torch.save"),
         (pickle.dumps({"a": 1}), "not one of torch.save"),
         (buffer.getvalue(), "not one of torch.save"),
     ):
         path.write_bytes(data)
         with pytest.raises(UserError, match=why):
-            read_pth(path)
+            read_weights(path)
     for missing in (tmp_path / "none.pth", tmp_path):
         with pytest.raises(UserError, match=r"none\.pth|not a regular file"):
-            read_pth(missing)
+            read_weights(missing)
