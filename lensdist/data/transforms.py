@@ -5,6 +5,7 @@ A `Preprocess` is part of the exported model, so that its users feed raw images.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,10 @@ from lensdist.sim.families import FAMILIES
 from lensdist.sim.fit import NUMBERS, SmoothLensFit
 from lensdist.utils.errors import UserError
 
+log = logging.getLogger(__name__)
+
+FIT = 2
+"""The version of the lens fit: another gives networks another input."""
 _UNITS = ("image_mean", "image_std", "image_max")  # where the unit of an image matters
 _COLUMNS = {
     "lens_fit": tuple(f"fit_{name}" for name in NUMBERS),
@@ -231,6 +236,8 @@ class Preprocess:
         state = {**self.cfg.model_dump(mode="json"), "mean": self.mean, "std": self.std}
         if self.normalise:
             state["normalise"] = True
+        if self.cfg.scale == "lens_fit":
+            state["fit"] = FIT
         if self.limits is not None:
             state["limits"] = {name: list(ends) for name, ends in self.limits.items()}
         if self.needs:
@@ -259,6 +266,11 @@ class Preprocess:
             ValueError, LookupError, TypeError: they do not describe a `Preprocess`.
         """
         cfg = PreprocessConfig(**{k: state[k] for k in PreprocessConfig.model_fields if k in state})
+        if cfg.scale == "lens_fit" and state.get("fit") != FIT:
+            log.warning(
+                "the model was trained on the lens fit of an earlier version, and predicts with "
+                "this one: its probabilities may differ; train it again"
+            )
         smooth = _smooth_of(cfg, state, tensors or {}) if cfg.scale == "residual" else None
         mean, std = ([float(value) for value in state[name]] for name in ("mean", "std"))
         if len(mean) != len(std):

@@ -60,10 +60,17 @@ def test_limits_flag_images_and_travel_with_the_state(images: torch.Tensor) -> N
     torch.testing.assert_close(found.seen[:3], free.seen[:3], rtol=0, atol=2e-5)
 
 
-def test_states_from_before_there_were_limits_flag_nothing(images: torch.Tensor) -> None:
-    old = Preprocess.from_state(_lens_fit().state())
+def test_states_from_before_there_were_limits_flag_nothing(
+    images: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = _lens_fit().state()
+    old = Preprocess.from_state(state)
     assert old.limits is None
     assert not old.examine(torch.rand(2, 1, 150, 150)).flagged.any()
+    assert not caplog.records
+    del state["fit"]  # written by versions with another fit, which gave networks another input
+    Preprocess.from_state(state)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 def test_scales_that_measure_nothing_have_no_columns(images: torch.Tensor) -> None:
