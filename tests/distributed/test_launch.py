@@ -55,6 +55,7 @@ def _heading(name: str) -> str:
 def _typed(line: str, task: str, run: Path, **env: str) -> subprocess.Popen[str]:
     """Type a documented command: only the configuration, run.dir and its length are filled in."""
     config = f"configs/{task}/debug.yaml run.dir={run} train.max_steps=3"
+    config += " optim.schedule.warmup_steps=0"
     assert line.count("…") == 1, line
     where = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.Popen(

@@ -31,7 +31,7 @@ def words(tiny_set: Path, pairs_set: Path, tmp_path_factory: pytest.TempPathFact
     def of(task: str, run: Path, **more: Any) -> list[str]:
         changes: dict[str, Any] = {
             "train.max_steps": STEPS, "train.epochs": 8, "train.ema": 0.9, "train.log_every": 3,
-            "optim.schedule": "{kind: cosine, warmup_steps: 3}", "checkpoint.every_steps": 4,
+            "optim.schedule": "{kind: cosine, warmup_steps: 1}", "checkpoint.every_steps": 4,
             "checkpoint.keep": 2, "train.eval_every_epochs": 2,
         }  # fmt: skip
         if task in ("finetune", "common"):

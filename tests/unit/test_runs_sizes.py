@@ -48,7 +48,7 @@ def follow(words: list[str], capsys: pytest.CaptureFixture[str], rounds: int = 3
         if code == 0:
             return ""
         assert code == 2, said
-        hint = re.search(r"; set ((?:[a-z_.]+=\S+ ?)+)", said)
+        hint = re.search(r"; set ((?:[a-z_.]+=\S*[^\s,;] ?)+)", said)
         if hint is None:
             return said
         words += hint[1].split()
