@@ -59,7 +59,7 @@ class _Files:
         return Node({}, problem.where)
 
     def _merged(self, file: File, users: tuple[File, ...]) -> Node:
-        known = file.resolve()
+        known = File(os.path.realpath(file))  # `resolve` raises where links lead in a circle
         if known not in self.composed:
             node = read_file(file, self.problems)
             keys = dict(node.value) if isinstance(node.value, dict) else {}

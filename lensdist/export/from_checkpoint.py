@@ -92,7 +92,8 @@ def _description(run: Path, saved: Checkpoint) -> Described:
     """Return the description, and the preprocessing's own tensors."""
     if completed(run) is not None:
         description, weights = read_export(run)
-        kept = {k: v for k, v in description.items() if k not in ("format", "sha256")}
+        other = ("format", "sha256", "images")  # `images` tells who chose the exported step
+        kept = {k: v for k, v in description.items() if k not in other}
         return kept, {k: v for k, v in weights.items() if k.startswith(PREPROCESS)}
     cfg = load(run / "config.yaml", schema=recorded_schema)
     # A set of its own moves with the run's folder.

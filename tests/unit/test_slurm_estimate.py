@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def _saved(run: Path, step: int, processes: int = 2, device: str = "cpu") -> Non
 
 
 def _rows(run: Path, rates: Sequence[float], first: int = 10, per_epoch: int = 100) -> None:
-    with MetricsLog(run / "metrics.jsonl") as log:
+    with closing(MetricsLog(run / "metrics.jsonl")) as log:
         for i, rate in enumerate(rates):
             step = first + 10 * i
             log.append(step, "train", loss=1.0, epoch=step / per_epoch, images_per_s=rate)
@@ -117,10 +118,10 @@ def test_what_one_kind_of_device_does_says_nothing_of_the_other(tmp_path: Path) 
 
 def test_only_the_life_that_saved_the_newest_checkpoint_counts(tmp_path: Path) -> None:
     _rows(tmp_path, [800.0, 800.0])  # on other processes
-    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+    with closing(MetricsLog(tmp_path / "metrics.jsonl")) as log:
         log.append(20, "event", what="resumed", detail="step-00000020")
     _rows(tmp_path, [100.0, 100.0], first=30)
-    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+    with closing(MetricsLog(tmp_path / "metrics.jsonl")) as log:
         log.append(40, "event", what="resumed", detail="step-00000040")
     _rows(tmp_path, [7.0] * 9, first=50)  # has saved nothing yet: nobody knows where it runs
     _saved(tmp_path, 40, processes=4)
