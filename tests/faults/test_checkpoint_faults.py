@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,10 @@ def test_a_disk_that_turns_read_only_costs_a_save_and_nothing_else(small_disk: P
     assert [step for step, _ in checkpoint.steps(root)] == [3]
 
 
-def test_a_limit_on_file_sizes_is_a_full_disk(tmp_path: Path) -> None:
+def test_a_limit_on_file_sizes_is_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # Python would cut its own files short
     reports: list[tuple[int, str]] = []
     saver = Saver(tmp_path, 1, True, lambda *words: reports.append(words))
     saver.save(1, megabytes(0.01, 1), META, set())

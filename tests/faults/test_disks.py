@@ -80,8 +80,9 @@ def test_a_folder_that_may_be_written_but_not_opened() -> None:
 
 
 @pytest.fixture
-def full() -> Iterator[None]:
+def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No file may have more than 4 kB."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # Python would cut its own files short
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     yield

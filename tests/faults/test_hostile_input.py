@@ -290,6 +290,7 @@ def test_a_killed_pack_leaves_no_set_and_no_process(tmp_path: Path) -> None:
 
 _FULL = """
 import resource, sys
+sys.dont_write_bytecode = True  # Python would cut its own files short
 from lensdist.data.packing.pack import pack
 from lensdist.utils.errors import RunError
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))  # a disk that is full after 8 kB
