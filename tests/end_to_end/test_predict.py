@@ -28,6 +28,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for task in ("finetune", "mae", "sr"):
         words = [f"--config=configs/{task}/debug.yaml", f"run.dir={root / task}"]
         words += ["data.n_per_class=20", "train.max_steps=4", "train.epochs=1"]
+        words += ["optim.schedule.warmup_steps=0"]
         assert train.main(words) == 0
     raw = root / "lenses"
     words = ["simulate", "--family", "model_ii", "--n-per-class", "3", "--layout", "raw"]
