@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import time
 
+from lensdist.utils.arguments import add_image_choice
+
 EXAMPLES = """examples:
   lensdist pack dataset/ packed/common                  # {train,val}/{no,sphere,vort}/*.npy
   lensdist pack Dataset/ packed/vi_a --pixel-scale 0.101 --psf-fwhm 0.16 --zero-point 24
@@ -61,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="read all files and print what would be packed; write nothing",
+        help="read all files, print what would be packed, and write no set",
     )
     parser.add_argument(
         "--splits",
@@ -75,26 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what images of one system share, so that they come into one split: a folder below "
         "the class, a part of their path (the expression's first group), or the place on the sky",
     )
-    parser.add_argument(
-        "--hdu",
-        metavar="NAME|N",
-        help="the image of a FITS file, by name or number, or the array of a .npz, by name "
-        "(default: the only one)",
-    )
-    parser.add_argument(
-        "--bands",
-        metavar="NAME,...",
-        type=lambda text: tuple(text.split(",")),
-        default=(),
-        help="the bands of an image, found in EXTNAME, FILTER or file names (default: the only "
-        "image)",
-    )
-    parser.add_argument(
-        "--nan",
-        choices=("mask", "refuse"),
-        help="what NaN means. mask: the pixel has no data; refuse: the file is damaged (default: "
-        "mask in FITS files, refuse in others)",
-    )
+    add_image_choice(parser)
     parser.add_argument(
         "--labels",
         help="the class folders in label order, as a,b,c (default: the order of known sets, or "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lensdist.utils.arguments import add_image_choice
 from lensdist.utils.errors import EXIT_DONE, EXIT_FAILED, UserError
 
 EXAMPLES = """examples:
@@ -51,26 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "npy", "fits"),
         help="the format of images. auto: FITS if the input is FITS, else .npy (default: auto)",
     )
-    parser.add_argument(
-        "--hdu",
-        metavar="NAME|N",
-        help="the image of a FITS file, by name or number, or the array of a .npz, by name "
-        "(default: the only one)",
-    )
-    parser.add_argument(
-        "--bands",
-        metavar="NAME,...",
-        type=lambda text: tuple(text.split(",")),
-        default=(),
-        help="the bands of an image, found in EXTNAME, FILTER or file names (default: the only "
-        "image)",
-    )
-    parser.add_argument(
-        "--nan",
-        choices=("mask", "refuse"),
-        help="what NaN means. mask: the pixel has no data; refuse: the file is damaged (default: "
-        "mask in FITS files, refuse in others)",
-    )
+    add_image_choice(parser)
     parser.add_argument(
         "--batch", type=int, default=64, help="the images at a time (default: %(default)s)"
     )

@@ -165,5 +165,5 @@ def _in_todays_words(source: dict[str, JsonValue]) -> dict[str, JsonValue]:
         return source
     try:
         return source | {"simulated": SimConfig.recorded(own).model_dump(mode="json")}
-    except ValidationError:  # of a version with other settings: whoever compares them reports it
+    except ValidationError:  # another version wrote it; the comparison with a run reports this
         return source

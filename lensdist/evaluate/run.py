@@ -64,7 +64,7 @@ class Subject:
     data: DataConfig
     world: DistributedContext
     run: Path
-    """The model's run, or the export if there is no run."""
+    """The folder of the run that made the model; of an export alone, its own folder."""
     out: Path
     """Folder for `eval/` and `figures/`."""
 

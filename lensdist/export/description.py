@@ -85,7 +85,9 @@ def build(
     except Untrusted:
         raise
     except (ArithmeticError, RuntimeError, TypeError, UserError) as e:
-        raise ValueError(f"there is no such network: {' '.join(str(e).split())[:200]}") from e
+        raise ValueError(
+            f"the description does not make a network: {' '.join(str(e).split())[:200]}"
+        ) from e
     if problem := misfit(network.state_dict(), own):
         raise ValueError(f"the weights are not those of the network: {problem}")
     return task, network

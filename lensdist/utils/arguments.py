@@ -30,3 +30,27 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     if more:
         args.words = [*args.words, *more]
     return args
+
+
+def add_image_choice(parser: argparse.ArgumentParser) -> None:
+    """Declare which image of a file to take, and what NaN means: the fields of `readers.Choice`."""
+    parser.add_argument(
+        "--hdu",
+        metavar="NAME|N",
+        help="the image of a FITS file, by name or number, or the array of a .npz, by name "
+        "(default: the only one)",
+    )
+    parser.add_argument(
+        "--bands",
+        metavar="NAME,...",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        help="the bands of an image, found in EXTNAME, FILTER or file names (default: the only "
+        "image)",
+    )
+    parser.add_argument(
+        "--nan",
+        choices=("mask", "refuse"),
+        help="what NaN means. mask: the pixel has no data; refuse: the file is damaged (default: "
+        "mask in FITS files, refuse in others)",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,8 @@ def test_one_place_on_the_sky_is_not_drawn_apart_silently(src: Path, tmp_path: P
         pack(src, tmp_path / "out", options)
     with pytest.raises(UserError, match="--group-by"):
         pack(src, tmp_path / "out", PackOptions(layout="images", group_by="sky:far"))
+    with pytest.raises(UserError, match="--group-by"):
+        pack(src, tmp_path / "out", replace(options, group_by="(["))
 
 
 def test_a_system_in_two_supplied_splits_is_refused(src: Path, tmp_path: Path) -> None:

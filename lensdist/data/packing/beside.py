@@ -19,7 +19,6 @@ from lensdist.utils.files import printable
 
 Maps = tuple[tuple[Role, str], ...]
 """The role of each map that belongs to an image, and its file."""
-_MAPS = ("weight", "variance", "rms", "mask", "psf", "other")
 
 
 def maps_of(files: Sequence[str]) -> tuple[dict[str, Maps], list[str]]:

@@ -194,7 +194,12 @@ def _system(member: Member, group_by: str | None) -> str:
         if not member.folders:
             raise UserError(f"--group-by folder: {printable(member.file)} lies in no folder")
         return member.folders[min(1, len(member.folders) - 1)]
-    found = re.search(group_by, member.file)
+    try:
+        found = re.search(group_by, member.file)
+    except re.error as error:
+        raise UserError(
+            f"--group-by {group_by} is neither folder, sky nor a regular expression ({error})"
+        ) from error
     if found is None:
         raise UserError(f"--group-by {group_by}: {printable(member.file)} does not match")
     return found[1] if found.re.groups and found[1] is not None else found[0]

@@ -103,7 +103,7 @@ def _given(files: Sequence[str], above: str, splits: Mapping[str, str]) -> list[
         rest = tuple(name for name in folders if name not in splits)
         found.append(Member(file, splits[named[0]] if named else None, rest))
     if unused:
-        raise UserError(f"--splits: there is no folder {min(unused)!r} with images")
+        raise UserError(f"--splits names the folder {min(unused)!r}, but no image lies in it")
     _check_all(found)
     return found
 

@@ -44,7 +44,7 @@ class Named(NamedTuple):
 def named(name: str) -> Named:
     """Return what an image belongs to and what it is, by the first or last word of its name."""
     words = [word for word in re.split(r"[_\-. ]+", name.lower()) if word]
-    at = next((i for i in (-1, 0) if words and _known(words, i)), None)
+    at = next((i for i in (-1, 0) if words and words[i] in _ROLES), None)
     if at is None:
         found = next((i for i, word in enumerate(words) if word in _FILLING and i), None)
         at = None if found is None or words[found - 1] not in _ROLES else found - 1
@@ -57,10 +57,6 @@ def named(name: str) -> Named:
     if role != "image" and _PARTS & {*rest}:
         return Named("_".join(word for word in rest if word not in _PARTS), "other")
     return Named("_".join(rest), role)
-
-
-def _known(words: list[str], at: int) -> bool:
-    return words[at] in _ROLES
 
 
 def is_band(word: str) -> bool:
