@@ -7,7 +7,6 @@ chains that were submitted before read and write the same rows: never rename a k
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +15,16 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from lensdist.utils.files import sync
+from lensdist.utils.files import append_line
 from lensdist.utils.settings import Strict
 
 What = Literal["sent", "started", "ended", "cancelled"]
 Verdict = Literal["done", "requeue", "leave", "stop"]
 _FOLDER = "ledger"
+REFUSED = "SLURM refused it: "
+"""The beginning of the reason if sbatch took no job."""
+UNKNOWN = "?"
+"""Id of a job that SLURM may have taken without an answer."""
 
 
 class Event(Strict):
@@ -58,14 +61,10 @@ class AttemptLog:
         event = Event.model_validate(
             {"what": what, "time": time.time(), "job": job, "submission": submission, **more}
         )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            # The leading newline ends a line that a killed process may have left unfinished.
-            os.write(handle, b"\n" + event.model_dump_json(exclude_defaults=True).encode() + b"\n")
-            sync(handle)
-        finally:
-            os.close(handle)
+        state = self.path.parent.parent
+        shared = state.exists() and state.stat().st_mode & 0o040
+        line = event.model_dump_json(exclude_defaults=True)
+        append_line(self.path, line, 0o640 if shared else 0o600)
         return event
 
     def events(self) -> list[Event]:
@@ -84,6 +83,12 @@ class AttemptLog:
 def phases_sent(state: Path) -> list[str]:
     """Return the names of all phases that have a log, sorted."""
     return sorted(file.stem for file in (state / _FOLDER).glob("*.jsonl"))
+
+
+def is_cancelled(events: Sequence[Event], submission: str) -> bool:
+    """Return whether a submission's phase was cancelled and has not started since."""
+    mine = [e.what for e in events if e.submission == submission]
+    return [what for what in mine if what in ("started", "cancelled")][-1:] == ["cancelled"]
 
 
 class Attempt(Strict):

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-from lensdist.config.presets import FOLDER
-from lensdist.utils.errors import UserError
+from lensdist.utils.errors import RunError, UserError
 from lensdist.utils.text import table
 from slurm import scheduler
-from slurm.attempts import phases_sent
-from slurm.config.request import Request, phase_names, read_request
-from slurm.job import Target, sent_job
-from slurm.monitor.status import query_log
+from slurm.config.request import phase_names
+from slurm.config.source import CHAIN, Source, chain_source, cluster_file
+from slurm.monitor.find import Found, find_sent
 from slurm.plan.outdated import TRIGGERS
-from slurm.plan.plan import Plan
-
-CHAIN = (FOLDER / "chains" / "vi_a.yaml").resolve()
-CLUSTER = (FOLDER / "clusters" / "local.yaml").resolve()
+from slurm.plan.plan import Plan, missing_inputs
 
 SUMMARIES = {
     "plan": "show what would run where, and for how long; sends nothing",
@@ -32,11 +25,16 @@ SUMMARIES = {
     "cancel": "cancel jobs; runs save, and are not requeued",
     "resume": "send again what has stopped, and what waits for it",
     "why": "explain on one page why a phase failed or does not run",
+    "chains": "list the chains that were sent from this machine, and where they stand",
 }
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _say_while_read(line: str) -> None:
@@ -53,13 +51,18 @@ def _planned(args: argparse.Namespace) -> Plan:
         choices = ", ".join((*TRIGGERS, "none"))
         raise UserError(f"--rerun-on {args.rerun_on}: {one!r} is not one of {choices}")
     triggers = tuple(trigger for trigger in TRIGGERS if trigger in given)
-    return make_plan(args.chain, args.cluster, args.arguments, args.sweep, triggers)
+    source, words = chain_source(args.chain, args.config, args.arguments)
+    words += [] if args.at_once is None else [f"cluster.at_once={args.at_once}"]
+    cluster = cluster_file(args.cluster, submits=args.command == "submit")
+    return make_plan(source or Source(CHAIN), cluster, words, args.sweep, triggers)
 
 
 def _plan(args: argparse.Namespace) -> None:
     from slurm.plan.render import batch_scripts, render_plan
 
     plan = _planned(args)
+    for lost in missing_inputs(plan):
+        _warn(f"warning: {lost}")
     if not args.test_only:
         print(render_plan(plan))
         return
@@ -67,97 +70,95 @@ def _plan(args: argparse.Namespace) -> None:
         raise UserError("--test-only asks SLURM, and the cluster's executor is not slurm")
     if not scheduler.available():
         raise UserError("no sbatch here: ask on a login node of the cluster when jobs could start")
+    refused = []
     for phase, script in batch_scripts(plan).items():
-        print(f"{phase}: {scheduler.expected_start(script)}")
+        answer = scheduler.expected_start(script)
+        print(f"{phase}: {answer}", flush=True)
+        refused += [phase] * answer.startswith("refused: ")
+    if refused:
+        raise RunError(f"SLURM would refuse {', '.join(refused)}")
 
 
 def _submit(args: argparse.Namespace) -> None:
     from slurm.submission.send import send
 
-    send(_planned(args), _say, args.line)
+    plan = _planned(args)
+    lost = missing_inputs(plan)
+    own_files = plan.cluster.container or any("container" in flag for flag in plan.cluster.srun)
+    if lost and not args.data_on_nodes and not own_files:
+        remedy = "correct it, or add --data-on-nodes if only the nodes see it"
+        raise UserError("\n".join(f"{one}; {remedy}" for one in lost))
+    for one in lost:
+        _warn(f"warning: {one}")
+    send(plan, _say, args.line)
 
 
 def _status(args: argparse.Namespace) -> None:
-    from slurm.monitor.status import as_json, table_rows
+    from slurm.monitor.status import as_json, table_rows, total_used
 
-    targets, state = _targets(args)
+    found = _found(args)
+    entries = as_json(found.targets, found.state)
     if args.json:
-        print(json.dumps(as_json(targets, state), indent=2))
-    else:
-        print(table(table_rows(targets, state)))
+        print(json.dumps(entries, indent=2))
+        return
+    print(table(table_rows(entries)))
+    if used := total_used(entries):
+        print(used)
 
 
 def _logs(args: argparse.Namespace) -> None:
     from slurm.monitor.logs import print_logs
 
-    targets, state = _targets(args)
-    phases = [target.phase for target in targets] if phase_names(args.arguments) else []
-    more = {"all_nodes": args.all_nodes, "options": _options(args)}
-    print_logs(targets, state, phases, args.follow, args.lines, _say_while_read, **more)
+    found = _found(args)
+    phases = [target.phase for target in found.targets] if _named(args) else []
+    more = {"all_nodes": args.all_nodes, "options": shlex.join(found.options)}
+    print_logs(found.targets, found.state, phases, args.follow, args.lines, _say_while_read, **more)
 
 
 def _cancel(args: argparse.Namespace) -> None:
     from slurm.submission.resume import cancel
 
-    cancel(*_targets(args), _say)
+    found = _found(args)
+    cancel(found.targets, found.state, _say)
 
 
 def _resume(args: argparse.Namespace) -> None:
     from slurm.submission.resume import resume
 
-    everything, state = _targets(args, narrow=False)
-    resume(everything, state, phase_names(args.arguments), args.nodes, _say)
+    found = _found(args)
+    resume(found.everything, found.state, _named(args), args.nodes, _say)
 
 
 def _why(args: argparse.Namespace) -> None:
-    from slurm.monitor.diagnose import first_failed, why
+    from slurm.monitor.diagnose import why
+    from slurm.monitor.urgency import neediest
 
-    targets, state = _targets(args)
-    everything, _ = _targets(args, narrow=False)
-    named = phase_names(args.arguments)
-    asked = targets if named else [*filter(None, [first_failed(targets, state)])]
+    found = _found(args)
+    first = neediest(found.targets, found.state)
+    asked = found.targets if _named(args) else [*filter(None, [first])]
     if not asked:
-        print("no phase has failed; `status` shows the state of each")
+        print("no phase that was sent needs anything; `status` shows the state of each")
     for target in asked:
-        print(why(target, state, everything, options=_options(args)))
+        print(why(target, found.state, found.everything, options=shlex.join(found.options)))
 
 
-def _options(args: argparse.Namespace) -> str:
-    """Return the options that a further command about the same chain must repeat."""
-    chain = [] if args.chain == CHAIN else ["--chain", str(args.chain)]
-    return shlex.join([*chain, *(one for one in args.arguments if one.startswith("runs="))])
+def _chains(args: argparse.Namespace) -> None:
+    from slurm.monitor.chains import as_json, table_rows
+
+    if args.json:
+        print(json.dumps(as_json(_warn), indent=2))
+    else:
+        print(table(table_rows(_warn)))
 
 
-def _targets(args: argparse.Namespace, *, narrow: bool = True) -> tuple[list[Target], Path]:
-    """Return the targets of the named phases (or of all), with points of sweeps; and the state."""
-    request = read_request(args.chain, args.arguments)
-    names = phase_names(args.arguments) if narrow else []
-    sent = phases_sent(request.state)
-    found: list[str] = []
-    for name in request.chain.phases:
-        points = [one for one in sent if one.startswith(f"{name}@")]
-        # A phase that was only sent as a sweep is its points.
-        found += [*([name] if name in sent or not points else []), *points]
-    found += [one for one in sent if one.startswith("sweep-")]
-    if names:
-        found = [one for one in found if one in names or one.partition("@")[0] in names]
-    return [_target(one, request) for one in found], request.state
+def _named(args: argparse.Namespace) -> list[str]:
+    """Return the names of phases on the command line."""
+    return phase_names(chain_source(args.chain, args.config, args.arguments)[1])
 
 
-def _target(name: str, request: Request) -> Target:
-    """Return a phase's target as it was sent; if it never was, as the chain has it."""
-    target = Target(phase=name, run=request.runs / name, kind="table")
-    phase = request.chain.phases.get(name.partition("@")[0])
-    if phase is not None and phase.evaluate is not None:
-        run = request.runs / phase.evaluate
-        target = Target(phase=name, run=run, kind="scores", split=phase.split)
-    elif phase is not None and phase.report is None:
-        target = target.model_copy(update={"kind": "run" if phase.train else "set"})
-    sent = query_log(target, request.state).sent
-    if sent is not None:
-        with contextlib.suppress(UserError):  # a file of another version: show the rest
-            return sent_job(request.state, sent, name).target
-    return target
+def _found(args: argparse.Namespace) -> Found:
+    source, words = chain_source(args.chain, args.config, args.arguments)
+    return find_sent(source, words, _warn, changes=args.command in ("cancel", "resume"))
 
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -168,4 +169,5 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
     "cancel": _cancel,
     "resume": _resume,
     "why": _why,
+    "chains": _chains,
 }

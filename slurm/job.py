@@ -6,7 +6,9 @@ job checks it again.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any, Literal
@@ -129,18 +131,30 @@ class Job(Strict):
         """Return the folder of an attempt's exit reports and node reports."""
         return self.folder / "attempts" / f"{self.target.phase}-{attempt}"
 
+    def forget_outcomes(self, until: int) -> None:
+        """Remove the reports of the attempts up to this one; the attempt log keeps their ends."""
+        with contextlib.suppress(OSError):
+            for folder in self.outcome_folder(0).parent.iterdir():
+                phase, _, number = folder.name.rpartition("-")
+                if phase == self.target.phase and number.isdigit() and int(number) <= until:
+                    shutil.rmtree(folder, ignore_errors=True)
+
     def step(self) -> int:
         """Return the step of the newest checkpoint; 0 if there is none."""
         return max(saved_steps(self.target.run), default=0)
 
 
-def load_job(path: Path) -> Job:
+def load_job(path: Path, *, to_run: bool = True) -> Job:
     """Read a job's file after checking that nobody else can have written it.
 
+    Args:
+        to_run: whether it will be executed; else it may be a colleague's.
+
     Raises:
-        UserError: the folder belongs to another user or is open to others; or the file is invalid.
+        UserError: the folder belongs to another user, others can write to it, or can read it though
+            the cluster's `share` does not allow that; or the file is invalid.
     """
-    _check_private(path.parent)
+    readable = _check_folder(path.parent, to_run=to_run)
     try:
         job = Job.model_validate_json(path.read_text())
     except OSError as e:
@@ -148,22 +162,52 @@ def load_job(path: Path) -> Job:
     except ValidationError as e:
         raise UserError(f"{path} is not a job of this version: {e.errors()[0]['msg']}") from e
     if job.code.is_relative_to(job.state):
-        _check_private(job.state)
+        readable |= _check_folder(job.state, to_run=to_run)
+    if readable and job.cluster.share is None:
+        raise _open_to_others(path.parent)
     return job
 
 
 def sent_job(state: Path, sent: Event, phase: str) -> Job:
-    """Read the job file of a phase as an event's submission has it; raises as `load_job`."""
-    return load_job(state / sent.submission / f"{phase}.json")
+    """Read the job file of a phase, not to run it; raises as `load_job`."""
+    return load_job(state / sent.submission / f"{phase}.json", to_run=False)
 
 
-def _check_private(folder: Path) -> None:
+def check_own(folder: Path) -> None:
+    """Check that a folder is this user's, before files are written to be executed.
+
+    Raises:
+        UserError: it is another user's.
+    """
+    if folder.stat().st_uid != os.getuid():
+        raise UserError(
+            f"{folder} belongs to {owner(folder)}, whose runs you can only look at; give another "
+            "folder (runs=FOLDER)"
+        )
+
+
+def owner(folder: Path) -> str:
+    """Return the name of a folder's owner, or the number."""
+    try:
+        return folder.owner()
+    except KeyError:
+        return f"user {folder.stat().st_uid}"
+
+
+def _check_folder(folder: Path, *, to_run: bool) -> bool:
+    """Check that nobody else can write to a folder; return whether the group can read it."""
     try:
         found = folder.stat()
     except OSError as e:
         raise UserError(f"{folder}: {e.strerror}; do all nodes see it?") from e
-    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        raise UserError(
-            f"{folder}: files in it are executed, so only you may have access; run "
-            f"`chmod 700 {folder}`, and check who owns it"
-        )
+    mode = stat.S_IMODE(found.st_mode)
+    if (to_run and found.st_uid != os.getuid()) or mode & 0o027:
+        raise _open_to_others(folder)
+    return bool(mode & 0o050)
+
+
+def _open_to_others(folder: Path) -> UserError:
+    return UserError(
+        f"{folder}: files in it are executed, so only you may have access; run "
+        f"`chmod 700 {folder}`, and check who owns it"
+    )

@@ -11,12 +11,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from pydantic import Field
 
 from lensdist.utils.errors import RunError
 from lensdist.utils.settings import Strict
 from lensdist.utils.text import counted
+from slurm.session import own_environment
 
 PATIENCE = 60  # s that a command may take; a busy controller is slow
 _AWAY = (5, 10, 30, 60, 120)  # s between attempts to reach a controller that does not answer
@@ -90,10 +92,40 @@ def states(ids: Sequence[str]) -> dict[str, JobState]:
     return found
 
 
+def sent_from(folder: Path) -> dict[str, str]:
+    """Return the newest job of each name whose batch script is in a folder; of an array its id.
+
+    Raises:
+        RunError: SLURM does not answer, which does not mean that there is none.
+    """
+    done = _run("squeue", "-h", "-a", "-t", "all", "-o", "%F|%j|%o")
+    if done.returncode:
+        raise RunError(f"squeue: {done.stderr.strip() or 'no answer'}; try again later")
+    rows = [line.split("|", 2) for line in done.stdout.splitlines()]
+    ours = [row for row in rows if len(row) == 3 and Path(row[2]).parent == folder]
+    return {name: job for job, name, _ in sorted(ours, key=lambda row: int(row[0]))}
+
+
+def is_away(answer: str) -> bool:
+    """Return whether a command failed because the controller does not answer: it may obey later."""
+    return _NO_ANSWER.search(answer) is not None
+
+
+def pauses() -> tuple[float, ...]:
+    """Return the seconds to wait between attempts to reach a controller that does not answer."""
+    return _AWAY
+
+
 def details(job: str) -> dict[str, str]:
     """Return the fields of `scontrol show job`, or nothing if SLURM has forgotten the job."""
     answer = _ask("scontrol", "-o", "show", "job", job).splitlines()
     return dict(re.findall(r"(\S+?)=(\S*)", answer[0])) if answer else {}
+
+
+def largest_array() -> int | None:
+    """Return how many tasks a job array may have; None without SLURM, or if it does not say."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.M)
+    return max(1, int(found[1])) if found else None
 
 
 def seconds_left(job: str) -> float | None:
@@ -104,6 +136,21 @@ def seconds_left(job: str) -> float | None:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def comment(job: str) -> str:
+    """Return a job's comment; empty if it has none, or it is unknown."""
+    found = _ask("squeue", "-h", "-o", "%k", "-j", job).strip()
+    return "" if found == "(null)" else found
+
+
+def note(job: str, text: str) -> None:
+    """Set a job's comment.
+
+    Raises:
+        RunError: SLURM refused.
+    """
+    tell("scontrol", "update", f"JobId={job}", f"Comment={text}")
 
 
 def hostnames(nodes: str) -> list[str]:
@@ -137,8 +184,9 @@ def expected_start(script: str) -> str:
     lines = script.splitlines(keepends=True)
     kept = [line for line in lines if not _WAITS.match(line)]
     # The user may have chosen another format, such as `relative`.
-    env = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
-    done = _run("sbatch", "--test-only", text="".join(kept), env=env)
+    with own_environment():
+        env = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
+        done = _run("sbatch", "--test-only", text="".join(kept), env=env)
     answer = done.stderr + done.stdout
     found = _START.search(answer)
     if done.returncode or found is None:
@@ -163,9 +211,35 @@ def requeue(job: str) -> None:
             tell("scontrol", "requeue", job)
             return
         except RunError as e:
-            if pause is None or not _NO_ANSWER.search(str(e)):
+            if pause is None or not is_away(str(e)):
                 raise
             time.sleep(pause)
+
+
+def send(script: Path, exclude: Sequence[str] = (), delay: float = 0) -> str:
+    """Send a batch script; return the job's id. Nothing of this process's own job is passed on.
+
+    Raises:
+        RunError: SLURM refused, or does not answer, and then may have the job.
+    """
+    argv = ["sbatch", "--parsable"]
+    argv += [f"--exclude={','.join(exclude)}"] if exclude else []
+    argv += [f"--begin=now+{round(delay)}"] if delay else []
+    with own_environment():
+        done = _run(*argv, str(script))
+    number = done.stdout.strip().partition(";")[0]  # a federation adds its cluster's name
+    if done.returncode or not number.isdigit():
+        raise RunError(f"sbatch: {(done.stderr or done.stdout).strip() or 'no answer'}")
+    return number
+
+
+def depend(job: str, conditions: Sequence[str]) -> None:
+    """Let a waiting job wait for other conditions, such as `afterok:17`, in place of its own.
+
+    Raises:
+        RunError: SLURM refused.
+    """
+    tell("scontrol", "update", f"JobId={job}", f"Dependency={','.join(conditions)}")
 
 
 def change(job: str, exclude: Sequence[str] = (), delay: float = 0) -> None:

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Send a chain of phases to SLURM, or run it on this machine, and watch it.
 
-    python slurm/submit.py plan
-    python slurm/submit.py submit --cluster configs/clusters/slurm-gpu.yaml data.path=packed seed=1
+    python slurm/submit.py plan   --cluster mine.yaml data.path=packed
+    python slurm/submit.py submit --cluster mine.yaml data.path=packed seed=1
+    python slurm/submit.py submit common/best --cluster mine.yaml data.path=packed
     python slurm/submit.py status
     python slurm/submit.py logs -f pretrain
     python slurm/submit.py why
     python slurm/submit.py resume finetune
+    python slurm/submit.py chains
 
 With an installed lensdist the same is `lensdist slurm plan`, and so on.
 
@@ -87,10 +89,15 @@ def _parser(program: str) -> argparse.ArgumentParser:
     for name, summary in commands.SUMMARIES.items():
         one = found.add_parser(name, help=summary, description=summary.capitalize() + ".")
         plans = name in ("plan", "submit")
-        one.add_argument("arguments", nargs="*", metavar="phase|key=value", help=_help(plans))
-        for what, default in (("chain", commands.CHAIN), ("cluster", commands.CLUSTER)):
-            text = f"default: configs/{what}s/{default.name}"
-            one.add_argument(f"--{what}", type=Path, metavar="FILE", default=default, help=text)
+        words = "preset|phase|key=value"
+        one.add_argument("arguments", nargs="*", metavar=words, help=_help(plans))
+        text = "the chain: a file, or a name such as debug; default: "
+        text += "vi_a" if plans else "the one that was sent last from here"
+        one.add_argument("--chain", metavar="FILE", help=text)
+        text = "one training configuration, in place of a chain"
+        one.add_argument("--config", type=Path, metavar="FILE", help=text)
+        text = "the cluster: a file, or a name such as local; default: this machine"
+        one.add_argument("--cluster", metavar="FILE", help=text)
         if plans:
             one.add_argument(
                 "--sweep",
@@ -100,6 +107,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
                 help="run once for each value, as a job array, and make a table; several --sweep: "
                 "for all combinations",
             )
+            text = "how many points of the sweep may run at the same time (default: all)"
+            one.add_argument("--at-once", type=int, metavar="N", help=text)
             one.add_argument(
                 "--rerun-on",
                 default="config,data,code",
@@ -107,10 +116,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
                 help="changes after which a finished phase runs again: config, data, code, or none "
                 "(default: %(default)s)",
             )
-        if name == "plan":
+        if name == "submit":
+            text = "send although data.path does not exist on this machine"
+            one.add_argument("--data-on-nodes", action="store_true", help=text)
+        elif name == "plan":
             text = "only ask SLURM when each job would start"
             one.add_argument("--test-only", action="store_true", help=text)
-        elif name == "status":
+        elif name in ("status", "chains"):
             one.add_argument("--json", action="store_true", help="print JSON")
         elif name == "logs":
             one.add_argument("-f", "--follow", action="store_true", help="until the phases end")
@@ -126,10 +138,14 @@ def _parser(program: str) -> argparse.ArgumentParser:
 def _help(plans: bool) -> str:
     if plans:
         return (
-            "phases (default: all); settings: key=value for every training phase, PHASE.key=value "
-            "for one, cluster.key=value, runs=FOLDER"
+            "a preset such as common/best, in place of a chain; phases (default: all); settings: "
+            "key=value for every training phase, PHASE.key=value for one, cluster.key=value, "
+            "runs=FOLDER"
         )
-    return "phases (default: all); runs=FOLDER; no other settings and no --cluster are needed"
+    return (
+        "a preset that was sent; phases (default: all); runs=FOLDER; no other settings and no "
+        "--cluster are needed"
+    )
 
 
 if __name__ == "__main__":

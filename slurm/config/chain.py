@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,7 @@ from lensdist.config.schema import BaseRun
 from lensdist.sim.config import LensLight, SimConfig
 from lensdist.tasks.registry import built_in
 from lensdist.utils.settings import Strict
+from slurm.config.walltime import Minutes
 
 # `pretrain.optim.lr=1e-4` must mean the phase: no phase may be called like a part of a setting.
 TAKEN = {"runs", "cluster", *BaseRun.model_fields}.union(
@@ -106,7 +107,10 @@ class Phase(Strict):
         description="key=value settings of the training; {phase} is a phase's run folder",
     )
     after: tuple[str, ...] = Field((), description="phases that must be complete first")
-    walltime: int | None = Field(None, ge=1, description="minutes, in place of the cluster's")
+    walltime: Minutes | None = Field(None, description="time limit, in place of the cluster's")
+    cluster: dict[str, Any] = Field(
+        {}, description="keys of the cluster for this phase: {partition: cpu, gpus_per_node: 1}"
+    )
     processes: int | None = Field(
         None, ge=1, description="largest number of processes, if the cluster gives more"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import socket
@@ -11,15 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lensdist.utils import outcome
-from lensdist.utils.launched import DEVICE, MIN_TFLOPS, PREFLIGHT
+from lensdist.utils.errors import RunError
+from lensdist.utils.hostlist import expand
+from lensdist.utils.launched import DEVICE, MIN_TFLOPS, PATIENCE, PREFLIGHT
 from slurm.config.cluster import Cluster
 from slurm.job import Job
-from slurm.scheduler import hostnames
+from slurm.session import without_ranks
 
 # torchrun's agent would die of SIGUSR2, and under cgroups SLURM's signals do not reach its workers:
 # so the agent must pass them on.
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
 _SAVE = 600  # s that torchrun lets its processes save before it kills them; its default is 30
+_TRIES = 100  # ports
 USERS_GPUS = "LENSDIST_USERS_GPUS"
 """Variable with CUDA_VISIBLE_DEVICES as it was when the chain was sent."""
 ATTEMPT = "LENSDIST_ATTEMPT"
@@ -46,21 +50,41 @@ class Place:
 def find_place(cluster: Cluster) -> Place:
     """Return this node's place; called on the node, since the head node's variables differ.
 
+    SLURM's variables suffice: its commands may not exist here, in a container.
+
     Raises:
-        RunError: SLURM does not list its nodes.
+        RunError: they do not name the nodes.
     """
     if cluster.executor != "slurm":
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             return Place(port=str(s.getsockname()[1]))
     # Of the step: the job may have more nodes than can share its micro-batches evenly.
-    names = hostnames(os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"])
+    try:
+        names = expand(os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"])
+    except ValueError as e:
+        raise RunError(f"SLURM_STEP_NODELIST: {e}") from e
     # From the job's id: the same on all its nodes, and different for two jobs on one node. The
-    # attempt changes it, in case another program has the port. Below 32768, where Linux starts to
-    # give ports to outgoing connections.
+    # attempt changes it, in case another program has the port.
+    first, last = cluster.port_range
     number = int(os.environ["SLURM_JOB_ID"]) + 6_007 * (int(os.environ.get(ATTEMPT, "1")) - 1)
-    port = 10_000 + number % 20_000
+    port = first + number % (last - first + 1)
     return Place(os.environ["SLURM_NODEID"], len(names), names[0], str(port))
+
+
+def free_port(cluster: Cluster, first: int) -> int:
+    """Return a port of the cluster's range that is free on this node, from `first` on.
+
+    It is `first` itself if all that are tried are taken: the run then says so.
+    """
+    low, high = cluster.port_range
+    for step in range(min(_TRIES, high - low + 1)):
+        port = low + (first - low + step) % (high - low + 1)
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind(("", port))
+            return port
+    return first
 
 
 def command(job: Job, place: Place) -> list[str]:
@@ -113,14 +137,15 @@ def environment(
         outcomes: folder of the attempt's exit reports.
         inherited: the node's own variables.
     """
-    cluster, env = job.cluster, {**inherited}
+    cluster, env = job.cluster, without_ranks(inherited)
     path = env.get("PYTHONPATH")
     env |= variables(job, place.count)
     if path and "PYTHONPATH" not in cluster.env and str(job.code) not in path.split(os.pathsep):
         env["PYTHONPATH"] += os.pathsep + path
-    env[outcome.FOLDER] = str(outcomes)
+    env |= {outcome.FOLDER: str(outcomes), outcome.NODE: place.rank}
     if cluster.preflight.enabled:
         env[PREFLIGHT] = "1"
+        env[PATIENCE] = str(cluster.preflight.load_seconds + cluster.preflight.seconds)
         if cluster.gpus_per_node:
             env[DEVICE] = "cuda"
         if cluster.preflight.min_tflops:

@@ -63,10 +63,8 @@ def check_folders(job: Job) -> Path:
 
 def check_versions(job: Job, here: Mapping[str, str]) -> None:
     """Check that the node has the package versions of the machine that sent the job."""
-    cluster = job.cluster
-    boxed = any(flag.lstrip("-").startswith("container") for flag in cluster.srun)
-    if cluster.container or cluster.python or boxed:
-        return  # another interpreter runs the job
+    if job.cluster.own_python:
+        return
     differences = [
         f"{name} {here.get(name, 'missing')} instead of {sent}"
         for name, sent in job.versions.items()
@@ -119,7 +117,7 @@ def check_gpus(job: Job, end: float) -> None:
 
     Without nvidia-smi (AMD) nothing is checked here: each process tries its device itself.
     """
-    wanted = job.cluster.gpus_per_node
+    wanted = job.cluster.gpus
     if not wanted or shutil.which("nvidia-smi") is None:
         return
     argv = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]

@@ -10,7 +10,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from lensdist.utils.outcome import node_name
 from lensdist.utils.settings import Strict
 from slurm.job import Job
 from slurm.job_side import node_checks
+from slurm.job_side.command import free_port
 
 _PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "safetensors", "deepspeed", "lensdist")
 # Share of preflight.seconds for a node's own checks; in the rest the others read its report.
@@ -35,6 +36,7 @@ class Report(Strict, extra="ignore"):  # those of earlier versions had more fiel
     node: int = Field(description="its number in the job, from 0")
     problem: str = Field("", description="a sentence that names the node; empty: fit")
     shared: bool = Field(False, description="other nodes may have the problem too")
+    port: int | None = Field(None, description="of the first node: a port that is free there")
 
 
 def versions() -> dict[str, str]:
@@ -69,8 +71,11 @@ def examine(job: Job, node: int, clock: Callable[[], float] = time.time) -> Repo
     return Report(host=host, node=node, problem=problem, shared=shared and bool(problem))
 
 
-def check_nodes(job: Job, folder: Path, node: int, count: int) -> str:
+def check_nodes(job: Job, folder: Path, node: int, count: int, port: int = 0) -> str:
     """Check this node, number `node` from 0, write its report, and wait for those of all nodes.
+
+    Args:
+        port: where the first node looks for a free port; 0: it needs none.
 
     Returns:
         Why the run must not start; empty if all nodes are fit.
@@ -80,6 +85,8 @@ def check_nodes(job: Job, folder: Path, node: int, count: int) -> str:
         return ""
     end = time.monotonic() + limits.seconds
     mine = examine(job, node)
+    if port and not node:
+        mine = mine.model_copy(update={"port": free_port(job.cluster, port)})
     try:
         write_atomic(folder / f"node-{node:05d}.json", mine.model_dump_json(indent=1))
     except OSError as e:
@@ -97,6 +104,22 @@ def check_nodes(job: Job, folder: Path, node: int, count: int) -> str:
             f"{limits.seconds:g} s; are they up, and do they see {folder}?"
         )
     return ""
+
+
+def silent_nodes(folder: Path, nodes: Sequence[str]) -> list[str]:
+    """Return the nodes of an attempt that left no report, if at least as many others did.
+
+    They lack the interpreter or the folder, or hang. If most are silent, it is not their fault.
+    """
+    told = _reports(folder, {})
+    silent = [node for number, node in enumerate(nodes) if number not in told]
+    return silent if len(silent) <= len(told) else []
+
+
+def agreed_port(folder: Path) -> int | None:
+    """Return the port that the first node has found free; None without its report."""
+    first = _reports(folder, {}).get(0)
+    return first.port if first is not None else None
 
 
 def bad_nodes(folder: Path) -> list[Report]:

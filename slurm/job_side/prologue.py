@@ -11,13 +11,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lensdist.utils.errors import RunError, UserError
+from lensdist.utils.errors import RunError, UserError, refusal
 from lensdist.utils.launched import DEADLINE
 from slurm import scheduler
-from slurm.attempts import attempts
+from slurm.attempts import attempts, is_cancelled
 from slurm.job import Job, load_job
 from slurm.job_side.command import ATTEMPT
+from slurm.job_side.shell import unfit_nodes
 from slurm.submission import snapshot
+
+_REPORTED = 5  # attempts whose reports are kept: one or two files of each node
 
 
 @dataclass(frozen=True)
@@ -62,19 +65,64 @@ def start_attempt(job: Job, job_id: str, nodes: tuple[str, ...], left: float | N
         job.log("ended", job_id, verdict="stop", reason=reason, kind="input", **event)
         raise UserError(reason) from e
     job.outcome_folder(attempt).mkdir(parents=True, exist_ok=True)
+    job.forget_outcomes(attempt - _REPORTED)
+    _make_submittable(job, job_id)
     return Start(attempt, nodes[:usable], None if left is None else time.time() + left)
 
 
+def _catch_up(job: Job, job_id: str) -> None:
+    """Log what only this job knows: that it was sent, and what the shell said of earlier nodes.
+
+    Raises:
+        UserError: the phase was cancelled, and SLURM has not heard of it.
+    """
+    events = [e for e in job.attempt_log.events() if e.submission == job.folder.name]
+    if is_cancelled(events, job.folder.name):
+        raise UserError(f"{job.target.phase} was cancelled; `resume` sends it again")
+    known = {node for event in events for node in event.excluded}
+    for node, problem in unfit_nodes(scheduler.comment(os.environ["SLURM_JOB_ID"])).items():
+        if node not in known:
+            more = {"verdict": "requeue", "kind": "device", "excluded": (node,)}
+            job.log("ended", job_id, step=job.step(), reason=problem, **more)
+    sent = {e.job for e in events if e.what == "sent"}
+    if sent and job_id not in sent:  # else the user's command is about to log it
+        job.log("sent", job_id)
+
+
+def _make_submittable(job: Job, job_id: str) -> None:
+    """Write the file that submitit's task reads, if no command of the user's could do so.
+
+    A job that another one has sent, or that was sent while SLURM did not answer, has none.
+    """
+    if job.cluster.executor != "slurm":
+        return
+    from submitit.core.utils import DelayedSubmission, JobPaths
+
+    from slurm.job_side.run import run_phase
+
+    file = JobPaths(folder=job.folder, job_id=job_id).submitted_pickle
+    if not file.exists():
+        DelayedSubmission(run_phase, str(job.file)).dump(file)
+
+
 def main(path: str) -> int:
-    """Start an attempt in a batch script: print `export …` lines."""
+    """Start an attempt in a batch script: print `export …` lines.
+
+    Without any output the script takes the node for one on which nothing can run.
+    """
+    if not os.path.exists(path):
+        print(f"error: {path} does not exist here", file=sys.stderr)
+        return 1
+    print(":", flush=True)
     try:
         job = load_job(Path(path))
         job_id = scheduler.own_id(os.environ)
+        _catch_up(job, job_id)
         nodes = tuple(scheduler.hostnames(os.environ["SLURM_JOB_NODELIST"]))
         left = scheduler.seconds_left(os.environ["SLURM_JOB_ID"])
         start = start_attempt(job, job_id, nodes, left)
-    except (UserError, RunError) as e:
-        print(f"error: {e}", file=sys.stderr)
+    except (UserError, RunError, OSError) as e:
+        print(f"error: {(refusal(e) if isinstance(e, OSError) else None) or e}", file=sys.stderr)
         return 1
     exports = start.variables()
     if len(start.nodes) < len(nodes):

@@ -12,6 +12,12 @@ from slurm.config.cluster import Requeue
 CANCELLED = "cancelled"
 """First word of the reason if a user cancelled the phase."""
 
+PREEMPTED = "preempted"
+"""First word of the reason if jobs of higher priority took the nodes."""
+
+EXIT_FULL = 74
+"""Exit code of a node's task if a process failed and found no room for its report (EX_IOERR)."""
+
 _LONGEST = 3600  # s between two attempts
 # Errors that the same images on the same device cause again.
 _PERMANENT = ("OutOfMemoryError", "torch.OutOfMemoryError")
@@ -34,6 +40,7 @@ class End:
         state: SLURM's state of the job; RUNNING without SLURM.
         requeued: whether SLURM has requeued the job already.
         cancelled: whether somebody has cancelled the phase.
+        preempted: whether jobs of higher priority take, or have taken, the nodes.
     """
 
     reached: bool
@@ -48,6 +55,7 @@ class End:
     state: str = "RUNNING"
     requeued: bool = False
     cancelled: bool = False
+    preempted: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ def decide(end: End, past: Sequence[Attempt], policy: Requeue) -> Decision:
     if end.cancelled or end.state == "CANCELLED":
         saved = f"; saved at step {end.now}" if kind == "saved" else ""
         return Decision("leave", f"{CANCELLED}{saved}", kind)
-    if end.state not in ("RUNNING", "TIMEOUT"):
+    if end.state not in ("RUNNING", "TIMEOUT", "PREEMPTED"):
         return Decision("leave", f"ended by SLURM ({end.state}); {reason}", kind)
     if kind in ("input", "failed") or reason.startswith(_PERMANENT):
         return Decision("stop", reason, kind)
@@ -94,6 +102,9 @@ def decide(end: End, past: Sequence[Attempt], policy: Requeue) -> Decision:
     if len(past) >= policy.limit:
         count = f"attempt {len(past) + 1} since it was sent, the last allowed"
         return Decision("stop", f"{count}; {reason}", kind)
+    if end.preempted:
+        saved = f"saved at step {end.now}" if kind == "saved" else f"at step {end.now}; {reason}"
+        return Decision("requeue", f"{PREEMPTED}; {saved}", kind)
     if kind == "saved" and end.now > end.before:
         return Decision("requeue", reason, kind)
     fruitless = _fruitless(past) + 1 if end.now == end.before else 0
@@ -111,6 +122,11 @@ def _what_happened(end: End) -> tuple[str, str]:
     unfit = end.unfit or end.shared
     if unfit:
         return "device", f"node check failed: {min(unfit.items())[1]}"
+    if end.code == EXIT_FULL and not end.outcomes:
+        return "failed", (
+            "No space left for the run's files, not even for its report (the log may have it): the "
+            "disk, or your quota, is full"
+        )
     if end.outcomes and (end.outcomes[0].bad or end.code != 0):
         first = end.outcomes[0]
         if first.kind == "saved":
@@ -131,11 +147,13 @@ def _what_happened(end: End) -> tuple[str, str]:
 def _fruitless(past: Sequence[Attempt]) -> int:
     """Count the attempts just before this one that failed without a new checkpoint.
 
-    Attempts that SLURM ended (a lost node, preemption) have no end of their own and do not count.
+    Attempts that SLURM ended (a lost node, preemption) do not count.
     """
     count = 0
     for attempt in reversed(past):
         if attempt.ended is None or attempt.ended.verdict == "leave":
+            continue
+        if attempt.ended.reason.startswith(PREEMPTED):
             continue
         if attempt.ended.step > attempt.started.step or attempt.ended.verdict != "requeue":
             break

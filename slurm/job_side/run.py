@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -17,9 +19,11 @@ from lensdist.utils import outcome
 from lensdist.utils.errors import RunError, UserError
 from slurm.job import Job, load_job
 from slurm.job_side.command import ATTEMPT, Place, command, environment, find_place
-from slurm.job_side.node_health import check_nodes
+from slurm.job_side.node_health import agreed_port, check_nodes
+from slurm.job_side.requeue_policy import EXIT_FULL
 
-_POLL = 0.5  # s; each time a folder that all nodes share is listed
+_POLL = 0.5  # s; each time a node looks at the size of its own file, on a disk that all share
+_SLOWER = 10  # another node may load torch so many times as slowly as this one
 _PR_SET_PDEATHSIG = 1
 _KILL_AFTER = 30  # s that a run which never started may take to stop
 
@@ -61,17 +65,25 @@ def _run(job: Job, place: Place, outcomes: Path) -> int:
     numbers = (signal.SIGUSR2,) if debug else (signal.SIGTERM, signal.SIGUSR2)
     before = {number: signal.signal(number, forward) for number in numbers}
     try:
-        problem = check_nodes(job, outcomes, int(place.rank), place.count)
+        wanted = int(place.port) if place.count > 1 else 0
+        problem = check_nodes(job, outcomes, int(place.rank), place.count, wanted)
         if problem:
             sys.exit(f"{job.target.phase}: {problem}")
-        env = environment(job, place, outcomes, os.environ)
+        place = replace(place, port=str(agreed_port(outcomes) or place.port))
+        spare = Path(meeting.name) / "reports"
+        spare.mkdir()
+        env = environment(job, place, outcomes, os.environ) | {outcome.SPARE: str(spare)}
         if place.count == 1 and not job.cluster.container:  # a container may have its own /tmp
             env["PET_RDZV_ENDPOINT"] = f"{meeting.name}/rendezvous"
         end_with_parent = _end_with_parent()
         child = subprocess.Popen(
             command(job, place), env=env, cwd=job.cwd, preexec_fn=end_with_parent
         )
-        return _wait(job, place, outcomes, child)
+        code = _wait(job, place, outcomes, child)
+        for word in outcome.pass_on(spare, outcomes):
+            print(f"error: {word.error} (process {word.rank})", file=sys.stderr, flush=True)
+            code = EXIT_FULL if word.bad else code
+        return code
     finally:
         if child is not None and child.poll() is None:  # Ctrl-C, or the executor's own time limit
             child.terminate()
@@ -101,44 +113,85 @@ def _end_with_parent() -> Callable[[], None] | None:
 def _wait(job: Job, place: Place, outcomes: Path, child: subprocess.Popen[bytes]) -> int:
     """Wait for the command, and end it if its processes do not reach each other in time."""
     trains = "lensdist.train" in job.argv
-    if not job.cluster.preflight.enabled or not trains:
-        return child.wait()
-    world = place.count * job.cluster.per_node
-    end = time.monotonic() + job.cluster.preflight.seconds
-    while len(outcome.ready(outcomes)) < world:
-        code = child.poll()
-        if code is not None:
-            return code
-        if time.monotonic() > end:
-            _report_missing(job, place, outcomes)
-            _stop(child)
-            break
-        time.sleep(_POLL)
+    if job.cluster.preflight.enabled and trains:
+        start = _Start(job, place, outcomes)
+        while not start.complete():
+            code = child.poll()
+            if code is not None:
+                return code
+            if start.late():
+                _stop(child)
+                break
+            time.sleep(_POLL)
     return child.wait()
 
 
-def _report_missing(job: Job, place: Place, outcomes: Path) -> None:
-    """Write the exit report of a process of this node that did not reach its device, or others."""
-    patience = job.cluster.preflight.seconds
-    first = int(place.rank) * job.cluster.per_node
-    fit = {ready.rank for ready in outcome.devices(outcomes)}
-    missing = [rank for rank in range(first, first + job.cluster.per_node) if rank not in fit]
-    if missing:
-        outcome.leave_for(
-            outcomes,
-            missing[0],
-            "device",
-            f"{outcome.node_name()}: process {', '.join(map(str, missing))} did not show a working "
-            f"device within {patience:.0f} s",
-        )
-    else:
-        outcome.leave_for(
-            outcomes,
-            first,
-            "crashed",
-            f"the processes did not find each other within {patience:.0f} s (head {place.head}, "
-            f"port {place.port}); set the cluster's `interface`, or preflight.seconds",
-        )
+class _Start:
+    """How far the processes of this node have come, by the file of their reports.
+
+    Other nodes' files are not read: a process is ready when it has reached all others.
+    """
+
+    def __init__(self, job: Job, place: Place, outcomes: Path) -> None:
+        self._limits, self._place, self._outcomes = job.cluster.preflight, place, outcomes
+        self._each, self._node = job.cluster.per_node, int(place.rank)
+        self._own = range(self._node * self._each, (self._node + 1) * self._each)
+        self._file = outcome.file_of(outcomes, self._node)
+        self._size = 0
+        self._ranks: dict[outcome.What, set[int]] = {
+            "loaded": set(),
+            "device": set(),
+            "ready": set(),
+        }
+        self._began = time.monotonic()
+        self._loaded: float | None = None
+
+    def complete(self) -> bool:
+        """Look at the file; return whether all processes of this node have reached all others."""
+        with contextlib.suppress(OSError):
+            size = os.stat(self._file).st_size
+            if size != self._size:
+                self._size = size
+                for what, ranks in self._ranks.items():
+                    ranks |= {word.rank for word in outcome.told(self._file, what)}
+        if self._loaded is None and len(self._ranks["loaded"]) >= self._each:
+            self._loaded = time.monotonic() - self._began
+        return len(self._ranks["ready"]) >= self._each
+
+    def late(self) -> bool:
+        """Return whether they take too long; then the reason is in an exit report."""
+        passed, patience = time.monotonic() - self._began, self._limits.seconds
+        if self._loaded is None:
+            if passed > self._limits.load_seconds:
+                self._blame(
+                    "loaded",
+                    f"did not load torch within {self._limits.load_seconds} s; if its file system "
+                    "is slow, raise preflight.load_seconds",
+                )
+                return True
+        elif len(self._ranks["device"]) < self._each:
+            if passed > self._loaded + patience:
+                self._blame("device", f"did not show a working device within {patience} s")
+                return True
+        elif passed > self._loaded * (1 + _SLOWER) + patience:
+            self._leave(
+                [*self._own],
+                "crashed",
+                f"the processes did not find each other within {passed:.0f} s (head "
+                f"{self._place.head}, port {self._place.port}); set the cluster's `interface`, or "
+                "preflight.seconds",
+            )
+            return True
+        return False
+
+    def _blame(self, what: outcome.What, did: str) -> None:
+        missing = [rank for rank in self._own if rank not in self._ranks[what]]
+        names = ", ".join(map(str, missing))
+        self._leave(missing, "device", f"{outcome.node_name()}: process {names} {did}")
+
+    def _leave(self, ranks: list[int], kind: outcome.Kind, error: str) -> None:
+        for rank in ranks:
+            outcome.leave_for(self._outcomes, rank, kind, error, self._node)
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

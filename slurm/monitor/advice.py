@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import shlex
-import time
 
 from lensdist.config import load
 from lensdist.config.schema import recorded_schema
 from lensdist.utils.errors import UserError
 from lensdist.utils.text import duration
 from slurm import COMMAND
+from slurm.attempts import REFUSED
 from slurm.job_side.requeue_policy import CANCELLED
 from slurm.monitor.evidence import Case, error_lines
 from slurm.monitor.known_errors import (
     KINDS,
     LOST,
+    REFUSALS,
     RESUME,
+    SUBMIT,
     WATCH,
     Cause,
     explain_waiting,
     find_cause,
 )
+from slurm.monitor.urgency import QUIET, quiet_for
 
-_QUIET = 1800  # s without a new row of metrics; then the run may hang
 _LOG = 60  # lines of a log that are searched for known errors
 _TOLD = 3  # excluded nodes whose reason is shown
 
@@ -87,11 +89,10 @@ def _needs_resume(case: Case) -> bool:
 
 
 def _running(case: Case) -> str:
-    try:
-        quiet = time.time() - (case.status.target.run / "metrics.jsonl").stat().st_mtime
-    except OSError:
+    quiet = quiet_for(case.status)
+    if quiet is None:
         return "Nothing seems wrong; it has not written any metrics yet."
-    if quiet > _QUIET:
+    if quiet > QUIET:
         return f"It has written no metrics for {duration(quiet)}: see whether its log goes on."
     return f"Nothing is wrong; its last metrics are {duration(quiet)} old."
 
@@ -124,6 +125,9 @@ def _too_few_nodes(excluded: dict[str, str]) -> str:
 def _ended(case: Case) -> Cause:
     """Return the best explanation of an attempt's end."""
     one, first = case.status, case.outcomes[0] if case.outcomes else None
+    if one.last is not None and one.last.reason.startswith(REFUSED):
+        means = "Correct the cluster's file, and send it again."
+        return find_cause(one.last.reason, REFUSALS) or Cause("", means, SUBMIT)
     found = find_cause(f"{first.error}\n{first.traceback[-2000:]}") if first else None
     if found is None or first is None or found.weak or first.echo:
         lines = error_lines(case.log, _LOG) if case.log and case.unexplained else []

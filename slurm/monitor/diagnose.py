@@ -25,11 +25,6 @@ _ATTEMPTS = 5  # lines of the table
 _NAMED = 2  # nodes of an attempt that are named
 
 
-def first_failed(targets: Sequence[Target], state: Path) -> Target | None:
-    """Return the first phase that stands still until a user does something; None: there is none."""
-    return next((one.target for one in query(targets, state) if one.failed), None)
-
-
 def why(target: Target, state: Path, targets: Sequence[Target], *, options: str = "") -> str:
     """Return the page about one phase; only paths and commands are longer than 100 characters.
 
@@ -105,6 +100,10 @@ def _head(case: Case) -> list[str]:
         start = scheduler.details(slurm.job).get("StartTime", "Unknown")
         if start[:1].isdigit():
             lines.append(f"SLURM expects to start it at {start.replace('T', ' ')}.")
+    last = case.status.last
+    waits = case.status.live and not case.status.running
+    if waits and last is not None and last.what == "ended" and not case.outcomes:
+        lines += _wrapped(f"Its last attempt ended: {last.reason.rstrip('.')}.")
     return lines
 
 

@@ -70,6 +70,20 @@ ERRORS = (
         settings="cluster.exclude=[NODE]",
     ),
     Cause(
+        r"^PREEMPTED$",
+        "Jobs of higher priority took its nodes before it could ask for others: resume it.",
+    ),
+    Cause(
+        r"left no report of its check|the job leaves it out|cannot run .*\(see the log\)",
+        "The node does not see the environment, the code or the runs: it is no longer used. If it "
+        "happens on several nodes, put them on a file system that all nodes see.",
+    ),
+    Cause(
+        r"is a build for CPUs",
+        "This torch cannot use a GPU on any node: install a build for GPUs, and submit again.",
+        command=SUBMIT,
+    ),
+    Cause(
         r"^TIMEOUT$|DUE TO TIME LIMIT",
         "SLURM ended it at its time limit before it had saved: give it more time to save.",
         settings="cluster.save_before_end=SECONDS",
@@ -216,6 +230,33 @@ REASONS = (
     Cause("^Licenses$", "It waits for a licence.", WATCH),
 )
 """SLURM's reasons for which a job waits."""
+
+
+REFUSALS = (
+    Cause(
+        "time limit",
+        "cluster.walltime is more than the partition or your account allows: lower it.",
+        settings="cluster.walltime=MINUTES",
+    ),
+    Cause(
+        "partition",
+        "You may not use cluster.partition and cluster.account together, or one of them does not "
+        "exist (`sinfo` lists partitions).",
+        settings="cluster.partition=NAME",
+    ),
+    Cause(
+        r"account|qos|permi",
+        "You may not use cluster.account or cluster.qos, or it has too many jobs already (see "
+        "`sacctmgr show assoc user=$USER`).",
+        settings="cluster.account=NAME",
+    ),
+    Cause(
+        "configuration is not available|node count|generic resource|feature|memory|cpu",
+        "The partition has no such nodes: ask for fewer GPUs, cores or memory, or for others.",
+        command=SUBMIT,
+    ),
+)
+"""What sbatch says when it takes no job."""
 
 
 def find_cause(text: str, table: tuple[Cause, ...] = ERRORS) -> Cause | None:

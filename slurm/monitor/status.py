@@ -5,6 +5,8 @@ Nothing is written, and SLURM is asked once for all phases.
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,11 +19,12 @@ from lensdist.tracking.metrics_log import read
 from lensdist.utils.errors import UserError
 from lensdist.utils.text import duration
 from slurm import scheduler
-from slurm.attempts import AttemptLog, Event
+from slurm.attempts import UNKNOWN, AttemptLog, Event
 from slurm.job import Job, Target, sent_job
+from slurm.monitor.used import Used, used
 from slurm.scheduler import JobState
 
-HEADER = ("phase", "job", "state", "attempts", "progress", "ETA", "last val", "complete")
+HEADER = ("phase", "job", "state", "attempts", "progress", "ETA", "last val", "used", "complete")
 _RECENT = 5  # rows of training that give the speed
 _REASON = 40  # characters of the reason in the table; `why` shows all of it
 
@@ -158,10 +161,21 @@ class Progress:
 
 def query(targets: Sequence[Target], state: Path) -> list[PhaseStatus]:
     """Return the status of each phase."""
-    found = [_with_files(query_log(target, state), state) for target in targets]
-    asked = {s.target.phase: s.sent.job for s in found if s.sent is not None and s.by_slurm}
-    known = scheduler.states(list(asked.values()))
-    return [replace(s, slurm=known.get(asked.get(s.target.phase, ""))) for s in found]
+    return query_all([(targets, state)])[0]
+
+
+def query_all(chains: Sequence[tuple[Sequence[Target], Path]]) -> list[list[PhaseStatus]]:
+    """Return the status of each phase of several chains, which are targets and a state."""
+    found = [
+        [_with_files(_with_id(query_log(t, state), state), state) for t in targets]
+        for targets, state in chains
+    ]
+    asked = [s.sent.job for group in found for s in group if s.sent and s.by_slurm]
+    known = scheduler.states([job for job in asked if job != UNKNOWN])
+    return [
+        [replace(s, slurm=known.get(s.sent.job)) if s.sent and s.by_slurm else s for s in group]
+        for group in found
+    ]
 
 
 def query_log(target: Target, state: Path) -> PhaseStatus:
@@ -176,9 +190,17 @@ def as_json(targets: Sequence[Target], state: Path) -> list[dict[str, Any]]:
     return [_as_json(one, state) for one in query(targets, state)]
 
 
-def table_rows(targets: Sequence[Target], state: Path) -> list[tuple[str, ...]]:
-    """Return `HEADER`, and a row for each phase."""
-    return [HEADER, *(_row(entry) for entry in as_json(targets, state))]
+def table_rows(entries: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return `HEADER`, and a row for each phase of `as_json`."""
+    return [HEADER, *(_row(entry) for entry in entries)]
+
+
+def total_used(entries: Sequence[dict[str, Any]]) -> str:
+    """Return a line about what the phases of `as_json` have used; empty if it is nothing."""
+    every = [Used(entry["node_hours"], entry["gpu_hours"]) for entry in entries]
+    on_cpu = sum((one for one in every if not one.gpus), Used())
+    parts = [str(one) for one in (sum(every, Used()), on_cpu) if one.nodes]
+    return f"used so far: {' and '.join(dict.fromkeys(parts))}" if parts else ""
 
 
 def progress(run: Path) -> Progress | None:
@@ -220,6 +242,22 @@ def is_ours(job: str) -> bool:
     return any(name in argv for name in (b"submit.py", b"submitit.local", b"lensdist\0slurm\0"))
 
 
+def _with_id(one: PhaseStatus, state: Path) -> PhaseStatus:
+    """Return the status with the id of a job that SLURM took without an answer."""
+    if one.sent is None or one.sent.job != UNKNOWN:
+        return one
+    phase = one.target.phase
+    try:
+        chain = sent_job(state, one.sent, phase).chain
+    except UserError:
+        return one
+    found = scheduler.sent_from(state / one.sent.submission)
+    # A point of a sweep is a task of the swept phase's array.
+    names = (f"{chain}-{name}" for name in (phase, phase.partition("@")[0]))
+    job = next((found[name] for name in names if name in found), None)
+    return one if job is None else replace(one, sent=one.sent.model_copy(update={"job": job}))
+
+
 def _with_files(one: PhaseStatus, state: Path) -> PhaseStatus:
     job, unreadable, complete, damage = None, "", False, ""
     if one.sent is not None:
@@ -234,9 +272,30 @@ def _with_files(one: PhaseStatus, state: Path) -> PhaseStatus:
     return replace(one, job=job, unreadable=unreadable, complete=complete, damage=damage)
 
 
+def _used(one: PhaseStatus, state: Path) -> Used:
+    jobs = {one.sent.submission: one.job} if one.sent is not None else {}
+
+    def gpus(start: Event) -> int:
+        if start.submission not in jobs:
+            jobs[start.submission] = one.job
+            with contextlib.suppress(UserError):  # of another version
+                jobs[start.submission] = sent_job(state, start, one.target.phase)
+        job = jobs[start.submission]
+        return job.cluster.per_node if job is not None and job.cluster.gpus_per_node else 0
+
+    until = time.time()
+    if not one.running:  # it was lost: until its run last wrote
+        try:
+            until = (one.target.run / "metrics.jsonl").stat().st_mtime
+        except OSError:
+            until = 0.0
+    return used(one.events, gpus, until)
+
+
 def _as_json(one: PhaseStatus, state: Path) -> dict[str, Any]:
     word, reason = one.state
     now = progress(one.target.run) if one.target.kind == "run" else None
+    hours = _used(one, state)
     return {
         "phase": one.target.phase,
         "kind": one.target.kind,
@@ -251,6 +310,8 @@ def _as_json(one: PhaseStatus, state: Path) -> dict[str, Any]:
         "seconds_left": now.seconds if now and one.running and not one.complete else None,
         "score": now.score if now and now.value is not None else None,
         "value": now.value if now else None,
+        "node_hours": hours.nodes,
+        "gpu_hours": hours.gpus,
         "complete": one.complete,
         "damage": one.damage,
         "log": str(log_file(state, one.sent)) if one.sent else None,
@@ -274,5 +335,6 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
         "-" if entry["step"] is None else f"{entry['step']}/{entry['total']}",
         "-" if left is None else duration(left),
         f"{entry['score']} {entry['value']:.4g}" if entry["score"] else "-",
+        str(Used(entry["node_hours"], entry["gpu_hours"])),
         "damaged" if entry["damage"] else "yes" if entry["complete"] else "no",
     )

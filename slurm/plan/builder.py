@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from lensdist.runs.accelerate_launch import (
 )
 from lensdist.utils.errors import UserError
 from slurm import ROOT
-from slurm.config.chain import filled
+from slurm.config.chain import Phase, filled
 from slurm.config.cluster import Cluster
 from slurm.config.request import (
     Request,
@@ -30,6 +31,8 @@ from slurm.config.request import (
     read_request,
     unused_settings,
 )
+from slurm.config.resources import cluster_of
+from slurm.config.source import Source
 from slurm.config.sweep import Point, points
 from slurm.job import Target
 from slurm.plan.outdated import TRIGGERS, Existing, Trigger, of_run, of_scores, of_set
@@ -39,7 +42,7 @@ T = TypeVar("T")
 
 
 def make_plan(
-    chain_file: Path,
+    source: Source | Path,
     cluster_file: Path,
     arguments: Sequence[str],
     sweeps: Sequence[str] = (),
@@ -48,6 +51,7 @@ def make_plan(
     """Check everything, and work out what runs where.
 
     Args:
+        source: the chain's source, or its file.
         arguments: names of phases (none: all) and settings.
         triggers: changes that make a finished phase run again.
 
@@ -59,7 +63,7 @@ def make_plan(
         for name in phase_names(arguments)
         if "@" in name
     ]
-    request = _tried(lambda: read_request(chain_file, arguments), errors)
+    request = _tried(lambda: read_request(source, arguments), errors)
     cluster = _tried(lambda: read_cluster(cluster_file, arguments), errors)
     combined = _tried(lambda: points(sweeps), errors) or []
     if request is not None:
@@ -67,7 +71,8 @@ def make_plan(
         errors += dict.fromkeys(unused_settings(request.chain, swept_settings))
     if request is None or cluster is None or errors:
         raise UserError("\n".join(errors))
-    return _Builder(request, chain_file, cluster_file, cluster, triggers).plan(combined)
+    folder = (Source(source) if isinstance(source, Path) else source).folder
+    return _Builder(request, folder, cluster_file, cluster, triggers).plan(combined)
 
 
 def _tried(read: Callable[[], T], errors: list[str]) -> T | None:
@@ -84,17 +89,23 @@ class _Builder:
     def __init__(
         self,
         request: Request,
-        chain_file: Path,
+        folder: Path,
         cluster_file: Path,
         cluster: Cluster,
         triggers: Sequence[Trigger],
     ) -> None:
         self._request, self._chain, self._state = request, request.chain, request.state
-        self._chain_file, self._cluster_file, self._cluster = chain_file, cluster_file, cluster
+        self._folder_of_chain, self._cluster_file, self._cluster = folder, cluster_file, cluster
         self._triggers = triggers
         own = ROOT / "accelerate_config.yaml"
         self._accelerate = [from_file(own)] if own.exists() else []  # a clone has the file
         self._steps: dict[str, list[Step]] = {}
+        self._clusters: dict[str, Cluster] = {}
+        # The same at each point of a sweep.
+        self._environment = functools.cache(
+            lambda env: from_environment({**os.environ, **dict(env)})
+        )
+        self._short = functools.cache(_short)
 
     def plan(self, combined: Sequence[Point]) -> Plan:
         """Return the plan of the request, at all points of a sweep.
@@ -145,7 +156,7 @@ class _Builder:
             those = [
                 step
                 for step in self._steps[other]
-                if phase.report or step.point is None or step.point == point
+                if phase.report or step.point is None or step.point is point
             ]
             lacking |= not those
             earlier += those
@@ -185,17 +196,17 @@ class _Builder:
         settings = config.model_dump(mode="json") if "config" in self._triggers else None
         target = Target(phase=_name(name, point), run=config.run.dir, settings=settings)
         existing = of_run(target, config, self._state, self._triggers)
-        source = f"train {_short(self._config_file(name))}"
+        source = f"train {self._short(self._config_file(name))}"
         return Step(
             name, target, source, cluster, existing, config=config, counts=counts, point=point
         )
 
     def _cluster_of(self, name: str) -> Cluster:
-        phase, cluster = self._chain.phases[name], self._cluster
-        if phase.walltime is not None:
-            more = f"walltime={phase.walltime}"
-            cluster = read_cluster(self._cluster_file, self._request.cluster, more)
-        return cluster if phase.processes is None else cluster.at_most(phase.processes)
+        if name not in self._clusters:
+            phase, given = self._chain.phases[name], self._request.cluster
+            own = self._request.resources.get(name, ())
+            self._clusters[name] = cluster_of(name, phase, self._cluster_file, given, own)
+        return self._clusters[name]
 
     def _config(self, name: str, point: Point | None, earlier: Sequence[Step]) -> BaseRun:
         phase = self._chain.phases[name]
@@ -218,7 +229,7 @@ class _Builder:
     def _config_file(self, name: str) -> Path:
         train = self._chain.phases[name].train
         assert train is not None
-        return self._chain_file.parent / train
+        return self._folder_of_chain / train
 
     def _agreed(self, config: BaseRun, cluster: Cluster, counts: Sequence[int]) -> BaseRun:
         """Return the configuration with what accelerate's file and the environment set.
@@ -226,7 +237,7 @@ class _Builder:
         Raises:
             UserError: they contradict the run.
         """
-        asked = [*self._accelerate, from_environment({**os.environ, **cluster.env})]
+        asked = [*self._accelerate, self._environment(tuple(cluster.env.items()))]
         processes = counts[0] * cluster.per_node if len(counts) == 1 else None
         asked = [replace(settings, processes=processes) for settings in asked]
         for settings in asked:
@@ -243,7 +254,7 @@ class _Builder:
 
     def _other(self, name: str, point: Point | None, earlier: Sequence[Step]) -> Step:
         """Return the step of a phase that trains nothing; it runs in one process."""
-        phase, cluster = self._chain.phases[name], self._cluster_of(name).at_most(1)
+        phase, cluster = self._chain.phases[name], self._cluster_of(name)
         folder = self._folder(name, point)
         argv: tuple[str, ...]
         if phase.evaluate is not None:
@@ -297,7 +308,7 @@ class _Builder:
                 "sweep",
                 target,
                 f"table of {len(runs)} runs",
-                self._cluster.at_most(1),
+                cluster_of(name, Phase(report=()), self._cluster_file, self._request.cluster, ()),
                 _of_table(target, swept),
                 follows=tuple(step.name for step in swept),
                 argv=("-m", "lensdist", "report", *runs, "--partial", "--out", str(target.run)),

@@ -106,6 +106,29 @@ class Plan:
         return {step.name: step.phase for step in self.todo if step.point is not None}
 
 
+def missing_inputs(plan: Plan) -> list[str]:
+    """Return a sentence for each input that is not here and that no phase of the chain makes."""
+    found = []
+    for step in plan.todo:
+        pack = plan.chain.phases[step.phase].pack if step.phase in plan.chain.phases else None
+        inputs = {
+            "src": pack.src if pack else None,
+            "encoder": getattr(step.config, "encoder", None),
+        }
+        if step.config is not None:
+            inputs["data.path"] = step.config.data.path
+        for key, path in inputs.items():
+            if path is not None and not path.exists() and not _made(path.absolute(), plan):
+                found.append(f"{step.phase}: {key}={path} does not exist here")
+    return [*dict.fromkeys(found)]  # once for all points of a sweep
+
+
+def _made(path: Path, plan: Plan) -> bool:
+    """Return whether a path is in the folder of a phase, or of a point of a sweep of it."""
+    inside = path.relative_to(plan.runs).parts if path.is_relative_to(plan.runs) else ()
+    return bool(inside) and inside[0].partition("@")[0] in plan.chain.phases
+
+
 def shared_evenly(config: BaseRun, cluster: Cluster) -> tuple[int, ...]:
     """Return the numbers of nodes that can share a step evenly.
 

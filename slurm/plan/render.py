@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from lensdist.config.schema import BaseRun
 from lensdist.data.epoch_size import images_per_epoch
 from lensdist.estimate.network import prepare
 from lensdist.sim.config import SimConfig
+from slurm import scheduler
 from slurm.config.cluster import Cluster
 from slurm.job import Job
 from slurm.job_side.command import Place, shown_command
@@ -31,7 +33,12 @@ def render_plan(plan: Plan) -> str:
     """
     times = _times(plan)
     parts = [f"chain {plan.chain.name}: {_arrows(plan)}"]
-    parts += [_phase(plan, step, times.get(step.name)) for step in plan.steps]
+    for phase, group in groupby(plan.steps, key=lambda step: step.phase):
+        first, *others = group
+        parts.append(_phase(plan, first, times.get(first.name)))
+        if others:  # the points of a sweep, which differ in what their names say
+            alike = [f"  {step.name}: {step.existing.text}" for step in others]
+            parts.append("\n".join([f"{phase}: the same at {len(others)} more points", *alike]))
     if times:
         parts.append(total(times))
     if plan.cluster.executor == "slurm":
@@ -44,7 +51,8 @@ def batch_scripts(plan: Plan) -> dict[str, str]:
     """Return the batch script of each job, or job array, that would be sent."""
     jobs = {step.name: _job(step, plan) for step in plan.todo}
     ids, found = dict[str, str](), dict[str, str]()
-    for script, names, after in batches(jobs, plan.arrays, ids):
+    largest = scheduler.largest_array() if plan.arrays else None
+    for script, names, after in batches(jobs, plan.arrays, ids, largest):
         tasks = len(names) if len(names) > 1 else 0
         found[script] = batch_script(jobs[names[0]], after, script if tasks else None, tasks)
         for task, name in enumerate(names):

@@ -14,7 +14,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from slurm.config.cluster import Cluster
 from slurm.job import Job
+from slurm.job_side import shell
 
 TASKS_WAIT = 60  # s for a job's other nodes to save or report after one has ended
 _TASK = re.compile(r"(.+)_(\d+)")
@@ -25,19 +27,16 @@ def slurm_executor(job: Job, after: Sequence[str], array: str | None = None) -> 
 
     `after` are conditions of `--dependency`, such as `afterok:17`.
     """
-    from submitit.slurm.slurm import SlurmExecutor
-
-    class Executor(SlurmExecutor):  # type: ignore[misc]
-        @classmethod
-        def affinity(cls) -> int:
-            return 2  # so that a plan shows the batch script on machines without SLURM too
+    from slurm.plan.submitit_executor import Executor
 
     cluster = job.cluster
-    flags: dict[str, str | int | bool] = {**cluster.sbatch}
+    own = {flag.lstrip("-").replace("_", "-"): value for flag, value in cluster.sbatch.items()}
+    flags: dict[str, str | int | bool] = {f: v or True for f, v in own.items() if v is not None}
     if after:
         flags["dependency"] = ",".join(after)
         # Without this, a job stays in the queue for ever if its predecessor failed.
         flags["kill-on-invalid-dep"] = "yes"
+    flags["export"] = "ALL"  # some centres' default is NONE, which leaves nothing of `setup`
     flags["requeue"] = True  # after the loss of a node, whatever the cluster's default is
     if cluster.exclude:
         flags["exclude"] = ",".join(cluster.exclude)
@@ -50,12 +49,15 @@ def slurm_executor(job: Job, after: Sequence[str], array: str | None = None) -> 
         "account": cluster.account,
         "qos": cluster.qos,
         "constraint": cluster.constraint,
-        "gpus_per_node": cluster.gpus_per_node,
         "cpus_per_task": cluster.cpus_per_task,
         "mem": f"{round(cluster.mem_gb * 1024)}M" if cluster.mem_gb else None,
     }
+    _ask_for_gpus(cluster, optional, flags)
     setup, teardown = _around(job, array)
-    executor = Executor(job.folder)
+    # The container of srun has an interpreter of its own; a `container` is entered later.
+    python = shlex.quote(cluster.python) if cluster.boxed and cluster.python else None
+    dropped = [flag for flag, value in own.items() if value is None]
+    executor = Executor(job.folder, dropped=dropped, python=python)
     executor.update_parameters(
         job_name=f"{job.chain}-{array or job.target.phase}",
         nodes=cluster.fewest,
@@ -66,6 +68,8 @@ def slurm_executor(job: Job, after: Sequence[str], array: str | None = None) -> 
         teardown=teardown,
         srun_args=_srun(job),
         additional_parameters=flags,
+        wckey=None,  # submitit's own default is its name
+        array_parallelism=cluster.at_once or 10**9,
         **{key: value for key, value in optional.items() if value is not None},
     )
     return executor
@@ -74,15 +78,16 @@ def slurm_executor(job: Job, after: Sequence[str], array: str | None = None) -> 
 def batch_script(job: Job, after: Sequence[str], array: str | None = None, tasks: int = 0) -> str:
     """Return the text that sbatch is given for a job, or for an array of so many tasks."""
     executor = slurm_executor(job, after, array)
-    text = str(executor._make_submission_file_text(executor._submitit_command_str, ""))
-    if array is None:
-        return text
-    flag = f"#SBATCH --array=0-{tasks - 1}%{tasks}\n"  # as submitit's map_array writes it
-    return text.replace("# Parameters\n", f"# Parameters\n{flag}").replace("%j", "%A_%a")
+    if array is not None:
+        executor.parameters["map_count"] = tasks
+    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
 def batches(
-    jobs: Mapping[str, Job], arrays: Mapping[str, str], ids: Mapping[str, str]
+    jobs: Mapping[str, Job],
+    arrays: Mapping[str, str],
+    ids: Mapping[str, str],
+    largest: int | None = None,
 ) -> Iterator[tuple[str, list[str], list[str]]]:
     """Yield the batch scripts to send: name, its jobs (several: an array), and what it waits for.
 
@@ -90,15 +95,27 @@ def batches(
         jobs: by name, each after those it needs.
         arrays: the phase of each point of a sweep; points that wait alike become one array.
         ids: ids of jobs; the caller adds those of a script's jobs before it asks for the next.
+        largest: how many tasks an array may have; more points become several arrays.
     """
     for phase, group in groupby(jobs, key=lambda name: arrays.get(name, name)):
         names = [*group]
-        after = dependencies(names, jobs, ids)
-        if len(names) > 1 and after is not None:
-            yield phase, names, after
-            continue
-        for name in names:
-            yield name, [name], dependencies([name], jobs, ids) or []
+        before: list[str] = []
+        for number, part in enumerate(batched(names, largest or len(names)), 1):
+            after = dependencies(part, jobs, ids)
+            if len(part) > 1 and after is not None:
+                # A dot: no phase has that name.
+                yield phase if number == 1 else f"{phase}.{number}", part, after + before
+                if jobs[part[0]].cluster.at_once is not None:  # so that no more run in all
+                    before = [f"afterany:{_array_of(ids[part[0]])}"]
+                continue
+            for name in part:
+                yield name, [name], (dependencies([name], jobs, ids) or []) + before
+
+
+def batched(names: Sequence[str], size: int) -> Iterator[list[str]]:
+    """Yield the names in lists of a size, the last perhaps shorter."""
+    for start in range(0, len(names), size):
+        yield [*names[start : start + size]]
 
 
 def array_file(folder: Path, phase: str, index: int | str) -> Path:
@@ -146,25 +163,53 @@ def _around(job: Job, array: str | None) -> tuple[list[str], list[str]]:
         file = f'{shlex.quote(before)}"$SLURM_ARRAY_TASK_ID"{shlex.quote(after)}'
     python = shlex.quote(sys.executable)
     setup = [
+        *shell.look(sys.executable, job.code, file),
         # The copy of the code, and no file of the folder that the chain was sent from.
         f'export PYTHONPATH={shlex.quote(str(job.code))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         "export PYTHONSAFEPATH=1",
-        *job.cluster.setup,
+        *_checked(job.cluster.setup),
         "# the epilogue below must run, however the steps end",
         "set +e; trap : TERM",
-        f"variables=$({python} -m slurm.job_side.prologue {file}) || exit $?",
-        'eval "$variables"',
+        *shell.begin(sys.executable, file),
     ]
     # SLURM ends the script when it requeues the job: the epilogue must ignore that.
     return setup, ["code=$?; trap '' TERM", f"{python} -m slurm.job_side.epilogue {file} $code"]
 
 
+def _checked(lines: Sequence[str]) -> list[str]:
+    """Return the user's lines of the script, of which one that fails ends the job."""
+    if not lines:
+        return []
+    line = '$(sed -n "${LINENO}p" "$0")'  # bash's own word is of a line inside a function
+    told = f'echo "error: setup ended with exit code $code at: {line}" >&2'
+    return [
+        f"trap 'code=$?; {told}; exit $code' ERR",
+        *lines,
+        "trap - ERR",
+    ]
+
+
+def _ask_for_gpus(
+    cluster: Cluster, optional: dict[str, Any], flags: dict[str, str | int | bool]
+) -> None:
+    """Add the option that asks for the cluster's GPUs."""
+    if not cluster.gpus_per_node:
+        return
+    count = cluster.gpus_per_node
+    if cluster.gpu_request == "none":
+        flags.setdefault("exclusive", True)
+    elif cluster.gpu_request == "gres":
+        flags["gres"] = ",".join(filter(None, (f"gpu:{count}", str(flags.get("gres", "")))))
+    else:
+        optional[cluster.gpu_request.replace("-", "_")] = count
+
+
 def _srun(job: Job) -> list[str]:
     cluster = job.cluster
-    flags = {"wait": str(TASKS_WAIT)}
+    flags = {"wait": str(TASKS_WAIT), "export": "ALL"}  # whatever SLURM_EXPORT_ENV says
     if cluster.most > cluster.fewest:
         flags["ntasks-per-node"] = "1"
-    if cluster.cpus_per_task:
+    if cluster.cpus_per_task and cluster.sbatch.get("cpus-per-task", "") is not None:
         # Since SLURM 22.05 srun does not inherit it from sbatch: a task would get one core.
         flags["cpus-per-task"] = str(cluster.cpus_per_task)
     flags |= cluster.srun

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -25,7 +25,9 @@ _TAIL = 15  # lines of a failed phase's log to show
 _POLL = 0.2  # s
 
 
-def run_locally(jobs: Mapping[str, Job], say: Say) -> None:
+def run_locally(
+    jobs: Mapping[str, Job], say: Say, logged: Callable[[], None] = lambda: None
+) -> None:
     """Run phases one after the other, each until it is complete or stopped.
 
     A phase is not started if it needs one that was stopped or cancelled; other phases are. Ctrl-C
@@ -33,6 +35,7 @@ def run_locally(jobs: Mapping[str, Job], say: Say) -> None:
 
     Args:
         jobs: by name, each after those it needs.
+        logged: called when the attempt logs show that the phases were sent.
 
     Raises:
         RunError: a phase is not complete.
@@ -41,6 +44,7 @@ def run_locally(jobs: Mapping[str, Job], say: Say) -> None:
     failed: list[str] = []
     for job in jobs.values():  # all of them, so that `resume` finds those that never start
         job.log("sent", str(os.getpid()))
+    logged()
     with _Stop() as stop:
         for phase, job in jobs.items():
             lost = any(need.phase in failed for need in job.needs)

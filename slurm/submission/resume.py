@@ -21,8 +21,10 @@ from slurm.monitor import status
 from slurm.monitor.status import PhaseStatus, query
 from slurm.plan.outdated import set_aside
 from slurm.plan.plan import shared_evenly
-from slurm.submission.send import dispatch, new_submission
+from slurm.submission.send import Logged, dispatch, new_submission
+from slurm.submission.slurm_queue import cancel_leftovers
 from slurm.submission.snapshot import verify
+from slurm.submission.turn import taken
 
 
 def resume(
@@ -38,9 +40,25 @@ def resume(
         nodes: another number of nodes; None: as before.
 
     Raises:
-        UserError: a named phase was never sent, or is in the queue; nothing was sent then.
+        UserError: a named phase was never sent, or is in the queue, or another command is sending;
+            nothing was sent then.
         RunError: SLURM refused a job, or a phase failed here.
     """
+    with contextlib.ExitStack() as turn:
+        turn.enter_context(taken(state))
+        _resume(targets, state, names, nodes, say, turn.close)
+
+
+def _resume(
+    targets: Sequence[Target],
+    state: Path,
+    names: Sequence[str],
+    nodes: str | None,
+    say: Say,
+    logged: Logged,
+) -> None:
+    if scheduler.available():
+        cancel_leftovers(targets, state, say)
     statuses = {one.target.phase: one for one in query(targets, state)}
     again: dict[str, Job] = {}
     # The name of a swept phase stands for all its points.
@@ -58,7 +76,8 @@ def resume(
     if by_slurm and not scheduler.available():
         raise UserError("no sbatch here: resume from a login node of the cluster")
     other = {name: _on_nodes(job, nodes if name in asked else None) for name, job in again.items()}
-    folder = new_submission(state)
+    shared = next((job.cluster.share for job in again.values() if job.cluster.share), None)
+    folder = new_submission(state, shared)
     jobs = {name: job.model_copy(update={"folder": folder}) for name, job in other.items()}
     for name, job in jobs.items():
         if statuses[name].complete:  # a table, which is made again from more runs
@@ -68,7 +87,7 @@ def resume(
     for name, sent in stuck.items():
         assert sent is not None
         say(f"{name}: job {sent.job} could not have started; cancelled, and sent again")
-    dispatch(jobs, {}, queued, say)
+    dispatch(jobs, {}, queued, say, logged)
 
 
 def cancel(targets: Sequence[Target], state: Path, say: Say) -> None:

@@ -1,21 +1,30 @@
-"""Send jobs to SLURM through submitit, all of them or none."""
+"""Send jobs to SLURM through submitit, all of them or none.
+
+A controller that does not answer may have taken a job all the same. Such a job is looked for by the
+folder of its batch script. If nobody answers for minutes, the attempt log has it as sent under an
+unknown id and as cancelled: it will not run, and the next command cancels it.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from lensdist.utils.errors import RunError
 from slurm import Say, scheduler
-from slurm.job import Job
+from slurm.attempts import REFUSED, UNKNOWN, is_cancelled
+from slurm.job import Job, Target
 from slurm.job_side.run import run_phase
+from slurm.monitor.status import query, query_log
 from slurm.plan.sbatch import array_file, batches, slurm_executor
+from slurm.session import options_of_sbatch, own_environment
 
-# Variables of the session that submits, which may be a job itself; sbatch would pass them on.
-_SESSION = ("SLURM_", "SUBMITIT_", "LENSDIST_", "TORCHELASTIC_", "PET_", "PMI", "MASTER_")
-_SESSION_TOO = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"}
-_KEPT = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"}
+
+class Unanswered(RunError):
+    """SLURM did not answer, and may have the job."""
 
 
 def queue(
@@ -24,20 +33,55 @@ def queue(
     """Send jobs that wait for each other, and whose files exist; arguments as for `dispatch`.
 
     Raises:
-        RunError: sbatch refused a job; those before it are cancelled.
+        RunError: sbatch refused a job, or did not answer; those before it are cancelled.
     """
-    sent, script = {**queued}, ""
+    sent, script, names = {**queued}, "", list[str]()
+    if ignored := options_of_sbatch():
+        say(f"not used, as the cluster's settings decide: {', '.join(ignored)} of your shell")
     try:
-        with _without_session():
-            for script, names, after in batches(jobs, arrays, sent):
+        with own_environment():
+            largest = scheduler.largest_array() if arrays else None
+            for script, names, after in batches(jobs, arrays, sent, largest):
                 _send(script, [jobs[name] for name in names], after, sent, say)
     except BaseException as e:  # whatever it is, no part of the chain may stay in the queue
-        ours = {sent[name].partition("_")[0] for name in jobs if name in sent}
-        with contextlib.suppress(RunError):
-            scheduler.cancel(sorted(ours))
+        unknown = names if isinstance(e, Unanswered) else []
+        for name in unknown:
+            jobs[name].log("sent", UNKNOWN)
+        left = _cancel({name: sent[name] for name in jobs if name in sent})
+        for name in (*left, *unknown):
+            jobs[name].log("cancelled", sent.get(name, UNKNOWN))
+        if isinstance(e, Unanswered):
+            raise RunError(f"{script}: {e}; no phase will run, and you can send them again") from e
         if isinstance(e, Exception):
+            for name in names:  # for `why`
+                reason = f"{REFUSED}{str(e).strip().splitlines()[-1]}"
+                jobs[name].log("ended", UNKNOWN, verdict="stop", kind="input", reason=reason)
             raise RunError(f"{script} was refused, so nothing is queued: {e}") from e
         raise
+
+
+def cancel_leftovers(targets: Sequence[Target], state: Path, say: Say) -> None:
+    """Cancel waiting jobs that were cancelled while SLURM did not answer.
+
+    Raises:
+        RunError: SLURM refused, or still does not answer.
+    """
+    logs = [(target, query_log(target, state)) for target in targets]
+    left = [t for t, log in logs if log.sent and is_cancelled(log.events, log.sent.submission)]
+    for one in query(left, state):
+        waits = one.slurm is not None and one.slurm.state in scheduler.WAITING
+        if waits and one.by_slurm and one.sent is not None:
+            scheduler.cancel([one.sent.job])
+            say(f"{one.target.phase}: job {one.sent.job} was left from a submission; cancelled")
+
+
+def _cancel(ids: Mapping[str, str]) -> list[str]:
+    """Cancel jobs; return the names of all if SLURM does not do so."""
+    try:
+        scheduler.cancel(sorted({job.partition("_")[0] for job in ids.values()}))
+    except RunError:
+        return [*ids]
+    return []
 
 
 def _send(
@@ -50,11 +94,9 @@ def _send(
         array_file(first.folder, script, 0).parent.mkdir(mode=0o700)
         for index, job in enumerate(jobs):
             os.symlink(f"../{job.file.name}", array_file(job.folder, script, index))
-        tasks = executor.map_array(run_phase, [str(job.file) for job in jobs])
-    else:
-        tasks = [executor.submit(run_phase, str(first.file))]
+    ids = _ids(executor, script, jobs, say)
     # All ids first: an interruption must find every job that it has to cancel.
-    sent |= {job.target.phase: task.job_id for job, task in zip(jobs, tasks, strict=True)}
+    sent |= {job.target.phase: one for job, one in zip(jobs, ids, strict=True)}
     for job in jobs:
         name = job.target.phase
         job.log("sent", sent[name])
@@ -62,16 +104,38 @@ def _send(
         say(f"{name}: job {sent[name]}" + (f", after {', '.join(waits)}" if waits else ""))
 
 
-@contextlib.contextmanager
-def _without_session() -> Iterator[None]:
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if (name.startswith(_SESSION) and name not in _KEPT) or name in _SESSION_TOO
-    }
-    for name in kept:
-        del os.environ[name]
+def _ids(executor: Any, script: str, jobs: Sequence[Job], say: Say) -> list[str]:
+    """Send, and return the ids; those of a job that SLURM took without an answer, too."""
+    files = [str(job.file) for job in jobs]
     try:
-        yield
-    finally:
-        os.environ.update(kept)
+        if len(jobs) > 1:
+            return [task.job_id for task in executor.map_array(run_phase, files)]
+        return [executor.submit(run_phase, *files).job_id]
+    except Exception as e:
+        if not scheduler.is_away(str(e)) or "connect failure" in str(e):  # nobody heard it then
+            raise
+        say(f"{script}: SLURM does not answer; looking whether it took the job")
+        found = _look(jobs[0], f"{jobs[0].chain}-{script}")
+        if not found:
+            raise
+        return [f"{found}_{i}" for i in range(len(jobs))] if len(jobs) > 1 else [found]
+
+
+def _look(job: Job, name: str) -> str:
+    """Return the id of a job that may have been sent; empty if SLURM does not have it.
+
+    Raises:
+        Unanswered: SLURM does not say so for minutes.
+    """
+    answers = 0
+    for pause in scheduler.pauses():
+        time.sleep(pause)
+        try:
+            found = scheduler.sent_from(job.folder).get(name, "")
+        except RunError:
+            continue
+        answers += 1
+        # It may answer questions before it takes what was sent earlier.
+        if found or answers > 1:
+            return found
+    raise Unanswered("SLURM does not answer, and may have the job")

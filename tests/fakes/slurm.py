@@ -34,6 +34,7 @@ class FakeSlurm:
         self._state = folder / "slurm.json"
         state = {"next": 101, "jobs": {}, "calls": [], "unsupported": [], "down": False}
         state |= {"refusal": "", "accepts": 0, "accounting": accounting, "strict": strict}
+        state |= {"loses": 0, "stays_down": False, "largest_array": 1001}
         self._state.write_text(json.dumps(state))
         programs = folder / "bin"
         programs.mkdir()
@@ -86,9 +87,17 @@ class FakeSlurm:
         """Let sbatch refuse all jobs but so many first ones; with "", none any more."""
         self._write(refusal=message, accepts=after)
 
+    def lose_answer(self, *, stays_down: bool = False) -> None:
+        """Let the next sbatch queue its job and time out; then nobody may reach the controller."""
+        self._write(loses=1, stays_down=stays_down)
+
     def down(self, is_down: bool = True) -> None:
         """Nobody reaches the controller, until it is up again."""
         self._write(down=is_down)
+
+    def limit_arrays(self, size: int) -> None:
+        """Set MaxArraySize."""
+        self._write(largest_array=size)
 
     def _write(self, **changes: Any) -> None:
         with opened(self._state) as state:

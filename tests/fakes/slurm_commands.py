@@ -31,6 +31,7 @@ from tests.fakes.slurm_state import (
 
 NO_JOB = "Invalid job id specified"
 NO_CONTROLLER = "Unable to contact slurm controller (connect failure)"
+TIMED_OUT = "Socket timed out on send/recv operation"
 NO_SCRIPT = """\
 sbatch: error: This does not look like a batch script.  The first
 sbatch: error: line must start with #! followed by the path to an interpreter.
@@ -54,19 +55,34 @@ def directives(text: str) -> dict[str, str]:
 
 
 def sbatch(state: State, words: list[str]) -> str:
-    given, rest = options(words, "", "parsable", "test-only")
+    given, rest = options(
+        words,
+        "",
+        "parsable",
+        "test-only",
+        "exclude=",
+        "begin=",
+        "comment=",
+        "dependency=",
+        "array=",
+    )
     try:
         text = Path(rest[0]).read_text() if rest else sys.stdin.read()
     except OSError:
         raise Failed(1, f"sbatch: error: Unable to open file {rest[0]}\n") from None
     if not text.startswith("#!"):
         raise Failed(1, NO_SCRIPT)
-    flags = directives(text)
+    flags = directives(text) | {
+        name: values[0] for name, values in given.items() if name not in ("parsable", "test-only")
+    }
     refusal = NO_CONTROLLER if state["down"] else state["refusal"]
     testing = "test-only" in given
     if refusal and (testing or state["accepts"] <= 0 or state["down"]):
         what = "allocation failure" if testing else "sbatch: error: Batch job submission failed"
         raise Failed(1, f"{what}: {refusal}\n")
+    if any((task or 0) >= state["largest_array"] for task in _tasks(flags.get("array", ""))):
+        what = "Invalid job array specification"
+        raise Failed(1, f"sbatch: error: Batch job submission failed: {what}\n")
     number = state["next"]
     state["next"] += 1
     if testing:
@@ -74,7 +90,12 @@ def sbatch(state: State, words: list[str]) -> str:
     state["accepts"] -= 1
     for task in _tasks(flags.get("array", "")):
         job = new_job(number, task, flags, text)
+        job["command"] = str(Path(rest[0]).absolute()) if rest else "(null)"
         state["jobs"][job["id"]] = job
+    if state["loses"]:  # the answer, though the job is queued
+        state["loses"] -= 1
+        state["down"] = state["stays_down"]
+        raise Failed(1, f"sbatch: error: Batch job submission failed: {TIMED_OUT}\n")
     return f"{number}\n" if "parsable" in given else f"Submitted batch job {number}\n"
 
 
@@ -100,8 +121,15 @@ def _would_start(number: int, flags: dict[str, str]) -> str:
 
 def squeue(state: State, words: list[str]) -> str:
     given, rest = options(words, "hart:o:j:")
-    if not {"h", "o", "j"} <= set(given) or rest or given.get("t", ["all"]) != ["all"]:
-        raise Unsupported("squeue without -h, -o and -j, or of some states only")
+    if not {"h", "o"} <= set(given) or rest or given.get("t", ["all"])[0] not in ("all", "PD"):
+        raise Unsupported("squeue without -h and -o, or of some states only")
+    if "j" not in given:
+        if state["down"]:
+            raise Failed(1, f"slurm_load_jobs error: {NO_CONTROLLER}\n")
+        if given.get("t") == ["all"]:
+            jobs = [j for j in state["jobs"].values() if j["queued"]]
+            return "".join(_fill(given["o"][0], job) + "\n" for job in rows(jobs))
+        return _waiting(state, given["o"][0])
     ids = given["j"][0].split(",")
     for name in ids:
         if not re.fullmatch(r"\d+(_\d+)?", name):
@@ -118,8 +146,16 @@ def squeue(state: State, words: list[str]) -> str:
     return "".join(_fill(given["o"][0], job) + "\n" for job in jobs)
 
 
+def _waiting(state: State, form: str) -> str:
+    jobs = [j for j in state["jobs"].values() if j["queued"] and j["state"] in PENDING]
+    return "".join(_fill(form, job) + "\n" for job in rows(jobs))
+
+
 def _fill(form: str, job: Job) -> str:
-    fields = {"i": "id", "T": "state", "r": "reason", "N": "nodes", "L": "left"}
+    fields = {"i": "id", "T": "state", "r": "reason", "N": "nodes", "L": "left", "k": "comment"}
+    fields |= {"E": "waits", "F": "number", "j": "name", "o": "command"}
+    waits = ",".join(f"{one}(unfulfilled)" for one in job["dependency"].split(",") if one)
+    job = job | {"waits": waits or "(null)", "number": job["id"].partition("_")[0]}
     try:
         return re.sub(r"%(\w)", lambda found: str(job[fields[found[1]]]), form)
     except KeyError as e:
@@ -159,11 +195,20 @@ def scontrol(state: State, words: list[str]) -> str:
             return _show(state, name, " " if one_line else "\n   ")
         case ["show", "hostnames", expression]:
             return "".join(f"{name}\n" for name in hostnames(expression))
+        case ["show", "config"]:
+            return _config(state)
         case ["requeue", names]:
             return "".join(_requeue(state, name) for name in names.split(","))
         case ["update", job, *changes] if job.startswith("JobId="):
             return _update(state, job[6:], changes)
     raise Unsupported(f"scontrol {' '.join(words)}")
+
+
+def _config(state: State) -> str:
+    if state["down"]:
+        raise Failed(1, "", f"slurm_load_ctl_conf error: {NO_CONTROLLER}\n")
+    values = {"MaxArraySize": state["largest_array"], "MaxJobCount": 10000}
+    return "".join(f"{key:<23} = {value}\n" for key, value in values.items())
 
 
 def _show(state: State, name: str, between: str) -> str:
@@ -189,10 +234,11 @@ def _fields(job: Job) -> list[str]:
         "JobState": job["state"],
         "Reason": job["reason"].replace(" ", "_"),
         "Dependency": f"{job['dependency']}(unfulfilled)" if job["dependency"] else "(null)",
-        "Requeue": 1,
+        "Requeue": job["requeue"],
         "Restarts": job["restarts"],
         "ExitCode": job["exit_code"],
         "StartTime": job["start_time"] or "Unknown",
+        "PreemptTime": job["preempt_time"],
         "Partition": job["partition"],
         "ExcNodeList": job["excluded"] or "(null)",
         "NodeList": job["nodes"],
@@ -202,6 +248,8 @@ def _fields(job: Job) -> list[str]:
 
 def _requeue(state: State, name: str) -> str:
     for job in _controlled(state, name):
+        if not job["requeue"]:
+            raise Failed(1, f"Requested operation is presently disabled for job {name}\n")
         if job["state"] in PENDING:
             if job["array"]:
                 tasks = rows(named(state, job["array"]))[0]["id"].translate({91: None, 93: None})
@@ -216,12 +264,19 @@ def _update(state: State, name: str, changes: list[str]) -> str:
     for job in _controlled(state, name):
         if job["state"] in FINISHED:
             raise Failed(1, f"Job has already finished for job {name}\n")
-        if job["state"] not in PENDING:
+        if job["state"] not in PENDING and not changes[0].startswith("Comment="):
             raise Failed(1, f"Job is no longer pending execution for job {name}\n")
         for change in changes:
             key, _, value = change.partition("=")
-            if key == "ExcNodeList":
+            if key == "Comment":
+                job["comment"] = value
+            elif key == "ExcNodeList":
                 job["excluded"] = value
+            elif key == "Dependency":
+                ids = re.findall(r":(\w+)", value)
+                if not all(known(state, i) for i in ids) or name in ids:
+                    raise Failed(1, f"Job dependency problem for job {name}\n")
+                job |= {"dependency": value, "reason": "Dependency"}
             elif key == "StartTime" and re.fullmatch(r"now\+\d+", value):
                 job |= {"delay": int(value[4:]), "start_time": stamp(int(value[4:]))}
             else:

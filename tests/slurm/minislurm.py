@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
@@ -64,6 +64,7 @@ SlurmctldParameters=preempt_send_user_signal
 {nodes}
 PartitionName=DEFAULT Nodes=ALL MaxTime=INFINITE DefaultTime=10 State=UP
 PartitionName=main Default=YES PriorityTier=10 PreemptMode=REQUEUE GraceTime=10
+PartitionName=scavenge PriorityTier=5 PreemptMode=CANCEL GraceTime=0
 PartitionName=high PriorityTier=20 PreemptMode=OFF
 """
 
@@ -80,13 +81,27 @@ class MiniSlurm:
         base: an empty folder for its state and logs.
         nodes: how many.
         cpus: cores that each node declares.
+        conf: lines at the end of slurm.conf.
+        gres: lines of gres.conf, which name the files `{base}/device0`, ….
+        resources: the Gres of each node.
     """
 
-    def __init__(self, base: Path, nodes: int = 4, cpus: int = 4) -> None:
+    def __init__(
+        self,
+        base: Path,
+        nodes: int = 4,
+        cpus: int = 4,
+        *,
+        conf: str = "",
+        gres: str = "",
+        resources: str = "",
+    ) -> None:
         self.base = base
         self.names = [f"127.0.0.{i}" for i in range(1, nodes + 1)]
         self._cpus = cpus
+        self._conf, self._gres, self._resources = conf, gres, resources
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._hidden: list[tuple[str, str]] = []
         self._claim = socket.socket(socket.AF_UNIX)
         self.environment = {"SLURM_CONF": str(base / "slurm.conf")}
 
@@ -164,8 +179,23 @@ class MiniSlurm:
         """Boot a crashed node, and wait until it takes jobs."""
         # No machine is back before SLURM has missed it; a plain process would be.
         _wait(lambda: self.node(name).startswith("DOWN"), 60, f"{name} to be missed")
-        self._spawn(name, "slurmd", "-D", "-N", name)
+        self._boot(name)
         self._ready(name)
+
+    def hide(self, name: str, folder: Path) -> None:
+        """Let a node see nothing in a folder, as if its file system were not mounted there."""
+        self._in_node(name, "mount", "-t", "tmpfs", "none", str(folder))
+        self._hidden.append((name, str(folder)))
+
+    @contextlib.contextmanager
+    def no_answer(self) -> Iterator[None]:
+        """The controller stops: what is sent to it waits until it goes on."""
+        controller = self._daemons["slurmctld"]
+        controller.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            controller.send_signal(signal.SIGCONT)
 
     def drain(self, name: str) -> None:
         """No more jobs on a node; those that run go on."""
@@ -179,6 +209,9 @@ class MiniSlurm:
     def clear(self) -> None:
         """Cancel all jobs, boot and undrain all nodes: as it was when it was new."""
         self._cancel_all()
+        for name, folder in self._hidden:
+            self._in_node(name, "umount", folder)
+        self._hidden.clear()
         for name in self.names:
             if name not in self._daemons:
                 self.node_start(name)
@@ -197,11 +230,20 @@ class MiniSlurm:
         nodes = "\n".join(
             f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} "
             f"CPUs={self._cpus} RealMemory=64000 State=UNKNOWN"
+            f"{f' Gres={self._resources}' if self._resources else ''}"
             for name, port in zip(self.names, ports, strict=True)
         )
         first = int(time.time()) % 500_000 * 100 + 1
         values = {"host": host, "base": self.base, "controller": controller, "first": first}
-        (self.base / "slurm.conf").write_text(_CONF.format(nodes=nodes, **values))
+        conf = _CONF.format(nodes=nodes, **values) + self._conf
+        if "GresTypes=" in conf:  # it must stand before the nodes
+            types = next(line for line in conf.splitlines() if line.startswith("GresTypes="))
+            conf = f"{types}\n{conf.replace(types, '')}"
+        (self.base / "slurm.conf").write_text(conf)
+        if self._gres:
+            (self.base / "gres.conf").write_text(self._gres.format(base=self.base))
+            for number in range(8):
+                (self.base / f"device{number}").touch()
         files = {"key-file": "munge.key", "socket": "munge.sock", "pid-file": "munged.pid"}
         files |= {"seed-file": "munge.seed", "log-file": "log/munged.log"}
         flags = (f"--{k}={self.base / v}" for k, v in files.items())
@@ -211,9 +253,16 @@ class MiniSlurm:
         # A slurmd that finds no controller tries again only after seconds.
         _wait(lambda: _answers(controller), 60, "slurmctld")
         for name in self.names:
-            self._spawn(name, "slurmd", "-D", "-N", name)
+            self._boot(name)
         for name in self.names:
             self._ready(name)
+
+    def _boot(self, name: str) -> None:
+        # With mounts of its own.
+        self._spawn(name, "unshare", "--mount", "--propagation=private", "slurmd", "-D", "-N", name)
+
+    def _in_node(self, name: str, *words: str) -> None:
+        self.run("nsenter", f"--target={self._daemons[name].pid}", "--mount", *words)
 
     def _processes(self, *marks: str) -> list[int]:
         """What the cluster's daemons and jobs run: their environment names its slurm.conf.

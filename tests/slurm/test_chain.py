@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
+import socket
 from pathlib import Path
 
 import pytest
 
 from lensdist.phases import completed
-from tests.chains import ODD, jobs_of, submit, write_chain, write_cluster
+from tests.chains import ODD, jobs_of, start_submit, submit, write_chain, write_cluster
 from tests.slurm.minislurm import MiniSlurm
 from tests.slurm.watch import attempts_of, log_of
 
@@ -20,11 +22,30 @@ TWO_BY_TWO = {"executor": "slurm", "nodes": 2, "processes_per_node": 2, "cpus_pe
 
 def test_a_chain_runs_on_two_nodes(cluster: MiniSlurm, tiny_set: Path, tmp_path: Path) -> None:
     chain = write_chain(tmp_path, tiny_set)
-    where = write_cluster(tmp_path, **TWO_BY_TWO)
-    runs = tmp_path / "runs"
+    with socket.socket() as other:  # another program has every second port that jobs may use (F9)
+        port = _two_ports(other)
+        where = write_cluster(tmp_path, **TWO_BY_TWO, ports=f"{port}-{port + 1}")
+        _run_on_two_nodes(cluster, chain, where, tmp_path / "runs")
+
+
+def _two_ports(other: socket.socket) -> int:
+    """Listen on a port after which another one is free; return it."""
+    for port in range(10_000, 20_000, 2):
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("", port + 1))
+            other.bind(("", port))
+            other.listen()
+            return port
+    raise RuntimeError("no free ports")
+
+
+def _run_on_two_nodes(cluster: MiniSlurm, chain: Path, where: Path, runs: Path) -> None:
     planned = submit("plan", chain, where, env=cluster.environment).stdout
-    submit("submit", chain, where, env=cluster.environment)
+    # Options in the shell of the user, or from a module of the centre, change nothing (F4).
+    theirs = {"SBATCH_PARTITION": "high", "SBATCH_TIMELIMIT": "1", "SBATCH_EXPORT": "NONE"}
+    submit("submit", chain, where, env=cluster.environment | theirs)
     jobs = jobs_of(runs)
+    assert {cluster.job(job)["Partition"] for job in jobs.values()} == {"main"}
     assert list(jobs) == ["pretrain", "finetune", "evaluate"]
     states = {phase: cluster.finished(job, 400) for phase, job in jobs.items()}
     logs = {phase: log_of(runs, job) for phase, job in jobs.items()}
@@ -63,7 +84,8 @@ def test_a_chain_runs_on_two_nodes(cluster: MiniSlurm, tiny_set: Path, tmp_path:
 
     rows = submit("status", chain, where, env=cluster.environment).stdout.splitlines()
     assert rows[1].split()[:5] == ["pretrain", jobs["pretrain"], "COMPLETED", "1", "6/6"]
-    assert [row.split()[-1] for row in rows[1:]] == ["yes"] * 3
+    assert [row.split()[-1] for row in rows[1:4]] == ["yes"] * 3
+    assert [row.endswith(" node-h") for row in rows[4:]] == [True]
     again = submit("submit", chain, where, env=cluster.environment).stdout
     assert again.count("complete already, skipped") == 3
     assert jobs_of(runs) == jobs
@@ -73,7 +95,8 @@ def test_resume_sends_dependents_again(cluster: MiniSlurm, tiny_set: Path, tmp_p
     chain = write_chain(tmp_path, tiny_set)
     where = write_cluster(tmp_path, executor="slurm", cpus_per_task=1)
     runs, there = tmp_path / "runs", tmp_path / "later"
-    submit("submit", chain, where, f"data.path={there}", env=cluster.environment)
+    words = ["--data-on-nodes", f"data.path={there}"]
+    submit("submit", chain, where, *words, env=cluster.environment)
     jobs = jobs_of(runs)
     assert cluster.finished(jobs["pretrain"], 400) == "FAILED"
     assert cluster.finished(jobs["finetune"], 300) == "CANCELLED"
@@ -107,7 +130,7 @@ def test_a_sweep_is_an_array_and_a_table(
     assert "optim.lr (command line): must be greater than 0, got -0.001" in told
     # One point fails on the node: it costs itself, not the others or the table.
     sweep = ["--sweep", f"finetune.data.path={tiny_set},{tmp_path / 'nothing'}"]
-    submit("submit", chain, where, *sweep, env=cluster.environment)
+    submit("submit", chain, where, *sweep, "--data-on-nodes", env=cluster.environment)
     jobs = jobs_of(tmp_path / "runs")
     array = jobs[next(name for name in jobs if name.startswith("finetune@"))].split("_")[0]
     table = next(name for name in jobs if name.startswith("sweep-"))
@@ -127,6 +150,27 @@ def test_a_sweep_is_an_array_and_a_table(
     assert len(rows) == 2
     assert "accuracy" in rows[0]
     assert rows[1]["complete"] is False
+
+
+def test_a_controller_that_does_not_answer_loses_no_job(
+    cluster: MiniSlurm, tiny_set: Path, tmp_path: Path
+) -> None:
+    """F3: sbatch times out, and the controller takes the job when it goes on."""
+    chain = write_chain(tmp_path, tiny_set)
+    where = write_cluster(tmp_path, executor="slurm", cpus_per_task=1)
+    with cluster.no_answer():
+        sending = start_submit(chain, where, "pretrain", env=cluster.environment)
+        assert sending.stdout is not None
+        said = ""
+        while "SLURM does not answer" not in said and sending.poll() is None:
+            said += sending.stdout.readline()
+        assert "SLURM does not answer" in said
+    said += sending.communicate(timeout=400)[0]
+    assert sending.returncode == 0, said
+    job = jobs_of(tmp_path / "runs")["pretrain"]
+    assert f"pretrain: job {job}" in said
+    assert cluster.finished(job, 400) == "COMPLETED", log_of(tmp_path / "runs", job)
+    assert len(attempts_of(tmp_path / "runs", "pretrain")) == 1
 
 
 def test_sbatch_s_refusal_is_shown(cluster: MiniSlurm, tiny_set: Path, tmp_path: Path) -> None:

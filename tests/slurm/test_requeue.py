@@ -23,7 +23,7 @@ from tests.slurm.watch import attempts_of, log_of, losses, wait_step
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
 
-STEPS = 300
+STEPS = 200
 RUN = {
     "train.max_steps": STEPS,
     "train.epochs": 1000,
@@ -76,7 +76,7 @@ class Sent:
 
     def ends(self) -> list[str | None]:
         """The verdict on each attempt; None on those that SLURM took away."""
-        return [a.ended and a.ended.verdict for a in attempts_of(self.runs, "pretrain")]
+        return [a.ended.verdict if a.ended else None for a in attempts_of(self.runs, "pretrain")]
 
 
 def test_a_run_outlives_its_time_limit(
@@ -142,6 +142,39 @@ def test_a_preempted_run_comes_back_and_keeps_off_drained_nodes(
     assert second.started.step == first.ended.step
     assert len(second.started.nodes) == 2
     assert "127.0.0.1" not in second.started.nodes
+
+
+@pytest.mark.parametrize("requeue", [1, 0])
+def test_a_run_that_is_preempted_by_cancelling_goes_on(
+    cluster: MiniSlurm,
+    tiny_set: Path,
+    tmp_path: Path,
+    undisturbed: dict[int, float],
+    requeue: int,
+) -> None:
+    """Without a grace; and where nothing may be requeued, a new job takes over (F1)."""
+    chain = write_chain(tmp_path, tiny_set)
+    where = write_cluster(tmp_path, **ONE, partition="scavenge")
+    runs, given = tmp_path / "runs", [f"pretrain.{key}={value}" for key, value in RUN.items()]
+    submit("submit", chain, where, "pretrain", "finetune", *given, env=cluster.environment)
+    old = jobs_of(runs)
+    cluster.run("scontrol", "update", f"JobId={old['pretrain']}", f"Requeue={requeue}")
+    wait_step(runs / "pretrain", 30)
+    cluster.run(
+        "sbatch", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null",
+        "--wrap=sleep 1",
+    )  # fmt: skip
+    assert cluster.finished(old["finetune"], 800) == "COMPLETED"  # it was never sent again
+    new = jobs_of(runs)
+    assert (new["pretrain"] == old["pretrain"]) == bool(requeue)
+    assert new["finetune"] == old["finetune"]
+    first, second = attempts_of(runs, "pretrain")
+    assert first.ended is not None
+    assert (first.ended.verdict, first.ended.kind) == ("requeue", "saved")
+    assert first.ended.reason.startswith("preempted; saved at step")
+    assert second.started.step == first.ended.step >= 30
+    assert second.started.job == new["pretrain"]
+    assert losses(runs / "pretrain") == undisturbed
 
 
 def test_a_cancelled_run_saves_and_stays_cancelled_until_it_is_resumed(
@@ -212,3 +245,22 @@ def test_a_node_that_fails_its_check_is_left_out(
     assert second.started.nodes == ("127.0.0.2", "127.0.0.3")
     assert "2 of 3 nodes share the step evenly" in sent.text()
     assert "on 2 process(es)" in sent.text()
+
+
+def test_nodes_without_the_environment_are_left_out(
+    cluster: MiniSlurm, tiny_set: Path, tmp_path: Path, undisturbed: dict[int, float]
+) -> None:
+    """F2: the first node of a job, before any Python, and another one, which is silent."""
+    if sys.prefix == sys.base_prefix:
+        pytest.skip("hiding the system's own Python would hide all else")
+    for bad in ("127.0.0.1", "127.0.0.3"):
+        cluster.hide(bad, Path(sys.prefix))
+    sent = Sent(cluster, tiny_set, tmp_path, nodes=2, srun={"wait": "5"})
+    sent.completes(undisturbed)
+    assert "127.0.0.1 does not see" in sent.text()
+    first, second = attempts_of(sent.runs, "pretrain")
+    assert first.started.nodes == ("127.0.0.2", "127.0.0.3")
+    assert first.ended is not None
+    assert first.ended.excluded == ("127.0.0.3",)
+    assert second.started.nodes == ("127.0.0.2", "127.0.0.4")
+    assert cluster.job(sent.job)["ExcNodeList"] == "127.0.0.1,127.0.0.3"

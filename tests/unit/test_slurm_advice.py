@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from slurm.monitor import status
-from slurm.monitor.diagnose import first_failed
 from slurm.monitor.known_errors import KINDS
+from slurm.monitor.urgency import neediest
 from tests.unit.standing import Standing, standing
 
 pytestmark = pytest.mark.unit
@@ -41,7 +41,7 @@ def test_nodes_that_the_launcher_excluded_are_named(standing: Standing) -> None:
         standing.started("pretrain", "17", attempt)
         more = {"attempt": attempt, "excluded": (f"gpu1{attempt}",), "kind": "device"}
         standing.ended("pretrain", "17", "requeue", f"no fan {attempt}", **more)
-    assert first_failed(standing.targets, standing.state) == standing.pretrain
+    assert neediest(standing.targets, standing.state) == standing.pretrain
     page = _page(standing)
     assert "(job 17, PENDING: BadConstraints) cannot start" in page
     named = "gpu14 (no fan 4); gpu13 (no fan 3); gpu12 (no fan 2); gpu11"

@@ -11,6 +11,7 @@ from slurm.attempts import AttemptLog
 from slurm.job import load_job
 from slurm.plan.builder import make_plan
 from slurm.plan.plan import Plan
+from slurm.plan.render import batch_scripts
 from slurm.plan.sbatch import array_file
 from slurm.submission.resume import resume
 from slurm.submission.send import send
@@ -107,3 +108,58 @@ def test_the_table_waits_for_resumed_points(tmp_path: Path, fake: FakeSlurm) -> 
         fake.set(job, state="CANCELLED")
     resume([step.target for step in plan.steps], plan.state, (), None, lambda sentence: None)
     assert waits(fake) == {"103": "", "104": "", "105": "afterany:103,afterany:104"}
+
+
+SEVEN = "finetune.seed=" + ",".join(map(str, range(7)))
+
+
+def test_a_sweep_larger_than_an_array_may_be_is_several(tmp_path: Path, fake: FakeSlurm) -> None:
+    fake.limit_arrays(3)
+    plan = _plan(tmp_path, sweep=SEVEN)
+    scripts = batch_scripts(plan)
+    assert [*scripts] == [
+        "pretrain",
+        *("finetune", "finetune.2", "finetune@finetune.seed=6"),
+        *("evaluate", "evaluate.2", "evaluate@finetune.seed=6"),
+        next(name for name in scripts if name.startswith("sweep-")),
+    ]
+    send(plan, lambda sentence: None)
+    arrays = {"102": 3, "103": 3, "104": 0, "105": 3, "106": 3, "107": 0}
+    before = {"102": "afterok:101", "103": "afterok:101", "104": "afterok:101"}
+    before |= {"105": "aftercorr:102", "106": "aftercorr:103", "107": "afterok:104"}
+    expected = {
+        f"{job}_{task}" if size else job: before[job]
+        for job, size in arrays.items()
+        for task in range(size or 1)
+    }
+    table = ",".join(f"afterany:{job}" for job in arrays)
+    assert waits(fake) == {"101": "", **expected, "108": table}
+    jobs = fake.jobs
+    assert jobs["103_0"]["flags"]["array"] == "0-2%3"
+    # Each task finds its own job.
+    (folder,) = sendings(tmp_path / "runs" / ".submit")
+    file = f"{folder}/finetune.2.array/"
+    assert f'{file}"$SLURM_ARRAY_TASK_ID".json' in jobs["103_1"]["script"]
+    seeds = [load_job(array_file(folder, "finetune.2", i)).target.phase[-1] for i in range(3)]
+    assert seeds == ["3", "4", "5"]
+    assert jobs["103_1"]["script"] == scripts["finetune.2"].replace("NEW", folder.name).replace(
+        "CODE", load_job(folder / "pretrain.json").code.name
+    ).replace("JOB_OF_pretrain", "101")
+
+
+def test_so_many_points_run_at_once(tmp_path: Path, fake: FakeSlurm) -> None:
+    fake.limit_arrays(3)
+    send(_plan(tmp_path, "cluster.at_once=2", sweep=SEVEN), lambda sentence: None)
+    assert fake.jobs["102_0"]["flags"]["array"] == "0-2%2"
+    found = waits(fake)
+    # One array after the other, so that two run in all.
+    assert found["103_0"] == "afterok:101,afterany:102"
+    assert found["106_0"] == "aftercorr:103,afterany:105"
+
+
+def test_options_are_dropped_from_arrays_too(tmp_path: Path, fake: FakeSlurm) -> None:
+    words = ("cluster.sbatch={mem: null, open-mode: null, wckey: mine}", "cluster.mem_gb=4")
+    send(_plan(tmp_path, *words, sweep="finetune.seed=1,2"), lambda sentence: None)
+    for job in fake.jobs.values():
+        assert not {"mem", "open-mode"} & job["flags"].keys()
+        assert job["flags"]["wckey"] == "mine"

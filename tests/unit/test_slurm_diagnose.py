@@ -8,7 +8,7 @@ import time
 import pytest
 
 from slurm.monitor import diagnose
-from slurm.monitor.diagnose import first_failed
+from slurm.monitor.urgency import neediest
 from tests.unit.standing import Standing, standing
 
 pytestmark = pytest.mark.unit
@@ -118,7 +118,7 @@ def test_what_waits_for_a_failed_phase_names_it(standing: Standing) -> None:
         because = "It needs this: pretrain (job 17, FAILED) was stopped: OutOfMemoryError"
         assert page.startswith(f"{is_so}\n{because}")
         assert page.endswith("Next: python slurm/submit.py why pretrain --chain mine.yaml")
-    assert first_failed(standing.targets, standing.state) == standing.pretrain
+    assert neediest(standing.targets, standing.state) == standing.pretrain
 
 
 def test_a_process_without_a_word_is_looked_for_in_its_nodes_log(standing: Standing) -> None:
@@ -182,7 +182,7 @@ def test_what_runs_has_its_progress_and_a_warning_if_it_is_quiet(standing: Stand
     metrics = standing.runs / "pretrain" / "metrics.jsonl"
     os.utime(metrics, (0, time.time() - 7800))
     assert "It has written no metrics for 2:10 h" in standing.page("pretrain")
-    assert first_failed(standing.targets, standing.state) is None
+    assert neediest(standing.targets, standing.state) == standing.pretrain
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_what_needs_nothing_and_what_only_another_machine_knows(standing: Standi
     page = standing.page("pretrain")
     assert "is marked complete, but is damaged" in page
     assert page.splitlines()[-1].startswith(f"Next: mv {standing.runs}")
-    assert first_failed(standing.targets, standing.state) == standing.pretrain
+    assert neediest(standing.targets, standing.state) == standing.pretrain
 
 
 def test_long_histories_are_cut(standing: Standing) -> None:

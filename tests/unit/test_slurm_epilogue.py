@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +17,15 @@ from lensdist.utils.files import write_atomic
 from lensdist.utils.launched import DEADLINE
 from lensdist.utils.outcome import leave_for
 from slurm import scheduler
+from slurm.attempts import AttemptLog
+from slurm.job import Target
 from slurm.job_side import epilogue, prologue
 from slurm.job_side.command import ATTEMPT
 from slurm.plan.sbatch import array_file, batch_script
 from slurm.submission.snapshot import copy_code
 from tests.chains import ODD
 from tests.fakes.slurm import FakeSlurm
+from tests.unit.jobs import make_job
 from tests.unit.queued import fake, mark_complete
 from tests.unit.scripts import Script, script
 
@@ -100,7 +105,7 @@ def test_a_run_that_saved_is_queued_again_once(script: Script, said: Said) -> No
     script.begin()
     script.step(40)
     for rank in (0, 1):
-        leave_for(script.outcomes, rank, "saved", "")
+        leave_for(script.outcomes, rank, "saved", "", rank)
     assert script.settle() == 75
     assert script.told == [["scontrol", "requeue", script.id]]
     assert (script.last.verdict, script.last.step, script.last.kind) == ("requeue", 40, "saved")
@@ -114,7 +119,9 @@ def test_a_run_that_saved_is_queued_again_once(script: Script, said: Said) -> No
         ({"state": "COMPLETING", "reason": "TimeLimit"}, "requeue", "ended with code 9"),
         ({"state": "COMPLETING", "reason": "None"}, "leave", "cancelled"),
         ({"state": "CANCELLED"}, "leave", "cancelled"),
-        ({"state": "PREEMPTED"}, "leave", "ended by SLURM (PREEMPTED)"),
+        ({"state": "PREEMPTED"}, "requeue", "preempted"),
+        ({"state": "COMPLETING", "preempt_time": "2026-01-01T00:00:00"}, "requeue", "preempted"),
+        ({"state": "RUNNING", "preempt_time": "2026-01-01T00:00:00"}, "requeue", "preempted"),
         ({"state": "PENDING", "restarts": 2}, "leave", "SLURM has requeued it itself"),
     ],
 )
@@ -125,7 +132,83 @@ def test_states_of_slurm(script: Script, job: dict[str, Any], verdict: str, reas
     assert script.settle(9) == 75
     assert script.last.verdict == verdict
     assert reason in script.last.reason
-    assert [call[1] for call in script.told] == ["requeue", "update"] * (verdict == "requeue")
+    update = ["update"] * (reason != "preempted")  # which waits for nothing
+    assert [call[1] for call in script.told] == ["requeue", *update] * (verdict == "requeue")
+
+
+def test_a_user_who_cancels_in_the_grace_of_a_preemption_is_obeyed(script: Script) -> None:
+    script.begin()
+    said = f"slurmstepd-gpu7: error: *** JOB {script.id} ON gpu7 CANCELLED AT 2026-01-01T00:00:00"
+    log = script.job.folder / f"{script.id}_0_log.out"
+    log.write_text(f"{said} DUE TO PREEMPTION ***\nlater\n{said} ***\n")
+    script.fake.set(script.id, state="COMPLETING", preempt_time="2026-01-01T00:00:00")
+    assert script.settle(9) == 75
+    assert (script.last.verdict, script.last.reason) == ("leave", "cancelled")
+    assert script.told == []
+
+
+def _waiting(script: Script, phase: str, after: str, **job: Any) -> str:
+    """Queue a phase after one of the script's jobs; its id."""
+    target = Target(phase=phase, run=script.run.with_name(phase))
+    needs = job.pop("needs", (script.job.target,))
+    made = make_job(target, script.job.state, needs=needs, cluster={"executor": "slurm"}, **job)
+    number = script.fake.add(dependency=after, reason="Dependency")
+    made.log("sent", number)
+    return number
+
+
+def test_where_nothing_is_requeued_a_new_job_takes_over(script: Script, said: Said) -> None:
+    script.write(cluster={"exclude": ("gpu5",)})
+    script.job.log("sent", script.id)
+    other = script.fake.add(state="RUNNING")
+    follows = _waiting(script, "evaluate", f"afterok:{script.id}")
+    table = _waiting(
+        script, "table", f"afterok:{follows},afterany:{script.id}", needs=(), follows=("finetune",)
+    )
+    script.begin()
+    script.step(40)
+    leave_for(script.outcomes, 0, "saved", "")
+    script.fake.set(script.id, requeue=0)
+    assert script.settle() == 75
+    new = script.last.job
+    assert (script.last.what, script.last.submission) == ("sent", script.job.folder.name)
+    jobs = script.fake.jobs
+    assert new not in (script.id, other, follows, table)
+    assert jobs[new]["excluded"] == "gpu5"
+    assert jobs[new]["dependency"] == ""
+    assert jobs[follows]["dependency"] == f"afterok:{new}"
+    assert jobs[table]["dependency"] == f"afterany:{new}"
+    assert f"finetune: sent again as job {new}" in said()
+    # The new job counts its attempts on, and has what submitit's task reads.
+    script.allot("gpu[7-8]", JOB_ID=new)
+    assert script.begin()[ATTEMPT] == "2"
+    assert (script.job.folder / f"{new}_submitted.pkl").exists()
+
+
+def test_a_crash_waits_where_nothing_is_requeued_too(script: Script) -> None:
+    script.write(cluster={"requeue": {"backoff": 30}})
+    script.fake.set(script.id, requeue=0)
+    script.begin()
+    assert script.settle(9) == 75
+    assert script.fake.jobs[script.last.job]["flags"]["begin"] == "now+30"
+
+
+def test_what_was_cancelled_meanwhile_does_not_come_back(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.fake.set(script.id, requeue=0)
+    script.begin()
+    script.step(8)
+    leave_for(script.outcomes, 0, "saved", "")
+    refused = scheduler.requeue
+
+    def requeue(job: str) -> None:  # the user's `cancel` comes now
+        script.job.log("cancelled", job)
+        refused(job)
+
+    monkeypatch.setattr(scheduler, "requeue", requeue)
+    script.settle()
+    assert script.fake.jobs[script.last.job]["state"] == "CANCELLED"
 
 
 def test_nodes_that_are_not_fit_are_left_out_and_a_crash_waits(script: Script, said: Said) -> None:
@@ -152,6 +235,34 @@ def test_nodes_that_are_not_fit_are_left_out_and_a_crash_waits(script: Script, s
     ]
     assert said().endswith("; requeued in 30 s\n")
     assert script.fake.jobs[job]["restarts"] == 2
+
+
+@pytest.mark.parametrize(
+    ("heard", "excluded"),
+    [
+        (("gpu7",), ("gpu8",)),
+        (("gpu7", "gpu8"), ()),
+        ((), ()),
+    ],
+)
+def test_a_node_without_a_word_is_left_out_if_others_gave_theirs(
+    script: Script, heard: tuple[str, ...], excluded: tuple[str, ...]
+) -> None:
+    """F2: it lacks the interpreter, so it can say nothing."""
+    script.begin()
+    for node in heard:
+        script.report(node, "")
+    assert script.settle(137) == 75
+    assert script.last.excluded == excluded
+    assert ("gpu8 left no report" in script.last.reason) == bool(excluded)
+
+
+def test_a_short_attempt_blames_no_silent_node(script: Script) -> None:
+    script.begin()
+    script.report("gpu7", "")
+    script.fake.set(script.id, state="COMPLETING", reason="TimeLimit")
+    script.settle(137)
+    assert script.last.excluded == ()
 
 
 @pytest.mark.parametrize(
@@ -221,6 +332,52 @@ def _bash(text: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-s"], input=text, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.parametrize(
+    ("lost", "requeue"), [("interpreter", 1), ("code", 0), ("file", 1), ("package", 0)]
+)
+def test_a_node_on_which_nothing_can_run_is_left_out(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str, requeue: int
+) -> None:
+    """F2: before any Python, so by the shell alone; the next node's prologue logs it."""
+    job = script.write(counts=(1, 2), cluster={"exclude": ("gpu5",)})
+    _srun(tmp_path, monkeypatch, "echo ran")
+    job.log("sent", script.id)
+    waits = script.fake.add(dependency=f"afterok:{script.id}", reason="Dependency")
+    script.fake.set(script.id, requeue=requeue, excluded="gpu5")
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu7")
+    there, gone = {
+        "interpreter": (sys.executable, "/nowhere/python"),
+        "code": (str(job.code / "slurm"), "/nowhere/slurm"),
+        "file": (str(job.file), "/nowhere/file.json"),
+        "package": (f"{sys.executable} -m", "/bin/false"),
+    }[lost]
+    file = tmp_path / "script.sh"
+    file.write_text(batch_script(job, []).replace(there, gone))
+    done = subprocess.run(["bash", str(file)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.count("ran")) == (75, 0), done.stderr
+    told = "gpu7 cannot run" if lost == "package" else f"gpu7 does not see {gone}"
+    assert f"error: {told}" in done.stderr
+    new = next(reversed(script.fake.jobs)) if not requeue else script.id
+    jobs = script.fake.jobs
+    assert jobs[new]["excluded"] == "gpu5,gpu7"
+    assert jobs[waits]["dependency"] == f"afterok:{new}"
+    script.fake.set(new, state="RUNNING", nodes="gpu[8-9]")
+    script.allot("gpu[8-9]", JOB_ID=new)
+    assert script.begin()[ATTEMPT] == "1"
+    events = job.attempt_log.events()
+    assert [e.excluded for e in events if e.excluded] == [("gpu7",)]
+    assert [e.job for e in events if e.what == "sent"][-1] == new
+    assert epilogue.excluded(script.job) == ["gpu5", "gpu7"]
+
+
+def test_what_no_node_has_is_not_the_nodes_fault(script: Script, tmp_path: Path) -> None:
+    script.fake.set(script.id, comment="unfit: gpu1 does not see x; unfit: gpu2 does not see x;")
+    text = batch_script(script.job, []).replace(sys.executable, "/nowhere/python")
+    done = _bash(text)
+    assert done.returncode == 127
+    assert not [call for call in script.told if call[1] == "requeue"]
+
+
 def test_the_script_of_an_array(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeSlurm
 ) -> None:
@@ -233,10 +390,25 @@ def test_the_script_of_an_array(
     task.symlink_to("../finetune.json")
     script.allot("gpu[7-8]", ARRAY_JOB_ID="90", ARRAY_TASK_ID="3")
     _srun(tmp_path, monkeypatch, "exit 3")
-    done = _bash(batch_script(job, [], array="finetune"))
+    done = _bash(batch_script(job, [], array="finetune", tasks=4))
     assert "finetune: ended with code 3" in done.stderr
     assert [e.job for e in script.job.attempt_log.events()] == ["90_3"] * 2
     assert script.told[0] == ["scontrol", "requeue", script.id]  # SLURM's number, not the name
+
+
+def test_an_attempt_log_without_room_ends_the_job(
+    script: Script, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.begin()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(AttemptLog, "append", full)
+    assert script.settle(9) == 1
+    assert "No space left" in said()
+    assert "No space left" in script.fake.jobs[script.id]["comment"]
+    assert ["scontrol", "requeue", script.id] not in script.told
 
 
 def test_changed_code_is_not_run(script: Script, tmp_path: Path, said: Said) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lensdist.utils import outcome
+from lensdist.utils import files, outcome
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import sha256, to_json, write_atomic
+from slurm.attempts import attempts
 from slurm.config.cluster import Cluster
 from slurm.job import Job, Target, load_job
+from slurm.job_side import run
 from slurm.job_side.command import (
     ATTEMPT,
     USERS_GPUS,
@@ -24,6 +30,7 @@ from slurm.job_side.command import (
     command,
     environment,
     find_place,
+    free_port,
 )
 from slurm.job_side.epilogue import end_attempt
 from slurm.job_side.prologue import start_attempt
@@ -130,10 +137,7 @@ def test_scores_count_for_the_weights_that_they_are_of(tmp_path: Path) -> None:
 
 
 def test_a_node_finds_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scontrol = tmp_path / "scontrol"
-    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames gpu[07-08]" ] && echo gpu07 gpu08\n')
-    scontrol.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", str(tmp_path))  # a container has none of SLURM's commands
     monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[07-09]")
     monkeypatch.setenv("SLURM_STEP_NODELIST", "gpu[07-08]")  # one is not needed
     monkeypatch.setenv("SLURM_NODEID", "1")
@@ -146,6 +150,41 @@ def test_a_node_finds_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "--machine_rank 1 --main_process_ip gpu07 --main_process_port 10007" in words
     monkeypatch.setenv("LENSDIST_ATTEMPT", "2")  # somebody else may listen on the first one's port
     assert find_place(Cluster(executor="slurm", nodes=2)).port == "16014"
+    assert find_place(Cluster(executor="slurm", nodes=2, ports="2000-2009")).port == "2004"
+
+
+def test_a_full_disk_is_given_up_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F11: the run's report has no room either."""
+    words = (
+        "import os, sys\n"
+        "from lensdist.utils import outcome\n"
+        "def full(*_, **__): raise OSError(28, 'No space left on device')\n"
+        "add, folder = outcome._add, os.environ['LENSDIST_OUTCOME'] + '/'\n"
+        "outcome._add = lambda path, *more: (\n"
+        "    full() if str(path).startswith(folder) else add(path, *more))\n"
+        "outcome.leave('failed', 'the checkpoint: No space left on device'); sys.exit(1)\n"
+    )
+
+    def full(spare: Path, folder: Path) -> list[outcome.Outcome]:
+        return outcome.read(spare)
+
+    monkeypatch.setattr(outcome, "pass_on", full)
+    decision = _attempt(_job(tmp_path, words), monkeypatch)
+    assert (decision.verdict, decision.kind) == ("stop", "failed")
+    assert "No space left" in decision.reason
+
+
+def test_the_port_is_of_the_range_and_free() -> None:
+    """F9: another program's port is passed over; the first node's report tells the others."""
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        assert free_port(Cluster(executor="slurm", ports=f"{taken}-65535"), taken) != taken
+        assert free_port(Cluster(executor="slurm", ports=taken), taken) == taken  # the run says so
+    for wrong in ("80", "70000", "3000-2000", "x"):
+        with pytest.raises(ValueError, match="port"):
+            Cluster(ports=wrong)
 
 
 def test_gpus_that_the_user_chose_stay_chosen(tmp_path: Path) -> None:
@@ -196,8 +235,11 @@ def test_the_environment_of_a_node(
 ) -> None:
     job = _job(tmp_path, **({"executor": "slurm"} | cluster if cluster else {}))
     inherited = {"PYTHONPATH": "/mine", "B": "c"}
+    left_over = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "n1", "MASTER_PORT": "1"}
+    inherited |= left_over  # of the user's shell
     env = environment(job, Place(count=count), tmp_path / "reports", inherited)
     assert {name: env.get(name) for name in found} == found
+    assert not left_over.keys() & env.keys()
     assert env["PYTHONPATH"] == f"{ROOT}{os.pathsep}/mine"
     assert env["LENSDIST_OUTCOME"] == str(tmp_path / "reports")
     assert ("SIGUSR2" in env.get("PET_SIGNALS_TO_HANDLE", "")) == (count > 1)
@@ -258,11 +300,113 @@ def test_an_unfit_node_starts_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "started").exists()
 
 
-def test_processes_that_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = _job(tmp_path, "import time; time.sleep(300)", preflight={"seconds": 2})
-    job = job.model_copy(update={"argv": (*job.argv, "lensdist.train")})
+_SAYS = """
+import os, time
+from lensdist.utils import files, outcome
+for what in WHAT:
+    for rank in "01":
+        os.environ["RANK"] = rank
+        outcome.announce(what, "cpu", None, 0.0)
+time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "reason"),
+    [
+        ((), "device", "process 0, 1 did not load torch within 4 s"),
+        (("loaded",), "device", "process 0, 1 did not show a working device within 2 s"),
+        (("loaded", "device"), "crashed", "the processes did not find each other within"),
+    ],
+)
+def test_processes_that_do_not_meet(
+    said: tuple[str, ...], kind: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Loading takes seconds on a busy machine: the first case alone waits for less.
+    limits = {"seconds": 2, "load_seconds": 100 if said else 4}
+    job = _job(tmp_path, "", processes_per_node=2, preflight={"min_free_gb": 0, **limits})
+    argv = ("-c", _SAYS.replace("WHAT", repr(said)), "lensdist.train")
+    monkeypatch.setattr(run, "_SLOWER", 0)
+    monkeypatch.setattr(run, "command", lambda job, place: [sys.executable, *job.argv])
     began = time.monotonic()
-    decision = _attempt(job, monkeypatch)
+    decision = _attempt(job.model_copy(update={"argv": argv}), monkeypatch)
     assert time.monotonic() - began < 200
-    assert decision.kind == "device"
-    assert "did not show a working device within 2 s" in decision.reason
+    assert decision.kind == kind
+    assert reason in decision.reason
+
+
+class _Operations:
+    """Counts what is read, listed and looked at below a folder."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.counts: Counter[str] = Counter()
+        self.read: set[str] = set()
+        below = str(folder)
+
+        def counted(module: Any, name: str) -> None:
+            real = getattr(module, name)
+
+            def count(path: Any = ".", *more: Any, **named: Any) -> Any:
+                if str(path).startswith(below):
+                    self.counts[name] += 1
+                    self.read |= {str(path)} if name == "open" else set()
+                return real(path, *more, **named)
+
+            patch.setattr(module, name, count)
+
+        counted(io, "open")
+        for name in ("listdir", "scandir", "stat"):
+            counted(os, name)
+
+
+def test_a_node_of_128_looks_at_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,024 processes get ready one after the other; each poll of a node is one `stat`."""
+    nodes, each, polls = 128, 8, 40
+    job = _job(tmp_path, "", executor="slurm", nodes=nodes, processes_per_node=each)
+    job = job.model_copy(update={"argv": ("-m", "lensdist.train")})
+    outcomes = job.outcome_folder(1)
+    monkeypatch.setenv(outcome.FOLDER, str(outcomes))
+
+    def say(what: outcome.What, rank: int) -> None:
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv(outcome.NODE, str(rank // each))
+        outcome.announce(what, "cuda", None, 1.0)
+
+    monkeypatch.setattr(files, "sync", lambda handle: None)  # which takes seconds
+    for rank in range(nodes * each):
+        say("loaded", rank)
+        say("device", rank)
+    slept = 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal slept
+        slept += 1
+        assert slept <= polls
+        if slept == polls:
+            for rank in range(5 * each, 6 * each):
+                say("ready", rank)
+
+    class Child:
+        poll = staticmethod(lambda: None)
+        wait = staticmethod(lambda: 7)
+
+    child: Any = Child()
+    monkeypatch.setattr(time, "sleep", sleep)
+    count = _Operations(outcomes, monkeypatch)
+    assert run._wait(job, Place("5", nodes, "gpu001", "10007"), outcomes, child) == 7
+    assert slept == polls
+    assert count.read == {str(outcome.file_of(outcomes, 5))}
+    assert count.counts["open"] <= 6  # when its size has changed, and not at each poll
+    assert count.counts["listdir"] == count.counts["scandir"] == 0
+    assert count.counts["stat"] <= polls + 10  # `say` looks too
+
+
+def test_reports_of_old_attempts_are_removed(tmp_path: Path) -> None:
+    job = _job(tmp_path, "pass")
+    other = job.folder / "attempts" / "pre-finetune-1"
+    other.mkdir(parents=True)
+    for _ in range(8):
+        start_attempt(job, "7", ("here",), None)
+    kept = {path.name for path in other.parent.iterdir()}
+    assert kept == {other.name, *(f"finetune-{n}" for n in range(4, 9))}
+    assert len(attempts(job.attempt_log.events())) == 8

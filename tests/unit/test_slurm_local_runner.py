@@ -69,7 +69,8 @@ def test_a_chain_here_goes_on_and_is_looked_after(tiny_set: Path, tmp_path: Path
 
     # What needs mending is told, and what was sent goes on once it is mended.
     there = tmp_path / "packed"
-    told = submit("submit", chain, here, f"finetune.data.path={there}", code=1)
+    words = ["--data-on-nodes", f"finetune.data.path={there}"]
+    told = submit("submit", chain, here, *words, code=1)
     assert "pretrain: complete already, skipped" in told.stdout
     assert "is not a packed set" in told.stdout
     assert "error: finetune is not complete; phases that need it were not started" in told.stderr
@@ -89,9 +90,9 @@ def test_a_chain_here_goes_on_and_is_looked_after(tiny_set: Path, tmp_path: Path
     rows = submit("status", chain, here).stdout.splitlines()
     assert rows[0].split()[:4] == ["phase", "job", "state", "attempts"]
     assert [row.split()[2:5] for row in rows[1:3]] == [["done", "1", "6/6"], ["done", "2", "6/6"]]
-    assert [row.split()[-1] for row in rows[1:]] == ["yes"] * 3
+    assert [row.split()[-1] for row in rows[1:4]] == ["yes"] * 3  # then the hours used
     other = submit("status", chain, here, "finetune", "cluster.nodes=9", "seed=4").stdout
-    assert len(other.splitlines()) == 2  # how it was sent need not be said again
+    assert len(other.splitlines()) == 3  # how it was sent need not be said again
     assert "wrote" in submit("logs", chain, here, "evaluate").stdout
 
     shown = submit("plan", chain, here, "pretrain.optim.lr=0.5").stdout

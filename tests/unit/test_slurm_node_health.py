@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +19,14 @@ import pytest
 from lensdist.utils.files import write_atomic
 from slurm.job import Job
 from slurm.job_side import node_health
-from slurm.job_side.node_health import Report, bad_nodes, check_nodes, examine, versions
+from slurm.job_side.node_health import (
+    Report,
+    agreed_port,
+    bad_nodes,
+    check_nodes,
+    examine,
+    versions,
+)
 from tests.conftest import ROOT
 from tests.unit.nodes import GOOD, fake_smi, impatient, node_job
 
@@ -119,6 +127,18 @@ def test_one_node_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert said == [f"not started: node 1: {own}", own, f"not started: node 1: {own}"]
     (bad,) = bad_nodes(folder)
     assert (bad.host, bad.problem, bad.shared) == ("gpu01", own, False)
+
+
+def test_all_nodes_use_the_port_that_is_free_on_the_first(tmp_path: Path) -> None:
+    job, folder = node_job(tmp_path, nodes=2), tmp_path / "attempt"
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        assert check_nodes(impatient(job, 0.3), folder, 0, 2, taken)  # the other node is not there
+        assert check_nodes(impatient(job, 0.3), folder, 1, 2, taken) == ""
+        assert agreed_port(folder) not in (None, taken)
+    assert agreed_port(tmp_path / "nothing") is None
 
 
 def test_a_node_that_never_reports(tmp_path: Path) -> None:

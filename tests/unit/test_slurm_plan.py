@@ -216,6 +216,7 @@ def test_sets_are_simulated_and_packed_with_the_chains_settings(tmp_path: Path) 
 
 def test_without_slurm_nothing_is_written(tmp_path: Path) -> None:
     chain = write_chain(tmp_path, tmp_path / "packed")
+    (tmp_path / "packed").mkdir()
     cluster = write_cluster(tmp_path, executor="slurm")
     told = submit("submit", chain, cluster, code=2, env={"PATH": "/nowhere"}).stderr
     assert "submit from a login node" in told

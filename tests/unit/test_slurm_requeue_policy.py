@@ -9,7 +9,7 @@ import pytest
 from lensdist.utils.outcome import Outcome
 from slurm.attempts import Attempt, Event
 from slurm.config.cluster import Requeue
-from slurm.job_side.requeue_policy import Decision, End, decide
+from slurm.job_side.requeue_policy import PREEMPTED, Decision, End, decide
 
 pytestmark = pytest.mark.unit
 
@@ -63,10 +63,26 @@ def _decide(*outcomes: Outcome, past: list[Attempt] | None = None, **end: Any) -
         (_report("saved"), SAVED | {"state": "PENDING"}, NONE, "leave", 0, (), "saved"),
         (_report("saved"), SAVED | {"state": "NODE_FAIL"}, NONE, "leave", 0, (), "saved"),
         (_report("saved"), SAVED | {"requeued": True}, NONE, "leave", 0, (), "saved"),
+        # Preempted: at once, and no crash, however often it comes before a checkpoint.
+        (
+            *(_report("saved"), SAVED | {"preempted": True, "state": "PREEMPTED"}, NONE),
+            *("requeue", 0, (), "saved"),
+        ),
+        (None, {"preempted": True, "state": "PREEMPTED"}, NONE, "requeue", 0, (), "silent"),
+        (None, {"preempted": True}, [(0, 0)] * 5, "stop", 0, (), "silent"),
+        (
+            *(_report("failed"), {"preempted": True, "state": "PREEMPTED"}, NONE),
+            *("stop", 0, (), "failed"),
+        ),
+        (
+            *(_report("saved"), SAVED | {"preempted": True, "cancelled": True}, NONE),
+            *("leave", 0, (), "saved"),
+        ),
         # The same again would end in the same way.
         (_report("input"), {}, NONE, "stop", 0, (), "input"),
         (_report("failed"), {}, NONE, "stop", 0, (), "failed"),
         (_report("crashed", GPU), {}, NONE, "stop", 0, (), "crashed"),
+        (None, {"code": 74}, NONE, "stop", 0, (), "failed"),  # no room for a report
         # Crashes: longer pauses, then no more, unless there is a checkpoint between them.
         (_report(), {}, NONE, "requeue", 30, (), "crashed"),
         (_report(), {}, [(0, 0)], "requeue", 60, (), "crashed"),
@@ -112,9 +128,19 @@ def test_attempts_that_slurm_ended_are_not_crashes() -> None:
     assert _decide(_report(), past=lost, before=4, now=4).delay == 30
 
 
+def test_preemptions_are_not_crashes() -> None:
+    taken = _past([(4, 4)] * 2)
+    taken = [
+        a.model_copy(update={"ended": a.ended and a.ended.model_copy(update={"reason": PREEMPTED})})
+        for a in taken
+    ]
+    assert _decide(_report(), past=taken, before=4, now=4).delay == 30
+
+
 @pytest.mark.parametrize(
     ("report", "end", "reason"),
     [
+        (_report("saved"), SAVED | {"preempted": True}, "preempted; saved at step 9"),
         (_report("saved"), SAVED, "asked to stop, and saved at step 9"),
         (_report("saved"), SAVED | {"cancelled": True}, "cancelled; saved at step 9"),
         (_report("failed", "the loss is nan"), {}, "the loss is nan (process 0 on n1)"),

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,11 +14,15 @@ from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.utils.errors import RunError, UserError
 from lensdist.utils.files import sha256, to_json, write_atomic
+from slurm import scheduler
 from slurm.attempts import AttemptLog
 from slurm.job import load_job
+from slurm.job_side import prologue
 from slurm.job_side.node_health import versions
+from slurm.monitor import status
 from slurm.plan.builder import make_plan
 from slurm.plan.plan import Plan
+from slurm.submission import send as sending
 from slurm.submission.send import send
 from tests.chains import write_chain, write_cluster
 from tests.fakes.slurm import FakeSlurm
@@ -101,6 +106,19 @@ def test_what_can_never_start_is_not_sent(tmp_path: Path, fake: FakeSlurm) -> No
     assert [*fake.jobs] == ["101"]
 
 
+def test_a_torch_for_cpus_is_not_sent_to_gpus(
+    tmp_path: Path, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F8: node after node would fail its check, and be blamed for it."""
+    monkeypatch.setattr(sending, "versions", lambda: versions() | {"torch": "2.9.0+cpu"})
+    with pytest.raises(UserError, match=r"torch 2\.9\.0\+cpu .* is a build for CPUs"):
+        _send(tmp_path, "pretrain", "cluster.gpus_per_node=1")
+    assert not fake.jobs
+    assert not (tmp_path / "runs" / ".submit").exists()
+    _send(tmp_path, "pretrain", "cluster.gpus_per_node=1", "cluster.python=/opt/bin/python")
+    assert [*fake.jobs] == ["101"]
+
+
 def test_a_refusal_leaves_nothing_in_the_queue(tmp_path: Path, fake: FakeSlurm) -> None:
     fake.refuse("Invalid account", after=2)
     with pytest.raises(RunError, match=r"evaluate was refused, so nothing is queued: .*account"):
@@ -109,7 +127,9 @@ def test_a_refusal_leaves_nothing_in_the_queue(tmp_path: Path, fake: FakeSlurm) 
         "101": "CANCELLED",
         "102": "CANCELLED",
     }
-    assert not AttemptLog(tmp_path / "runs" / ".submit" / "ledger" / "evaluate.jsonl").events()
+    (event,) = AttemptLog(tmp_path / "runs" / ".submit" / "ledger" / "evaluate.jsonl").events()
+    assert (event.what, event.verdict) == ("ended", "stop")
+    assert "Invalid account" in event.reason
     fake.refuse("")
     _send(tmp_path)  # they are not taken for queued
     assert waits(fake) == {"103": "", "104": "afterok:103", "105": "afterok:104"}
@@ -201,6 +221,94 @@ def test_nothing_is_done_while_the_controller_is_away(tmp_path: Path, fake: Fake
     assert [call[0] for call in fake.calls].count("sbatch") == 1
 
 
+def test_a_job_that_was_queued_without_an_answer_is_found(
+    tmp_path: Path, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F3: sbatch times out, and the job starts when the controller is back."""
+    monkeypatch.setattr(scheduler, "_AWAY", (0, 0, 0))
+    fake.lose_answer()
+    _send(tmp_path)
+    assert waits(fake) == {"101": "", "102": "afterok:101", "103": "afterok:102"}
+    log = AttemptLog(tmp_path / "runs" / ".submit" / "ledger" / "pretrain.jsonl")
+    assert [(e.what, e.job) for e in log.events()] == [("sent", "101")]
+
+
+def test_what_was_not_queued_is_refused_though_slurm_was_slow(
+    tmp_path: Path, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "_AWAY", (0, 0, 0))
+    fake.refuse("Socket timed out on send/recv operation", after=1)
+    with pytest.raises(RunError, match="finetune was refused, so nothing is queued"):
+        _send(tmp_path)
+    assert [job["state"] for job in fake.jobs.values()] == ["CANCELLED"]
+
+
+def test_what_a_silent_controller_may_have_does_not_run(
+    tmp_path: Path, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(scheduler, "_AWAY", (0, 0, 0))
+    run = finish(_plan(tmp_path).steps[0])
+    other = "pretrain.optim.lr=0.5"
+    fake.lose_answer(stays_down=True)
+    with pytest.raises(RunError, match="SLURM does not answer, and may have the job"):
+        _send(tmp_path, other)
+    assert run.exists()  # back where it was
+    assert [job["state"] for job in fake.jobs.values()] == ["PENDING"]
+    (folder,) = sendings(tmp_path / "runs" / ".submit")
+    fake.down(False)
+    # If it starts before any command looks, it does not run.
+    monkeypatch.setenv("SLURM_JOB_ID", "101")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu7")
+    assert prologue.main(str(folder / "pretrain.json")) == 1
+    assert "was cancelled" in capsys.readouterr().err
+    # The next command shows it, and the next one that sends takes it back.
+    targets = [step.target for step in _plan(tmp_path, other).steps]
+    (pretrain, *_) = status.query(targets, tmp_path / "runs" / ".submit")
+    assert pretrain.slurm is not None
+    assert (pretrain.slurm.job, pretrain.live) == ("101", True)
+    said = _send(tmp_path, other)
+    assert any("job 101 was left from a submission; cancelled" in line for line in said)
+    assert {j: job["state"] for j, job in fake.jobs.items()} == {
+        "101": "CANCELLED",
+        **dict.fromkeys(("102", "103", "104"), "PENDING"),
+    }
+
+
+def test_jobs_that_could_not_be_taken_back_are_so_later(
+    tmp_path: Path, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "_AWAY", (0, 0, 0))
+
+    def lost(sentence: str) -> None:  # while the second phase is sent
+        if sentence.startswith("pretrain: job"):
+            fake.down()
+
+    with pytest.raises(RunError):
+        send(_plan(tmp_path), lost)
+    assert waits(fake) == {"101": ""}
+    fake.down(False)
+    _send(tmp_path)
+    assert fake.jobs["101"]["state"] == "CANCELLED"
+    assert waits(fake) == {"102": "", "103": "afterok:102", "104": "afterok:103"}
+
+
+def test_two_commands_do_not_send_at_once(tmp_path: Path, fake: FakeSlurm) -> None:
+    """F15: the second is refused, and its turn comes when the first has ended."""
+    refused: list[UserError] = []
+
+    def second(sentence: str) -> None:
+        if sentence.startswith("submission") and not refused:
+            with pytest.raises(UserError, match="another command is sending") as e:
+                _send(tmp_path)
+            refused.append(e.value)
+
+    send(_plan(tmp_path, "pretrain"), second)
+    assert len(refused) == 1
+    assert [*fake.jobs] == ["101"]
+    fake.set("101", state="COMPLETED")
+    assert len(_send(tmp_path, "pretrain")) > 1
+
+
 def test_an_interruption_leaves_nothing_half_done(tmp_path: Path, fake: FakeSlurm) -> None:
     run = finish(_plan(tmp_path).steps[0])
 
@@ -227,10 +335,14 @@ def test_variables_of_the_session(
     spy.chmod(0o755)
     monkeypatch.setenv("PATH", f"{spy.parent}{os.pathsep}{os.environ['PATH']}")
     theirs = {"SLURM_RESTART_COUNT": "3", "SLURM_ARRAY_TASK_ID": "2", "RANK": "1", "PET_X": "y"}
-    ours = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "me", "HF_HOME": "/x"}
+    # A module of the centre sets options, which win over the batch script (F4 of the review).
+    theirs |= {"SBATCH_PARTITION": "high", "SBATCH_TIMELIMIT": "1", "SBATCH_EXPORT": "NONE"}
+    theirs |= {"MASTER_ADDR": "n1", "WORLD_SIZE": "2", "SRUN_CPUS_PER_TASK": "1"}
+    ours = {"SLURM_CONF": "/etc/slurm.conf", "HF_HOME": "/x"}
     for name, value in (theirs | ours).items():
         monkeypatch.setenv(name, value)
-    _send(tmp_path, "pretrain")
+    (told,) = [line for line in _send(tmp_path, "pretrain") if "SBATCH_PARTITION" in line]
+    assert "SBATCH_TIMELIMIT" in told
     there = dict(line.partition("=")[::2] for line in seen.read_text().splitlines())
     assert not theirs.keys() & there.keys()
     assert ours.items() <= there.items()

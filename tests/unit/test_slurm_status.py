@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 
-from slurm.monitor.status import HEADER, as_json, progress, query, table_rows
-from tests.unit.standing import Standing, standing
+from slurm.monitor.status import HEADER, as_json, progress, query, table_rows, total_used
+from tests.unit.standing import T0, Standing, standing
 
 pytestmark = pytest.mark.unit
 __all__ = ["standing"]
 
 
 def _rows(chain: Standing) -> dict[str, dict[str, str]]:
-    header, *rows = table_rows(chain.targets, chain.state)
+    header, *rows = table_rows(as_json(chain.targets, chain.state))
     assert header == HEADER
     return {row[0]: dict(zip(HEADER, row, strict=True)) for row in rows}
 
@@ -29,6 +31,7 @@ def test_a_chain_under_way_is_seen_with_one_question(standing: Standing) -> None
     standing.train("pretrain", 100, rate=2.0, mse=0.02154, seconds=30.0)
     standing.sent("finetune", "18_2")
     rows = _rows(standing)
+    assert rows["pretrain"].pop("used").endswith(" node-h")
     assert rows["pretrain"] == {
         "phase": "pretrain",
         "job": "17",
@@ -40,7 +43,7 @@ def test_a_chain_under_way_is_seen_with_one_question(standing: Standing) -> None
         "complete": "no",
     }
     assert rows["finetune"]["state"] == "PENDING (Dependency)"
-    assert [*rows["evaluate"].values()] == ["evaluate", *["-"] * 6, "no"]
+    assert [*rows["evaluate"].values()] == ["evaluate", *["-"] * 7, "no"]
     assert standing.calls("squeue") == 1
 
 
@@ -179,6 +182,8 @@ def test_programs_get_numbers(standing: Standing) -> None:
     standing.started("pretrain", "17")
     standing.train("pretrain", 100, rate=2.0, mse=0.02)
     found = json.loads(json.dumps(as_json(standing.targets, standing.state)))
+    hours = found[0].pop("node_hours"), found[0].pop("gpu_hours")
+    assert hours == (pytest.approx(2 * (time.time() - T0 - 3600) / 3600, rel=1e-3), 0)
     assert found[0] == {
         "phase": "pretrain",
         "kind": "run",
@@ -198,3 +203,27 @@ def test_programs_get_numbers(standing: Standing) -> None:
         "log": str(standing.state / "first" / "17_0_log.out"),
     }
     assert (found[2]["job"], found[2]["log"], found[2]["step"]) == (None, None, None)
+
+
+def test_hours_that_were_used(standing: Standing) -> None:
+    """Two nodes of four GPUs for 18 min, 1 h and 30 min, lost twice; then one node for 18 min."""
+    standing.slurm(sacct="17|FAILED|None|gpu07|1:0\n18|COMPLETED|None|gpu07|0:0")
+    standing.sent("pretrain", "17", gpus_per_node=4, nodes=2)
+    standing.started("pretrain", "17")
+    standing.ended("pretrain", "17", "requeue", "it fell")
+    standing.started("pretrain", "17", 2)
+    standing.started("pretrain", "17", 3)
+    standing.train("pretrain", 20)
+    wrote = T0 + 3 * 3600 + 1800
+    os.utime(standing.runs / "pretrain" / "metrics.jsonl", (0, wrote))
+    standing.sent("finetune", "18", processes_per_node=2)
+    standing.started("finetune", "18", nodes=("gpu07",))
+    standing.ended("finetune", "18", "done", "complete")
+    found = as_json(standing.targets, standing.state)
+    assert [one["gpu_hours"] for one in found] == pytest.approx([8 * (0.3 + 1 + 0.5), 0, 0])
+    assert [one["node_hours"] for one in found] == pytest.approx([2 * 1.8, 0.3, 0])
+    rows = {row[0]: row[HEADER.index("used")] for row in table_rows(found)}
+    used = {"pretrain": "14.4 GPU-h", "finetune": "0.3 node-h", "evaluate": "-"}
+    assert rows == {"phase": "used", **used}
+    assert total_used(found) == "used so far: 14.4 GPU-h and 0.3 node-h"
+    assert total_used(found[2:]) == ""

@@ -27,7 +27,9 @@ ON_ONE_CHAIN = ["status", "logs", "cancel", "resume", "why"]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """A command on a tiny chain: its exit code, and what it says on stdout and stderr."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # no chain of another test
     chain = write_chain(tmp_path, tmp_path / "packed")
+    (tmp_path / "packed").mkdir()
     here, there = tmp_path / "here.yaml", tmp_path / "there.yaml"
     write_cluster(tmp_path).rename(here)
     write_cluster(tmp_path, executor="slurm").rename(there)
@@ -55,7 +57,7 @@ def test_every_command_has_its_help(run: Run, command: str) -> None:
     code, said, told = run(command, "--help")
     assert (code, told) == (0, "")
     assert commands.SUMMARIES[command].capitalize() in " ".join(said.split())
-    for word in ("--chain", "--cluster", "phase|key=value"):
+    for word in ("--chain", "--config", "--cluster", "preset|phase|key=value"):
         assert word in said
 
 
@@ -91,9 +93,8 @@ def test_wrong_command_lines(words: list[str], capsys: pytest.CaptureFixture[str
         *(([one, "pretrian"], "did you mean 'pretrain'?") for one in ON_ONE_CHAIN),
         (["status", "--chain", "nowhere.yaml"], "nowhere.yaml"),
         (["plan", "--cluster", "nowhere.yaml"], "nowhere.yaml"),
-        (["logs"], "no phase was ever sent"),
-        (["logs", "-f", "finetune"], "finetune was never sent, so it has no log; send it with: "),
-        (["resume", "pretrain"], "pretrain was never sent: use `submit`"),
+        *(([one], "no chain tiny was sent") for one in ON_ONE_CHAIN),
+        (["resume", "pretrain"], "send one with `python slurm/submit.py submit`"),
     ],
 )
 def test_bad_input_exits_with_2(run: Run, tmp_path: Path, words: list[str], sentence: str) -> None:
@@ -104,14 +105,17 @@ def test_bad_input_exits_with_2(run: Run, tmp_path: Path, words: list[str], sent
     assert not (tmp_path / "runs").exists()
 
 
-def test_nothing_has_happened_yet(run: Run) -> None:
+def test_of_one_phase_nothing_has_happened_yet(run: Run, fake: FakeSlurm) -> None:
+    assert run("submit", "pretrain", "slurm")[0] == 0
+    fake.set("101", state="COMPLETED")
     assert run("cancel") == (0, "none of these phases is in the queue or runs\n", "")
-    assert run("resume")[1].count("\n") == 1
-    assert run("why") == (0, "no phase has failed; `status` shows the state of each\n", "")
+    code, _, told = run("logs", "-f", "finetune")
+    assert code == 2
+    assert "finetune was never sent, so it has no log; send it with: " in told
+    assert run("resume", "finetune")[::2] == (2, "error: finetune was never sent: use `submit`\n")
     code, said, _ = run("why", "finetune")
     assert code == 0
     assert "finetune was never sent." in said
-    assert "Next: python slurm/submit.py submit" in said
 
 
 def test_status_for_programs(run: Run, fake: FakeSlurm) -> None:
@@ -137,6 +141,12 @@ def test_when_jobs_would_start(run: Run, tmp_path: Path, fake: FakeSlurm) -> Non
         "evaluate",
     ]
     assert "on 1 core of node1" in said
+    (Path(fake.environment["PATH"].split(":")[0]) / "sbatch").write_text(
+        "#!/bin/sh\necho 'sbatch: error: Requested time limit is invalid' >&2\nexit 1\n"
+    )
+    code, said, told = run("plan", "--test-only", "slurm")
+    assert (code, said.count("refused: ")) == (1, 3)
+    assert _one_sentence(told)
     assert not fake.jobs
     assert not (tmp_path / "runs").exists()
 
@@ -229,3 +239,17 @@ def test_options_may_stand_anywhere(
     with pytest.raises(SystemExit):
         main(["plan", *words[:-1], "--nonsense", "seed=1"])
     assert "unrecognized arguments: --nonsense" in capsys.readouterr().err
+
+
+def test_why_speaks_of_a_refusal(run: Run, fake: FakeSlurm) -> None:
+    fake.refuse("sbatch: error: Requested time limit is invalid (missing or exceeds some limit)")
+    assert run("submit", "slurm")[0] == 1
+    code, said, _ = run("why")
+    assert code == 0
+    assert said.startswith("pretrain (job ?, stopped) was stopped: SLURM refused it: ")
+    assert "submit --chain" in said
+    assert "cluster.walltime=MINUTES" in said
+    assert run("resume")[0] == 1  # as it was
+    fake.refuse("")
+    assert run("submit", "slurm")[0] == 0
+    assert run("why")[1].startswith("pretrain (job 101, PENDING")
