@@ -55,6 +55,12 @@ class DataConfig(Strict):
         None,
         description="The number of images of any class; the seed draws them. null: all.",
     )
+    balance: Literal["none", "classes"] = Field(
+        "none",
+        description="How often an epoch shows each class. none: as often as it has images; "
+        "classes: all equally often, so that images of a rare class repeat within an epoch and "
+        "those of a common one take turns over epochs. Validation and test are not changed.",
+    )
     choose_with: Annotated[int, Field(ge=0, le=10**12)] | Literal["split"] = Field(
         0,
         description="How many of `labels_per_class` (of each class) or of `train_images` choose "
@@ -84,6 +90,8 @@ class DataConfig(Strict):
         for key in ("labels_per_class", "train_images"):
             if self.source == "stream" and getattr(self, key) is not None:
                 raise ValueError(f"{key} has no meaning on a stream, which never repeats")
+        if self.source == "stream" and self.balance != "none":
+            raise ValueError("balance has no meaning on a stream, whose classes are equally common")
         if self.labels_per_class is not None and self.train_images is not None:
             raise ValueError("labels_per_class and train_images: give one of them")
         if self.held_back and self.held_back >= (self.labels_per_class or self.train_images or 0):
@@ -135,9 +143,10 @@ class PreprocessConfig(Strict):
         None,
         ge=0,
         le=16,
-        description="The largest shift of an image, in whole pixels, that residual fits together "
-        "with the image's flux and offset; a shift may be 1 less. null: it fits none of the three, "
-        "so that images must have the unit and the place of the training images.",
+        description="The largest shift of an image, in pixels, that residual fits together with "
+        "the image's flux and offset. Fractions of a pixel are fitted too; a shift may be 1 less. "
+        "null: it fits none of the three, so that images must have the unit and the place of the "
+        "training images.",
     )
     family: FamilyName | None = Field(
         None,

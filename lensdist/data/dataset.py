@@ -160,7 +160,9 @@ class PackedSet(Arrays):
             )
 
     def indices(self, split: str) -> npt.NDArray[np.int64]:
-        """Return the samples of `train`, `val` or `test`: (n,) int64, ascending."""
+        """Return the samples of `train`, `val`, `test` or `all`: (n,) int64, ascending."""
+        if split == "all":
+            return np.arange(len(self), dtype=np.int64)
         return np.flatnonzero(self._split == SPLITS.index(split)).astype(np.int64)
 
     def name_of(self, row: int) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 Limits = dict[str, tuple[float, float]]
 """The lowest and the highest value of each column that is like the training images."""
 
-_OUTSIDE = 0.005  # share of the training images beyond the quantiles of a column
+_OUTSIDE = 0.01  # share of the training images beyond the quantiles, of all columns together
 _MARGIN = 0.1  # of the distance between the quantiles, added on both sides
 _FEW = 10.0  # a margin for few images, whose extremes say little: 10 / n of the distance
 
@@ -33,10 +33,10 @@ class Examined:
 
 
 def limits_of(columns: Mapping[str, Tensor]) -> Limits:
-    """Return the limits that about 99.5 % of these images (N,) are inside of, column by column."""
-    found = {}
+    """Return the limits, column by column, that about 99 % of these images (N,) are inside of."""
+    found, share = {}, _OUTSIDE / max(len(columns), 1)
     for name, values in columns.items():
-        ends = values.new_tensor([_OUTSIDE / 2, 1 - _OUTSIDE / 2]).double()
+        ends = values.new_tensor([share / 2, 1 - share / 2]).double()
         low, high = torch.quantile(values.double(), ends).tolist()
         margin = (_MARGIN + _FEW / len(values)) * (high - low)
         found[name] = (low - margin, high + margin)

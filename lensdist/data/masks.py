@@ -31,5 +31,6 @@ def image_means(values: Tensor, weight: Tensor | None) -> Tensor:
     axes = (1, 2, 3)
     if weight is None:
         return values.mean(axes)
+    weight = weight.expand_as(values)  # one mask for all bands counts once for each
     counted = torch.where(weight > 0, values, 0.0) * weight
     return counted.sum(axes) / weight.sum(axes).clamp_min(1e-12)

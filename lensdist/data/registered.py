@@ -1,28 +1,33 @@
 """Fit smooth lenses to images whose flux, offset and place are unknown.
 
-A basis describes smooth lenses at one place. An image is moved by whole pixels to where the basis
-fits it best, and its flux and offset are those of the fit. So what is left, in units of the fitted
-flux, is the same whatever the unit, the background and the place of the image.
+A basis describes smooth lenses at one place. An image is moved to where the basis fits it best,
+first by whole pixels, then by a fraction of one, and its flux and offset are those of the fit. So
+what is left, in units of the fitted flux, is the same whatever the unit, the background and the
+place of the image.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lensdist.data.subpixel import TAPS, Spline, read, slopes
 from lensdist.utils.errors import UserError
 
 COARSE = 16
 """Components that find the place. With more, substructure moves it: by 1 pixel or more in 44 % of
 noiseless `axion` images with 40 components, in 17 % with 16, by 2 in 4 % and none."""
+FINE = 40
+"""Components that find the fraction of a pixel. 16 leave twice as much of smooth lenses; with 100,
+substructure moves images as with `COARSE`."""
+_STEPS = 4  # of Gauss and Newton to the fraction of a pixel
 _LEAST = 8  # pixels a side of a window
 _RIDGE = 1e-9  # of the fit to good pixels, which may be fewer than the components
-IMAGES = 1000
-"""Most images that the components are made of: more would change little, and take longer."""
+_FIRST = 4  # one image in so many makes the first components, which only find places
 COLUMNS = ("fit_residual", "fit_distance", "fit_flux", "fit_shift_x", "fit_shift_y")
 """What `Registered.columns` measures."""
 
@@ -32,25 +37,24 @@ class Fit:
     """What was fitted to images (B, C, H, W), in their windows of h * w pixels.
 
     Attributes:
-        pixels: (B, 1, h * w) int64, the window's pixels among the H * W.
-        shift: (B, 2) int64, how many pixels the image is lower, and further right, than the basis.
+        image: (B, C, H, W) float64, with bad pixels filled.
+        pixels: (B, 1, h * w) int64, the window's pixels among the H * W, moved by whole ones.
+        shift: (B, 2), how many pixels the image is lower, and further right, than the basis.
+        fraction: (B, 2), how much of that is beyond the window's.
         flux: (B, 1, 1), the root of the sum of squares of the smooth part above its offset.
         coefficients: (B, K) of the basis, in units of the flux.
         smooth: (B, C, h * w), the smooth part with its offset.
         residual: (B, C, h * w), the image without it, in units of the flux.
     """
 
+    image: Tensor
     pixels: Tensor
     shift: Tensor
+    fraction: Tensor
     flux: Tensor
     coefficients: Tensor
     smooth: Tensor
     residual: Tensor
-
-    def placed(self, values: Tensor, raw: Tensor) -> Tensor:
-        """Return images `raw` (B, C, H, W) with `values` (B, C, h * w) in their windows."""
-        inside = self.pixels.expand_as(values)
-        return raw.flatten(2).scatter(2, inside, values.to(raw.dtype)).view_as(raw)
 
 
 @dataclass
@@ -72,6 +76,10 @@ class Registered:
     reach: int
     scale: float = 1.0
     made: str = ""
+    _spline: Spline = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._spline = Spline(self.shape[1:])
 
     def fits(self, shape: tuple[int, int, int]) -> bool:
         """Return whether the basis is of images of this shape (C, H, W)."""
@@ -89,11 +97,24 @@ class Registered:
         # In float64: under autocast or TF32 rounding would be larger than the residual.
         image = x.flatten(2).double()
         if good is None:
-            return self._fit(image, *self._places(image))
+            return self._fit(image, self._places(image))
         known = good.expand_as(x).flatten(2)
         image = torch.where(known, image, _median(image, known))
-        pixels, shift = self._places(image)
-        return self._fit(self._filled(image, known, pixels), pixels, shift)
+        corner = self._places(image)
+        return self._fit(self._filled(image, known, self._pixels(corner)), corner)
+
+    def fit_in_place(self, x: Tensor) -> Fit:
+        """Fit images (B, C, H, W) that are at most a fraction of a pixel off the basis."""
+        corner = torch.full((len(x), 2), self.reach, device=x.device)
+        return self._fit(x.flatten(2).double(), corner)
+
+    def with_residual(self, fit: Fit, residual: Tensor) -> Tensor:
+        """Return the images (B, C, H, W) of a fit, with another residual (B, C, h * w)."""
+        change = torch.zeros_like(fit.image).flatten(2)
+        inside = fit.pixels.expand_as(residual)
+        change = change.scatter(2, inside, (residual - fit.residual) * fit.flux)
+        weights = self._spline.weights(change.view_as(fit.image))
+        return fit.image + read(weights, -fit.fraction)
 
     def columns(self, fit: Fit) -> dict[str, Tensor]:
         """Return numbers (B,) that tell images unlike smooth lenses and those of the training set.
@@ -128,8 +149,18 @@ class Registered:
         bands, height, width = self.shape
         return bands, height - 2 * self.reach, width - 2 * self.reach
 
-    def _places(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `pixels` and `shift` of a `Fit` for images (B, C, H * W)."""
+    def _pixels(self, corner: Tensor, extra: int = 0) -> Tensor:
+        """Return the numbers (B, 1, …) of the pixels of windows whose first is `corner` (B, 2).
+
+        `extra` makes windows and images larger.
+        """
+        (_, h, w), width = self._window, self.shape[2] + extra
+        line, column = (torch.arange(n + extra, device=corner.device) for n in (h, w))
+        lines = corner[:, 0, None, None] + line[:, None]
+        return (lines * width + corner[:, 1, None, None] + column).flatten(1)[:, None]
+
+    def _places(self, image: Tensor) -> Tensor:
+        """Return where the windows of images (B, C, H * W) begin, (B, 2)."""
         (bands, h, w), (_, height, width) = self._window, self.shape
         moves = torch.arange(2 * self.reach + 1, device=image.device)
         # The product of a window with a row is that of whole lines with the row, padded.
@@ -146,11 +177,7 @@ class Registered:
         mean, square = (lower @ a @ across.T / (h * w) for a in (centred, centred.square()))
         left = (h * w * (square - mean.square())).sum(1) - told
         best = left.flatten(1).argmin(1)
-        down, right = best // len(moves), best % len(moves)
-        line, column = (torch.arange(n, device=image.device) for n in (h, w))
-        rows = (down[:, None, None] + line[:, None]) * width
-        pixels = (rows + right[:, None, None] + column).flatten(1)
-        return pixels[:, None], torch.stack([down, right], 1) - self.reach
+        return torch.stack([best // len(moves), best % len(moves)], 1)
 
     def _filled(self, image: Tensor, known: Tensor, pixels: Tensor) -> Tensor:
         """Return images (B, C, H * W) with bad pixels filled by the smooth part of the others."""
@@ -167,8 +194,33 @@ class Registered:
             values[i] = torch.where(good[i], values[i], smooth)
         return image.scatter(2, inside, values.view_as(inside))
 
-    def _fit(self, image: Tensor, pixels: Tensor, shift: Tensor) -> Fit:
-        values = image.gather(2, pixels.expand(-1, image.shape[1], -1))
+    def _fraction(self, weights: Tensor) -> Tensor:
+        """Return the fractions of a pixel (B, 2) by which windows are off the basis."""
+        rows = self.rows[:FINE].to(weights)
+        fraction = weights.new_zeros(weights.shape[0], 2)  # len(weights) would fix the batch
+
+        def unexplained(values: Tensor) -> Tensor:
+            flat = (values - values.mean((2, 3), keepdim=True)).flatten(1)
+            return flat - (flat @ rows.T) @ rows
+
+        for _ in range(_STEPS):
+            left, a, b = (unexplained(part) for part in slopes(weights, fraction))
+            aa, ab, bb = ((x * y).sum(1) for x, y in ((a, a), (a, b), (b, b)))
+            al, bl = (a * left).sum(1), (b * left).sum(1)
+            most = (aa * bb).clamp_min(1e-30)
+            step = torch.stack([bb * al - ab * bl, aa * bl - ab * al], 1)
+            step = step / torch.maximum(aa * bb - ab * ab, 1e-3 * most)[:, None]
+            fraction = (fraction - step.clamp(-0.5, 0.5)).clamp(-1, 1)
+        return fraction
+
+    def _fit(self, image: Tensor, corner: Tensor) -> Fit:
+        (bands, h, w), wide = self._window, 2 * TAPS
+        whole = image.view(-1, *self.shape)
+        inside = self._pixels(corner, wide).expand(-1, bands, -1)
+        weights = self._spline.weights(whole).flatten(2).gather(2, inside)
+        weights = weights.view(-1, bands, h + wide, w + wide)
+        fraction = self._fraction(weights)
+        values = read(weights, fraction).flatten(2)
         offset = values.mean(2, keepdim=True)
         centred = (values - offset).flatten(1)
         rows = self.rows.to(image)
@@ -178,13 +230,18 @@ class Registered:
         least = 1e-12 * offset.abs().amax((1, 2)) + 1e-30
         flux = torch.maximum(told.square().sum(1).sqrt(), least)[:, None]
         residual = (values - offset - smooth) / flux[:, None]
-        return Fit(pixels, shift, flux[:, None], told / flux, smooth + offset, residual)
+        shift, pixels = corner - self.reach + fraction, self._pixels(corner)
+        told, flux = told / flux, flux[:, None]
+        return Fit(whole, pixels, shift, fraction, flux, told, smooth + offset, residual)
 
 
-def registered(images: Tensor, reach: int, components: int, made: str) -> Registered:
+def registered(
+    images: Tensor, reach: int, components: int, made: str, turned: bool = False
+) -> Registered:
     """Make a basis of images (N, C, H, W), which count alike whatever their flux.
 
-    All images are typical, and at most `IMAGES` of them make the components.
+    `turned` adds each image turned by 180 degrees.
+    They make components as they are, and again at the places where those find them.
 
     Raises:
         UserError: shifts of so many pixels would leave no window.
@@ -195,25 +252,46 @@ def registered(images: Tensor, reach: int, components: int, made: str) -> Regist
             f"preprocess.shift: {reach} leaves {size - 2 * reach} of {size} pixels; at least "
             f"{_LEAST} are needed: set at most {max(0, (size - _LEAST) // 2)}"
         )
-    flat = _flat(images, reach)
-    some = flat[:: -(-len(flat) // IMAGES)]
-    # By the N x N products, which is far cheaper than decomposing an N x P matrix.
-    values, vectors = torch.linalg.eigh(some @ some.T)
-    k = min(components, int((values > values[-1] * 1e-12).sum()))
-    largest_first = vectors[:, -k:].flip(1)
-    rows = torch.linalg.qr((largest_first.T @ some).T).Q.T.float().contiguous()
+    bands, height, width = images.shape[1:]
+    some, shape = images[::_FIRST], (bands, height, width)
+    values = _inner(some, reach).flatten(2).double()
+    basis = _of(values, shape, reach, components, made, turned)
+    for again in (some, images):
+        fits = [basis.fit_in_place(part) for part in torch.split(again, 100)]
+        values = torch.cat([fit.smooth + fit.residual * fit.flux for fit in fits])
+        basis = _of(values, shape, reach, components, made, turned)
+    return basis
+
+
+def _of(
+    values: Tensor,
+    shape: tuple[int, int, int],
+    reach: int,
+    components: int,
+    made: str,
+    turned: bool,
+) -> Registered:
+    """Make a basis of the windows (N, C, h * w) of images of a shape (C, H, W)."""
+    centred = values - values.mean(2, keepdim=True)
+    centred = centred / centred.square().sum((1, 2), keepdim=True).sqrt().clamp_min(1e-30)
+    flat, parts = centred.flatten(1), [centred.flatten(1)]
+    if turned:  # what stays and what changes sign are apart, which is cheaper than all together
+        other = centred.flip(2).flatten(1)
+        parts = [flat + other, flat - other]
+        flat = torch.cat([flat, other])
+    values, rows = (torch.cat(v) for v in zip(*map(_principal, parts), strict=True))
+    k = min(components, int((values > values.max() * 1e-12).sum()))
+    rows = rows[values.topk(k).indices].float()
     told = flat @ rows.double().T
     typical = told[:, :COARSE] / told.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    bands, height, width = images.shape[1:]
-    return Registered(rows, typical.float(), (bands, height, width), reach, made=made)
+    return Registered(rows, typical.float(), shape, reach, made=made)
 
 
-def _flat(images: Tensor, reach: int) -> Tensor:
-    """Return the middle of images (N, C, H, W) without offset and of flux 1: (N, C * h * w)."""
-    inner = _inner(images, reach).flatten(2).double()
-    flat = (inner - inner.mean(2, keepdim=True)).flatten(1)
-    norm: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    return flat / norm.clamp_min(1e-30)
+def _principal(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the squares (N,) along the principal directions of rows (N, P), and those (N, P)."""
+    # By the N x N products, which is far cheaper than decomposing an N x P matrix.
+    values, vectors = torch.linalg.eigh(flat @ flat.T)
+    return values, F.normalize(vectors.T @ flat)
 
 
 def _inner(images: Tensor, reach: int) -> Tensor:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +34,8 @@ log = logging.getLogger(__name__)
 
 IMAGES = 1500
 """Most images that the basis is made of: more would change little, and take longer."""
-_SIMULATED = 4000  # a fourth of them make components, in a second; more make a denser net
+_SIMULATED = 1000  # more would make a denser net of typical lenses, and take longer
+_FOR_SCALE = 300  # images that the scale of fitted residuals is known from to some percent
 _SAME_SCALE = 0.02  # relative difference of pixel scales that only rounding explains
 
 
@@ -99,12 +101,10 @@ def fit_smooth(packed: PackedSet, cfg: PreprocessConfig) -> Smooth | Registered:
             "the smooth part is learned from %s, as %s does not name a simulated family "
             "(preprocess.family)", made, packed.path,
         )  # fmt: skip
-        images = _finite(packed, _some(chosen))
+        basis = registered(_finite(packed, _some(chosen)), cfg.shift, cfg.components, made)
     else:
-        made = f"{_SIMULATED:,} simulated smooth lenses of {settings.family}"
-        images = _simulated(settings)
-    basis = registered(images, cfg.shift, cfg.components, made)
-    parts = torch.split(_finite(packed, _some(rows)), 100)
+        basis = replace(_of_family(settings.model_dump_json(), cfg.shift, cfg.components))
+    parts = torch.split(_finite(packed, _some(rows, _FOR_SCALE)), 100)
     basis.scale = _rms(torch.cat([basis.fit(part).residual for part in parts]))
     return basis
 
@@ -141,12 +141,36 @@ def smooth_settings(manifest: Manifest, family: FamilyName | None) -> SimConfig 
     return cfg
 
 
+@lru_cache(maxsize=4)
+def _of_family(settings: str, reach: int, components: int) -> Registered:
+    """Make the basis of simulated smooth lenses, of a simulator's settings in JSON."""
+    cfg = SimConfig.model_validate_json(settings)
+    made = f"{_SIMULATED:,} simulated smooth lenses of {cfg.family}"
+    return registered(_simulated(cfg), reach, components, made, turned=True)
+
+
 def _simulated(cfg: SimConfig) -> Tensor:
-    """Return smooth lenses (N, 1, H, W), each also turned by 180 degrees, as lenses may be."""
-    simulator, key = Simulator(cfg), rng.key(0, "smooth lenses")
-    blocks = torch.split(torch.arange(_SIMULATED // 2), BLOCK)
-    images = torch.cat([simulator.batch(key, samples)["image"] for samples in blocks])
-    return torch.cat([images, images.flip(2, 3)])
+    """Return smooth lenses (N, 1, H, W) of all kinds of places, in random order.
+
+    A half are at the place of the family's. A quarter are drawn with their centre at a corner of a
+    pixel, where pixels see other parts of thin arcs; a quarter are means of two neighbours, as
+    interpolation makes them. Without the latter, images moved by half a pixel look substructured.
+    """
+    key, n = rng.key(0, "smooth lenses"), _SIMULATED // 4
+    simulator, between = Simulator(cfg), Simulator(cfg)
+    between.family = replace(between.family, n_pix=between.family.n_pix + 1)
+    _, height, width = simulator.image_shape
+
+    def draw(by: Simulator, start: int, stop: int) -> Tensor:
+        blocks = torch.split(torch.arange(start, stop), BLOCK)
+        return torch.cat([by.batch(key, samples)["image"] for samples in blocks])
+
+    plain, mixed = draw(simulator, 0, 2 * n), draw(simulator, 2 * n, 3 * n).chunk(2)
+    wide = draw(between, 3 * n, 4 * n)
+    corners = [wide[k::4, :, k % 2 :, k // 2 :][..., :height, :width] for k in range(4)]
+    means = [(part + part.roll(1, axis)) / 2 for axis, part in zip((2, 3), mixed, strict=True)]
+    images = torch.cat([plain, *corners, *means])
+    return images[torch.from_numpy(rng.permutation(rng.key(key, "order"), len(images)))]
 
 
 def _rms(values: Tensor) -> float:
@@ -164,7 +188,8 @@ def _chosen(packed: PackedSet, name: str | None) -> np.ndarray[tuple[int], np.dt
         if name not in packed.manifest.labels:
             raise UserError(
                 f"preprocess.smooth_class: {packed.path} has no class {name!r}; it has "
-                f"{', '.join(packed.manifest.labels) or 'no labels'} (null: use all images)"
+                f"{', '.join(packed.manifest.labels) or 'no labels'} (for all images: "
+                "preprocess.smooth_class=null)"
             )
         rows = rows[packed.labels[rows] == packed.manifest.labels.index(name)]
     if not len(rows):
@@ -185,7 +210,7 @@ def _finite(packed: PackedSet, rows: np.ndarray[tuple[int], np.dtype[np.int64]])
 
 
 def _some(
-    rows: np.ndarray[tuple[int], np.dtype[np.int64]],
+    rows: np.ndarray[tuple[int], np.dtype[np.int64]], most: int = IMAGES
 ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Take at most `IMAGES` of them, at equal distances."""
-    return rows[:: -(-len(rows) // IMAGES)]
+    """Take at most so many of them, at equal distances."""
+    return rows[:: -(-len(rows) // most)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -17,13 +19,14 @@ class View:
 
     Args:
         packed: the set.
-        split: `train`, `val` or `test`.
+        split: `train`, `val`, `test` or `all`.
         cfg: `classes`, `labels_per_class` and `train_images` choose among the split's images. The
             latter two apply to `train`, and to `val` if `choose_with` is a number of them. They
             never apply to `test`, so that small runs have the same test images.
         seed: draws the subset.
         device: the device of batches.
         lenient: `classes` may name some that the set does not have.
+        renamed: what classes of the set are called in `classes`.
 
     Raises:
         UserError: the set lacks a class, or has fewer images than asked for.
@@ -37,9 +40,11 @@ class View:
         seed: int,
         device: torch.device,
         lenient: bool = False,
+        renamed: Mapping[str, str] | None = None,
     ) -> None:
-        self.labels = cfg.classes or tuple(packed.manifest.labels)
-        unknown = [c for c in self.labels if c not in packed.manifest.labels]
+        theirs = [(renamed or {}).get(name, name) for name in packed.manifest.labels]
+        self.labels = cfg.classes or tuple(theirs)
+        unknown = [c for c in self.labels if c not in theirs]
         if unknown and not lenient:
             raise UserError(
                 f"data.classes: {packed.path} has no class {unknown[0]!r}; "
@@ -47,10 +52,10 @@ class View:
                 "for all images, or name some of its classes"
             )
         rows = packed.indices(split)
-        renumber = np.full(len(packed.manifest.labels) + 1, -1, np.int64)  # [-1] = unlabelled
-        for new, name in enumerate(self.labels):
-            if name not in unknown:
-                renumber[packed.manifest.labels.index(name)] = new
+        renumber = np.full(len(theirs) + 1, -1, np.int64)  # [-1] = unlabelled
+        for old, name in enumerate(theirs):
+            if name in self.labels:
+                renumber[old] = self.labels.index(name)
         of_rows = renumber[np.asarray(packed.labels)[rows]]
         self.unlabelled = int((of_rows < 0).sum()) if cfg.classes is None else 0
         """Number of images without a label, or of none of the run's classes."""
@@ -70,6 +75,8 @@ class View:
         if cfg.train_images is not None and wanted:
             rows = _some(rows, wanted, split, seed)
         self.rows = rows
+        self.classes: npt.NDArray[np.int64] = renumber[np.asarray(packed.labels)[rows]]
+        """(N,) the class of each image, in the run's numbers; -1: none of them."""
         self._renumber = torch.from_numpy(renumber)
         self._device = device
         self._packed = packed

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 FIT = 2
 """The version of the lens fit: another gives networks another input."""
+PLACE = 2
+"""The version of the fit of an image's place: 1 was to whole pixels only."""
 _UNITS = ("image_mean", "image_std", "image_max")  # where the unit of an image matters
 _COLUMNS = {
     "lens_fit": tuple(f"fit_{name}" for name in NUMBERS),
@@ -127,6 +129,13 @@ class Preprocess:
             return "unit, background and place"
         return "unit" if self.columns == _UNITS else ""
 
+    @property
+    def _version(self) -> int | None:
+        """The version of what is fitted to images; None: nothing is."""
+        if self.cfg.scale == "lens_fit":
+            return FIT
+        return PLACE if isinstance(self.smooth, Registered) else None
+
     def _scaled(self, x: Tensor, good: Tensor | None) -> Tensor:
         if good is None:
             return self._scale(x, x, x)
@@ -204,7 +213,7 @@ class Preprocess:
         if isinstance(self.smooth, Registered):
             fit = self.smooth.fit(raw, good)
             left = torch.sinh(self.smooth.inner(y)).double() * self._residual_unit
-            return fit.placed(fit.smooth + left * fit.flux, raw)
+            return self.smooth.with_residual(fit, left).to(raw.dtype)
         if self.cfg.scale == "residual":
             return self._smooth.of(raw) + torch.sinh(y) * self._residual_unit
         mean, std = self._on(y.device)
@@ -236,8 +245,8 @@ class Preprocess:
         state = {**self.cfg.model_dump(mode="json"), "mean": self.mean, "std": self.std}
         if self.normalise:
             state["normalise"] = True
-        if self.cfg.scale == "lens_fit":
-            state["fit"] = FIT
+        if self._version is not None:
+            state["fit"] = self._version
         if self.limits is not None:
             state["limits"] = {name: list(ends) for name, ends in self.limits.items()}
         if self.needs:
@@ -266,11 +275,6 @@ class Preprocess:
             ValueError, LookupError, TypeError: they do not describe a `Preprocess`.
         """
         cfg = PreprocessConfig(**{k: state[k] for k in PreprocessConfig.model_fields if k in state})
-        if cfg.scale == "lens_fit" and state.get("fit") != FIT:
-            log.warning(
-                "the model was trained on the lens fit of an earlier version, and predicts with "
-                "this one: its probabilities may differ; train it again"
-            )
         smooth = _smooth_of(cfg, state, tensors or {}) if cfg.scale == "residual" else None
         mean, std = ([float(value) for value in state[name]] for name in ("mean", "std"))
         if len(mean) != len(std):
@@ -278,7 +282,13 @@ class Preprocess:
         limits = state.get("limits")
         if limits is not None:
             limits = {str(name): (float(low), float(high)) for name, (low, high) in limits.items()}
-        return cls(cfg, mean, std, smooth, bool(state.get("normalise", False)), limits)
+        made = cls(cfg, mean, std, smooth, bool(state.get("normalise", False)), limits)
+        if made._version != state.get("fit"):
+            log.warning(
+                "the model was trained on the lens fit of an earlier version, and predicts with "
+                "this one: its probabilities may differ; train it again"
+            )
+        return made
 
 
 def _smooth_of(

@@ -71,6 +71,8 @@ def test_samples_of_a_set_that_is_to_be_simulated(
 def test_samples_that_are_unknown_or_a_stream_s(tmp_path: Path, tiny_set: Path) -> None:
     assert _samples(_config("mae/debug", f"data.path={tmp_path / 'none'}")) is None
     assert _samples(_config("mae/debug", f"data.path={tiny_set}", "data.classes=[vort]")) is None
+    many = ("data.classes=null", "data.train_images=5000")
+    assert _samples(_config("mae/debug", f"data.path={tiny_set}", *many)) == 96
     stream = ("data.source=stream", "data.stream_epoch=777")
     assert _samples(_config("mae/debug", *stream)) == 777
     (tmp_path / "manifest.json").write_text("{}")

@@ -37,6 +37,35 @@ def test_what_is_beyond_the_limits_or_no_number_is_outside() -> None:
     assert "free" not in found
 
 
+def test_limits_are_wider_than_the_quantiles_by_a_tenth_and_more_for_few_images() -> None:
+    low, high = limits_of({"a": torch.arange(1001.0)})["a"]  # 5 and 995 are its quantiles
+    margin = 990 * (0.1 + 10 / 1001)
+    assert (low, high) == pytest.approx((5 - margin, 995 + margin))
+
+
+def test_one_column_outside_flags_an_image() -> None:
+    wide = (-math.inf, math.inf)
+    names = ("image_mean", "image_std", "image_max")
+    for odd in names:
+        limits = dict.fromkeys(names, wide) | {odd: (7.0, 8.0)}
+        made = Preprocess(PreprocessConfig(scale="none"), [0.0], [1.0], limits=limits)
+        assert made.examine(torch.rand(2, 1, 8, 8)).flagged.all()
+
+
+def test_what_is_measured_is_measured_in_good_pixels() -> None:
+    image = torch.rand(3, 2, 8, 8, generator=torch.Generator().manual_seed(0)) - 2
+    good = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)) > 0.3
+    found = Preprocess(PreprocessConfig(scale="none"), [0.0], [1.0]).examine(
+        torch.where(good, image, 50.0), good
+    )
+    for i in range(3):
+        pixels = image[i][good.expand_as(image)[i]].double()
+        wanted = (pixels.mean(), pixels.std(correction=0), pixels.max())
+        assert [float(each[i]) for each in found.columns.values()] == pytest.approx(
+            [float(each) for each in wanted], rel=1e-5
+        )
+
+
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
     simulator = Simulator(SimConfig(family="common"))

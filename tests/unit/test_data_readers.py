@@ -45,6 +45,10 @@ def fits_bytes(*hdus: Any) -> bytes:
         ((1, 4, 5), (1, 4, 5)),
         ((3, 4, 5), (3, 4, 5)),
         ((1, 1, 4, 5), (1, 4, 5)),
+        ((6, 7, 1), (1, 6, 7)),
+        ((6, 7, 3), (3, 6, 7)),
+        ((20, 21, 9), (9, 20, 21)),
+        ((1, 20, 21, 3), (3, 20, 21)),
     ],
 )
 def test_shapes(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
@@ -52,6 +56,8 @@ def test_shapes(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     reading = parse(npy(array), ".npy")
     assert reading.image.shape == expected
     assert reading.image.dtype == np.float32
+    if np.prod(shape[:-2]) != expected[0]:
+        array = np.moveaxis(array.reshape(shape[-3:]), -1, 0)
     np.testing.assert_array_equal(reading.image.ravel(), array.ravel())
 
 
@@ -75,7 +81,7 @@ def test_dtypes_and_orders(dtype: str, order: Any) -> None:
         (np.arange(5.0), "shape"),
         (np.zeros((0, 5)), "shape"),
         (np.zeros((2, 3, 4, 5)), "shape"),
-        (np.zeros((64, 64, 3)), "bands that stand last"),
+        (np.zeros((20, 8, 8)), "--axes"),
     ],
 )
 def test_what_is_not_an_image_is_refused_in_a_sentence(array: Any, why: str) -> None:
@@ -220,6 +226,45 @@ def test_tile_compressed_images_are_read(method: Any) -> None:
     tiles = fits.CompImageHDU(pixels, compression_type=method)
     data = fits_bytes(fits.PrimaryHDU(), tiles)
     np.testing.assert_array_equal(parse(data, ".fits").image[0], pixels)
+
+
+def test_bands_of_a_cube_are_chosen_by_their_names() -> None:
+    cube = np.stack([IMAGE, 10 * IMAGE, 100 * IMAGE])
+    for key in ("FILTER", "BAND"):
+        hdu = fits.ImageHDU(cube, name="SCI")
+        hdu.header.update({f"{key}{i + 1}": name for i, name in enumerate("gri")})
+        mask = (np.arange(3) == 2)[:, None, None] * (IMAGE == 7)
+        data = fits_bytes(fits.PrimaryHDU(), hdu, fits.ImageHDU(mask.astype("u1"), name="MASK"))
+        assert parse(data, ".fits").image.shape == (3, 4, 5)
+        found = parse(data, ".fits", Choice(bands=("i", "G")))
+        np.testing.assert_array_equal(found.image[1], cube[0])
+        assert found.image[0].max() == cube[2].max()
+        assert found.badpix is not None
+        assert found.badpix.sum((1, 2)).tolist() == [1, 0]
+        with pytest.raises(BadFile, match=r"g, r, i, without z"):
+            parse(data, ".fits", Choice(bands=("z",)))
+
+
+def test_blank_and_scaled_integers_in_a_packed_file(tmp_path: Path) -> None:
+    """BZERO, BSCALE and BLANK of integers, compressed as a whole and by fpack's method."""
+    stored = np.arange(400, dtype=np.int16).reshape(20, 20)
+    header = fits.Header({"BLANK": 7})
+    for name, hdu in (
+        ("a.fits.gz", fits.PrimaryHDU(stored, header)),
+        ("a.fits.fz", fits.CompImageHDU(stored, header, compression_type="RICE_1")),
+    ):
+        hdu.header.update(BZERO=100.0, BSCALE=0.5)
+        if name.endswith("fz"):
+            hdu = fits.HDUList([fits.PrimaryHDU(), hdu])  # type: ignore[assignment]
+        hdu.writeto(tmp_path / name)
+        with fits.open(tmp_path / name) as hdus:
+            theirs = hdus[-1].data
+        found = read(tmp_path / name)
+        good = np.isfinite(theirs)
+        assert (~good).sum() == 1
+        np.testing.assert_allclose(found.image[0][good], theirs[good])
+        assert found.badpix is not None
+        np.testing.assert_array_equal(found.badpix[0], ~good)
 
 
 def test_hcompress_is_refused_with_what_to_do() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.residual import logistic_regression
 from lensdist.data import smooth
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.dataset import PackedSet
@@ -25,7 +28,7 @@ from lensdist.utils.errors import UserError
 
 pytestmark = pytest.mark.unit
 
-CFG = PreprocessConfig(scale="residual", softening=1.0, components=80, shift=3)
+CFG = PreprocessConfig(scale="residual", softening=1.0, components=150, shift=3)
 
 
 def _simulated(seed: int, n: int) -> Tensor:
@@ -33,10 +36,20 @@ def _simulated(seed: int, n: int) -> Tensor:
     return simulator.batch(rng.key(seed, "registered"), torch.arange(n))["image"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fewer_lenses() -> Iterator[None]:
+    """Make the basis of fewer lenses, which takes a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(smooth, "_SIMULATED", 400)
+        smooth._of_family.cache_clear()
+        yield
+    smooth._of_family.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def scaled(tiny_set: Path) -> Preprocess:
     made = Preprocess(CFG, [0.0], [1.0], fit_smooth(PackedSet(tiny_set), CFG))
-    made.learn_limits(made.examine(_simulated(1, 600)).columns)
+    made.learn_limits(made.examine(_simulated(1, 300)).columns)
     return made
 
 
@@ -71,6 +84,58 @@ def test_what_the_network_sees_stays(name: str, scaled: Preprocess, images: Tens
     assert float((off < 1e-3).double().mean()) > 0.97
 
 
+def _moved(images: Tensor, down: float, right: float) -> Tensor:
+    """Move images without a spline: by a factor for each of their waves."""
+    size = images.shape[-1]
+    wave = torch.fft.fftfreq(size, dtype=torch.float64)
+    turn = torch.exp(-2j * torch.pi * (down * wave[:, None] + right * wave))
+    moved: Tensor = torch.fft.ifft2(torch.fft.fft2(images.double()) * turn).real.float()
+    return moved
+
+
+@pytest.mark.parametrize("move", [(0.5, 0.0), (0.3, -0.7), (-1.0, 0.9), (0.5, 0.5)])
+def test_fractions_of_a_pixel_are_fitted(
+    move: tuple[float, float], scaled: Preprocess, images: Tensor
+) -> None:
+    plain, moved = scaled.examine(images), scaled.examine(_moved(images, *move))
+    for name, by in zip(("fit_shift_y", "fit_shift_x"), move, strict=True):
+        off = (moved.columns[name] - plain.columns[name] - by).abs()
+        assert float(off.median()) < 0.03
+    change = (moved.seen - plain.seen).flatten(1).norm(dim=1) / plain.seen.flatten(1).norm(dim=1)
+    assert float(change[torch.arange(len(images)) % 3 > 0].median()) < 0.2
+    smooth_ones, cdm = (moved.columns["fit_residual"][k::3] for k in (0, 1))
+    assert float(smooth_ones.quantile(0.9)) < float(cdm.quantile(0.1))
+
+
+def test_a_lens_drawn_between_pixels_leaves_as_little(scaled: Preprocess, images: Tensor) -> None:
+    simulator = Simulator(SimConfig(vortex="rod"))
+    # An image with one more pixel a side has its centre half a pixel lower and further right.
+    simulator.family = replace(simulator.family, n_pix=65)
+    drawn = simulator.batch(rng.key(2, "registered"), torch.arange(90))["image"][..., :64, :64]
+    plain, moved = scaled.examine(images), scaled.examine(drawn)
+    for name in ("fit_shift_x", "fit_shift_y"):
+        off = moved.columns[name] - plain.columns[name] - 0.5
+        assert float(off.abs().median()) < 0.05
+    smooth_ones, cdm = (moved.columns["fit_residual"][k::3] for k in (0, 1))
+    assert float(smooth_ones.quantile(0.9)) < float(cdm.quantile(0.1))
+
+
+def test_half_a_pixel_costs_no_accuracy(scaled: Preprocess, images: Tensor) -> None:
+    known = _simulated(5, 300)
+
+    def features(x: Tensor) -> Tensor:
+        square = torch.sinh(scaled(x)).flatten(1).double().square()
+        parts = [square.mean(1), square.amax(1), square.square().mean(1), square.quantile(0.9, 1)]
+        return torch.stack(parts, 1).log()
+
+    labels = torch.arange(300) % 3
+    moved = torch.cat([images, _moved(images, 0.5, 0.0), _moved(images, -0.3, 0.6)])
+    logits = logistic_regression(features(known), labels, features(moved), 3)
+    plain, *others = (logits.argmax(1) == torch.arange(270) % 3).double().view(3, 90).mean(1)
+    assert plain > 0.75
+    assert all(other > plain - 0.04 for other in others)
+
+
 def test_a_turn_by_180_degrees_turns_what_is_seen(scaled: Preprocess, images: Tensor) -> None:
     turned = scaled(images.flip(2, 3)).flip(2, 3)
     torch.testing.assert_close(turned, scaled(images), atol=1e-3, rtol=0)
@@ -82,7 +147,7 @@ def test_images_unlike_the_family_are_flagged(scaled: Preprocess, images: Tensor
         found = scaled.examine(odd)
         assert float(found.flagged.double().mean()) > 0.95
         assert found.seen.isfinite().all()
-    assert float(scaled.examine(_simulated(3, 600)).flagged.double().mean()) < 0.02
+    assert float(scaled.examine(_simulated(3, 300)).flagged.double().mean()) < 0.02
 
 
 def test_the_noise_stays_in_units_of_the_flux(scaled: Preprocess, images: Tensor) -> None:
@@ -105,11 +170,39 @@ def test_a_bad_pixel_reaches_nothing(scaled: Preprocess, images: Tensor) -> None
     seen = scaled(hot, good)
     assert torch.equal(seen, scaled(cold, good))
     assert seen.isfinite().all()
-    unmoved = (scaled.smooth.fit(images, good).shift == 0).all(1)
+    fit = scaled.smooth.fit(images, good)
+    unmoved = (fit.shift == fit.fraction).all(1)
     assert not seen[unmoved][:, :, 20:22, 30:32].any()
     # Where good pixels determine the smooth part, bad ones change little of what is seen.
     median = (seen - scaled(images))[1:].abs().flatten(1).median(1).values
     assert float(median.max()) < 0.1
+
+
+def test_what_is_measured_of_a_fit(scaled: Preprocess, images: Tensor) -> None:
+    basis = scaled.smooth
+    assert isinstance(basis, Registered)
+    fit = basis.fit(images[:30].roll((1, -2), (2, 3)))
+    found, before = basis.columns(fit), basis.columns(basis.fit(images[:30]))
+    moved = {name: found[f"fit_shift_{name}"] - before[f"fit_shift_{name}"] for name in "xy"}
+    assert float(moved["y"].median()) == pytest.approx(1, abs=0.02)
+    assert float(moved["x"].median()) == pytest.approx(-2, abs=0.02)
+    nearest = torch.cdist(fit.coefficients[:, :16].float(), basis.typical).amin(1)
+    torch.testing.assert_close(found["fit_distance"], nearest, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        found["fit_residual"], fit.residual.flatten(1).norm(dim=1).float(), atol=1e-6, rtol=1e-5
+    )
+
+
+def test_typical_lenses_are_told_as_images_are(images: Tensor) -> None:
+    """They are in units of the flux, which is that of all components."""
+    made = registered(images, 3, 40, "these")
+    fit = made.fit(images)
+    placed = (fit.shift.abs() < 0.5).all(1)
+    assert placed.sum() > 50
+    off = (fit.coefficients[placed, :16].float() - made.typical[placed]).norm(dim=1)
+    assert off.median() < 0.03  # places are found again, to a fraction of a pixel
+    assert off.max() < 0.1
+    assert made.typical.norm(dim=1).max() < 0.99999
 
 
 @pytest.mark.parametrize("move", [0, 2])
@@ -128,6 +221,9 @@ def test_the_state_restores_it(scaled: Preprocess, images: Tensor) -> None:
     assert again.limits == scaled.limits
     assert "simulated smooth lenses of model_ii" in scaled.state()["smooth_made"]
     assert scaled.needs == ""
+    limits = scaled.limits or {}
+    assert limits["fit_shift_x"] == limits["fit_shift_y"] == (-2.5, 2.5)
+    assert "fit_flux" not in limits
 
 
 def test_a_state_without_shift_keeps_its_basis_and_unit(images: Tensor) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from lensdist.data import smooth
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.dataset import PackedSet
 from lensdist.data.smooth import Smooth, fit_smooth, principal
@@ -37,9 +39,9 @@ def test_components_are_those_of_the_decomposition() -> None:
 def test_no_more_components_than_the_images_have() -> None:
     directions = torch.randn(3, 1, 8, 8)
     images = torch.einsum("nk,kchw->nchw", torch.randn(50, 3), directions)
-    smooth = principal(images, 20)
-    assert len(smooth.rows) == 3
-    torch.testing.assert_close(smooth.of(images), images, atol=1e-5, rtol=0)
+    found = principal(images, 20)
+    assert len(found.rows) == 3
+    torch.testing.assert_close(found.of(images), images, atol=1e-5, rtol=0)
 
 
 def test_alone_in_any_batch_and_under_autocast(basis: Smooth) -> None:
@@ -54,10 +56,10 @@ def test_alone_in_any_batch_and_under_autocast(basis: Smooth) -> None:
 def test_substructure_stands_out_of_smooth_lenses() -> None:
     simulator = Simulator(SimConfig(family="model_ii"))
     batch = simulator.batch(1, torch.arange(900))
-    images, smooth = batch["image"], batch["label"] == simulator.labels.index("no_sub")
-    basis = principal(images[smooth][:250], 60)
+    images, plain = batch["image"], batch["label"] == simulator.labels.index("no_sub")
+    basis = principal(images[plain][:250], 60)
     power = (images - basis.of(images)).square().mean((1, 2, 3))
-    assert power[~smooth].median() > 5 * power[smooth][250:].median()
+    assert power[~plain].median() > 5 * power[plain][250:].median()
 
 
 def test_the_basis_of_a_packed_set(tiny_set: Path) -> None:
@@ -72,6 +74,26 @@ def test_the_basis_of_a_packed_set(tiny_set: Path) -> None:
     assert of_all.scale == pytest.approx(float(rms))
 
 
+def test_the_basis_is_of_one_class_and_the_unit_of_all_training_images(tiny_set: Path) -> None:
+    packed = PackedSet(tiny_set)
+    cfg = PreprocessConfig(scale="residual", components=4, smooth_class="cdm")
+    found = fit_smooth(packed, cfg)
+    assert isinstance(found, Smooth)
+    train = packed.indices("train")
+    chosen = train[packed.labels[train] == packed.manifest.labels.index("cdm")]
+    wanted = principal(packed.gather(chosen)["image"], 4)
+    assert torch.equal(found.mean, wanted.mean)
+    assert torch.equal(found.rows, wanted.rows)
+    images = packed.gather(train)["image"]
+    rms = (images - wanted.of(images)).square().mean().sqrt()
+    assert found.scale == pytest.approx(float(rms))
+
+
+def test_of_many_images_some_make_the_basis_at_equal_distances() -> None:
+    assert smooth._some(np.arange(25), 10).tolist() == [0, 3, 6, 9, 12, 15, 18, 21, 24]
+    assert smooth._some(np.arange(10), 10).tolist() == list(range(10))
+
+
 def test_a_class_that_is_not_there_is_named(tiny_set: Path) -> None:
     with pytest.raises(UserError, match=r"preprocess\.smooth_class.*'nosub'.*no_sub"):
         fit_smooth(PackedSet(tiny_set), PreprocessConfig(scale="residual", smooth_class="nosub"))
@@ -84,6 +106,8 @@ def test_residual_scaling_and_its_inverse(basis: Smooth) -> None:
     seen = scale(raw)
     torch.testing.assert_close(seen, torch.asinh((raw - basis.of(raw)) / 0.5))
     torch.testing.assert_close(scale.inverse(seen, raw), raw, atol=1e-5, rtol=0)
+    left = ((raw - basis.of(raw)) / 0.5).flatten(1).std(1, correction=0)
+    torch.testing.assert_close(scale.examine(raw).columns["residual"], left)
     again = Preprocess.from_state(scale.state(), scale.tensors())
     assert torch.equal(again(raw), seen)
 

@@ -17,7 +17,7 @@ from lensdist.data.sampler import PackedSource
 from lensdist.data.stream import StreamSource
 from lensdist.data.subset import View
 from lensdist.sim.config import SimConfig
-from lensdist.utils.errors import UserError
+from lensdist.utils.errors import RunError, UserError
 from tests.unit.data_files import add_all
 
 pytestmark = pytest.mark.unit
@@ -93,7 +93,23 @@ def test_few_labels_are_balanced_nested_and_drawn_by_the_seed(packed: PackedSet)
         assert np.bincount([i % 3 for i in chosen(n)]).tolist() == [n, n, n]
     assert chosen(1) < chosen(5) < chosen(20)
     assert chosen(5) != chosen(5, seed=1)
+    rows = View(packed, "train", config(labels_per_class=5), 0, CPU).rows.tolist()
+    assert rows == sorted(rows)
     assert chosen(5, split="val") == set(packed.indices("val").tolist())  # compared on the same
+
+
+def test_few_images_are_nested_and_drawn_by_the_seed(packed: PackedSet) -> None:
+    def chosen(n: int, seed: int = 0) -> list[int]:
+        return list(View(packed, "train", config(train_images=n), seed, CPU).rows.tolist())
+
+    found = chosen(20)
+    assert len(found) == 20
+    assert found == sorted(found)
+    assert set(chosen(5)) < set(found) < set(packed.indices("train").tolist())
+    assert found != packed.indices("train")[:20].tolist()
+    assert found != chosen(20, seed=1)
+    test = View(packed, "test", config(train_images=5), 0, CPU)
+    assert test.rows.tolist() == packed.indices("test").tolist()
 
 
 def test_labels_that_choose_are_taken_from_those_that_train(packed: PackedSet) -> None:
@@ -133,6 +149,34 @@ def test_what_the_set_has_not_is_refused(
         View(packed, split, config(**settings), 0, CPU)
 
 
+def test_images_without_a_label_are_counted_unless_classes_leave_them_out(tmp_path: Path) -> None:
+    labels = np.arange(N) % 4 - 1
+    images = np.random.default_rng(0).random((N, 1, 4, 4))
+    with PackedWriter(tmp_path / "set", labels=NAMES, seed=1, source={"test": True}) as writer:
+        add_all(writer, images, labels)
+        writer.finish()
+    packed = PackedSet(tmp_path / "set")
+    rows = packed.indices("train")
+    whole = View(packed, "train", config(), 0, CPU)
+    assert whole.unlabelled == (labels[rows] < 0).sum() > 0
+    assert len(whole) == len(rows)
+    some = View(packed, "train", config(classes=("c", "a")), 0, CPU)
+    assert some.unlabelled == 0
+    assert some.rows.tolist() == [row for row in rows if labels[row] in (0, 2)]
+
+
+def test_damage_that_is_found_later_ends_the_run(
+    packed: PackedSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check() -> None:
+        raise RunError("damaged")
+
+    view = View(packed, "train", config(), 0, CPU)
+    monkeypatch.setattr(packed.verification, "check", check)
+    with pytest.raises(RunError, match="damaged"):
+        view.gather(np.array([0]))
+
+
 # ---- the stream
 
 
@@ -164,3 +208,11 @@ def test_a_stream_numbers_its_classes_as_the_run_does() -> None:
     a, b = usual.take(0, 0, 12), turned.take(0, 0, 12)
     assert [names[i] for i in a["label"]] == [others[i] for i in b["label"]]
     assert torch.equal(torch.isfinite(b["mass"]), b["label"] == 0)  # axions have masses
+
+
+def test_a_stream_simulates_the_classes_of_the_run_alone_and_pairs_have_none() -> None:
+    batch = stream(("axion", "cdm")).take(0, 0, 12)
+    assert set(batch["label"].tolist()) == {0, 1}
+    assert torch.equal(torch.isfinite(batch["mass"]), batch["label"] == 0)
+    pairs = StreamSource(SimConfig(family="sr"), 8, (), 0, CPU).take(0, 0, 2)
+    assert pairs["label"].tolist() == [-1, -1]

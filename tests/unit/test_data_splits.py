@@ -9,7 +9,15 @@ import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lensdist.data.splits import TEST, TRAIN, UNDECIDED, VAL, assign_splits, content_digest
+from lensdist.data.splits import (
+    TEST,
+    TRAIN,
+    UNDECIDED,
+    VAL,
+    assign_splits,
+    content_digest,
+    count_classes,
+)
 
 
 def digests(n: int, salt: int = 0) -> list[bytes]:
@@ -93,3 +101,43 @@ def test_content_is_float32_pixels_and_shape() -> None:
     assert same == content_digest(image) == content_digest(np.asfortranarray(image))
     assert same != content_digest(image.reshape(1, 6, 4))
     assert same != content_digest(image, image)
+    assert same != content_digest(image + 1e-6)
+    other = np.array(image)
+    other[0, 0, 0] += 1
+    assert content_digest(image, image) != content_digest(image, other)
+
+
+def test_the_first_tenth_by_the_hash_of_seed_and_content_is_test_and_the_next_validation() -> None:
+    """Another order would give the sets of earlier versions other splits when packed again."""
+    contents = digests(100)
+    split = assign_splits(contents, np.zeros(100, np.int16), 7, undecided(100))
+    order = sorted(range(100), key=lambda i: hashlib.sha256(b"7:" + contents[i]).digest())
+    assert split[order].tolist() == [TEST] * 10 + [VAL] * 10 + [TRAIN] * 80
+
+
+def test_what_was_supplied_twice_is_where_it_can_do_no_harm() -> None:
+    """An image of train that is in test as well would be learned by heart."""
+    one, two, three = digests(3)
+    contents = [one, one, two, two, two, three]
+    supplied = np.array([TRAIN, TEST, TEST, VAL, UNDECIDED, TRAIN], np.uint8)
+    for order in (slice(None), slice(None, None, -1)):
+        split = assign_splits(contents[order], np.zeros(6, np.int16), 0, supplied[order])
+        assert split[order].tolist() == [TEST, TEST, TEST, TEST, TEST, TRAIN]
+
+
+def test_an_image_under_two_labels_counts_under_the_lower() -> None:
+    contents = digests(100)
+    labels = np.repeat(np.array([0, 1], np.int16), [50, 100])
+    split = assign_splits(contents[:50] + contents, labels, 0, undecided(150))
+    np.testing.assert_array_equal(split[:50], split[50:100])
+    for part in (split[:50], split[100:]):
+        assert np.bincount(part, minlength=3).tolist() == [40, 5, 5]
+
+
+def test_images_without_a_class_are_counted_apart() -> None:
+    labels, split = np.array([0, 1, -1, -1]), np.array([TRAIN, TRAIN, TRAIN, TEST])
+    found = count_classes(labels, split, ["a", "b"])
+    assert found["train"] == {"a": 1, "b": 1, "unlabelled": 1}
+    assert found["test"] == {"a": 0, "b": 0, "unlabelled": 1}
+    assert set(count_classes(labels[:2], split[:2], ["a", "b"])["val"]) == {"a", "b"}
+    assert count_classes(labels, split, [])["train"] == {"unlabelled": 1}

@@ -17,77 +17,27 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from lensdist.data.manifest import Kind
+from lensdist.data.packing import classes, pairs
 from lensdist.data.packing.beside import bands_of, maps_of
-from lensdist.data.packing.split_names import Member, Splits, members
-from lensdist.data.reading.folders import Passed, walk
-from lensdist.data.reading.readers import ENDINGS
-from lensdist.data.reading.roles import Role
+from lensdist.data.packing.listing import Entry, Listing, natural
+from lensdist.data.packing.split_names import Member, Splits, check_all, depth, members, plain
+from lensdist.data.packing.stacks import StackAxes, expanded
+from lensdist.data.packing.table import Facts, Table
+from lensdist.data.reading.folders import walk
+from lensdist.data.reading.readers import ENDINGS, ONLY, Choice
 from lensdist.data.splits import SPLITS
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import printable
 
 Layout = Literal["auto", "classes", "pairs", "images"]
 _KINDS: dict[str, Kind] = {"classes": "classify", "pairs": "pairs", "images": "images"}
-
-_MAX_CLASSES = 1000
-_CANONICAL = (("no_sub", "cdm", "axion"), ("no", "sphere", "vort"))
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A sample that a folder offers."""
-
-    name: str
-    """The file, relative to the source, with forward slashes; in a pair, the LR file."""
-    label: int = -1
-    split: str | None = None
-    """`train`, `val` or `test` if the data sets it; None: to be decided."""
-    target: str | None = None
-    """The HR file of a pair."""
-    group: str = ""
-    """The system that it shows; images of one system are in one split. Empty: its own."""
-    more: tuple[str, ...] = ()
-    """The files of further bands."""
-    maps: tuple[tuple[int, Role, str], ...] = ()
-    """The maps beside the image: number of the band, role and file."""
-
-    @property
-    def bands(self) -> tuple[str, ...]:
-        """The files of the image, one for each band."""
-        return (self.name, *self.more)
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """All files: bands, the HR file of a pair, and maps."""
-        hr = () if self.target is None else (self.target,)
-        return (*self.bands, *hr, *dict.fromkeys(file for _, _, file in self.maps))
-
-
-@dataclass
-class Listing:
-    """All that a folder offers, in an order that does not depend on the file system."""
-
-    root: Path
-    kind: Kind = "images"
-    labels: list[str] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
-    refused: list[tuple[str, str]] = field(default_factory=list)
-    """Image files that are left out, and why."""
-    skipped: Passed = field(default_factory=Passed)
-    bands_by_name: bool = False
-    """Whether each band is a file; else bands are inside of each file."""
-
-
-def natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sorting key that puts `sample10` after `sample9`."""
-    pieces = re.findall(r"[0-9]+|[^0-9]+", name)
-    return tuple((0, int(p), p) if p[0] in "0123456789" else (1, 0, p) for p in pieces)
 
 
 def find(
@@ -97,30 +47,44 @@ def find(
     *,
     splits: Splits = None,
     group_by: str | None = None,
-    bands: Sequence[str] = (),
+    choice: Choice = ONLY,
+    axes: StackAxes | None = None,
+    table: Table | None = None,
+    into: Listing | None = None,
 ) -> Listing:
     """List a folder's images with their classes, splits, partners and maps.
 
     Args:
-        root: the folder.
+        root: the folder, or one file that holds many images.
         layout: the layout to take it for; `auto` finds out.
         labels: the classes in label order; default: the canonical order of known sets, else
             sorted names.
         splits: see `split_names.Splits`.
-        group_by: what images of one system share: `folder`, or a regular expression of which the
-            first group, or all that it matches of a file's path, names the system.
-        bands: names of the bands of an image, in their order; see `beside.bands_of`.
+        group_by: what images of one system share: `folder`, `column` of the table, or a regular
+            expression of which the first group, or all that it matches of a file's path, names the
+            system.
+        choice: its bands are those of an image, in their order; see `beside.bands_of`.
+        axes: what the axes of arrays mean; None: found by their shapes.
+        table: what is known of the images from a table.
+        into: is filled and returned; has what was found until then, where an error is raised.
 
     Raises:
         UserError: nothing to read, a class without images, a partner missing, or names whose
             meaning is not clear; the message names them.
     """
-    listing = Listing(root)
-    inside = dict(walk(root, listing.skipped))
+    listing = into or Listing(root)
+    if root.is_file():
+        listing.root, inside = root.parent, {"": [root.name]}
+    else:
+        inside = dict(walk(root, listing.skipped, containers=True))
     files = [file for names in inside.values() for file in names]
+    stacks = expanded(listing.root, files, listing.skipped, axes, choice.hdu)
+    files, bands = stacks.files, choice.bands
+    listing.refused += stacks.refused
     if not files:
-        passed = "; ".join(("", *listing.skipped.lines()))
-        raise UserError(f"{printable(root)} holds no image files ({ENDINGS}){passed}")
+        bad = [f"{printable(file)}: {why}" for file, why in stacks.refused]
+        passed = "; ".join(("", *listing.skipped.lines(), *bad))
+        raise UserError(f"{printable(root)} holds no image files ({ENDINGS}, .h5, .zip){passed}")
     empty = sorted(inside.keys() - _with_parents(f for f, names in inside.items() if names))
     for folder in empty:
         listing.skipped.add("folder without images", folder)
@@ -136,25 +100,42 @@ def find(
     if not together:
         raise UserError(f"{printable(root)}: no image has all bands of --bands {','.join(bands)}")
     found = members(list(together), str(_anchor(together)), splits)
+    general = stacks.general | _only_container(together)
+    found = [m._replace(folders=tuple(f for f in m.folders if f not in general)) for m in found]
+    facts = {file: Facts(label) for file, label in stacks.labels.items()}
+    if table is not None:
+        facts |= table.match({file: _common(files) for file, files in together.items()})
+        listing.notes += table.notes(facts)
+        found = [_with_split(m, facts.get(m.file)) for m in found]
+        check_all(found)
+    told = (
+        {file: one.label for file, one in facts.items()}
+        if any(one.label for one in facts.values())
+        else {}
+    )
     if group_by == "folder":
         found = _without_inner(found)
     parents = {member.folders[-1].lower() for member in found if member.folders}
+    paired = pairs.are_pairs(found) or (bool(parents) and parents <= {"hr", "lr"})
     if layout == "auto":
-        pairs = bool(parents) and parents <= {"hr", "lr"}
-        classes = bool(parents) and not (group_by == "folder" and _depth(found) == 1)
-        layout = "pairs" if pairs else "classes" if classes else "images"
+        classed = bool(parents) and not (group_by == "folder" and depth(found) == 1)
+        layout = "pairs" if paired and not told else "classes" if classed or told else "images"
+        if layout == "images" and table is None:
+            _check_no_table(listing)
     listing.kind = _KINDS[layout]
     if labels and layout != "classes":
         raise UserError(
             f"--labels goes with class folders, and {printable(root)} is taken for {layout}"
         )
-    if layout == "classes":
-        _classes(listing, found, empty, labels, group_by)
+    if layout == "classes" and told:
+        classes.fill_told(listing, found, told, labels)
+    elif layout == "classes":
+        classes.fill(listing, found, empty, labels, group_by)
     elif layout == "pairs":
-        _pairs(listing, found)
+        pairs.fill(listing, found)
     else:
         listing.entries = [Entry(member.file, split=member.split) for member in found]
-    systems = {member.file: _system(member, group_by) for member in found}
+    systems = {member.file: _system(member, group_by, facts) for member in found}
     supplied = _supplied({member.split for member in found}, splits)
     listing.entries = [
         replace(
@@ -162,6 +143,8 @@ def find(
             split=supplied[entry.split],
             group=systems[entry.name],
             more=together[entry.name][1:],
+            place=facts[entry.name].place if entry.name in facts else None,
+            redshift=facts[entry.name].redshift if entry.name in facts else None,
             maps=tuple(
                 (i, *one) for i, file in enumerate(together[entry.name]) for one in maps[file]
             ),
@@ -187,9 +170,11 @@ def _supplied(found: set[str | None], given: Splits) -> dict[str | None, str | N
     return moved
 
 
-def _system(member: Member, group_by: str | None) -> str:
+def _system(member: Member, group_by: str | None, facts: Mapping[str, Facts]) -> str:
     if group_by is None:
         return ""
+    if group_by == "column":
+        return facts[member.file].group if member.file in facts else ""
     if group_by == "folder":
         if not member.folders:
             raise UserError(f"--group-by folder: {printable(member.file)} lies in no folder")
@@ -205,15 +190,40 @@ def _system(member: Member, group_by: str | None) -> str:
     return found[1] if found.re.groups and found[1] is not None else found[0]
 
 
+def _with_split(member: Member, facts: Facts | None) -> Member:
+    return member._replace(split=facts.split) if facts and facts.split else member
+
+
+def _common(files: Sequence[str]) -> str:
+    """Return what the names of files of several bands begin with, which a table may have."""
+    names = [PurePosixPath(file).name for file in files]
+    alike = takewhile(lambda letters: len({*letters}) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in alike).rstrip("_-. ") if len(names) > 1 else ""
+
+
+def _only_container(files: Iterable[str]) -> set[str]:
+    """Return the name of the file that holds all images, which tells nothing of each."""
+    parents = [str(PurePosixPath(file).parent) for file in files]
+    shared = PurePosixPath(os.path.commonpath(parents)).parts
+    return {plain((part, ""))[0] for part in shared if plain((part, ""))[0] != part}
+
+
+def _check_no_table(listing: Listing) -> None:
+    """Refuse a table beside images without labels: it may hold them."""
+    for ending in (".csv", ".tsv"):
+        if names := listing.skipped.examples.get(f"other file type ({ending})"):
+            name = printable(listing.root / names[0])
+            raise UserError(
+                f"{name} lies beside images without labels; read it with --labels {name}, or give "
+                "--layout images"
+            )
+
+
 def _without_inner(found: list[Member]) -> list[Member]:
     """Drop inner folders that are called alike everywhere, such as a telescope's in each system."""
-    while _depth(found) > 1 and len({m.folders[-1] for m in found if m.folders}) == 1:
+    while depth(found) > 1 and len({m.folders[-1] for m in found if m.folders}) == 1:
         found = [m._replace(folders=m.folders[:-1]) for m in found]
     return found
-
-
-def _depth(found: Sequence[Member]) -> int:
-    return max(len(member.folders) for member in found)
 
 
 def _with_parents(folders: Iterable[str]) -> set[str]:
@@ -231,119 +241,3 @@ def _anchor(files: Iterable[str]) -> PurePosixPath:
     parents = [str(PurePosixPath(file).parent) for file in files]
     anchor = PurePosixPath(os.path.commonpath(parents))
     return anchor.parent if str(anchor) in parents else anchor
-
-
-def _classes(
-    listing: Listing,
-    found: list[Member],
-    empty: list[str],
-    labels: Sequence[str] | None,
-    group_by: str | None,
-) -> None:
-    outermost = group_by == "folder" and _depth(found) > 1
-    named = [(m, m.folders[0 if outermost else -1]) for m in found if m.folders]
-    # Test images may come without labels; elsewhere an image without a class folder is a stray.
-    free = "" if any(m.split == "test" for m, _ in named) else "test"
-    flat = [m for m in found if not m.folders]
-    unlabelled = [m for m in flat if m.split == free]
-    _refuse_strays(listing, (m for m in flat if m.split != free))
-    names = {name for _, name in named}
-    if odd := sorted(name for name in names if not name.isprintable()):
-        raise UserError(f"{printable(listing.root)}: {odd[0]!a} cannot be the name of a class")
-    if labels:
-        _check_labels(listing.root, names, labels)
-        listing.labels = list(labels)
-    else:
-        _check_class_folders(listing.root, [m for m, _ in named], names, empty, outermost)
-        listing.labels = _label_order(names)
-    for split in {m.split for m in found if m.split} - {m.split for m in unlabelled} or [None]:
-        here = {name for m, name in named if m.split == split}
-        if missing := sorted(set(listing.labels) - here):
-            where = f"the {split} split of " if split else ""
-            raise UserError(
-                f"{where}{printable(listing.root)} has no images of class {missing[0]!r}"
-            )
-    number = {name: i for i, name in enumerate(listing.labels)}
-    listing.entries = [Entry(m.file, number[name], m.split) for m, name in named]
-    listing.entries += [Entry(m.file, -1, m.split) for m in unlabelled]
-
-
-def _refuse_strays(listing: Listing, strays: Iterable[Member]) -> None:
-    listing.refused += [(m.file, "it lies outside any class or split folder") for m in strays]
-
-
-def _check_labels(root: Path, found: set[str], labels: Sequence[str]) -> None:
-    if unknown := sorted(found - set(labels)):
-        raise UserError(
-            f"{printable(root)} has images in {unknown[0]!r}, which --labels leaves out"
-        )
-
-
-def _check_class_folders(
-    root: Path, found: list[Member], names: set[str], empty: list[str], outermost: bool
-) -> None:
-    """Check that folders look like classes, where the user has not named the classes."""
-    above: dict[str, set[str]] = {}
-    for member in found:
-        for outer, inner in zip(member.folders, member.folders[1:], strict=False):
-            above.setdefault(inner, set()).add(outer)
-    known = any(names <= set(of) for of in _CANONICAL)
-    if not outermost and not known and names <= above.keys():
-        tops = set.union(*(above[name] for name in names))
-        if len(tops) > 1 and (len(names) == 1 or all(len(above[name]) == 1 for name in names)):
-            inner = min(names)
-            raise UserError(
-                f"{printable(root)}: either {printable(min(above[inner]))!r} or "
-                f"{printable(inner)!r} below it is a class; give --group-by folder if the inner "
-                "folders are systems, or name the classes with --labels"
-            )
-    if len(names) > _MAX_CLASSES:
-        raise UserError(
-            f"{printable(root)} has images in {len(names):,} folders, which do not look "
-            f"like classes (at most {_MAX_CLASSES:,}): give --layout images, --group-by folder, or "
-            "--labels"
-        )
-    beside = {str(PurePosixPath(member.file).parent.parent) for member in found}
-    for folder in empty:
-        if str(PurePosixPath(folder).parent) in beside:
-            raise UserError(
-                f"class folder {printable(root / folder)} holds no images; remove it, or "
-                "name the classes with --labels"
-            )
-
-
-def _label_order(found: set[str]) -> list[str]:
-    for known in _CANONICAL:
-        if found <= set(known):
-            return [name for name in known if name in found]
-    return sorted(found, key=natural)
-
-
-def _pairs(listing: Listing, found: list[Member]) -> None:
-    root = listing.root
-    sides: dict[str, dict[tuple[str | None, int], str]] = {"hr": {}, "lr": {}}
-    for member in found:
-        file, split = member.file, member.split
-        parent = member.folders[-1].lower() if member.folders else ""
-        if parent not in sides:
-            _refuse_strays(listing, [member])
-            continue
-        digits = re.findall(r"[0-9]+", PurePosixPath(file).stem)
-        if not digits:
-            raise UserError(f"{printable(root / file)} has no number to pair it by")
-        other = sides[parent].setdefault((split, int(digits[-1])), file)
-        if other != file:
-            raise UserError(
-                f"{printable(other)} and {printable(file)} in {printable(root)} have the same "
-                "number"
-            )
-    unmatched = sides["lr"].keys() ^ sides["hr"].keys()
-    lone = [side[key] for side in sides.values() for key in unmatched & side.keys()]
-    if lone:
-        raise UserError(
-            f"{len(lone)} of the files in {printable(root)} have no partner of the same "
-            f"number: {printable(', '.join(sorted(lone, key=natural)[:3]))}"
-        )
-    listing.entries = [
-        Entry(file, split=key[0], target=sides["hr"][key]) for key, file in sides["lr"].items()
-    ]

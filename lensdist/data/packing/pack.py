@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from pydantic import JsonValue
 
 from lensdist.data.manifest import DType, Manifest
 from lensdist.data.packing import layouts
-from lensdist.data.packing.layouts import Entry, Layout, Listing
+from lensdist.data.packing.layouts import Layout
+from lensdist.data.packing.listing import Entry, Listing
 from lensdist.data.packing.parallel import OrderedPool
 from lensdist.data.packing.report import Report, ReportBeside
+from lensdist.data.packing.samples import load, sample_of
 from lensdist.data.packing.split_names import Splits
+from lensdist.data.packing.stacks import StackAxes
 from lensdist.data.packing.survey import (
     SKY_ARCSEC,
     Survey,
@@ -32,13 +34,14 @@ from lensdist.data.packing.survey import (
     agreed_word,
     choose,
     grouped,
-    read_all,
     refuse,
     survey_files,
 )
-from lensdist.data.packing.writer import Instrument, PackedWriter, Sample
+from lensdist.data.packing.table import Table, read_table
+from lensdist.data.packing.writer import Instrument, PackedWriter
+from lensdist.data.reading.containers import holds_many
 from lensdist.data.reading.raw import BadFile
-from lensdist.data.reading.readers import Choice, Reading, check_choice
+from lensdist.data.reading.readers import Choice, check_choice
 from lensdist.utils.errors import RunError, UserError
 from lensdist.utils.files import printable
 from lensdist.utils.staging import check_free
@@ -69,8 +72,14 @@ class PackOptions:
     splits: Splits = None
     """The splits by the names of folders."""
     group_by: str | None = None
-    """What images of one system share: `folder`, a regular expression for their paths, `sky` or
-    `sky:ARCSEC`. They are in one split."""
+    """What images of one system share: `folder`, `column` or `column:NAME` of the table, a regular
+    expression for their paths, `sky` or `sky:ARCSEC`. They are in one split."""
+    table: Path | None = None
+    """A table of labels, splits, systems and places; see `table.read_table`."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The table's columns by what they mean."""
+    axes: StackAxes | None = None
+    """What the axes of arrays mean; None: found by their shapes."""
     instrument: Instrument = field(default_factory=Instrument)
     """Unset pixel scale and zero point default to what the FITS headers agree on."""
 
@@ -173,26 +182,41 @@ def _surveyed(
 ) -> Iterator[Surveyed]:
     _check_places(src, dest)
     sky = _arcsec(options.group_by)
-    listing = layouts.find(
-        src,
-        options.layout,
-        options.labels,
-        splits=options.splits,
-        group_by=options.group_by if sky is None else None,
-        bands=options.choice.bands,
-    )
+    group_by, table = _table(options)
+    listing, beside = Listing(src), ReportBeside(dest)
+    try:
+        layouts.find(
+            src,
+            options.layout,
+            options.labels,
+            splits=options.splits,
+            group_by=group_by if sky is None else None,
+            choice=options.choice,
+            axes=options.axes,
+            table=table,
+            into=listing,
+        )
+    except UserError as error:
+        report = Report(skipped=listing.skipped, notes=[*listing.notes, str(error)])
+        raise UserError(f"{error}.{beside.write(report)}") from error
+    if options.choice.cut is not None and listing.kind == "pairs":
+        raise UserError("--crop, --pad and --resample are not for pairs; make both sides alike")
     if listing.bands_by_name:
         options = replace(options, choice=replace(options.choice, bands=()))
     report = _new_report(listing, options.choice.hdu)
     with OrderedPool(jobs if len(listing.entries) > _CHUNK else 1) as pool:
         surveys = _survey_all(pool, listing, options, report, progress)
-        beside = ReportBeside(dest)
         try:
             surveys = choose(listing, surveys, report, options.max_bad, options.dtype)
             surveys = grouped(surveys, sky, report, checks=options.group_by is None)
         except UserError as error:
             raise UserError(f"{error}{beside.write(report)}") from error
         beside.remove()
+        if stretched := sum(one.stretched for one in surveys.values()):
+            report.notes.append(
+                f"{stretched} images are pictures of whole numbers, stretched for a screen: their "
+                "values are not proportional to flux"
+            )
         unit = agreed_word("unit", [survey.unit for survey in surveys.values()], report)
         instrument = _instrument(options.instrument, surveys, report)
         yield Surveyed(listing, surveys, report, instrument, options.choice, unit, pool)
@@ -211,10 +235,28 @@ def _arcsec(group_by: str | None) -> float | None:
     raise UserError(f"--group-by {group_by}: give sky:ARCSEC, from above 0 to 3600")
 
 
+def _table(options: PackOptions) -> tuple[str | None, Table | None]:
+    """Return what images are grouped by, and the table."""
+    group_by, columns = options.group_by, dict(options.columns)
+    word, _, column = (group_by or "").partition(":")
+    if word == "column":
+        group_by, columns = word, columns | ({"group": column} if column else {})
+    if options.table is None:
+        if word == "column" or columns:
+            raise UserError("--group-by column and --columns need a table: --labels FILE.csv")
+        return group_by, None
+    table = read_table(options.table, columns)
+    if word == "column" and "group" not in table.columns:
+        raise UserError(f"--group-by column: say which of {printable(options.table)}: column:NAME")
+    return group_by, table
+
+
 def _noted(options: PackOptions, found: Surveyed) -> dict[str, JsonValue]:
     """Return what the manifest says of options that are not always used."""
     facts: dict[str, JsonValue] = {
         "bands": ",".join(options.choice.bands),
+        "cut": None if options.choice.cut is None else str(options.choice.cut),
+        "stretched": any(one.stretched for one in found.surveys.values()),
         "group_by": options.group_by,
         "unit": found.unit,
     }
@@ -222,8 +264,8 @@ def _noted(options: PackOptions, found: Surveyed) -> dict[str, JsonValue]:
 
 
 def _check_places(src: Path, dest: Path) -> None:
-    if not src.is_dir():
-        raise UserError(f"{printable(src)} is not a folder")
+    if not src.is_dir() and not (src.is_file() and holds_many(src.name)):
+        raise UserError(f"{printable(src)} is not a folder, nor .npy, .npz, .h5 or .zip")
     if Path(os.path.realpath(dest)).is_relative_to(src.resolve()):
         raise UserError(
             f"{printable(dest)} lies inside {printable(src)}: the next pack would read it as input"
@@ -232,7 +274,7 @@ def _check_places(src: Path, dest: Path) -> None:
 
 
 def _new_report(listing: Listing, hdu: str | None) -> Report:
-    report = Report(skipped=listing.skipped)
+    report = Report(skipped=listing.skipped, notes=listing.notes)
     names = {name for entry in listing.entries for name in entry.files}
     report.files = len(names | {name for name, _ in listing.refused})
     check_choice(hdu, names)
@@ -273,47 +315,10 @@ def _write_all(writer: PackedWriter, found: Surveyed, progress: Progress) -> Non
     entries, src = list(found.surveys), found.listing.root
     pixels = sum(math.prod(shape) for shape in found.surveys[entries[0]].shapes)
     chunk = min(_CHUNK, max(1, _CHUNK_BYTES // (4 * pixels)))
-    loaded = found.pool.map(partial(_load, src, found.choice), entries, chunk)
+    loaded = found.pool.map(partial(load, src, found.choice), entries, chunk)
     psf = len({survey.psf for survey in found.surveys.values()}) == 1  # one shape for all, or none
     for i, (entry, (sha256, readings)) in enumerate(zip(entries, loaded, strict=True)):
         if sha256 != found.surveys[entry].sha256:
             raise RunError(f"{printable(src / entry.name)} changed while it was being packed")
-        writer.add(_sample(entry, sha256, readings, psf))
+        writer.add(sample_of(entry, sha256, readings, psf))
         progress("packed", i + 1, len(entries))
-
-
-def _load(root: Path, choice: Choice, entries: list[Entry]) -> list[tuple[str, list[Reading]]]:
-    return [read_all(root, entry, choice) for entry in entries]
-
-
-def _sample(entry: Entry, sha256: str, readings: list[Reading], psf: bool) -> Sample:
-    first = readings[0] if len(readings) == 1 else _with_pixels_of_hr(*readings)
-    return Sample(
-        first.image,
-        entry.label,
-        entry.name,
-        mass=first.mass,
-        target=readings[1].image if len(readings) > 1 else None,
-        badpix=first.badpix,
-        weight=first.weight,
-        split=entry.split,
-        file_sha256=sha256,
-        group=entry.group,
-        psf=first.psf if psf else None,
-    )
-
-
-def _with_pixels_of_hr(lr: Reading, hr: Reading) -> Reading:
-    """Give LR the bad pixels and weights of HR.
-
-    A pixel is bad where any of HR's is. Its weight is the mean of HR's, unless LR has its own.
-    """
-    bands, height, width = lr.image.shape
-    blocks = (bands, height, hr.image.shape[1] // height, width, hr.image.shape[2] // width)
-    badpix, weight = lr.badpix, lr.weight
-    if hr.badpix is not None:
-        bad = np.asarray(hr.badpix.reshape(blocks).any(axis=(2, 4)))
-        badpix = bad if badpix is None else badpix | bad
-    if hr.weight is not None and weight is None:
-        weight = hr.weight.reshape(blocks).mean(axis=(2, 4))
-    return replace(lr, badpix=badpix, weight=weight)

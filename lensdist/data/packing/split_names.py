@@ -24,6 +24,7 @@ _WORDS = {
 _DOUBTFUL = {"eval", "evaluation", "holdout", "heldout"}  # any of the three, by whom one asks
 _EMPTY = {"data", "dataset", "set", "split", "images", "imgs", "image", "samples", "x", "files"}
 _WORD = re.compile(r"[A-Z]*[a-z]+|[A-Z]+|[^A-Za-z]+")
+_CONTAINER = re.compile(r"(?<=.)\.(npy|npz|zip|h5|hdf5|hdf)$", re.IGNORECASE)
 _HOW = "say what they are: --splits NAME=train,NAME=test, or --splits none"
 
 Splits = Mapping[str, str] | None
@@ -77,7 +78,7 @@ def members(files: Sequence[str], above: str, splits: Splits) -> list[Member]:
     """
     if splits is not None:
         return _given(files, above, splits)
-    paths = [PurePosixPath(file).relative_to(above).parts for file in files]
+    paths = [plain(PurePosixPath(file).relative_to(above).parts) for file in files]
     folders = {name for parts in paths for name in parts[:-1]}
     meaning = _meaning(folders)
     if not meaning:
@@ -89,7 +90,7 @@ def members(files: Sequence[str], above: str, splits: Splits) -> list[Member]:
             raise UserError(f"{printable(file)} lies in folders of two splits; {_HOW}")
         rest = tuple(meaning.get(name, ("", name))[1] for name in parts[:-1])
         found.append(Member(file, of[0][0] if of else None, tuple(filter(None, rest))))
-    _check_all(found)
+    check_all(found)
     return _without_common_rest(found, {rest for _, rest in meaning.values()})
 
 
@@ -97,14 +98,14 @@ def _given(files: Sequence[str], above: str, splits: Mapping[str, str]) -> list[
     found, unused = [], set(splits)
     for file in files:
         path = PurePosixPath(file)
-        named = [name for name in path.parts[:-1] if name in splits]
+        named = [name for name in plain(path.parts)[:-1] if name in splits]
         unused -= {*named}
-        folders = path.relative_to(above).parts[:-1]
+        folders = plain(path.relative_to(above).parts)[:-1]
         rest = tuple(name for name in folders if name not in splits)
         found.append(Member(file, splits[named[0]] if named else None, rest))
     if unused:
         raise UserError(f"--splits names the folder {min(unused)!r}, but no image lies in it")
-    _check_all(found)
+    check_all(found)
     return found
 
 
@@ -154,11 +155,11 @@ def _in_file_names(
         Member(file, cut[0] if cut else over[-1][0] if over else None, parts[:-1])
         for file, parts, cut in zip(files, paths, cuts, strict=True)
     ]
-    _check_all(found, flat=True)
+    check_all(found, flat=True)
     return found
 
 
-def _check_all(found: Sequence[Member], flat: bool = False) -> None:
+def check_all(found: Sequence[Member], flat: bool = False) -> None:
     """Check that all files have a split, or none; without `flat`, files in no folder may do."""
     with_split = next((one for one in found if one.split), None)
     without = next((one for one in found if not one.split and (flat or one.folders)), None)
@@ -176,3 +177,13 @@ def _without_common_rest(found: Sequence[Member], rests: set[str]) -> list[Membe
         one._replace(folders=tuple(name for name in one.folders if name not in shared))
         for one in found
     ]
+
+
+def plain(parts: Sequence[str]) -> tuple[str, ...]:
+    """Return a path's parts; of `no.npy/3`, an image in a file, those are `no` and `3`."""
+    return (*(_CONTAINER.sub("", part) for part in parts[:-1]), *parts[-1:])
+
+
+def depth(found: Sequence[Member]) -> int:
+    """Return how many folders the deepest file lies in."""
+    return max(len(member.folders) for member in found)

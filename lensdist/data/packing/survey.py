@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lensdist.data.manifest import DType
-from lensdist.data.packing.layouts import Entry, Listing
+from lensdist.data.packing.listing import Entry, Listing
 from lensdist.data.packing.report import Report
 from lensdist.data.packing.systems import by_sky
 from lensdist.data.packing.writer import check_scaled
@@ -41,6 +41,7 @@ class Survey:
     position: tuple[float, float] | None
     psf: tuple[int, ...] | None
     """Its shape."""
+    stretched: bool
 
 
 def read_all(root: Path, entry: Entry, choice: Choice) -> tuple[str, list[Reading]]:
@@ -49,6 +50,10 @@ def read_all(root: Path, entry: Entry, choice: Choice) -> tuple[str, list[Readin
     Raises:
         BadFile: see `readers.parse`.
     """
+    if choice.cut is not None and choice.cut.centre == "catalogue":
+        if entry.place is None:
+            raise BadFile("the table gives no RA and Dec for it, which --centre catalogue needs")
+        choice = replace(choice, cut=replace(choice.cut, centre=entry.place))
     maps = [(band, role, root / file) for band, role, file in entry.maps]
     lr = read_together([root / name for name in entry.bands], maps, choice)
     readings, hashes = [checked(lr.raw, choice.nan)], lr.hashes
@@ -84,8 +89,9 @@ def _survey(root: Path, entry: Entry, choice: Choice) -> Survey | str:
         readings[0].pixel_scale_arcsec,
         readings[0].zero_point_mag,
         readings[0].unit,
-        readings[0].position,
+        readings[0].position or entry.place,
         None if readings[0].psf is None else readings[0].psf.shape,
+        readings[0].stretched,
     )
 
 

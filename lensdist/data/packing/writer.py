@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self, cast
 
 import numpy as np
@@ -83,6 +83,8 @@ class Sample:
     """The system that the image shows; images of one system are in one split."""
     psf: Array | None = None
     """(1 or C, h, w); all samples of a set have one, or none has."""
+    facts: Mapping[str, JsonValue] = field(default_factory=dict)
+    """What else is known of it, for `files.jsonl`: `ra`, `dec` (degrees) and `redshift`."""
 
 
 @dataclass(slots=True)
@@ -165,7 +167,8 @@ class PackedWriter:
         self._append("weights", "float32", 1, sample.weight)
         self._append("psf", "float32", 0, sample.psf)
         content = content_digest(image, sample.target)
-        row = {
+        row: dict[str, JsonValue] = {
+            **sample.facts,
             "name": sample.name,
             "sha256": sample.file_sha256,
             "content": content.hex(),

@@ -7,13 +7,14 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lensdist.data.reading.fits_bounds import check_gzip_tiles, check_structure
-from lensdist.data.reading.raw import MAP_ROLES, BadFile, Raw, stacked, with_maps
+from lensdist.data.reading.raw import MAP_ROLES, BadFile, Raw, with_maps
 from lensdist.data.reading.roles import Role, named
 
 _FILTERS = ("FILTER", "BAND", "FILTNAM1")
@@ -22,7 +23,7 @@ _LISTED = 30  # HDUs that a message names
 _ARCSEC = {"deg": 3600.0, "arcmin": 60.0, "arcsec": 1.0}
 
 
-def parse_fits(data: bytes, choice: str | None = None, bands: Sequence[str] = ()) -> Raw:
+def parse_fits(data: bytes, choice: str | None = None, bands: Sequence[str] = ()) -> list[Raw]:
     """Read the chosen image, or the only one, or one of each band, with the maps that belong to it.
 
     A mask (`MASK`, `DQ`) gives bad pixels: nonzero is bad. A weight map (`WHT`, `IVAR`), a map of
@@ -31,27 +32,69 @@ def parse_fits(data: bytes, choice: str | None = None, bands: Sequence[str] = ()
     Args:
         data: the file's bytes.
         choice: the image's HDU, by number or by EXTNAME.
-        bands: names of bands, by EXTNAME or FILTER; they become one image of several bands.
+        bands: names of bands, by EXTNAME or FILTER, or by FILTER1, … or BAND1, … of a cube.
+
+    Returns:
+        An image for each band, or the only one.
 
     Raises:
-        BadFile: no image, several and no choice, bands of several shapes, or more than may be
-            unpacked.
+        BadFile: no image, several and no choice, or more than may be unpacked.
     """
     with open_fits(data) as hdus:
-        chosen = [science_hdu(hdus, band=band) for band in bands] or [science_hdu(hdus, choice)]
-        raws = [_raw(science, data, hdus) for science in chosen]
-    return raws[0] if len(raws) == 1 else stacked(raws)
+        if not bands:
+            return [_raw(science_hdu(hdus, choice), data, hdus)]
+        cube = cube_of(hdus)
+        if cube is None:
+            return [_raw(science_hdu(hdus, band=band), data, hdus) for band in bands]
+        names, whole = [*planes(cube)], _raw(cube, data, hdus)
+        if missing := [band for band in bands if band.lower() not in names]:
+            raise BadFile(
+                f"its bands are {', '.join(names) or 'without names'}, without {missing[0]}"
+            )
+        return [_plane(whole, names.index(band.lower())) for band in bands]
+
+
+def cube_of(hdus: Any) -> Any:
+    """Return the HDU of the only science image, if its third axis is of bands; else None."""
+    images = [hdu for hdu in hdus if hdu.is_image and hdu.header.get("NAXIS", 0) > 0]
+    science = [hdu for hdu in images if named(hdu.name).role in (None, "image")]
+    return science[0] if len(science) == 1 and planes(science[0]) else None
+
+
+def planes(hdu: Any) -> list[str]:
+    """Return the names of a cube's bands, from FILTER1, FILTER2, … or BAND1, …; else nothing."""
+    if hdu.header.get("NAXIS") != 3:
+        return []
+    for key in ("FILTER", "BAND"):
+        names = [str(hdu.header.get(f"{key}{i + 1}", "")).strip() for i in range(hdu.shape[0])]
+        if all(names):
+            return [name.lower() for name in names]
+    return []
+
+
+def _plane(cube: Raw, number: int) -> Raw:
+    def cut(array: Any) -> Any:
+        return array if array is None or array.ndim < 3 else array[number]
+
+    return replace(
+        cube,
+        image=cut(cube.image),
+        badpix=cut(cube.badpix),
+        weight=cut(cube.weight),
+        psf=cut(cube.psf),
+    )
 
 
 def _raw(science: Any, data: bytes, hdus: Any) -> Raw:
     maps = {role: _pixels(_beside(hdus, role, science), data, hdus) for role in MAP_ROLES}
-    unit = science.header.get("BUNIT")
+    unit, wcs = science.header.get("BUNIT"), _celestial(science.header)
     raw = Raw(
         _pixels(science, data, hdus),
         pixel_scale_arcsec=_pixel_scale(science.header),
         zero_point_mag=_zero_point(science.header, hdus[0].header),
         unit=unit.strip() if isinstance(unit, str) else "",
-        position=_position(science.header),
+        position=_position(science.header, wcs),
+        wcs=wcs,
         blank=True,
     )
     return with_maps(raw, {role: pixels for role, pixels in maps.items() if pixels is not None})
@@ -175,15 +218,22 @@ def _pixel_scale(header: Any) -> float | None:
     return math.sqrt(area) * unit if unit and 0 < area < math.inf else None
 
 
-def _position(header: Any) -> tuple[float, float] | None:
-    """Return RA and Dec of the image's centre, degrees, where its WCS is in them."""
+def _celestial(header: Any) -> Any:
+    """Return the WCS of the image axes, where it is of RA and Dec; else None."""
     if not str(header.get("CTYPE1", "")).startswith("RA") or "CRVAL1" not in header:
         return None
     from astropy.wcs import WCS
 
     with suppress(Exception):  # wcslib raises many kinds of errors on odd headers
+        return WCS(header, naxis=2)
+    return None
+
+
+def _position(header: Any, wcs: Any) -> tuple[float, float] | None:
+    """Return RA and Dec of the image's centre, degrees, where they are known."""
+    with suppress(Exception):
         centre = [[(header[f"NAXIS{i}"] - 1) / 2 for i in (1, 2)]]
-        ra, dec = WCS(header, naxis=2).wcs_pix2world(centre, 0)[0]
+        ra, dec = wcs.wcs_pix2world(centre, 0)[0]
         if math.isfinite(ra) and math.isfinite(dec):
             return float(ra), float(dec)
     return None

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from lensdist.data.manifest import MANIFEST
+from lensdist.data.reading.containers import is_container
+from lensdist.data.reading.pictures import PICTURES
 from lensdist.data.reading.readers import form
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import printable
@@ -48,13 +50,16 @@ class Passed(Counter[str]):
         ]
 
 
-def walk(root: Path, passed: Passed, apart: Identity = None) -> Iterator[tuple[str, list[str]]]:
+def walk(
+    root: Path, passed: Passed, apart: Identity = None, containers: bool = False
+) -> Iterator[tuple[str, list[str]]]:
     """Yield a folder and all below it, as names relative to `root` ("" for it), with image files.
 
     Args:
         root: the folder.
         passed: counts what is skipped: hidden names, `__MACOSX`, files of other kinds.
         apart: a folder below `root` that is not searched.
+        containers: whether .zip and HDF5 files count as files with images.
 
     Raises:
         UserError: a folder cannot be listed, or is a packed set.
@@ -83,10 +88,14 @@ def walk(root: Path, passed: Passed, apart: Identity = None) -> Iterator[tuple[s
                 passed.add("hidden", at)
             elif is_folder:
                 below.append(at)
-            elif form(name):
+            elif form(name) or (containers and is_container(name)):
                 files.append(at)
             else:
                 passed.other(at)
+        if any(not name.lower().endswith(PICTURES) for name in files):
+            for name in [name for name in files if name.lower().endswith(PICTURES)]:
+                files.remove(name)  # beside images of other kinds it is a preview
+                passed.other(name)
         yield folder, files
         todo += reversed(below)
 

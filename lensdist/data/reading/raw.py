@@ -25,6 +25,7 @@ MAP_ROLES: tuple[Role, ...] = ("mask", "weight", "variance", "rms", "psf")
 _NO_DATA = 1e15  # a standard deviation that no image has
 
 Array = npt.NDArray[Any]
+Nan = Literal["mask", "refuse"]
 
 
 class BadFile(Exception):
@@ -45,8 +46,12 @@ class Raw:
     unit: str = ""
     position: tuple[float, float] | None = None
     """RA and Dec of the centre, degrees."""
+    wcs: Any = None
+    """The `astropy.wcs.WCS` of the two image axes, where it is of RA and Dec."""
     blank: bool = False
     """Whether NaN means that a pixel has no data, as in FITS."""
+    stretched: bool = False
+    """Whether it is a picture for the eye, whose values are not proportional to flux."""
 
 
 def with_maps(raw: Raw, maps: Mapping[Role, Array]) -> Raw:

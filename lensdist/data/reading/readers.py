@@ -8,38 +8,42 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from lensdist.data.reading import containers
 from lensdist.data.reading.fits import parse_fits
 from lensdist.data.reading.numpy_files import parse_npy, parse_npz
+from lensdist.data.reading.pictures import PICTURES, parse_picture
 from lensdist.data.reading.raw import (
     MAP_ROLES,
     Array,
     BadFile,
+    Nan,
     Raw,
     read_bytes,
     stacked,
     unpacked,
     with_maps,
 )
+from lensdist.data.reading.resize import Cut, resized
 from lensdist.data.reading.roles import Role
 from lensdist.utils.errors import UserError
 
-ENDINGS = ".npy, .npz, .fits, .fit, .fts, each also .gz or .bz2, and .fits.fz"
+ENDINGS = ".npy, .npz, .fits, .fit, .fts, each also .gz or .bz2, .fits.fz, .png, .jpg and .tif"
 """The endings of image files, in upper or lower case."""
 _NAME = re.compile(
-    r"(.+?)(?:(\.np[yz])(?:\.gz|\.bz2)?|(\.fits|\.fit|\.fts)(?:\.gz|\.bz2|\.fz)?)",
+    r"(.+?)(?:(\.np[yz])(?:\.gz|\.bz2)?|(\.fits|\.fit|\.fts)(?:\.gz|\.bz2|\.fz)?"
+    r"|(\.png|\.jpe?g|\.tiff?))",
     re.IGNORECASE | re.DOTALL,
 )
-_MAX_BANDS = 16
-
-Nan = Literal["mask", "refuse"]
+MAX_BANDS = 16
+Axes = Literal["CHW", "HWC"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +66,14 @@ class Reading:
     """`BUNIT` of a FITS header."""
     position: tuple[float, float] | None = None
     """RA and Dec of the image's centre, degrees."""
+    stretched: bool = False
+    """Whether it is a picture for the eye, whose values are not proportional to flux."""
 
 
 def form(name: str) -> tuple[str, str] | None:
     """Split an image file's name: `a.FITS.gz` is `("a", ".fits")`. None: not an image file."""
     found = _NAME.fullmatch(name)
-    return (found[1], (found[2] or found[3]).lower()) if found else None
+    return (found[1], (found[2] or found[3] or found[4]).lower()) if found else None
 
 
 def check_choice(hdu: str | None, names: Iterable[str]) -> None:
@@ -77,8 +83,12 @@ def check_choice(hdu: str | None, names: Iterable[str]) -> None:
         UserError: none of them can hold several images.
     """
     forms = (form(Path(name).name) for name in names)
-    if hdu is not None and not any(each and each[1] != ".npy" for each in forms):
-        raise UserError(f"--hdu {hdu} chooses an image of FITS or .npz files; there are none here")
+    if hdu is not None and not any(
+        not each or each[1] not in (".npy", *PICTURES) for each in forms
+    ):
+        raise UserError(
+            f"--hdu {hdu} chooses an image of FITS, .npz or HDF5 files; there are none here"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +102,10 @@ class Choice:
     nan: Nan | None = None
     """`mask`: pixels without data; `refuse`: damage. None: `mask` in FITS, where the standard says
     so, elsewhere `refuse`."""
+    cut: Cut | None = None
+    """How images are resampled, cropped and padded."""
+    axes: Axes | None = None
+    """Whether bands are the first or the last axis of an array; None: found by its shape."""
 
 
 ONLY = Choice()
@@ -132,24 +146,32 @@ def read_together(
     """
     hashes: list[str] = []
 
-    def read(path: Path, choice: Choice) -> tuple[bytes, Raw]:
-        data = read_bytes(path)
+    def read(path: Path, choice: Choice) -> tuple[bytes, list[Raw]]:
+        packed = containers.inside(path)
+        data, name = containers.read_inside(*packed) if packed else (read_bytes(path), path.name)
         hashes.append(hashlib.sha256(data).hexdigest())
-        return data, parse_raw(data, (form(path.name) or ("", ""))[1], choice)
+        return data, parse_raws(data, (form(name) or ("", name))[1], choice)
 
-    raws, first = [], b""
+    raws, first = list[Raw](), b""
     for number, path in enumerate(bands):
-        data, raw = read(path, choice)
+        data, found = read(path, choice)
         first = first or data
         own: dict[Role, Array] = {}
         for of, role, file in maps:
             if of == number and role in MAP_ROLES:
                 try:
-                    own[role] = read(file, ONLY)[1].image
+                    own[role] = read(file, ONLY)[1][0].image
                 except BadFile as error:
                     raise BadFile(f"its {role} map {file.name} cannot be used: {error}") from error
-        raws.append(with_maps(raw, own))
-    return Together(stacked(raws) if len(raws) > 1 else raws[0], hashes, first)
+        raws += [with_maps(raw, own) for raw in found]
+    return Together(_joined(raws, choice), hashes, first)
+
+
+def _joined(raws: Sequence[Raw], choice: Choice) -> Raw:
+    """Return an image of all bands, each resampled and cropped as chosen."""
+    if choice.cut is not None:
+        raws = [resized(raw, choice.cut, choice.nan) for raw in raws]
+    return stacked(raws) if len(raws) > 1 else raws[0]
 
 
 def parse(data: bytes, suffix: str, choice: Choice = ONLY) -> Reading:
@@ -164,26 +186,41 @@ def parse(data: bytes, suffix: str, choice: Choice = ONLY) -> Reading:
         BadFile: it is damaged, hostile, not one image of real numbers, constant, or has NaN or
             infinity outside its bad pixels; or it has several images and none is chosen.
     """
-    return checked(parse_raw(data, suffix, choice), choice.nan)
+    return checked(_joined(parse_raws(data, suffix, choice), choice), choice.nan)
 
 
-def parse_raw(data: bytes, suffix: str, choice: Choice) -> Raw:
-    """Return the arrays of a file, which `checked` has not seen yet.
+def parse_raws(data: bytes, suffix: str, choice: Choice) -> list[Raw]:
+    """Return the chosen images of a file, (C, H, W) or (H, W), which `checked` has not seen yet.
 
     Raises:
         BadFile: see `parse`.
     """
     try:
-        data = unpacked(data)
-        if suffix.lower() == ".npy":
-            return parse_npy(data)
-        if suffix.lower() == ".npz":
-            return parse_npz(data, choice.hdu)
-        return parse_fits(data, choice.hdu, choice.bands)
-    except BadFile:
+        raws = _parsers(choice)[suffix.lower()](unpacked(data))
+    except (BadFile, UserError):
         raise
     except Exception as error:  # parsers raise any exception on damaged bytes
         raise BadFile(f"it is damaged ({type(error).__name__})") from error
+    return [
+        replace(
+            raw,
+            image=_bands(raw.image, "image", choice.axes),
+            badpix=None if raw.badpix is None else _bands(raw.badpix, "mask", choice.axes),
+            weight=None if raw.weight is None else _bands(raw.weight, "weight", choice.axes),
+        )
+        for raw in raws
+    ]
+
+
+def _parsers(choice: Choice) -> dict[str, Callable[[bytes], list[Raw]]]:
+    return {
+        ".npy": lambda data: [parse_npy(data)],
+        ".npz": lambda data: [parse_npz(data, choice.hdu)],
+        **dict.fromkeys(
+            (".fits", ".fit", ".fts"), lambda data: parse_fits(data, choice.hdu, choice.bands)
+        ),
+        **dict.fromkeys(PICTURES, lambda data: [parse_picture(data)]),
+    }
 
 
 def checked(raw: Raw, nan: Nan | None = None) -> Reading:
@@ -227,6 +264,7 @@ def checked(raw: Raw, nan: Nan | None = None) -> Reading:
         raw.zero_point_mag,
         raw.unit,
         raw.position,
+        raw.stretched,
     )
 
 
@@ -238,8 +276,14 @@ def _psf(array: Array, bands: int) -> npt.NDArray[np.float32]:
     return np.asarray(psf / total, np.float32)
 
 
-def _bands(array: Array, what: str) -> Array:
-    """Return (H, W), (1, H, W), (C, H, W) and FITS's (1, 1, H, W) as (C, H, W)."""
+def bands_last(shape: tuple[int, ...]) -> bool:
+    """Return whether an array is (H, W, C): its last axis is short, and the others are not."""
+    least = min(shape[:2])
+    return len(shape) == 3 and (shape[2] <= 4 < least or shape[2] <= MAX_BANDS < least)
+
+
+def _bands(array: Array, what: str, axes: Axes | None = None) -> Array:
+    """Return (H, W), (C, H, W), (H, W, C) and FITS's (1, 1, H, W) as (C, H, W)."""
     if array.dtype.kind not in "fiub":
         raise BadFile(f"its {what} is not made of real numbers")
     shape = array.shape
@@ -248,11 +292,13 @@ def _bands(array: Array, what: str) -> Array:
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or 0 in array.shape:
-        raise BadFile(f"its {what} is of shape {shape}, not (H, W) or (C, H, W)")
-    if array.shape[0] > _MAX_BANDS:
+        raise BadFile(f"its {what} is of shape {shape}, not (H, W), (C, H, W) or (H, W, C)")
+    if axes == "HWC" or (axes is None and bands_last(array.shape)):
+        array = np.moveaxis(array, -1, 0)
+    if array.shape[0] > MAX_BANDS:
         raise BadFile(
             f"its {what} is of shape {shape}, {array.shape[0]} bands of {array.shape[1:]} pixels: "
-            "a stack of images, or bands that stand last"
+            "is it a stack of images, or do its bands stand last? `lensdist pack --axes` says so"
         )
     return array
 
