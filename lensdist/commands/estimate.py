@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lensdist.config import load, raw
-from lensdist.config.presets import chosen
-from lensdist.config.schema import schema_of
 from lensdist.data.epoch_size import images_per_epoch
+from lensdist.runs.fit import load_fitted
 from lensdist.utils.arguments import add_configuration
 from lensdist.utils.errors import EXIT_DONE, UserError
 from lensdist.utils.files import to_json, write_atomic
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     of_cluster = [word for word in args.words if word.startswith("cluster.")]
     words = [word for word in args.words if word not in of_cluster]
-    cfg = load(*chosen(args.config, words), schema=schema_of)
+    cfg = load_fitted(args.config, words)
     if args.json is not None:
         check_ours(args.json, "network", "rows", flag="--json")
     cluster = _cluster(args.cluster, [word.removeprefix("cluster.") for word in of_cluster])

@@ -13,11 +13,19 @@ EXAMPLES = """examples:
   lensdist evaluate runs/finetune --data packed              # runs/finetune/eval/test.json
   lensdist evaluate runs/finetune --data packed --split val
   lensdist evaluate runs/finetune --data packed --tta rot180
+  lensdist evaluate runs/finetune --data other --split all --map-labels sub=sphere
   lensdist evaluate runs/finetune --data packed --hard       # and runs/finetune/eval/hard.json
   lensdist evaluate runs/finetune/export --data hard --out runs/finetune/hard
 
 The model was selected on the validation split; use the test split only once.
 """
+
+
+def _renamed(text: str) -> dict[str, str]:
+    pairs = [part.partition("=")[::2] for part in text.split(",")]
+    if not all(a and b for a, b in pairs) or len(dict(pairs)) < len(pairs):
+        raise argparse.ArgumentTypeError("give SET=MODEL,… with each class of the set once")
+    return dict(pairs)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,9 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="a packed set")
     parser.add_argument(
         "--split",
-        choices=("train", "val", "test"),
+        choices=("train", "val", "test", "all"),
         default="test",
         help="the split to score (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--map-labels",
+        metavar="A=B,...",
+        type=_renamed,
+        default={},
+        help="score the set's class A as the model's class B (default: classes of one name)",
     )
     parser.add_argument(
         "--out",
@@ -79,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from lensdist.metrics.scores import MANY_CLASSES
     from lensdist.utils.files import printable
 
-    subject = open_subject(args.model, args.data, args.out)
+    subject = open_subject(args.model, args.data, args.out, args.map_labels)
     planned = None if args.hard is None else hard.plan(subject, args.hard, args.family)
     subject.target(args.split)
     with begun(subject.out):

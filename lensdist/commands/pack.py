@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lensdist.data.reading.resize import Cut
 
 from lensdist.utils.arguments import add_image_choice
 
@@ -14,6 +18,9 @@ EXAMPLES = """examples:
   lensdist pack stamps/ packed/survey --layout images   # FITS stamps without labels
   lensdist pack euclid/ packed/vis --bands VIS          # one of several images in each file
   lensdist pack sled/ packed/sled --bands g,r,i --group-by folder   # CLASS/SYSTEM/*_{g,r,i}.fits
+  lensdist pack stamps/ packed/stamps --labels labels.csv --columns name=objid,label=kind
+  lensdist pack set.h5 packed/set --hdu images          # one file of many images
+  lensdist pack jwst/ packed/jwst --resample 0.1 --crop 64 --pad 64 --centre brightest
   lensdist pack mine/ packed/mine --dry-run             # only print what would be packed
 
 DEST/report.json lists every file that was left out, with the reason; DEST.report.json does so if
@@ -35,9 +42,42 @@ def _positive(text: str) -> float:
     return value
 
 
+def _size(text: str) -> tuple[int, int]:
+    sides = [int(side) for side in text.lower().split("x")]
+    size = (sides[0], sides[-1])
+    if len(sides) > 2 or not 1 <= min(size) <= max(size) <= 16_384:
+        raise argparse.ArgumentTypeError("must be from 1 to 16384, as 64 or 64x80")
+    return size
+
+
+def _centre(text: str) -> str | tuple[float, float]:
+    if text in ("image", "brightest", "catalogue"):
+        return text
+    ra, dec = map(float, text.split(","))
+    if not (0 <= ra <= 360 and -90 <= dec <= 90):
+        raise argparse.ArgumentTypeError("must be RA,Dec in degrees")
+    return ra, dec
+
+
+def _cut(args: argparse.Namespace) -> Cut | None:
+    """Return what is to be done to images of other sizes; None: nothing."""
+    from lensdist.data.reading.resize import Cut
+    from lensdist.utils.errors import UserError
+
+    if args.centre != "image" and args.crop is None:
+        raise UserError("--centre says what --crop keeps: give --crop N")
+    if not (args.resample or args.crop or args.pad):
+        return None
+    return Cut(args.crop, args.pad, args.resample, args.centre, args.pixel_scale)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("src", help="the folder of .npy, .npz or FITS images")
+    parser.add_argument(
+        "src",
+        help="the folder of .npy, .npz, FITS, HDF5, .png, .jpg or .tif files, or one .npy, .npz, "
+        ".h5 or .zip file with many images",
+    )
     parser.add_argument("dest", help="the folder to make; it must not exist, or be empty")
     parser.add_argument("--seed", type=int, default=0, help="the seed of the splits (default: 0)")
     parser.add_argument(
@@ -73,15 +113,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--group-by",
-        metavar="folder|REGEX|sky[:ARCSEC]",
+        metavar="folder|column[:NAME]|REGEX|sky[:ARCSEC]",
         help="what images of one system share, so that they come into one split: a folder below "
-        "the class, a part of their path (the expression's first group), or the place on the sky",
+        "the class, a column of the table that --labels names, a part of their path (the "
+        "expression's first group), or the place on the sky",
     )
     add_image_choice(parser)
     parser.add_argument(
         "--labels",
-        help="the class folders in label order, as a,b,c (default: the order of known sets, or "
-        "sorted)",
+        metavar="A,B,...|FILE.csv",
+        action="append",
+        default=[],
+        help="the classes in label order (default: the order of known sets, or sorted), or a table "
+        "of what is known of the images: label, split, group, RA and Dec (degrees), redshift; may "
+        "be given twice, once for each",
+    )
+    parser.add_argument(
+        "--columns",
+        metavar="MEANING=NAME,...",
+        help="the columns of the table: name (of the image), label, split, group, ra, dec, "
+        "redshift (default: found by what they are called)",
+    )
+    parser.add_argument(
+        "--axes",
+        choices=("CHW", "HWC", "NHW", "NCHW", "NHWC"),
+        help="what the axes of arrays are: N images, C bands, H rows, W columns (default: found by "
+        "their shapes)",
+    )
+    size = parser.add_argument_group("images of other sizes and pixel scales")
+    size.add_argument(
+        "--resample",
+        metavar="SCALE",
+        type=_positive,
+        help="resample images to this pixel scale, arcsec; flux is kept",
+    )
+    size.add_argument(
+        "--crop", metavar="N|HxW", type=_size, help="keep so many pixels around the centre"
+    )
+    size.add_argument(
+        "--pad",
+        metavar="N|HxW",
+        type=_size,
+        help="add bad pixels around smaller images, up to this size",
+    )
+    size.add_argument(
+        "--centre",
+        metavar="image|brightest|RA,DEC|catalogue",
+        type=_centre,
+        default="image",
+        help="what --crop keeps in the middle: the middle of the image, its brightest pixel, a "
+        "place on the sky in degrees, or the place that the table of --labels gives (default: "
+        "image)",
     )
     parser.add_argument(
         "--pixel-scale",
@@ -116,22 +198,31 @@ def run(args: argparse.Namespace) -> int:
     from lensdist.data.packing.pack import PackOptions, pack, survey
     from lensdist.data.packing.report import counts_table
     from lensdist.data.packing.split_names import parse
+    from lensdist.data.packing.table import parse_columns
     from lensdist.data.packing.writer import Instrument
     from lensdist.data.reading.readers import Choice
-    from lensdist.utils.errors import EXIT_DONE
+    from lensdist.utils.errors import EXIT_DONE, UserError
     from lensdist.utils.streams import counter
 
     started = time.monotonic()
+    tables = [word for word in args.labels if word.lower().endswith((".csv", ".tsv", ".txt"))]
+    names = [word for word in args.labels if word not in tables]
+    if len(tables) > 1 or len(names) > 1:
+        raise UserError("give --labels once for the classes, and once for a table, at most")
+    cut, axes = _cut(args), args.axes
     options = PackOptions(
         seed=args.seed,
         dtype=args.dtype,
         max_bad=args.max_bad,
         layout=args.layout,
-        labels=args.labels.split(",") if args.labels else None,
+        labels=names[0].split(",") if names else None,
+        table=Path(tables[0]) if tables else None,
+        columns=parse_columns(args.columns),
+        axes=axes,
         splits=parse(args.splits),
         group_by=args.group_by,
-        choice=Choice(args.hdu, args.bands, args.nan),
-        instrument=Instrument(args.pixel_scale, args.psf_fwhm, args.zero_point),
+        choice=Choice(args.hdu, args.bands, args.nan, cut, None if axes is None else axes[-3:]),
+        instrument=Instrument(args.resample or args.pixel_scale, args.psf_fwhm, args.zero_point),
     )
     jobs = args.jobs or min(4, os.cpu_count() or 1)
     progress = counter()

@@ -14,13 +14,21 @@ EXAMPLES = """examples:
   lensdist predict runs/sr cutouts --out sharper                     # sharper/<same names>
   lensdist predict runs/mae cutouts --out drawn --format fits --overwrite
   lensdist predict runs/find survey --bands VIS --out classes.csv   # one image of each file
+  lensdist predict runs/find tile.fits --at 150.12,2.21 --out lens.csv   # a place on the sky
+  lensdist predict runs/find tile.fits --at candidates.csv --out classes.csv
 
 A classifier writes a table with one row per file: file, label, prob_<class>, logit_<class>. Where
 the preprocessing measures the images (scale: lens_fit, residual), columns with these numbers
-follow, then flag, 1 for an image that is unlike the training images, whose label is then worth
-little, and flagged_by, the columns that differ. Models that make images write one per file, with
-the file's name below its INPUT: .npy of (C, H, W) or (H, W), or FITS with the input's header and
-its coordinates on the new pixels.
+follow; then unlike, how far the image is from the training images (1: as 99 % of the validation
+images are); flag, 1 for an image that is unlike them; flagged_by, the columns that differ; and
+changes. The label of a flagged image is ?, and it has no probabilities: they hold only for images
+like those of training. The columns are empty where an older export cannot tell.
+
+For a table, an image of another pixel scale or size is resampled to the scale of the training
+images and cut to their size, which `changes` says. An image that cannot be is skipped.
+
+Models that make images write one per file, with the file's name below its INPUT: .npy of (C, H, W)
+or (H, W), or FITS with the input's header and its coordinates on the new pixels.
 
 Files that cannot be used are skipped. They are printed with a reason, and listed in
 DEST.skipped.csv or DEST/skipped.csv; the exit code is then 1. So are files that a pattern matches
@@ -54,6 +62,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_image_choice(parser)
     parser.add_argument(
+        "--at",
+        metavar="RA,DEC|FILE.csv",
+        help="cut out a place on the sky, degrees (--at=-RA,Dec for a negative number), or each "
+        "row's place of a .csv file with the columns ra, dec and, for several images, file",
+    )
+    parser.add_argument(
+        "--pixel-scale",
+        metavar="ARCSEC",
+        type=float,
+        help="the pixel scale of files whose header says none",
+    )
+    parser.add_argument(
         "--batch", type=int, default=64, help="the images at a time (default: %(default)s)"
     )
     parser.add_argument(
@@ -73,24 +93,30 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--batch must be 1 or more, not {args.batch}")
     from lensdist.data.reading.folders import Passed
     from lensdist.data.reading.readers import Choice, check_choice
+    from lensdist.inference.comparable import placed
     from lensdist.inference.inputs import find, together
 
     passed = Passed()
     inputs = find(args.inputs, args.out, passed)  # before torch, which takes seconds to import
     inputs, by_name = together(inputs, args.bands, passed)
     check_choice(args.hdu, (one.path.name for one in inputs))
+    if args.at is not None:
+        inputs = placed(inputs, args.at)
 
     from lensdist.export.model import load
-    from lensdist.inference.predict import predict_files
+    from lensdist.inference.predict import predict_files, wanted_by
 
     model = load(args.model, _device(args.device))
+    if args.at is not None and model.does.draws:
+        raise UserError("--at cuts images for a table; this model writes images")
     notes: list[str] = []
     choice = Choice(args.hdu, () if by_name else args.bands, args.nan)
     skipped = predict_files(
-        model, inputs, args.out, args.batch, args.format, args.overwrite, choice, notes
-    )
-    done = len(inputs) - len(skipped)
-    print(f"predicted {done:,} of {len(inputs):,} files, {len(skipped):,} skipped: {args.out}")
+        model, inputs, args.out, args.batch, args.format, args.overwrite, choice,
+        wanted_by(model, args.pixel_scale), notes,
+    )  # fmt: skip
+    done, what = len(inputs) - len(skipped), "files" if args.at is None else "places"
+    print(f"predicted {done:,} of {len(inputs):,} {what}, {len(skipped):,} skipped: {args.out}")
     print("".join(f"{line}\n" for line in (*notes, *passed.lines())), end="")
     return EXIT_FAILED if skipped else EXIT_DONE
 

@@ -8,7 +8,7 @@ from lensdist.utils.errors import EXIT_DONE
 
 EXAMPLES = """examples:
   lensdist presets              # all
-  lensdist presets mae          # those of one task
+  lensdist presets mae          # those of one task; find: lens finding
   lensdist train mae/small      # train one
 """
 
@@ -24,13 +24,14 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: there is no such task.
     """
-    from lensdist.config.presets import presets
+    from lensdist.config.presets import MORE, presets
     from lensdist.estimate.presets import facts
     from lensdist.tasks.registry import built_in
     from lensdist.utils.errors import UserError
 
-    if args.task is not None and args.task not in built_in():
-        raise UserError(f"{args.task!r} is not a task; use one of {', '.join(built_in())}")
+    known = (*built_in(), *MORE)
+    if args.task is not None and args.task not in known:
+        raise UserError(f"{args.task!r} has no presets; use one of {', '.join(known)}")
     names = [name for name in presets() if args.task in (None, name.partition("/")[0])]
     print(
         f"{'preset':30} {'parameters':>10} {'images':>9}  {'device':6} {'expected time':16} about"

@@ -6,10 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from lensdist.config import load
-from lensdist.config.presets import chosen
-from lensdist.config.schema import schema_of
 from lensdist.runs.accelerate_launch import agreed, from_environment
+from lensdist.runs.fit import load_fitted
 from lensdist.utils.arguments import add_configuration
 from lensdist.utils.errors import EXIT_DONE, UserError
 from lensdist.utils.staging import check_ours
@@ -45,10 +43,9 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.steps < 1:
         raise UserError(f"--steps must be 1 or more, not {args.steps}")
-    file, settings = chosen(args.config, args.words)
-    cfg = agreed(load(file, settings, schema=schema_of), from_environment(os.environ))
+    cfg = agreed(load_fitted(args.config, args.words), from_environment(os.environ))
     check_ours(args.out / "profile.json", "costliest", beside=(args.out / "trace.json.gz",))
-    keep = any(word.startswith("run.dir=") for word in settings)
+    keep = any(word.startswith("run.dir=") for word in args.words)
 
     from lensdist.profiling.run import profile_run
     from lensdist.runs.phase import context_of

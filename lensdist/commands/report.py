@@ -1,4 +1,4 @@
-"""`lensdist report`: collect finished runs in one table (torch-free)."""
+"""`lensdist report`: collect finished runs in tables, and on a page for a browser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="finished runs")
     parser.add_argument(
-        "--out", type=Path, required=True, help="the folder for results.md and results.json"
+        "--out",
+        type=Path,
+        required=True,
+        help="the folder for report.html, results.md and results.json",
     )
     parser.add_argument(
         "--partial",
@@ -30,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Collect the runs' scores and figures into `results.md` and `results.json`."""
+    """Collect the runs' scores and figures into `results.md`, `results.json` and `report.html`."""
+    from lensdist.evaluate.side_by_side import compare, shown
+    from lensdist.metrics.page import write_page
     from lensdist.metrics.report import (
         check_results,
         collect,
@@ -54,8 +59,13 @@ def run(args: argparse.Namespace) -> int:
     figures = [p for folder in args.runs for p in sorted((folder / "figures").glob("*.png"))]
     with begun(args.out):
         path = write_results(args.out, rows, args.title, args.note, figures, hard)
+        pairs = compare(args.runs)
+        runs = [shown(folder, row) for folder, row in zip(args.runs, rows, strict=True)]
+        page = write_page(args.out / "report.html", args.title, runs, args.note, pairs, hard)
     print(tables(rows))
     if hard:
         print(f"\nHarder images:\n\n{table(hard)}")
-    print(f"\nwrote {path}")
+    if pairs:
+        print(f"\nCompared image by image:\n\n{table(pairs)}")
+    print(f"\nwrote {path} and {page}")
     return EXIT_DONE

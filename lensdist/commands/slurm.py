@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-EXAMPLES = """commands: plan, submit, status, logs, cancel, resume, why
+EXAMPLES = """commands: plan, submit, status, logs, cancel, resume, why, chains
 
 examples:
   lensdist slurm plan   --chain chain.yaml --cluster cluster.yaml data.path=packed

@@ -1,13 +1,19 @@
-"""Score a trained model on a split, with figures: `RUN/eval/<split>.json`, `RUN/figures/`."""
+"""Score a trained model on a split, with figures: `RUN/eval/<split>.json`, `RUN/figures/`.
+
+`RUN/eval/<split>.safetensors` holds the task's outputs for each image, and its row in the set.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from lensdist.data.augment import Turn, turned, views
 from lensdist.data.config import AugmentConfig, DataConfig
@@ -18,6 +24,7 @@ from lensdist.distributed.context import DistributedContext
 from lensdist.export.artifact import find_export, read_export
 from lensdist.export.model import LoadedModel
 from lensdist.metrics import figures
+from lensdist.metrics.images import write_images
 from lensdist.phases import COMPLETE, check_finished
 from lensdist.tasks.registry import AnyTask
 from lensdist.tasks.types import Batch, Drawing
@@ -25,7 +32,7 @@ from lensdist.tracking.metrics_log import read
 from lensdist.training.validation import outputs_of
 from lensdist.utils import provenance
 from lensdist.utils.errors import UserError
-from lensdist.utils.files import to_json, write_atomic
+from lensdist.utils.files import sha256, to_json, write_atomic
 from lensdist.utils.sealed import read_json, sealed
 from lensdist.utils.staging import check_ours, check_writable
 
@@ -67,6 +74,8 @@ class Subject:
     """The folder of the run that made the model; of an export alone, its own folder."""
     out: Path
     """Folder for `eval/` and `figures/`."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """The model's class for classes of the set that are called otherwise."""
 
     @property
     def task(self) -> AnyTask:
@@ -86,6 +95,7 @@ class Subject:
         data = {"path": str(self.packed.path), "fingerprint": self.packed.manifest.fingerprint}
         return {
             "data": data,
+            **({"renamed": dict(self.renamed)} if self.renamed else {}),
             "weights": self.description["sha256"],
             "code": provenance.code(),
         }
@@ -112,13 +122,16 @@ class Subject:
         return path
 
 
-def open_subject(model: Path, data: Path, out: Path | None = None) -> Subject:
+def open_subject(
+    model: Path, data: Path, out: Path | None = None, renamed: Mapping[str, str] | None = None
+) -> Subject:
     """Open a finished run, or an export, and a packed set to score it on.
 
     Args:
         model: the run or export.
         data: the packed set.
         out: output folder; by default the export's run, or the export.
+        renamed: the model's class for classes of the set that are called otherwise.
 
     Raises:
         UserError: the model or the data cannot be used, or they do not fit together.
@@ -130,7 +143,7 @@ def open_subject(model: Path, data: Path, out: Path | None = None) -> Subject:
     run = folder.parent if (folder.parent / COMPLETE).exists() else folder
     world = DistributedContext()
     loaded = LoadedModel(description, weights, str(world.device), thorough=True)
-    choice = DataConfig(path=packed.path, classes=_classes(loaded, packed))
+    choice = DataConfig(path=packed.path, classes=_classes(loaded, packed, renamed or {}))
     loaded.does.check_scored(loaded.does.cfg, packed)
     shape = loaded.does.cfg.image_shape
     if packed.manifest.image_shape != shape:
@@ -138,7 +151,7 @@ def open_subject(model: Path, data: Path, out: Path | None = None) -> Subject:
             f"the model takes images of {'x'.join(map(str, shape))} but {packed.path} holds "
             f"{'x'.join(map(str, packed.manifest.image_shape))}"
         )
-    return Subject(description, loaded, packed, choice, world, run, out or run)
+    return Subject(description, loaded, packed, choice, world, run, out or run, renamed or {})
 
 
 def score_split(
@@ -148,7 +161,7 @@ def score_split(
 
     Args:
         subject: the model and the set.
-        split: `train`, `val` or `test`.
+        split: `train`, `val`, `test` or `all`.
         batch: images at a time.
         tta: a name in `TTA`; also score the mean of the probabilities over these views.
 
@@ -157,15 +170,24 @@ def score_split(
         written.
 
     Raises:
-        UserError: `eval/<split>.json` holds the scores of other data, the split has no image of
-            the model's classes, or `tta` is given for a model that is not a classifier.
+        UserError: `eval/<split>.json` holds the scores of other data, the split has no label or no
+            image of the model's classes, or `tta` is given for a model that is not a classifier.
     """
     target = subject.target(split)
     if tta is not None and not subject.task.averages_views:
         raise UserError(
             f"--tta is for classifiers, and {subject.run} is of task {subject.model.task}"
         )
-    view = View(subject.packed, split, subject.data, 0, subject.world.device, lenient=True)
+    _check_labelled(subject, split)
+    view = View(
+        subject.packed,
+        split,
+        subject.data,
+        0,
+        subject.world.device,
+        lenient=True,
+        renamed=subject.renamed,
+    )
     outputs = subject.outputs(view, batch)
     scores = subject.scores(outputs) | _unscored(subject, split)
     if tta is not None:
@@ -182,23 +204,49 @@ def score_split(
     rows = read(subject.run / "metrics.jsonl")
     if rows:
         written.append(figures.learning_curves(folder / "learning_curves.png", rows))
-    facts = {"split": split, **subject.facts(), "metrics": scores}
-    return scores, [write_atomic(target, to_json(sealed(facts))), *written]
+    each = {"sample": torch.from_numpy(view.rows), **outputs}
+    images = write_images(target.with_suffix(".safetensors"), each)
+    facts = {"split": split, **subject.facts(), "metrics": scores, "images": sha256(images)}
+    return scores, [write_atomic(target, to_json(sealed(facts))), images, *written]
 
 
-def _classes(model: LoadedModel, packed: PackedSet) -> tuple[str, ...] | None:
+def _check_labelled(subject: Subject, split: str) -> None:
+    """Check that images have labels, if scores need them.
+
+    Raises:
+        UserError: none has.
+    """
+    labels = subject.packed.labels[subject.packed.indices(split)]
+    if subject.task.needs_labels and len(labels) and (labels < 0).all():
+        raise UserError(
+            f"the {len(labels):,} {split} images of {subject.packed.path} have no labels, so they "
+            "cannot be scored: give --split train or val, or their files to `lensdist predict`"
+        )
+
+
+def _classes(
+    model: LoadedModel, packed: PackedSet, renamed: Mapping[str, str]
+) -> tuple[str, ...] | None:
     """Return the classes of the set to score, or None for all images.
 
     Raises:
-        UserError: the set has none of the model's classes.
+        UserError: the set has none of the model's classes, or `renamed` names other ones.
     """
-    there = packed.manifest.labels
+    for theirs, ours in renamed.items():
+        if theirs not in packed.manifest.labels or ours not in model.labels:
+            raise UserError(
+                f"--map-labels {theirs}={ours}: give CLASS OF THE SET=CLASS OF THE MODEL; "
+                f"{packed.path} has {', '.join(packed.manifest.labels) or 'no labels'}, and the "
+                f"model {', '.join(model.labels) or 'no classes'}"
+            )
+    there = [renamed.get(name, name) for name in packed.manifest.labels]
     if not model.does.needs_labels and not there:
         return None
     if model.labels and not set(model.labels) & set(there):
         raise UserError(
             f"{packed.path} has none of the model's classes, {', '.join(model.labels)}; it has "
-            f"{', '.join(there) or 'no labels'}"
+            f"{', '.join(there) or 'no labels'}. If they mean the same: --map-labels "
+            f"{next(iter(there), 'a')}={model.labels[0]},…"
         )
     return model.labels or None
 
@@ -213,9 +261,12 @@ def _unscored(subject: Subject, split: str) -> dict[str, Any]:
     classes, packed = subject.data.classes, subject.packed
     names = [*packed.manifest.labels, "unlabelled"]  # whose number is -1
     numbers = np.asarray(packed.labels)[packed.indices(split)]
-    counts = dict(zip(names, np.bincount(numbers % len(names), minlength=len(names)), strict=True))
+    found = np.bincount(numbers % len(names), minlength=len(names))
+    counts = Counter[str]()
+    for name, n in zip(names, found.tolist(), strict=True):
+        counts[subject.renamed.get(name, name)] += n
     return {
-        "left_out": {n: int(k) for n, k in counts.items() if classes and k and n not in classes},
+        "left_out": {n: k for n, k in counts.items() if classes and k and n not in classes},
         "lacking": [name for name in classes or () if not counts.get(name)],
         "not_computed": subject.task.not_computed(),
     }

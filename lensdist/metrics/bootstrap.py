@@ -64,6 +64,29 @@ def auc_intervals(
     return _percentiles(draws.nanmean(dim=0)), [_percentiles(each) for each in draws]
 
 
+def average_precision_interval(
+    scores: Tensor, truth: Tensor, *, seed: int, resamples: int
+) -> list[float]:
+    """Return the interval of the average precision, as `auc_intervals` does.
+
+    Args:
+        scores: (N,) any order-preserving score.
+        truth: (N,) bool.
+        seed: of the resamples.
+        resamples: their number.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    last = torch.ones(len(order), dtype=torch.bool)
+    last[:-1] = scores[order].diff() < 0
+    positive, draws = truth[order].double(), []
+    for counts in _counts(rng.key(seed, "average precision"), resamples, len(scores)):
+        weight = counts[:, order]
+        hits, called = (w.cumsum(dim=1)[:, last] for w in (weight * positive, weight))
+        gain = hits.diff(dim=1, prepend=hits.new_zeros(len(hits), 1)) / hits[:, -1:]
+        draws.append((hits / called.clamp_min(1) * gain).sum(dim=1))
+    return _percentiles(torch.cat(draws))
+
+
 def calibration_interval(gaps: Tensor, *, seed: int, resamples: int) -> list[float]:
     """Return the expected calibration error's interval (basic bootstrap: reflected percentiles).
 

@@ -46,6 +46,12 @@ def style(i: int) -> dict[str, Any]:
 
 def save(fig: Figure, path: Path) -> Path:
     """Write a figure as PNG; the same figure gives the same bytes."""
+    for axis in (axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)):
+        if (
+            axis.get_scale() == "log"
+        ):  # whose labels are formulas, which the next lines print as text
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
     for text in fig.findobj(Text):
         text.set_parse_math(False)  # a `$` in the name of a label or a folder is a dollar sign
     data = io.BytesIO()

@@ -107,30 +107,6 @@ def super_resolved(
     return save(fig, path)
 
 
-def sample_grid(
-    path: Path,
-    images: Mapping[str, Array],
-    *,
-    unit: str = "each image to its own range",
-    pixel_scale: float | None = None,
-    title: str = "Samples",
-) -> Path:
-    """Draw some images of each class, (M, H, W) by name, one row per class."""
-    columns = max(len(each) for each in images.values())
-    wide = max(0.5 + 1.3 * columns, 4.0)  # room for the title
-    fig = Figure(figsize=(wide, 0.5 + 1.3 * len(images)), layout="constrained")
-    fig.suptitle(f"{title} (n = {sum(map(len, images.values()))}, {unit})", fontsize=10)
-    axes = fig.subplots(len(images), columns, squeeze=False)
-    for row, (name, each) in zip(axes, images.items(), strict=True):
-        for ax in row[len(each) :]:
-            ax.set_axis_off()
-        for ax, image in zip(row, each, strict=False):
-            _picture(ax, image, "inferno")
-        row[0].set_ylabel(name, fontsize=9)
-    _scale_bar(axes[0][0], next(iter(images.values())).shape[-1], pixel_scale)
-    return save(fig, path)
-
-
 def _picture(ax: Any, image: Array, colours: str, **span: float) -> Any:
     ax.set(xticks=[], yticks=[])
     cmap = colormaps[colours].with_extremes(bad="#9a9a9a")  # masked pixels

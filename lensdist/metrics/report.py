@@ -34,12 +34,16 @@ HARD = (
 
 
 def check_results(folder: Path) -> None:
-    """Refuse a folder with a user's own `results.json`, `results.md` or figures of those names.
+    """Refuse a folder with a user's own results, report or figures of those names.
 
     Raises:
         UserError: see `check_ours`.
     """
-    beside = (folder / "results.md", *folder.glob("figures/few-labels-*.png"))
+    beside = (
+        folder / "results.md",
+        folder / "report.html",
+        *folder.glob("figures/few-labels-*.png"),
+    )
     check_ours(folder / "results.json", "title", "rows", beside=beside)
 
 
@@ -84,21 +88,15 @@ def write_results(
 def table(rows: Sequence[Row]) -> str:
     """Return a Markdown table, aligned so that it is readable as plain text too.
 
-    Nested values and columns that are empty in all rows are left out.
+    See `columns` for what is left out.
     """
-    columns = [
-        name
-        for name in dict.fromkeys(name for row in rows for name in row)
-        if not _is_interval_of_another(name, rows)
-        and any(row.get(name) is not None for row in rows)
-        and not any(isinstance(row.get(name), (Mapping, list, tuple)) for row in rows)
-    ]
-    if not columns:
+    names = columns(rows)
+    if not names:
         return "No results."
-    cells = [[_escape(_cell(row, name)) for name in columns] for row in rows]
-    heads = [_escape(name.replace("_", " ")) for name in columns]
+    cells = [[_escape(cell(row, name)) for name in names] for row in rows]
+    heads = [_escape(name.replace("_", " ")) for name in names]
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    numeric = [not any(isinstance(row.get(name), str) for row in rows) for name in columns]
+    numeric = [not any(isinstance(row.get(name), str) for row in rows) for name in names]
 
     def line(texts: Iterable[str]) -> str:
         padded = (
@@ -112,6 +110,17 @@ def table(rows: Sequence[Row]) -> str:
         for width, right in zip(widths, numeric, strict=True)
     )
     return "\n".join([line(heads), f"|{'|'.join(rules)}|", *map(line, cells)])
+
+
+def columns(rows: Sequence[Row]) -> list[str]:
+    """Return the keys that a table shows: not nested, and not empty in all rows."""
+    return [
+        name
+        for name in dict.fromkeys(name for row in rows for name in row)
+        if not _is_interval_of_another(name, rows)
+        and any(row.get(name) is not None for row in rows)
+        and not any(isinstance(row.get(name), (Mapping, list, tuple)) for row in rows)
+    ]
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -165,10 +174,10 @@ def _named(scores: Row) -> list[tuple[str, str]]:
             for label, auc, ci in every:
                 interval = ci if isinstance(ci, (list, tuple)) else None
                 pairs.append(
-                    (f"auc {printable(label)}", _cell({"auc": auc, "auc_ci": interval}, "auc"))
+                    (f"auc {printable(label)}", cell({"auc": auc, "auc_ci": interval}, "auc"))
                 )
         elif isinstance(value, (int, float)) or name == "views":
-            pairs.append((name.replace("_", " "), _cell(scores, name)))
+            pairs.append((name.replace("_", " "), cell(scores, name)))
     return pairs
 
 
@@ -269,7 +278,7 @@ def _scores(run: Path, name: str, done: Mapping[str, Any], problems: list[str]) 
 
 
 def _load(path: Path, problems: list[str]) -> dict[str, Any]:
-    """Return the mapping in a YAML or JSON file; empty if there is no file."""
+    """Read a YAML or JSON file; return an empty mapping if the file does not exist."""
     if not path.exists():
         return {}
     try:
@@ -293,7 +302,8 @@ def _is_interval_of_another(name: str, rows: Sequence[Row]) -> bool:
     return name.endswith("_ci") and any(name.removesuffix("_ci") in row for row in rows)
 
 
-def _cell(row: Row, name: str) -> str:
+def cell(row: Row, name: str) -> str:
+    """Return a value of a row as text, with its interval if the row has one."""
     value = plain(row.get(name))
     if value is None:
         return _NONE

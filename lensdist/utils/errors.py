@@ -92,6 +92,11 @@ def begun(where: object = None) -> Iterator[None]:
 _rank, _size = 0, 1
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type's name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def set_rank(rank: int, size: int = 1) -> None:
     """Set the rank of this process. Without it a process is alone, whatever RANK a shell holds."""
     global _rank, _size

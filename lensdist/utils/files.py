@@ -40,6 +40,27 @@ def write_atomic(path: Path, data: str | bytes) -> Path:
     return path
 
 
+def append_line(path: Path, line: str, mode: int = 0o600) -> None:
+    """Add a line to a file that only its owner writes, and wait until it is on the disk.
+
+    Processes of one machine may append at the same time: each line is written at once. The file
+    gets `mode` if it is new.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
+    try:
+        # The leading newline ends a line that a killed process may have left unfinished.
+        text = f"\n{line}\n".encode()
+        if os.write(handle, text) < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        sync(handle)
+    finally:
+        os.close(handle)
+
+
 def sync(handle: int) -> None:
     """Wait until an open file is on the disk, where the file system supports it.
 
@@ -109,8 +130,10 @@ def printable(text: object) -> str:
 
     Control and bidirectional characters, and bytes that are not UTF-8, are escaped: \x1b, \u202e.
     """
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-    return "".join(escaped)
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def plain(value: Any) -> Any:

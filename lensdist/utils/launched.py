@@ -13,12 +13,14 @@ PREFLIGHT = "LENSDIST_PREFLIGHT"
 """1 to check the device of every process, and the communication between processes."""
 DEVICE = "LENSDIST_DEVICE"
 """`cuda` if the launcher has requested a GPU for each process."""
+PATIENCE = "LENSDIST_PATIENCE"
+"""The time within which all processes must have come, in seconds."""
 MIN_TFLOPS = "LENSDIST_MIN_TFLOPS"
 """The speed below which a GPU fails the check, in 1e12 operations a second in bfloat16."""
 
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-_ALL = (*_RANKS, "MASTER_ADDR", "MASTER_PORT")
-_OF_MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+RENDEZVOUS = (*_RANKS, "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun and accelerate set in each process that they start."""
 
 
 def rank_of(environment: MutableMapping[str, str]) -> int:
@@ -34,15 +36,8 @@ def rank_of(environment: MutableMapping[str, str]) -> int:
     if wrong:
         raise _left_over(environment, f"{wrong[0]} is not a number")
     rank, size, local = (int(numbers.get(n, d)) for n, d in zip(_RANKS, "010", strict=True))
-    missing = [name for name in _ALL if not environment.get(name)]
+    missing = [name for name in RENDEZVOUS if not environment.get(name)]
     if not numbers:
-        alike = [name for name in _OF_MPI if environment.get(name, "1") not in ("", "1")]
-        if alike and "MASTER_ADDR" in missing:
-            raise UserError(
-                f"MPI started {environment[alike[0]]} processes ({alike[0]}), and each would train "
-                f"a separate run; start them with torchrun or accelerate launch, or `unset "
-                f"{' '.join(alike)}` to train in one process"
-            )
         return 0
     if missing:
         if (rank, size, local) != (0, 1, 0):
@@ -63,7 +58,7 @@ def _is_number(text: str) -> bool:
 
 
 def _left_over(environment: MutableMapping[str, str], why: str) -> UserError:
-    names = [name for name in _ALL if environment.get(name)]
+    names = [name for name in RENDEZVOUS if environment.get(name)]
     told = " ".join(f"{name}={environment[name]}" for name in names)
     return UserError(
         f"a launcher's environment variables are set, but are incomplete or wrong ({told}: {why}); "

@@ -1,13 +1,14 @@
 """Reports of a run's processes to the launcher: ready, and how they ended (torch-free).
 
 Exit codes do not suffice: accelerate's launcher exits with 1 whether one process crashed or all of
-them saved and stopped. So where `LENSDIST_OUTCOME` names a folder, every process writes a file
-there, and the launcher reads which process ended first, how, and why.
+them saved and stopped. So where `LENSDIST_OUTCOME` names a folder, every process adds lines to the
+file of its node there, and the launcher reads which process ended first, how, and why.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import time
@@ -30,7 +31,7 @@ from lensdist.utils.errors import (
     tell,
     tell_error,
 )
-from lensdist.utils.files import write_atomic
+from lensdist.utils.files import append_line
 from lensdist.utils.logs import to_stderr
 from lensdist.utils.owners import node_name as node_name
 from lensdist.utils.settings import Strict
@@ -38,6 +39,10 @@ from lensdist.utils.streams import output_lost, tolerant
 
 FOLDER = "LENSDIST_OUTCOME"
 """The environment variable with the folder of the reports; without it none is written."""
+SPARE = "LENSDIST_OUTCOME_SPARE"
+"""The environment variable with a folder on the node's own disk, for when the other is full."""
+NODE = "LENSDIST_NODE"
+"""The environment variable with the number of this process's node, from 0."""
 
 Kind = Literal["done", "saved", "input", "failed", "crashed", "device", "busy"]
 
@@ -54,6 +59,7 @@ _FORESEEN: tuple[tuple[type[Exception], Kind, int], ...] = (
     (RunError, "failed", EXIT_FAILED),
     (DeviceError, "device", EXIT_FAILED),
 )
+_WHAT, _END = "what", "end"  # the key of a line that tells its kind, and the kind of an `Outcome`
 # Errors raised in the peers of a process that has crashed.
 _ECHO = re.compile(r"\bDist\w*Error\b|gloo|nccl", re.IGNORECASE)
 
@@ -87,8 +93,12 @@ class Outcome(Strict):
         return self.kind not in ("done", "saved")
 
 
+What = Literal["loaded", "device", "ready"]
+"""A process has loaded torch; its device works; it has reached all other processes."""
+
+
 class Ready(Strict):
-    """The report of one process's check before it reads any data.
+    """The report of one process before it reads any data.
 
     Attributes:
         rank: the rank of the process.
@@ -166,17 +176,39 @@ def leave(kind: Kind, error: BaseException | str = "") -> None:
             first = (str(error).strip().splitlines() or [""])[0]
             error = f"{type(error).__name__}: {first}".removesuffix(": ")
             echo = _ECHO.search(error) is not None
-        _write(Path(folder), kind, str(error), traceback=whole, echo=echo)
+        word = Outcome(kind=kind, error=str(error), traceback=whole, echo=echo, **_who())
+        try:
+            _add(_own_file(Path(folder)), _END, word)
+        except OSError:
+            if spare := os.environ.get(SPARE):
+                _add(_own_file(Path(spare)), _END, word)
 
 
-def leave_for(folder: Path, rank: int, kind: Kind, error: str) -> None:
-    """Write the report of a process of this node that cannot do so itself, unless it exists.
+def leave_for(folder: Path, rank: int, kind: Kind, error: str, node: int = 0) -> None:
+    """Write the report of a process of a node that cannot do so itself, unless it exists.
 
     It never raises.
     """
     with contextlib.suppress(Exception):
-        if not _file(folder, "rank", rank).exists():
-            _write(folder, kind, error, rank=rank)
+        if rank not in {word.rank for word in _of_file(file_of(folder, node), _END, Outcome)}:
+            word = Outcome(kind=kind, error=error, **(_who() | {"rank": rank}))
+            _add(file_of(folder, node), _END, word)
+
+
+def pass_on(spare: Path, folder: Path) -> list[Outcome]:
+    """Move reports from the node's own disk to the folder; return those for which it is too full.
+
+    It never raises.
+    """
+    left = []
+    with contextlib.suppress(OSError):
+        for file in sorted(spare.iterdir()):
+            for word in _of_file(file, _END, Outcome):
+                try:
+                    _add(folder / file.name, _END, word)
+                except OSError:
+                    left.append(word)
+    return left
 
 
 def read(folder: Path) -> list[Outcome]:
@@ -185,33 +217,36 @@ def read(folder: Path) -> list[Outcome]:
     Clocks of nodes differ, so processes that failed because of a peer come after the others. A
     file that is damaged or of another version is skipped.
     """
-    found = _all(folder, "rank", Outcome)
+    found = []
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(folder)):
+            if name.startswith("said-"):
+                found += _of_file(folder / name, _END, Outcome)
+            elif name.startswith("rank-"):  # an earlier version wrote a file for each process
+                with contextlib.suppress(OSError, ValueError):
+                    found.append(Outcome.model_validate_json((folder / name).read_text()))
     return sorted(found, key=lambda word: (not word.bad, word.echo, word.time))
 
 
-def announce(
-    what: Literal["device", "ready"], device: str, tflops: float | None, seconds: float
-) -> None:
-    """Report that this process's device works, or that it has reached all other processes.
-
-    The other arguments are as in `Ready`.
+def announce(what: What, device: str, tflops: float | None, seconds: float) -> None:
+    """Report how far this process has come; the other arguments are as in `Ready`.
 
     Raises:
         OSError: the folder cannot be written; the launcher would wait in vain.
     """
     if folder := os.environ.get(FOLDER):
         word = Ready(device=device, tflops=tflops, seconds=seconds, **_who())
-        write_atomic(_file(Path(folder), what, word.rank), word.model_dump_json(indent=1))
+        _add(_own_file(Path(folder)), what, word)
 
 
-def devices(folder: Path) -> list[Ready]:
-    """Return the reports of the processes whose device works, in no particular order."""
-    return _all(folder, "device", Ready)
+def told(file: Path, what: What) -> list[Ready]:
+    """Return the reports of a node's processes that have come so far, in no particular order."""
+    return _of_file(file, what, Ready)
 
 
-def ready(folder: Path) -> list[Ready]:
-    """Return the reports of the processes that have reached all others, in no particular order."""
-    return _all(folder, "ready", Ready)
+def file_of(folder: Path, node: int) -> Path:
+    """Return the file of all reports of a node's processes, which need not exist."""
+    return folder / f"said-{node:05d}.jsonl"
 
 
 def _leave_code(code: object) -> None:
@@ -222,23 +257,30 @@ def _leave_code(code: object) -> None:
     leave(kind, "" if kind in ("done", "saved") else f"it ended with exit code {code}; see its log")
 
 
-def _write(folder: Path, kind: Kind, error: str, **more: Any) -> None:
-    word = Outcome(kind=kind, error=error, **(_who() | more))
-    write_atomic(_file(folder, "rank", word.rank), word.model_dump_json(indent=1))
-
-
 def _who() -> dict[str, Any]:
     rank = int(os.environ.get("RANK", "0"))
     return {"rank": rank, "host": node_name(), "time": time.time()}
 
 
-def _all(folder: Path, what: str, kind: type[W]) -> list[W]:
+def _own_file(folder: Path) -> Path:
+    return file_of(folder, int(os.environ.get(NODE, "0")))
+
+
+def _add(file: Path, what: str, word: Strict) -> None:
+    line = json.dumps({_WHAT: what, **word.model_dump(mode="json")})
+    append_line(file, line, 0o640)  # in a folder that is private, or that a group may read
+
+
+def _of_file(file: Path, what: str, kind: type[W]) -> list[W]:
+    """Return a node's reports of one kind; damaged ones are skipped."""
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError:
+        return []
     found = []
-    for file in sorted(folder.glob(f"{what}-*.json")):
-        with contextlib.suppress(OSError, ValueError):  # pydantic's errors are ValueErrors
-            found.append(kind.model_validate_json(file.read_text()))
+    for line in filter(None, lines):
+        with contextlib.suppress(ValueError):  # pydantic's errors are ValueErrors
+            row = json.loads(line)
+            if isinstance(row, dict) and row.pop(_WHAT, None) == what:
+                found.append(kind.model_validate(row))
     return found
-
-
-def _file(folder: Path, what: str, rank: int) -> Path:
-    return folder / f"{what}-{rank:05d}.json"

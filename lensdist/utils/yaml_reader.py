@@ -8,6 +8,7 @@ and expand nested aliases without limit. So only its event parser is used, and v
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -49,7 +50,8 @@ def read_file(file: File, problems: list[Problem]) -> Node:
     data = b""
     try:
         data = read_bytes(file, MAX_BYTES)
-        node = _Builder(data.decode(), str(file), problems).document()
+        node, found = _document(data, str(file))
+        problems += found
     except FileNotFoundError as error:
         raise UnreadableError(here, "no such file") from error
     except OSError as error:
@@ -64,6 +66,17 @@ def read_file(file: File, problems: list[Problem]) -> Node:
     if not isinstance(node.value, dict):
         raise UnreadableError(node.where, "must be a mapping of keys to values at the top")
     return Node(node.value, here)
+
+
+@functools.lru_cache(maxsize=64)
+def _document(data: bytes, shown: str) -> tuple[Node | None, tuple[Problem, ...]]:
+    """Build the document in a file, and its mistakes; a sweep reads one file a thousand times.
+
+    Nodes are never changed, only merged into new ones.
+    """
+    problems: list[Problem] = []
+    node = _Builder(data.decode(), shown, problems).document()
+    return node, tuple(problems)
 
 
 def read_plain(file: File) -> dict[str, Any]:

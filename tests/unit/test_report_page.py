@@ -1,0 +1,138 @@
+"""`report.html`: one file with everything, seen by a browser, and the paired comparison in it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from lensdist.cli import main
+from lensdist.evaluate.side_by_side import compare
+from lensdist.metrics import drawing
+from lensdist.metrics.images import write_images
+from lensdist.metrics.page import Run, charts, write_page
+from lensdist.utils.errors import UserError
+from lensdist.utils.files import sha256, to_json
+from lensdist.utils.sealed import sealed
+
+pytestmark = pytest.mark.unit
+
+_BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def _run(folder: Path, right: list[int], seed: int = 0, lr: float = 1e-3, data: str = "f") -> Path:
+    """A scored run of which `right` images of 40 are called right."""
+    (folder / "eval").mkdir(parents=True)
+    config = {"task": "finetune", "preset": "debug", "seed": seed, "optim": {"lr": lr}}
+    (folder / "config.yaml").write_text(json.dumps(config | {"run": {"dir": str(folder)}}))
+    lines = [{"step": s, "kind": "train", "loss": 1 / s, "lr": 0.1} for s in (1, 2, 3)]
+    lines += [{"step": 3, "kind": "val", "accuracy": 0.5, "best": True, "seconds": 1.0}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    label = torch.zeros(40, dtype=torch.int64)
+    logits = torch.zeros(40, 2)
+    logits[:, 1] = 1
+    logits[right, 0] = 2
+    images = folder / "eval" / "test.safetensors"
+    write_images(images, {"sample": torch.arange(40), "label": label, "logits": logits})
+    facts = {
+        "data": {"fingerprint": data}, "metrics": {"n": 40, "accuracy": len(right) / 40},
+        "images": sha256(images),
+    }  # fmt: skip
+    (folder / "eval" / "test.json").write_text(to_json(sealed(facts)))
+    return folder
+
+
+def test_runs_are_compared_on_the_same_images(tmp_path: Path) -> None:
+    a = _run(tmp_path / "a", list(range(30)))
+    b = _run(tmp_path / "b", list(range(20)), lr=1e-2)
+    (row,) = compare([a, b])
+    assert (row["a"], row["b"], row["score"], row["n"]) == ("a", "b", "accuracy", 40)
+    assert row["difference"] == pytest.approx(0.25)
+    low, high = row["difference_ci"]
+    assert 0 < low < 0.25 < high
+
+
+def test_seeds_of_one_setting_are_pooled_and_other_images_are_not_compared(tmp_path: Path) -> None:
+    runs = [
+        _run(tmp_path / "a", list(range(30))),
+        _run(tmp_path / "a-seed1", list(range(28)), seed=1),
+        _run(tmp_path / "b", list(range(20)), lr=1e-2),
+        _run(tmp_path / "b-seed1", list(range(22)), seed=1, lr=1e-2),
+        _run(tmp_path / "c", list(range(20)), lr=1e-1, data="other"),
+    ]
+    (row,) = compare(runs)
+    assert (row["a"], row["b"], row["seeds"]) == ("a", "b", 2)
+    assert row["difference"] == pytest.approx((10 + 6) / 80)
+
+
+def test_outputs_that_were_changed_are_refused(tmp_path: Path) -> None:
+    runs = [_run(tmp_path / "a", [1]), _run(tmp_path / "b", [2], lr=1e-2)]
+    path = runs[0] / "eval" / "test.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    with pytest.raises(UserError, match="score again"):
+        compare(runs)
+
+
+def test_the_command_writes_the_page_and_names_what_differs_from_the_preset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [_run(tmp_path / "a", list(range(30))), _run(tmp_path / "b", [3], lr=1e-2)]
+    assert main(["report", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    assert "Compared image by image" in capsys.readouterr().out
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert re.search(r"<td>optim.lr</td><td>[\d.e-]+</td><td>0.01</td>", text)
+    assert not re.search(r"(src|href)=\"https?:", text)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "report.html").write_text("my own")
+    assert main(["report", str(runs[0]), "--out", str(mine)]) == 2
+    assert (mine / "report.html").read_text() == "my own"
+
+
+def test_a_curve_has_few_points_and_only_numbers() -> None:
+    rows = [{"step": s, "kind": "train", "loss": float(s), "note": "x"} for s in range(5_000)]
+    (chart,) = charts([Run("a", {}, rows)])
+    points = chart["data"]["values"]
+    assert 250 < len(points) <= 500
+    assert all(point["value"] == point["step"] for point in points)
+
+
+@pytest.mark.skipif(_BROWSER is None, reason="needs chromium")
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [500, 1300])  # chromium has no narrower windows
+def test_a_browser_shows_the_page_without_an_error(tmp_path: Path, dark: bool, width: int) -> None:
+    fig, axes = drawing.panels(1, 3, 2, "</script><b>")
+    axes[0].plot([0, 1])
+    picture = drawing.save(fig, tmp_path / "roc.png")
+    rows = [{"step": s, "kind": "train", "loss": 1 / s} for s in range(1, 9)]
+    hostile = "</script><script>document.title='hacked'</script>"
+    row: Mapping[str, object] = {"task": "finetune", "run": hostile, "accuracy": 0.5}
+    page = write_page(tmp_path / "p.html", hostile, [Run(hostile, row, rows, [picture])])
+    probe = (
+        "<script>setInterval(() => { document.body.dataset.seen = "
+        "[...document.images].filter(i => i.naturalWidth).length + ' ' + "
+        "document.querySelectorAll('#charts svg').length + ' ' + "
+        "(document.documentElement.scrollWidth <= innerWidth + 1) + ' ' + "
+        "matchMedia('(prefers-color-scheme: dark)').matches + ' ' + "
+        "(document.title !== 'hacked') }, 200)</script>"
+    )
+    text, end, rest = page.read_text().rpartition("</body>")
+    page.write_text(text + probe + end + rest)
+    assert _BROWSER is not None
+    command = [
+        _BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}", f"--window-size={width},900",
+        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000", "--dump-dom",
+        page.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    seen = re.search(r'data-seen="([^"]*)"', done.stdout)
+    assert seen is not None, done.stderr
+    assert seen[1] == f"1 1 true {str(dark).lower()} true"
+    assert "CONSOLE" not in done.stderr
