@@ -12,14 +12,14 @@ unexport PYTHONDONTWRITEBYTECODE
 # Processes that tests run in. One more than the cores it is meant for: tests on a SLURM mostly wait.
 JOBS ?= 3
 
-.PHONY: demo test test-long lint bench results-gpu slurm-deps clean-demo
+.PHONY: demo test test-long lint docs bench results-gpu slurm-deps clean-demo
 
 # Made anew when what it is made from changes; nothing is installed outside .venv.
 $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "lensdist needs Python 3.11 or newer; set PYTHON=…"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench,tensorboard,export,parquet]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench,tensorboard,export,parquet,hdf5]'
 	touch $@
 
 # The main job, end to end, on simulated data: at most 5 minutes on two CPU cores.
@@ -29,8 +29,9 @@ demo: $(VENV)/.done
 test: $(VENV)/.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n $(JOBS)
+	@# Beside each other: now and then all tests wait.
+	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -n $(JOBS); tests=$$?; \
+	  wait $$types && exit $$tests
 
 # Every combination of what `make test` pairs (engines, precisions, processes, tasks), in more steps.
 test-long: export LENSDIST_TESTS := long
@@ -38,6 +39,12 @@ test-long: test
 
 lint: $(VENV)/.done
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy && $(BIN)/lint-imports
+
+# The documentation as a site, in site/. Building needs no network.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/.done
+	PYTHONPATH=. COLUMNS=100 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "read it: $(BIN)/python -m http.server -d site, then open http://localhost:8000"
 
 # Ratios against what a user would pick instead; each prints a table.
 bench: $(VENV)/.done

@@ -224,16 +224,16 @@ def _do(job: Job) -> int:
 
 
 def _test(run: Path, data: Path) -> None:
-    from experiments.scores import keep
     from lensdist.data.config import DataConfig
     from lensdist.data.subset import View
     from lensdist.evaluate.run import open_subject
+    from lensdist.metrics.images import write_images
     from lensdist.utils.files import write_atomic
 
     subject = open_subject(run, data)
     if subject.task.pairs:
         view = View(subject.packed, "test", subject.data, 0, subject.world.device)
-        keep(run / IMAGE_SCORES, subject.outputs(view, 64))
+        write_images(run / IMAGE_SCORES, subject.outputs(view, 64))
         return
     view = View(subject.packed, "test", DataConfig(path=data), 0, torch.device("cpu"))
     images, file = view.gather(np.arange(len(view)))["image"].numpy(), io.BytesIO()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,10 @@ from torch import Tensor
 from lensdist.metrics import scores as metrics
 from lensdist.metrics.bootstrap import auc_interval
 from lensdist.metrics.seeds import proportion_interval, widened
-from lensdist.utils.owners import temporary
-from lensdist.utils.tensors import write_safetensors
-
-
-def keep(path: Path, scores: Mapping[str, Tensor]) -> None:
-    """Write scores of single images, (N,) each by name, completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = temporary(path)
-    try:
-        write_safetensors(beside, scores)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def kept(path: Path) -> dict[str, Tensor]:
-    """Read the file of `keep`."""
+    """Read the scores of single images that `write_images` wrote."""
     return dict(load_file(path))
 
 

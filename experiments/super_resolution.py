@@ -20,12 +20,13 @@ from benchmarks.harness.data import simulated_set
 from benchmarks.rivals.edsr import train_edsr
 from experiments import baselines
 from experiments.runs import IMAGE_SCORES, Job, check_presets, job, notes, run_all
-from experiments.scores import keep, kept
+from experiments.scores import kept
 from experiments.settings import SuperResolutionTable
 from lensdist.data.config import DataConfig
 from lensdist.data.dataset import PackedSet
 from lensdist.data.subset import View
 from lensdist.metrics import super_resolution
+from lensdist.metrics.images import write_images
 from lensdist.metrics.report import write_results
 from lensdist.metrics.seeds import paired_difference
 from lensdist.models import resample
@@ -209,7 +210,7 @@ def _kept(
         drawn = super_resolution.oracle(truth, lr) if enlarge is None else enlarge(lr)
         parts.append(super_resolution.of_images(drawn, lr, batch["target"], truth=truth))
     scores = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    keep(path, scores)
+    write_images(path, scores)
     return scores
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 
 from lensdist import __version__
 from lensdist.utils import signals
-from lensdist.utils.arguments import parse
+from lensdist.utils.arguments import Parser, parse
 from lensdist.utils.plugins import trust
 
 COMMANDS = {
@@ -27,6 +28,7 @@ COMMANDS = {
     "slurm": "run a chain of phases on SLURM, or on this machine",
     "estimate": "estimate memory, time and scaling of a run on a cluster",
     "bench": "run a benchmark",
+    "doctor": "check the installation and the machine",
     "profile": "measure the time that each part of a step takes",
 }
 _TRUSTING = ("train", "evaluate", "predict", "export", "check")
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lensdist",
         description="Train models on strong-gravitational-lensing images.",
         epilog="`lensdist COMMAND --help` prints the options of a command, with examples.",
@@ -52,6 +54,10 @@ def _run(argv: Sequence[str] | None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     words = sys.argv[1:] if argv is None else argv
     asked = next((word for word in words if not word.startswith("-")), "")
+    if asked and asked not in COMMANDS:
+        near = get_close_matches(asked, COMMANDS, 1)
+        also = f"did you mean {near[0]}? If not, " if near else ""
+        parser.error(f"unknown command {asked!r}; {also}it is one of {', '.join(COMMANDS)}")
     for name, summary in COMMANDS.items():
         about = summary.capitalize() + "."
         if name != asked:  # its module is not imported, which takes a second for all of them

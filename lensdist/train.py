@@ -2,6 +2,7 @@
 
     python -m lensdist.train --config configs/mae/debug.yaml run.dir=runs/try
     accelerate launch --config_file accelerate_config.yaml -m lensdist.train --config …
+    srun -n 4 python -m lensdist.train --config …
 
 Exit codes: 0 done; 1 failure; 2 bad configuration or input, nothing was started; 75 the run
 stopped on request and was saved: run the same command again.
@@ -22,18 +23,18 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from lensdist.config import load
-from lensdist.config.presets import chosen
-from lensdist.config.schema import BaseRun, schema_of
+from lensdist.config.schema import BaseRun
 from lensdist.distributed.micro_batches import check_shares
 from lensdist.phases import completed
 from lensdist.runs.accelerate_launch import agreed, from_environment
 from lensdist.runs.asked import as_begun, is_as_asked
+from lensdist.runs.fit import load_fitted
 from lensdist.utils import signals
-from lensdist.utils.arguments import add_configuration, parse
+from lensdist.utils.arguments import Parser, add_configuration, parse
 from lensdist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError, set_rank
 from lensdist.utils.launched import rank_of
 from lensdist.utils.outcome import conclude
+from lensdist.utils.started import adopt
 
 if TYPE_CHECKING:
     from lensdist.distributed.context import DistributedContext
@@ -51,7 +52,7 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m lensdist.train` and return its exit code."""
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("lensdist train", epilog=EXAMPLES, formatter_class=form)
+    parser = Parser("lensdist train", epilog=EXAMPLES, formatter_class=form)
     add_arguments(parser)
     return conclude(lambda: launch(parse(parser, argv)))
 
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     add_configuration(parser)
+    # DeepSpeed's launcher gives the number twice: here, and as LOCAL_RANK.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument(
         "--resume",
         default="auto",
@@ -78,9 +81,9 @@ def launch(args: argparse.Namespace) -> int:
         DeviceError: this node did not pass its check.
     """
     signals.begin(trains=True)
+    launcher = adopt(os.environ)
     set_rank(rank_of(os.environ), int(os.environ.get("WORLD_SIZE") or 1))
-    file, settings = chosen(args.config, args.words)
-    cfg = load(file, settings, schema=schema_of)
+    cfg = load_fitted(args.config, args.words)
     asked = from_environment(os.environ)
     cfg = as_begun(agreed(cfg, asked))
     done = _already_done(cfg, args.resume)
@@ -96,11 +99,27 @@ def launch(args: argparse.Namespace) -> int:
     world = context_of(cfg)
 
     def work() -> int:
+        if launcher:
+            _check_commands(world, launcher, args)
         return run(cfg, args.resume, world, lambda: _already_done(cfg, args.resume))
 
     if world.size > 1:
         _leave_with_the_others(world, work)
     return work()
+
+
+def _check_commands(world: DistributedContext, launcher: str, args: argparse.Namespace) -> None:
+    """Check that all processes were given the same command.
+
+    Raises:
+        UserError: they were not; srun and mpirun also start commands that have nothing in common.
+    """
+    typed = (str(args.config), args.words, args.resume)
+    if world.any(world.from_main(typed) != typed):
+        raise UserError(
+            f"{launcher} started {world.size} processes with different settings, and they would "
+            "train one run; give all the same, or set WORLD_SIZE=1 to train a separate run in each"
+        )
 
 
 def _leave_with_the_others(world: DistributedContext, work: Callable[[], int]) -> NoReturn:

@@ -11,7 +11,7 @@ from typing import Any
 from slurm.attempts import AttemptLog
 from tests.conftest import ROOT, environment, settings
 
-ODD = '-it\'s a "$HOME" dïr;'
+ODD = '-it\'s a "$HOME" dïr; INDEX'
 """Name of a folder that no shell, and no option parser, takes as it stands."""
 
 SUBMIT = [sys.executable, str(ROOT / "slurm" / "submit.py")]
@@ -70,12 +70,14 @@ def submit(
     return done
 
 
-def start_submit(chain: Path, cluster: Path, *words: str) -> subprocess.Popen[str]:
+def start_submit(
+    chain: Path, cluster: Path, *words: str, env: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """The same of `submit`, without waiting."""
     return subprocess.Popen(
         [*SUBMIT, "submit", "--chain", str(chain), "--cluster", str(cluster), *words],
         cwd=chain.parent,
-        env=_environment(None),
+        env=_environment(env),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

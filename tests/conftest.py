@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,8 @@ from tests import forkserver
 ROOT = Path(__file__).resolve().parents[1]
 LONG = os.environ.get("LENSDIST_TESTS") == "long"  # as in `make test-long`
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The register of sent chains is the tests' own; a test that reads it has one of its own.
+os.environ["XDG_STATE_HOME"] = str(Path(tempfile.gettempdir()) / f"lensdist-tests-{os.getuid()}")
 # Hundreds of processes start here, and each would compile the toolkit again: half a second.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Children inherit what is ignored or blocked (`nohup`, a shell's background jobs), but not what a
@@ -81,6 +85,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("long") and not LONG:
             item.add_marker(pytest.mark.skip(reason="long: `make test-long` runs it"))
+
+
+def pytest_collection_finish() -> None:
+    """accelerate collects garbage at each stage of a run: not among all that was imported."""
+    gc.freeze()
 
 
 def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

@@ -104,7 +104,10 @@ def _override(tree: Node, text: str, problems: list[Problem]) -> Node:
         problems.append(Problem(COMMAND_LINE, f"{text!r}: {why}"))
         return tree
 
-    key, equals, value = text.partition("=")
+    key, equals, value = text.lstrip("-").partition("=")
+    if text.startswith("-"):  # the key is checked all the same: it may be unknown
+        key = key.replace("-", "_")
+        refuse(f"settings are written without dashes: {key}={value}")
     path = tuple(key.strip().split("."))
     if not equals:
         return refuse("no '='; overrides are written key=value")

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from lensdist.config.other_tools import OURS, PROCESSES
 from lensdist.utils.yaml_nodes import Node, Path, Problem, Where, dotted
 
 # These replace pydantic's "Input should be ..." where it is jargon. Others are only reworded.
@@ -34,7 +35,7 @@ def explain(error: ValidationError, tree: Node, model: type[BaseModel]) -> list[
         if details["type"] == "extra_forbidden":
             text, got = _unknown_key(path, model), ""
         else:
-            text, got = _sentence(details, node)
+            text, got = _sentence(details, node, path, model)
         told.setdefault(path, []).append((where, text, got))
     # pydantic reports every alternative of a union; one with an error inside was probably meant.
     outer = {path[:n] for path in told for n in range(len(path))}
@@ -60,7 +61,9 @@ def _place(details: ErrorDetails, tree: Node) -> tuple[Path, Where, Node | None]
     return path, node.where, node
 
 
-def _sentence(details: ErrorDetails, node: Node | None) -> tuple[str, str]:
+def _sentence(
+    details: ErrorDetails, node: Node | None, path: Path, model: type[BaseModel]
+) -> tuple[str, str]:
     """Return what is wrong, and the value with a suggestion."""
     kind, context = details["type"], details.get("ctx", {})
     if kind in ("value_error", "assertion_error"):  # raised by the schema's validators
@@ -79,6 +82,8 @@ def _sentence(details: ErrorDetails, node: Node | None) -> tuple[str, str]:
         got += "; put it in quotes"
     elif kind == "list_type" and isinstance(node.value, dict):
         got += "; a list is given whole, as in [1, 2]"
+    elif kind in ("model_type", "model_attributes_type"):
+        got += f"; its keys are set one by one, as in {dotted((*path, _keys_at(path, model)[0]))}=…"
     return text, got
 
 
@@ -88,7 +93,11 @@ def _unknown_key(path: Path, model: type[BaseModel]) -> str:
     if "." in key and dotted(path) in everywhere:
         return "a dot does not nest keys in a file; write each part on its own line, indented"
     leaves = {path.rpartition(".")[2]: path for path in reversed(everywhere)}
-    near = _near(key, here) + [path for path in everywhere if path.endswith(f".{key}")][:2]
+    if key in PROCESSES:
+        return "unknown key; a launcher sets it, as in `accelerate launch --num_processes 2 …`"
+    if (ours := OURS.get(key.lower())) and ours in everywhere:
+        return "unknown key" + _did_you_mean([ours])
+    near = [path for path in everywhere if path.endswith(f".{key}")][:2] or _near(key, here)
     if not near:  # misspelt and in the wrong place
         near = [leaves[leaf] for leaf in _near(key, leaves, cutoff=0.75)]
     return "unknown key" + (_did_you_mean(near) or f"; known here: {', '.join(here)}")

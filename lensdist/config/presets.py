@@ -10,14 +10,18 @@ from lensdist.utils.errors import UserError
 
 # In a clone this is a link to `configs/`, in a wheel a copy of it.
 FOLDER = Path(lensdist.__file__).parent / "presets"
+MORE = ("find",)
+"""Folders of presets that use another folder's task."""
 
 
 def presets() -> list[str]:
-    """Return the names of all presets, `task/preset`, in alphabetical order."""
+    """Return the names of all presets, such as `mae/best`, in alphabetical order."""
     from lensdist.tasks.registry import built_in
 
     return sorted(
-        f"{task}/{file.stem}" for task in built_in() for file in (FOLDER / task).glob("*.yaml")
+        f"{folder}/{file.stem}"
+        for folder in (*built_in(), *MORE)
+        for file in (FOLDER / folder).glob("*.yaml")
     )
 
 
@@ -29,6 +33,8 @@ def preset_file(name: str) -> Path:
     """
     file = (FOLDER / f"{name}.yaml").resolve()
     if not file.is_file():
+        if of_task := [one for one in presets() if one.startswith(f"{name}/")]:
+            raise UserError(f"{name} is a task; give one of its presets: {', '.join(of_task)}")
         near = get_close_matches(name, presets(), n=1, cutoff=0.4)
         also = f"did you mean {near[0]}? If not, " if near else ""
         raise UserError(f"unknown preset {name!r}; {also}type `lensdist presets` for a list")
@@ -47,6 +53,8 @@ def chosen(config: Path | None, words: list[str]) -> tuple[Path, list[str]]:
     names = [word for word in words if "=" not in word]
     settings = [word for word in words if "=" in word]
     if config is not None and not names:
+        if str(config) in presets() and not config.exists():
+            raise UserError(f"{config} is a preset, not a file: give it without --config")
         return config, settings
     if config is None and len(names) == 1:
         if names[0].endswith((".yaml", ".yml")):

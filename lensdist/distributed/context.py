@@ -61,6 +61,9 @@ class DistributedContext:
     ) -> None:
         for name in _NOT_FOR_ACCELERATE:
             os.environ.pop(name, None)
+        if os.environ.get("WORLD_SIZE", "1") != "1" and not torch.accelerator.is_available():
+            # Else accelerate connects processes on CPUs only if told so, as its own launcher does.
+            os.environ.setdefault("ACCELERATE_USE_CPU", "true")
         rendezvous.stay_on_this_machine()
         handlers: list[KwargsHandler] = [
             InitProcessGroupKwargs(init_method=rendezvous.METHOD),

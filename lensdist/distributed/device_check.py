@@ -14,7 +14,7 @@ import torch
 
 from lensdist.distributed.context import DistributedContext
 from lensdist.utils import outcome
-from lensdist.utils.errors import UserError
+from lensdist.utils.errors import UserError, first_line
 from lensdist.utils.launched import DEVICE, MIN_TFLOPS, PREFLIGHT
 from lensdist.utils.outcome import DeviceError
 
@@ -33,6 +33,7 @@ def build_context(precision: str, *, sharded: bool, bucket_mb: int) -> Distribut
             return DistributedContext(precision, sharded=sharded, bucket_mb=bucket_mb)
         except torch.distributed.DistStoreError as e:
             raise UserError(str(e)) from e
+    outcome.announce("loaded", "", None, 0.0)
     _expect_gpu()
     try:
         return DistributedContext(precision, sharded=sharded, bucket_mb=bucket_mb)
@@ -41,7 +42,7 @@ def build_context(precision: str, *, sharded: bool, bucket_mb: int) -> Distribut
         # An error between processes is not one of the device, even if it mentions CUDA.
         if isinstance(e, torch.distributed.DistError) or not ("cuda" in text or "nvidia" in text):
             raise
-        raise DeviceError(f"the GPU cannot be used: {_first_line(e)}") from e
+        raise DeviceError(f"the GPU cannot be used: {first_line(e)}") from e
 
 
 def check_devices(world: DistributedContext) -> None:
@@ -62,15 +63,25 @@ def check_devices(world: DistributedContext) -> None:
             name += f" {torch.cuda.get_device_name(world.device)}"
         elif os.environ.get(DEVICE) == "cuda":
             raise DeviceError(f"the run is on {name} but the launcher requested a GPU")
-        _try_product(world.device)
-        tflops = _speed(world.device) if world.device.type == "cuda" else None
+        tflops = measure(world.device)
     except RuntimeError as e:
-        raise DeviceError(f"{name} cannot be used: {_first_line(e)}") from e
+        raise DeviceError(f"{name} cannot be used: {first_line(e)}") from e
     if minimum is not None and tflops is not None and tflops < minimum:
         raise DeviceError(f"{name} does {tflops:.3g} TFLOP/s in bfloat16, less than {minimum:g}")
     outcome.announce("device", name, tflops, time.monotonic() - began)
     _try_sum(world)
     outcome.announce("ready", name, tflops, time.monotonic() - began)
+
+
+def measure(device: torch.device) -> float | None:
+    """Check a product with a known result, and return a GPU's TFLOP/s in bfloat16.
+
+    Raises:
+        DeviceError: the result is wrong.
+        RuntimeError: the device cannot be used.
+    """
+    _try_product(device)
+    return _speed(device) if device.type == "cuda" else None
 
 
 def _asked() -> bool:
@@ -89,14 +100,23 @@ def _expect_gpu() -> None:
     """Check that this process has a GPU of its own, if the launcher wants one.
 
     accelerate would take the CPU or refuse the precision, or let two processes share a GPU.
+
+    Raises:
+        UserError: no build of this torch's kind can use one.
+        DeviceError: this node has none for it.
     """
     if os.environ.get(DEVICE) != "cuda":
         return
+    if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
+        raise UserError(  # of every node, so none is to blame
+            f"torch {torch.__version__} is a build for CPUs, and the launcher requested a GPU; "
+            "install a build for GPUs, or set gpus_per_node to null"
+        )
     if not torch.cuda.is_available():
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]  # raises the reason
         except (RuntimeError, AssertionError) as e:
-            raise DeviceError(f"no GPU can be used: {_first_line(e)}") from e
+            raise DeviceError(f"no GPU can be used: {first_line(e)}") from e
         raise DeviceError("no GPU can be used, and torch gives no reason")
     count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
     if local >= count:
@@ -149,7 +169,3 @@ def _try_sum(world: DistributedContext) -> None:
             f"a sum over all processes, which is {due:g}, came back wrong ({numbers.min():g} to "
             f"{numbers.max():g}); the network or its library is broken, on any of the nodes"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

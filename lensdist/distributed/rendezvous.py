@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import torch
 from torch.distributed import (  # type: ignore[attr-defined]  # its list of names lacks them
     DistStoreError,
     HashStore,
@@ -23,6 +24,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # its list of nam
 )
 from torch.distributed.rendezvous import register_rendezvous_handler
 
+from lensdist.utils import launched
 from lensdist.utils.errors import UserError
 from lensdist.utils.logs import ANY_RANK
 
@@ -50,7 +52,7 @@ def meet() -> tuple[Store, int, int]:
     """Wait for all processes; return their shared store, this one's rank, and their number.
 
     Raises:
-        UserError: process 0 cannot listen at its address.
+        UserError: process 0 cannot listen at its address, or only some processes have a GPU.
         DistStoreError: some did not come, or the first cannot be reached.
     """
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -69,7 +71,15 @@ def meet() -> tuple[Store, int, int]:
     # A launcher that restarts its processes may keep the store.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"lensdist/{attempt}", store)
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    store.add("gpus", int(torch.accelerator.is_available() and not on_cpu))
     _wait_for_all(store, rank, size)
+    with_gpu = store.add("gpus", 0)
+    if 0 < with_gpu < size:
+        raise UserError(
+            f"{with_gpu} of {size} processes have a GPU; ask for one for each, or hide all of them "
+            "(CUDA_VISIBLE_DEVICES= )"
+        )
     return store, rank, size
 
 
@@ -77,16 +87,21 @@ def _wait_for_all(store: Store, rank: int, size: int) -> None:
     store.set(f"here/{rank}", "")
     if store.add("count", 1) == size:
         store.set("all", "")
-    for seconds in (_SOON, PATIENCE):
+    patience = _patience()
+    for seconds in (_SOON, patience):
         try:
             store.wait(["all"], timedelta(seconds=seconds))
             break
         except DistStoreError as e:
             missing = [str(r) for r in range(size) if not store.check([f"here/{r}"])]
             names = f"process {', '.join(missing)} of {size}"
-            if seconds == PATIENCE:
+            if seconds == patience:
                 raise DistStoreError(f"{names} did not come in {seconds:.0f} s{_HINT}") from e
             log.warning("waiting for %s", names)
+
+
+def _patience() -> float:
+    return float(os.environ.get(launched.PATIENCE) or PATIENCE)
 
 
 def _one_machine() -> bool:
@@ -125,13 +140,14 @@ def _is_ours(host: str) -> bool:
 
 def _reach(host: str, port: int, rank: int, size: int) -> Store:
     """Return the store of process 0, or of its launcher."""
-    for seconds in (_SOON, PATIENCE):
+    patience = _patience()
+    for seconds in (_SOON, patience):
         try:
             wait = timedelta(seconds=seconds)
             return TCPStore(host, port, size, timeout=wait, wait_for_workers=False)
         except RuntimeError as e:
             where = f"process 0 of {size} at {host}, port {port}"
-            if seconds == PATIENCE:
+            if seconds == patience:
                 raise DistStoreError(f"{where} did not answer in {seconds:.0f} s{_HINT}") from e
             log.warning("waiting for %s", where, extra=ANY_RANK)
     raise AssertionError

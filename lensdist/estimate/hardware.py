@@ -194,6 +194,7 @@ class Links:
 
 
 _RANGE = re.compile(r"(\d+)-(\d+)")
+_GPUS = re.compile(r"(?:gpu:)?(?:([A-Za-z][\w.-]*):)?(\d+)")
 
 
 class Shape(Strict):
@@ -202,10 +203,10 @@ class Shape(Strict):
     nodes: int | str = Field(
         1, description="nodes of a training job; 2-8: as many as SLURM has free at each start"
     )
-    gpus_per_node: int | None = Field(
+    gpus_per_node: int | str | None = Field(
         None,
-        ge=1,
-        description="GPUs of a node; null: request none (a local process uses one if it finds one)",
+        description="GPUs of a node: 4, or with their type a100:4; null: request none (a local "
+        "process uses one if it finds one)",
     )
     processes_per_node: int | None = Field(None, ge=1, description="null: one per GPU, or one")
     hardware: Hardware | None = Field(
@@ -213,6 +214,16 @@ class Shape(Strict):
         description="speed of its GPUs and links, for `lensdist estimate`; plan also uses "
         "it in place of tflops",
     )
+
+    @field_validator("gpus_per_node", mode="before")
+    @classmethod
+    def _a_number_perhaps_with_a_type(cls, value: Any) -> Any:
+        if value is None or isinstance(value, bool | float):
+            return value
+        found = _GPUS.fullmatch(str(value))
+        if found is None or int(found[2]) < 1:
+            raise ValueError(f"{value!r} is not a number of GPUs; give one, or TYPE:NUMBER")
+        return int(found[2]) if found[1] is None else f"{found[1]}:{found[2]}"
 
     @field_validator("nodes", mode="before")
     @classmethod
@@ -240,4 +251,9 @@ class Shape(Strict):
     @property
     def per_node(self) -> int:
         """The number of processes on a node."""
-        return self.processes_per_node or self.gpus_per_node or 1
+        return self.processes_per_node or self.gpus or 1
+
+    @property
+    def gpus(self) -> int:
+        """The number of GPUs that a node is asked for."""
+        return int(str(self.gpus_per_node or 0).rpartition(":")[2])

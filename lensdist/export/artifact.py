@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lensdist.data.config import PREPROCESS
 from lensdist.data.dataset import PackedSet
 from lensdist.export.description import build
+from lensdist.export.likeness import Likeness
 from lensdist.phases import COMPLETE, WEIGHTS, completed
 from lensdist.tasks.registry import AnyTask
 from lensdist.tasks.types import Described
@@ -44,10 +45,12 @@ def write_export(
     model: nn.Module,
     description: dict[str, Any],
     preprocess: Mapping[str, Tensor] | None = None,
+    likeness: Likeness | None = None,
 ) -> dict[str, str]:
     """Write an export; `config.json`, which holds the weights' hash, comes last.
 
-    `preprocess` holds the preprocessing's own tensors, which are stored with the weights.
+    `preprocess` holds the preprocessing's own tensors, which are stored with the weights, as are
+    those of `likeness`.
 
     Returns:
         The SHA-256 of each file, by name.
@@ -55,6 +58,9 @@ def write_export(
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().cpu() for k, v in model.state_dict().items()}
     weights |= {PREPROCESS + k: v.cpu() for k, v in (preprocess or {}).items()}
+    if likeness is not None:
+        weights |= likeness.tensors()
+        description = {**description, "likeness": likeness.state()}
     beside = temporary(folder / WEIGHTS)
     try:
         _, digest = write_safetensors(beside, weights)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lensdist.data.config import PREPROCESS
 from lensdist.data.transforms import Preprocess
+from lensdist.export.likeness import LIKENESS
 from lensdist.tasks.registry import AnyTask, task_class
 from lensdist.utils.errors import UserError
 from lensdist.utils.plugins import Untrusted
@@ -34,6 +35,7 @@ class _Description(BaseModel):
     data: dict[str, Any] | None = None
     init: _Text | None = None
     loss: _Text | None = None
+    likeness: dict[str, Any] | None = None
 
     @field_validator("labels")
     @classmethod
@@ -77,7 +79,7 @@ def build(
     layers = _layers(cfg)
     if 2 * layers > len(tensors):  # every layer has a matrix and an offset
         raise ValueError(f"it describes {layers:,} layers, but there are {len(tensors):,} tensors")
-    own = {name: value for name, value in tensors.items() if not name.startswith(PREPROCESS)}
+    own = network_weights(tensors)
     task = kind(cfg, tuple(description["labels"]), preprocess, thorough=thorough)
     try:
         with torch.device("meta"):  # takes no memory, whatever sizes are given
@@ -91,6 +93,11 @@ def build(
     if problem := misfit(network.state_dict(), own):
         raise ValueError(f"the weights are not those of the network: {problem}")
     return task, network
+
+
+def network_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of an export that are the network's."""
+    return {k: v for k, v in tensors.items() if not k.startswith((PREPROCESS, LIKENESS))}
 
 
 def _check_statistics(shape: tuple[int, int, int], preprocess: Preprocess) -> None:

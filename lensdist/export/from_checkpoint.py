@@ -92,7 +92,8 @@ def _description(run: Path, saved: Checkpoint) -> Described:
     """Return the description, and the preprocessing's own tensors."""
     if completed(run) is not None:
         description, weights = read_export(run)
-        other = ("format", "sha256", "images")  # `images` tells who chose the exported step
+        # `images` tells who chose the exported step; the others were found with its weights.
+        other = ("format", "sha256", "images", "likeness", "threshold")
         kept = {k: v for k, v in description.items() if k not in other}
         return kept, {k: v for k, v in weights.items() if k.startswith(PREPROCESS)}
     cfg = load(run / "config.yaml", schema=recorded_schema)

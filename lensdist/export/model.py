@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lensdist.data.config import PREPROCESS
 from lensdist.export.artifact import read_export
-from lensdist.export.description import build
+from lensdist.export.description import build, network_weights
+from lensdist.export.likeness import Likeness, image_numbers, watched
 from lensdist.utils.errors import UserError
 from lensdist.utils.plugins import trust as trust_modules
 
@@ -32,6 +32,7 @@ class LoadedModel:
         labels: class names in the order of the logits.
         description: all of `config.json`.
         network: the network itself, in eval mode.
+        likeness: tells images that are unlike the training images; None: the export does not know.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class LoadedModel:
     ) -> None:
         try:
             self.does, self.network = build(description, weights, thorough=thorough)
+            self.likeness = Likeness.from_state(description.get("likeness"), weights)
         except ValueError as e:
             raise UserError(f"config.json does not describe a network: {e}") from e
         # An older description lacks newer settings; they have their defaults here.
@@ -53,7 +55,7 @@ class LoadedModel:
         self.task: str = description["task"]
         self.labels: tuple[str, ...] = self.does.labels
         self.preprocess = self.does.preprocess
-        own = {k: v for k, v in weights.items() if not k.startswith(PREPROCESS)}
+        own = network_weights(weights)
         floats = {k: v.float() if v.is_floating_point() else v for k, v in own.items()}
         self.network.load_state_dict(floats, assign=True)
         self.network.to(self.device).eval()
@@ -76,8 +78,9 @@ class LoadedModel:
             encoder. Super-resolution of frames of any size, by a factor f: `image`
             (N, C, f H, f W) in the units of `x` and, if the model predicts it, `sigma` of its
             pixels; NaN where `x` is bad. Where the preprocessing measures the images
-            (`scale: lens_fit`, `residual`), there are also its columns, (N,) each, and `flag` (N,)
-            bool, true for images unlike the training images.
+            (`scale: lens_fit`, `residual`), there are also its columns, (N,) each. `unlike` (N,) is
+            above 1 for images unlike the training images, and `flag` (N,) bool true for these, and
+            for those with a column beyond its limits; both only if the export can tell.
 
         Raises:
             ValueError: `x` is not images, or not of the size that the model was trained on.
@@ -92,8 +95,23 @@ class LoadedModel:
             some = slice(first, first + batch)
             mask = None if masks is None else masks[some].view(images[some].shape).to(self.device)
             raw = images[some].to(self.device)
-            parts.append(self.does.predict(self.network, raw, mask, batch))
+            parts.append(self._predict(raw, mask, batch))
         return {k: torch.cat([p[k] for p in parts]).cpu().numpy() for k in parts[0]}
+
+    def _predict(self, raw: Tensor, good: Tensor | None, batch: int) -> dict[str, Tensor]:
+        """Return the task's answer, and how unlike the training images these images are."""
+        layers = None if self.likeness is None else self.does.compared(self.network)
+        if self.likeness is None or layers is None:
+            return self.does.predict(self.network, raw, good, batch)
+        with watched(self.network, layers) as record:
+            found = self.does.predict(self.network, raw, good, batch)
+        vectors = record.vectors(len(raw))
+        if vectors is None:
+            return found
+        vectors["image"] = image_numbers(raw, good)
+        unlike = self.likeness.unlike(vectors).to(raw.device)
+        flag = found.get("flag", torch.zeros_like(unlike, dtype=torch.bool))
+        return {**found, "unlike": unlike, "flag": flag | (unlike > 1)}
 
     def _masks(self, good: npt.ArrayLike, shape: tuple[int, ...]) -> Tensor:
         if self.preprocess.slow:
@@ -135,7 +153,7 @@ class LoadedModel:
             raise ValueError("images hold NaN or infinite pixels; mask or fill them first")
         blank = np.flatnonzero(array.max((1, 2, 3)) == array.min((1, 2, 3)))
         if self.preprocess.slow and len(blank):
-            raise ValueError(f"image {blank[0]} is blank: there is no lens to fit in it")
+            raise ValueError(f"image {blank[0]} is blank (all pixels are equal): no lens fits it")
         return torch.from_numpy(array)
 
 

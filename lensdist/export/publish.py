@@ -134,7 +134,7 @@ def _write_one(
     run: Runner
     if kind == "safetensors":
         own = {k[len(PREPROCESS) :]: v for k, v in weights.items() if k.startswith(PREPROCESS)}
-        write_export(folder, model.network, description, own)
+        write_export(folder, model.network, description, own, model.likeness)
         copy, output = load(folder), model.does.answer
 
         def run(image: Any, *_: Any) -> Any:

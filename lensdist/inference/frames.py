@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lensdist.data.reading.fits import open_fits, science_hdu
+from lensdist.data.reading.fits import cube_of, open_fits, science_hdu
 from lensdist.data.reading.numpy_files import image_member, open_npz, read_header
+from lensdist.data.reading.pictures import PICTURES
 from lensdist.data.reading.raw import BadFile, unpacked
 from lensdist.data.reading.readers import (
     ENDINGS,
@@ -21,6 +23,8 @@ from lensdist.data.reading.readers import (
     form,
     read_together,
 )
+from lensdist.data.reading.resize import resized
+from lensdist.inference.comparable import Wanted, change
 from lensdist.inference.inputs import Input
 
 
@@ -43,6 +47,8 @@ class Item:
     source: Input
     reading: Reading
     frame: Frame
+    changes: str = ""
+    """How the image was made comparable with the training images; empty: it is as in its file."""
 
     @property
     def bad(self) -> npt.NDArray[np.bool_] | None:
@@ -51,8 +57,10 @@ class Item:
         return bad if bad is not None and bad.any() else None
 
 
-def read_item(source: Input, framed: bool, choice: Choice = ONLY) -> Item:
-    """Read a file's image and, if `framed`, its shape and headers.
+def read_item(
+    source: Input, framed: bool, choice: Choice = ONLY, wanted: Wanted | None = None
+) -> Item:
+    """Read a file's image and, if `framed`, its shape and headers; else make it as `wanted`.
 
     Raises:
         BadFile: the file is of another kind, or see `readers.parse`.
@@ -63,16 +71,30 @@ def read_item(source: Input, framed: bool, choice: Choice = ONLY) -> Item:
     suffix = named[1]
     read = read_together([source.path, *source.more], source.maps, choice)
     reading = checked(read.raw, choice.nan)
+    if wanted is not None and (changed := change(reading, wanted, source.at)) is not None:
+        cut, said = changed
+        try:
+            raw = resized(read.raw, cut, choice.nan)
+        except BadFile as error:  # `pack` could add pixels, of which nothing is known
+            raise BadFile(str(error).partition("; --pad")[0]) from error
+        return Item(source, checked(raw, choice.nan), Frame(()), said)
     try:
         if not framed:
             return Item(source, reading, Frame(()))
         data = unpacked(read.first)
         if suffix == ".npy":
             # The shape of an axion file is (2,), so its image of (H, W) has no axis before.
-            return Item(source, reading, Frame(read_header(io.BytesIO(data))[0][:-2]))
-        if suffix == ".npz":
-            return Item(source, reading, Frame(_shape_in_archive(data, choice.hdu)[:-2]))
-        return Item(source, reading, _fits_frame(data, choice))
+            frame = Frame(read_header(io.BytesIO(data))[0][:-2])
+        elif suffix == ".npz":
+            frame = Frame(_shape_in_archive(data, choice.hdu)[:-2])
+        elif suffix in PICTURES:
+            frame = Frame(() if len(reading.image) == 1 else (len(reading.image),))
+        else:
+            frame = _fits_frame(data, choice)
+        bands = len(reading.image)
+        if math.prod(frame.leading) != bands:  # chosen ones, or they stand last in the file
+            frame = replace(frame, leading=(bands,))
+        return Item(source, reading, frame)
     except BadFile:
         raise
     except Exception as error:  # damaged bytes may raise anything
@@ -89,13 +111,11 @@ def _shape_in_archive(data: bytes, hdu: str | None) -> tuple[int, ...]:
 
 def _fits_frame(data: bytes, choice: Choice) -> Frame:
     with open_fits(data) as hdus:
-        science = science_hdu(hdus, choice.hdu, next(iter(choice.bands), None))
+        band = next(iter(choice.bands), None)
+        science = (cube_of(hdus) if band else None) or science_hdu(hdus, choice.hdu, band)
         axes = range(science.header["NAXIS"], 2, -1)
-        several = len(choice.bands) > 1
         return Frame(
-            (len(choice.bands),)
-            if several
-            else tuple(int(science.header[f"NAXIS{i}"]) for i in axes),
+            tuple(int(science.header[f"NAXIS{i}"]) for i in axes),
             science.header,
             None if science is hdus[0] else hdus[0].header,
         )

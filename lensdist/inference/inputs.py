@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from lensdist.data.packing.beside import bands_of, maps_of
-from lensdist.data.packing.layouts import natural
+from lensdist.data.packing.listing import natural
 from lensdist.data.reading.folders import Identity, Passed, entries, identity, walk
 from lensdist.data.reading.readers import ENDINGS, form
 from lensdist.data.reading.roles import Role
@@ -32,6 +32,8 @@ class Input:
     """The files of further bands."""
     maps: tuple[tuple[int, Role, Path], ...] = ()
     """The maps beside the image: number of the band, role and file."""
+    at: tuple[float, float] | None = None
+    """RA and Dec of the place to cut out, degrees; None: the image's middle."""
 
 
 def find(words: Sequence[str], dest: Path, passed: Passed | None = None) -> list[Input]:

@@ -14,6 +14,7 @@ import torch
 
 from lensdist.data.reading.raw import BadFile
 from lensdist.data.reading.readers import ONLY, Choice
+from lensdist.inference.comparable import Wanted
 from lensdist.inference.frames import Item, read_item
 from lensdist.inference.inputs import Input
 from lensdist.inference.outputs import Format
@@ -37,6 +38,7 @@ def predict_files(
     form: Format | None = None,
     overwrite: bool = False,
     choice: Choice = ONLY,
+    wanted: Wanted | None = None,
     notes: list[str] | None = None,
 ) -> dict[Input, str]:
     """Predict for every file; log and list the files that cannot be used.
@@ -49,6 +51,8 @@ def predict_files(
         form: the format of images; None: FITS for FITS, else .npy.
         overwrite: whether to replace existing results.
         choice: the image of files that hold several.
+        wanted: the size and the pixel scale of the training images, which images for a table get;
+            None: they are used as they are.
         notes: gets a line on the images that are unlike the training images, if the model can tell.
 
     Returns:
@@ -73,7 +77,7 @@ def predict_files(
         except OSError as error:
             raise UserError(f"cannot write {printable(dest)}: {error.strerror or error}") from error
         try:
-            readings = _readings(inputs, sink.framed, choice, skip)
+            readings = _readings(inputs, sink.framed, choice, skip, wanted)
             _stream(model, readings, len(inputs), batch, write, skip)
             stack.close()
             ordered = {one: skipped[one] for one in inputs if one in skipped}
@@ -111,11 +115,13 @@ def _stream(
             print(f"{done:,} of {files:,} files", end="\r", file=sys.stderr, flush=True)
 
 
-def _readings(inputs: Sequence[Input], framed: bool, choice: Choice, skip: Skip) -> Iterator[Item]:
-    """Yield the files that can be read."""
+def _readings(
+    inputs: Sequence[Input], framed: bool, choice: Choice, skip: Skip, wanted: Wanted | None
+) -> Iterator[Item]:
+    """Yield the files that can be read, and made comparable with the training images."""
     for one in inputs:
         try:
-            yield read_item(one, framed, choice)
+            yield read_item(one, framed, choice, None if framed else wanted)
         except BadFile as error:
             skip(one, str(error))
 
@@ -159,7 +165,9 @@ def _answers(model: Model, items: Sequence[Item], batch: int) -> list[Found | st
 
 def _sound(found: Found, item: Item) -> Found | str:
     """Return a prediction if it is finite outside the input's bad pixels; else the reason."""
-    for value in found.values():
+    for name, value in found.items():
+        if name == "unlike":  # infinite for an image of which nothing can be said
+            continue
         fits = np.isfinite(value)
         if item.bad is not None and value.ndim == 3:
             factor = value.shape[-1] // item.bad.shape[-1]
@@ -167,3 +175,21 @@ def _sound(found: Found, item: Item) -> Found | str:
         if not fits.all():
             return "the prediction is not finite: the model was not trained on such images"
     return found
+
+
+def wanted_by(model: Model, scale_of_files: float | None = None) -> Wanted:
+    """Return the size and pixel scale of a model's training images.
+
+    Args:
+        model: the model.
+        scale_of_files: arcsec a pixel of files whose header says none.
+
+    Raises:
+        UserError: `scale_of_files` is not positive.
+    """
+    if scale_of_files is not None and not 0 < scale_of_files < float("inf"):
+        raise UserError(f"--pixel-scale must be positive, not {scale_of_files:g}")
+    scale = (model.description.get("data") or {}).get("pixel_scale_arcsec")
+    known = float(scale) if isinstance(scale, int | float) and scale > 0 else None
+    size = None if model.does.any_size else model.does.cfg.image_shape[1:]
+    return Wanted(size, known, scale_of_files)

@@ -36,6 +36,11 @@ class Model(Protocol):
     does: AnyTask
     description: dict[str, Any]
 
+    @property
+    def likeness(self) -> object:
+        """What tells images unlike the training images; None: nothing does."""
+        ...
+
     def predict(self, *args: Any, **kwargs: Any) -> Found: ...
 
 
@@ -63,43 +68,58 @@ class TableSink:
         refuse_losses((dest, self.skipped), inputs, overwrite)
         self._dest, self._task = dest, model.does
         self._measured = model.does.preprocess.columns
+        self._limits = model.does.preprocess.limits or {}
         self._flagged = 0
+        self._known = bool(self._limits) or model.likeness is not None
 
     @contextmanager
     def open(self) -> Iterator[Write]:
         """Open the table for single rows; it appears at the end, or not at all."""
         columns: Columns = dict(self._task.columns)
-        if self._measured:
-            columns |= {**dict.fromkeys((*self._measured, "flag"), float), "flagged_by": str}
+        columns |= dict.fromkeys((*self._measured, "unlike", "flag"), float)
+        columns |= {"flagged_by": str, "changes": str}
         with open_table(self._dest, columns) as add:
 
             def write(item: Item, found: Found) -> None:
-                add(str(item.source.path), [*self._task.row(found), *self._measures(found)])
+                row = [*self._own(found), *self._measures(found), item.changes]
+                add(str(item.source.path), row)
 
             yield write
 
     def notes(self, done: int) -> list[str]:
         """Return a line on how many of the `done` images are unlike the training images."""
-        if not self._measured:
-            return []
-        if self._task.preprocess.limits is None:
+        if not self._known:
             return [
-                "no image is flagged: this export is from before images were compared with the "
-                "training images; train again for that"
+                "whether the images are like the training images is not known: the export is "
+                "older, or not of a run's end, or its run had fewer than 20 validation images"
             ]
         return [f"{self._flagged:,} of {done:,} images are unlike the training images (see flag)"]
 
-    def _measures(self, found: Found) -> list[str | float]:
-        """Return what was measured in an image, and by which of it the image is flagged."""
-        if not self._measured:
-            return []
-        flag, limits = bool(found["flag"]), self._task.preprocess.limits or {}
-        self._flagged += flag
-        values = {name: float(found[name]) for name in self._measured}
-        odd = [
-            k for k, v in values.items() if k in limits and not limits[k][0] <= v <= limits[k][1]
+    def _own(self, found: Found) -> list[str | float | None]:
+        """Return the task's columns; what means nothing for a flagged image is left out."""
+        row: list[str | float | None] = [*self._task.row(found)]
+        if not found.get("flag", False):
+            return row
+        kinds, claims = self._task.columns, self._task.claims
+        return [
+            value if name not in claims else "?" if kinds[name] is str else None
+            for name, value in zip(kinds, row, strict=True)
         ]
-        return [*values.values(), int(flag), " ".join(odd)]
+
+    def _measures(self, found: Found) -> list[str | float | None]:
+        """Return what was measured in an image, and by which of it the image is flagged."""
+        values = {name: float(found[name]) for name in self._measured}
+        if not self._known:
+            return [*values.values(), None, None, ""]
+        flag = bool(found.get("flag", False))
+        self._flagged += flag
+        unlike = float(found["unlike"]) if "unlike" in found else None
+        compared = {**values, "unlike": 0.0 if unlike is None else unlike}
+        limits = {**self._limits, "unlike": (0.0, 1.0)}
+        odd = [
+            k for k, v in compared.items() if k in limits and not limits[k][0] <= v <= limits[k][1]
+        ]
+        return [*values.values(), unlike, int(flag), " ".join(odd)]
 
 
 class ImageSink:
@@ -128,6 +148,7 @@ class ImageSink:
         refuse_losses(results, inputs, overwrite)
         self._dest, self._task = dest, model.does
         self._description = model.description
+        self._flagged, self._known = 0, model.likeness is not None
 
     @contextmanager
     def open(self) -> Iterator[Write]:
@@ -136,8 +157,10 @@ class ImageSink:
         yield self._write
 
     def notes(self, done: int) -> list[str]:
-        """Return nothing: images have no column that says more."""
-        return []
+        """Return a line on how many of the `done` images are unlike the training images."""
+        if not self._known:
+            return []
+        return [f"{self._flagged:,} of {done:,} images are unlike the training images"]
 
     def _write(self, item: Item, found: Found) -> None:
         path, image, sigma = (
@@ -145,8 +168,11 @@ class ImageSink:
             found[self._task.draws[0]],
             found.get("sigma"),
         )
+        self._flagged += bool(found.get("flag", False))
         factor = image.shape[-1] // item.reading.image.shape[-1]
         more = self._task.history(factor) if factor > 1 else []
+        if found.get("flag", False):
+            more = [*more, "the input is unlike the images that the model was trained on"]
         history = _history(self._description) + more
         write_image(path, image, sigma, item.frame, factor, history)
         if self._draws_sigma and sigma is None and sigma_beside(path) != path:

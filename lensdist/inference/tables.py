@@ -15,9 +15,9 @@ from lensdist.utils.files import fsync, write_atomic
 from lensdist.utils.owners import temporary
 
 _TOGETHER = 8192  # rows of a Parquet row group: small groups are slow to read
-Row = Sequence[str | float]
+Row = Sequence[str | float | None]
 AddRow = Callable[[str, Row], None]
-"""A function of a file's name and the values of its columns."""
+"""A function of a file's name and the values of its columns; None leaves one empty."""
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""A network that is cut in two after its frozen part."""
+"""Parts of a network: what is frozen and what follows, and its last layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -23,3 +23,8 @@ class Part(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         return self._compute(*inputs)
+
+
+def last_linear(model: nn.Module) -> Sequence[nn.Module]:
+    """Return a network's last linear layer; nothing if it has none."""
+    return [each for each in model.modules() if isinstance(each, nn.Linear)][-1:]

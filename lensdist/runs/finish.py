@@ -11,10 +11,11 @@ from torch import nn
 from lensdist.data.dataset import PackedSet
 from lensdist.export.artifact import describe, write_export
 from lensdist.phases import COMPLETE, checkpoint_name
-from lensdist.tasks.registry import AnyTask
+from lensdist.runs.learned import learn
 from lensdist.training import checkpoint
 from lensdist.training.loop import Outcome
 from lensdist.training.selection import Selection
+from lensdist.training.stages import Phase
 from lensdist.training.state import check_tensors
 from lensdist.utils import provenance
 from lensdist.utils.files import sha256, to_json, write_atomic
@@ -25,31 +26,22 @@ log = logging.getLogger(__name__)
 
 
 def finish(
-    folder: Path,
-    task: AnyTask,
-    outcome: Outcome,
-    packed: PackedSet,
-    seconds: float,
-    facts: dict[str, Any],
-    selected: Selection,
-    *,
-    averaged: bool,
+    phase: Phase, outcome: Outcome, packed: PackedSet, seconds: float, selected: Selection
 ) -> None:
     """Export the selected model, then write `COMPLETE.json`.
 
     Args:
-        folder: the run's.
-        task: the run's task.
+        phase: what was trained.
         outcome: how training ended.
         packed: the data.
         seconds: from this start of the run to its end.
-        facts: the configuration (`config`), and hashes of `data`, `encoder` and `weights`.
         selected: which weights to export, and how many images chose them.
-        averaged: whether the average of the weights is exported.
     """
-    state, preset = outcome.state, facts["config"]["preset"]
+    folder, task, facts = phase.cfg.run.dir, phase.task, phase.facts
+    state, preset = outcome.state, phase.cfg.preset
     model, step = outcome.model, state.step
     if selected.best:
+        averaged = phase.cfg.train.ema is not None
         model, step = best_model(folder / "checkpoints", outcome, averaged)
     name, _ = task.select
     chosen = selected.best and step == state.best_step
@@ -62,8 +54,10 @@ def finish(
         "step": step,
     }
     images = selected.counts
+    likeness = learn(phase, model)
     description = {**describe(preset, task, packed, metrics), "images": images}
-    written = write_export(folder / "export", model, description, task.preprocess.tensors())
+    tensors = task.preprocess.tensors()
+    written = write_export(folder / "export", model, description, tensors, likeness)
     files = {f"export/{name}": digest for name, digest in written.items()}
     files |= {name: sha256(folder / name) for name in ("config.yaml", "metrics.jsonl")}
     record = {

@@ -216,8 +216,7 @@ def _train(
             seconds = time.monotonic() - started
             logger.event(outcome.state.step, "finished", str(folder))  # the record seals the rows
             logger.close()
-            facts, averaged = phase.facts, cfg.train.ema is not None
-            finish(folder, phase.task, outcome, packed, seconds, facts, selected, averaged=averaged)
+            finish(phase, outcome, packed, seconds, selected)
     finally:
         try:
             saver.wait()  # complete the checkpoint in progress, whatever ended training
@@ -273,7 +272,14 @@ def _source(cfg: BaseRun, task: AnyTask, packed: PackedSet, world: DistributedCo
             f"{view.unlabelled} of the training images in {packed.path} have no label; name the "
             "classes to learn in data.classes to leave them out"
         )
-    return PackedSource(view, cfg.seed)
+    if cfg.data.balance == "none":
+        return PackedSource(view, cfg.seed)
+    if not len(view.classes) or view.classes.min() < 0:
+        raise UserError(
+            f"data.balance: some training images in {packed.path} have no label; set "
+            "data.balance=none, or name the classes to learn in data.classes"
+        )
+    return PackedSource(view, cfg.seed, view.classes)
 
 
 def _prepared(phase: Phase, world: DistributedContext) -> Phase:
@@ -296,7 +302,7 @@ def _prepared(phase: Phase, world: DistributedContext) -> Phase:
     views, source = [prepare(phase.validation)], phase.source
     if isinstance(source, PackedSource):
         views.append(prepare(source.view))
-        source = PackedSource(views[-1], cfg.seed)
+        source = PackedSource(views[-1], cfg.seed, source.classes)
     each = [view.columns for view in views]
     preprocess.learn_limits(
         {name: torch.cat([columns[name] for columns in each]) for name in preprocess.columns}

@@ -6,6 +6,7 @@ from lensdist.config.schema import BaseRun
 from lensdist.data.dataset import PackedSet
 from lensdist.export.artifact import read_export
 from lensdist.sim.simulator import Simulator
+from lensdist.tasks.settings import Remedy
 from lensdist.utils.errors import UserError
 
 
@@ -19,8 +20,8 @@ def check_images(cfg: BaseRun, packed: PackedSet) -> None:
     shape = packed.manifest.image_shape
     remedy = cfg.remedy(shape, read_export)
     if remedy is not None:
-        if cfg.preprocess.scale == "lens_fit" and remedy.startswith("set "):
-            remedy += " preprocess.scale=minmax"
+        if cfg.preprocess.scale == "lens_fit" and remedy.settings:
+            remedy = Remedy((*remedy.settings, "preprocess.scale=minmax"))
         raise UserError(
             f"{packed.path} holds images of {_times(shape)} but the model takes "
             f"{_times(cfg.image_shape)}; {remedy}"

@@ -112,19 +112,11 @@ class Task(ABC, Generic[S]):
 
     @classmethod
     def check_data(cls, cfg: S, packed: PackedSet, data: DataConfig) -> None:
-        """Check that a set holds the data that training needs.
-
-        Raises:
-            UserError: it does not.
-        """
+        """Raise UserError if a set lacks data that training needs."""
 
     @classmethod
     def check_scored(cls, cfg: S, packed: PackedSet) -> None:
-        """Check that a set holds the data that the scores need.
-
-        Raises:
-            UserError: it does not.
-        """
+        """Raise UserError if a set lacks data that the scores need."""
 
     @classmethod
     def start(cls, cfg: S, given: Inputs) -> Start:
@@ -193,8 +185,6 @@ class Task(ABC, Generic[S]):
             return batch["seen"]
         return self.preprocess(batch["image"], good_pixels(batch))
 
-    # ---- the frozen part of a network, whose outputs can be cached
-
     def split(self, model: nn.Module, trains: Callable[[str], bool]) -> Split | None:
         """Cut the network where its frozen part ends; None: nothing is frozen.
 
@@ -238,6 +228,11 @@ class Task(ABC, Generic[S]):
         """Compare outputs with those of the same lenses in the plain variant, image by image."""
         return {}
 
+    @staticmethod
+    def each(outputs: Batch) -> dict[str, Tensor]:
+        """Return the score of each image by which runs are compared, (N,) by its name."""
+        return {}
+
     def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:
         """Draw the figures of a split.
 
@@ -259,30 +254,22 @@ class Task(ABC, Generic[S]):
     def predict(
         self, model: nn.Module, raw: Tensor, good: Tensor | None, batch: int
     ) -> dict[str, Tensor]:
-        """Predict for images in the units found on disk.
+        """Predict for images in the units found on disk: tensors (N, …) by name.
 
         Args:
             model: the trained network.
             raw: (N, C, H, W).
             good: bool, of the shape of `raw`; false where a pixel is bad. None: all are good.
             batch: tiles at a time, for tasks that cut images into tiles.
-
-        Returns:
-            Tensors with a leading axis of N, by name; by default the network's output.
         """
         seen, measured = self.examined(raw, good)
         return {self.answer: model(seen), **measured}
 
     def examined(self, raw: Tensor, good: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the network's input, and what `predict` says of the images besides its answer.
-
-        These are the columns that `Preprocess.examine` measures, and `flag`, true for images
-        unlike the training images; nothing for scales that measure nothing.
-        """
+        """Return the network's input, and columns and `flag` of `Preprocess.examine`, if any."""
         found = self.preprocess.examine(raw, good)
-        if not self.preprocess.columns:
-            return found.seen, {}
-        return found.seen, {**found.columns, "flag": found.flagged}
+        flag = {"flag": found.flagged} if found.columns else {}
+        return found.seen, {**found.columns, **flag}
 
     @property
     def columns(self) -> Columns:
@@ -292,6 +279,21 @@ class Task(ABC, Generic[S]):
     def row(self, answer: Answer) -> list[str | float]:
         """Return the table's row for one image."""
         return [float(x) for x in answer[self.answer].ravel()]
+
+    @property
+    def claims(self) -> frozenset[str]:
+        """The columns that are empty, or `?`, for images unlike those of training."""
+        return frozenset(self.columns)
+
+    def compared(self, model: nn.Module) -> Sequence[nn.Module] | None:
+        """Return the layers whose inputs tell whether an image is like the training images.
+
+        None: predictions do not say; nor do they if `outputs` or `predict` call `model` other than
+        once for all images of a batch, in their order.
+        """
+        from lensdist.models.split import last_linear
+
+        return None if self.any_size else last_linear(model)
 
     def history(self, factor: int) -> list[str]:
         """Return lines for the header of an output image that is `factor` times as large."""
@@ -303,6 +305,9 @@ class Task(ABC, Generic[S]):
         """Return the settings that an exported model needs besides its weights, as JSON."""
         kept = self.cfg.model_dump(mode="json", include=set(self.cfg.described))
         return {**kept, "init": self.init}
+
+    def settle(self, outputs: Callable[[], Batch]) -> None:
+        """Choose what predictions need, such as a threshold, by validation's outputs."""
 
     @property
     def init(self) -> str:
@@ -323,11 +328,10 @@ class Task(ABC, Generic[S]):
 
     def graph(self, model: nn.Module, image: Tensor) -> Tensor:
         """Compute the output of an exported file from its inputs (`file_inputs`)."""
-        answer: Tensor = model(self.preprocess(image))
-        return answer
+        return model(self.preprocess(image))  # type: ignore[no-any-return]
 
     def file_facts(self) -> dict[str, Any]:
-        """Return further facts that the user of an exported file needs."""
+        """Return further facts that a user of the file needs."""
         return {}
 
     @classmethod
@@ -337,6 +341,5 @@ class Task(ABC, Generic[S]):
         Raises:
             UserError: they cannot be combined, or the task does not support it.
         """
-        raise UserError(
-            f"{runs[0][0]} is of task {cls.name}; only runs of task common can be combined"
-        )
+        this = f"{runs[0][0]} is of task {cls.name}"
+        raise UserError(f"{this}; only runs of task common can be combined")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lensdist.data.config import DataConfig
 from lensdist.tasks.base import Task
@@ -25,11 +25,14 @@ _SELECTS: dict[str, Choice] = {
     "accuracy": ("accuracy", "max"),
     "auc": ("auc_macro", "max"),
     "nll": ("nll", "min"),
+    "average_precision": ("average_precision", "max"),
 }
 
 
 class ClassifierSettings(TaskSettings):
     """The settings that all classifiers share."""
+
+    described: ClassVar[tuple[str, ...]] = ("model", "positive", "threshold")
 
     label_smoothing: float = Field(
         0.0,
@@ -38,13 +41,38 @@ class ClassifierSettings(TaskSettings):
         description="The label smoothing of the cross-entropy: the fraction of each label that is "
         "spread over all classes.",
     )
-    select: Literal["accuracy", "nll", "auc"] = Field(
-        "accuracy", description="The validation score that selects the best checkpoint."
+    select: Literal["accuracy", "nll", "auc", "average_precision"] = Field(
+        "accuracy",
+        description="The validation score that selects the best checkpoint; average_precision "
+        "needs `positive`.",
+    )
+    positive: str | None = Field(
+        None,
+        description="The class to find, where the set has two: scores are also average precision, "
+        "purity and completeness, and `predict` names it where its probability reaches "
+        "`threshold`. null: `predict` names the most probable class.",
+    )
+    threshold: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="The least probability with which `predict` names the class to find. null: "
+        "that of the highest F1 on validation, found when the run ends.",
     )
 
     @property
     def selects(self) -> Choice:
         return _SELECTS[self.select]
+
+    @model_validator(mode="after")
+    def _finding_needs_a_class(self) -> Self:
+        for given, name in (
+            (self.select == "average_precision", "select: average_precision"),
+            (self.threshold is not None, "threshold"),
+        ):
+            if given and self.positive is None:
+                raise ValueError(f"{name} needs positive, the class to find")
+        return self
 
 
 C = TypeVar("C", bound=ClassifierSettings)
@@ -55,10 +83,13 @@ class ClassificationTask(Task[C]):
 
     answer = "logits"
     needs_labels = True
-    figures: ClassVar[tuple[str, ...]] = ("roc.png", "confusion.png", "reliability.png")
+    figures: ClassVar[tuple[str, ...]] = (
+        "roc.png", "confusion.png", "reliability.png", "purity.png",
+    )  # fmt: skip
     harder = ("plain", "mass_third", "mass_tenth", "psf_wide", "psf_narrow")
     averages_views = True
     incomplete = ("mass",)
+    _threshold: float | None = None
 
     @classmethod
     def check_data(cls, cfg: C, packed: PackedSet, data: DataConfig) -> None:
@@ -66,6 +97,11 @@ class ClassificationTask(Task[C]):
         if len(labels) < 2:
             raise UserError(
                 f"task {cls.name}: the data has {len(labels)} classes; pack a set with two or more"
+            )
+        if cfg.positive is not None and (len(labels) != 2 or cfg.positive not in labels):
+            raise UserError(
+                f"positive: {cfg.positive} must be one of two classes; {packed.path} has "
+                f"{', '.join(labels)}: name one of them, and both in data.classes if there are more"
             )
 
     def loss(self, model: nn.Module, batch: Batch, key: int) -> Tensor:
@@ -81,12 +117,18 @@ class ClassificationTask(Task[C]):
     def score(self, outputs: Batch) -> dict[str, Any]:
         from lensdist.metrics import scores as metrics
 
-        return metrics.classification(outputs["logits"], outputs["label"], list(self.labels))
+        logits, truth = outputs["logits"], outputs["label"]
+        found = metrics.classification(logits, truth, list(self.labels))
+        return found | (self._found(logits, truth) if self.finds else {})
 
     def intervals(self, outputs: Batch) -> dict[str, Any]:
+        from lensdist.metrics import finding
         from lensdist.metrics import scores as metrics
 
-        return metrics.intervals(outputs["logits"], outputs["label"])
+        found = metrics.intervals(outputs["logits"], outputs["label"])
+        if self.finds:
+            found |= finding.intervals(*self._odds(outputs["logits"], outputs["label"]))
+        return found
 
     def not_computed(self) -> list[str]:
         from lensdist.metrics.scores import MANY_CLASSES
@@ -120,8 +162,12 @@ class ClassificationTask(Task[C]):
         change = paired_difference(right, before)
         return {"accuracy_change": change["difference"], "accuracy_change_ci": change["ci"]}
 
+    @staticmethod
+    def each(outputs: Batch) -> dict[str, Tensor]:
+        return {"accuracy": (outputs["logits"].argmax(1) == outputs["label"]).double()}
+
     def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:
-        from lensdist.metrics import figures
+        from lensdist.metrics import figures, finding
         from lensdist.metrics import scores as metrics
 
         logits, truth = what.outputs["logits"], what.outputs["label"]
@@ -141,7 +187,43 @@ class ClassificationTask(Task[C]):
         drawn.append(figures.confusion(folder / "confusion.png", matrix, self.labels, title))
         bins, title = more["reliability"], f"Reliability, {what.title}"
         drawn.append(figures.reliability(folder / "reliability.png", bins, scores["ece"], title))
+        if self.finds:
+            found, title = self._odds(logits, truth), f"Finding {self.cfg.positive}, {what.title}"
+            more["purity_completeness"] = curve = finding.curve(*found)
+            drawn.append(finding.figure(folder / "purity.png", curve, scores, title))
         return more, drawn
+
+    # ---- one class of two that is searched for
+
+    @property
+    def finds(self) -> bool:
+        """Whether one class of two is searched for."""
+        return self.cfg.positive in self.labels and len(self.labels) == 2
+
+    @property
+    def threshold(self) -> float:
+        """The least probability with which an image is said to be of the class to find."""
+        return self._threshold or self.cfg.threshold or 0.5
+
+    def settle(self, outputs: Callable[[], Batch]) -> None:
+        from lensdist.metrics import finding
+
+        if self.finds and self.cfg.threshold is None:
+            found = outputs()
+            self._threshold = finding.best_threshold(*self._odds(found["logits"], found["label"]))
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), **({"threshold": self.threshold} if self.finds else {})}
+
+    def _odds(self, logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-odds of the class to find, and which images are of it."""
+        which = self.labels.index(self.cfg.positive or "")
+        return logits[:, which].double() - logits[:, 1 - which].double(), truth == which
+
+    def _found(self, logits: Tensor, truth: Tensor) -> dict[str, Any]:
+        from lensdist.metrics import finding
+
+        return finding.scores(*self._odds(logits, truth), self.threshold)
 
     # ---- use of a trained model
 
@@ -157,6 +239,14 @@ class ClassificationTask(Task[C]):
         numbers = (f"{kind}_{name}" for kind in ("prob", "logit") for name in self.labels)
         return {"label": str, **dict.fromkeys(numbers, float)}
 
+    @property
+    def claims(self) -> frozenset[str]:
+        return frozenset(["label", *(f"prob_{name}" for name in self.labels)])
+
     def row(self, answer: Answer) -> list[str | float]:
         label = self.labels[int(answer["probs"].argmax())]
+        if self.finds:
+            which = self.labels.index(self.cfg.positive or "")
+            named = answer["probs"][which] >= self.threshold
+            label = self.labels[which if named else 1 - which]
         return [label, *(float(x) for key in ("probs", "logits") for x in answer[key])]

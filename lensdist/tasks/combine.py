@@ -61,6 +61,7 @@ def combined(runs: Sequence[tuple[Path, Described]], how: str) -> Described:
         "data": data[0] if all(one == data[0] for one in data) else None,
         "model": {**model.model_dump(mode="json"), "members": members, "combine": how},
         "init": "separately trained",
+        "positive": first.get("positive"),
         "sources": sources,
     }
     return facts, weights

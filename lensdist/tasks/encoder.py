@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from lensdist.data.config import PreprocessConfig
 from lensdist.models.config import EncoderConfig
 from lensdist.tasks.base import Task
-from lensdist.tasks.settings import Shape, TaskSettings
+from lensdist.tasks.settings import Remedy, Shape, TaskSettings
 from lensdist.tasks.types import Described, Inputs, ReadExport, Split, Stage, Start
 from lensdist.utils.errors import UserError
 
@@ -45,17 +45,17 @@ class EncoderSettings(TaskSettings):
     def starts_from(self) -> dict[str, Path | tuple[Path, ...]]:
         return {} if self.encoder is None else {"encoder": self.encoder}
 
-    def remedy(self, shape: Shape, read: ReadExport) -> str | None:
+    def remedy(self, shape: Shape, read: ReadExport) -> Remedy | None:
         theirs = self._pretrained(read)
         if theirs is None:
             return super().remedy(shape, read)
         same = self.encoder_settings[1] != "model"  # a nested encoder's input is resized
         size, bands = theirs["image_size"], theirs["in_channels"]
         if bands != shape[0] or not (same or size == shape[1]):
-            return (
-                f"no setting changes that, for its encoder was pretrained on {bands}x{size}x{size}:"
-                " pretrain one on such a set (task mae), or start from random weights with "
-                "encoder=null"
+            return Remedy(
+                reason="no setting changes that, for its encoder was pretrained on "
+                f"{bands}x{size}x{size}: pretrain one on such a set (task mae), or "
+                "start from random weights with encoder=null"
             )
         if shape == self.image_shape:
             return None
@@ -115,6 +115,10 @@ class EncoderTask(Task[E]):
         frozen = min(self.cfg.frozen_epochs, epochs) if self.weights is not None else 0
         stages = [Stage(frozen, (self.head,)), Stage(epochs - frozen, ("",))]
         return [stage for stage in stages if stage.epochs]
+
+    def compared(self, model: nn.Module) -> Sequence[nn.Module] | None:
+        whole: Any = model
+        return [whole.head] if self.head == "head." else super().compared(model)
 
     @property
     def init(self) -> str:

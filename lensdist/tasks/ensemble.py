@@ -12,7 +12,7 @@ from lensdist.data.config import PreprocessConfig
 from lensdist.models.config import EnsembleConfig
 from lensdist.tasks.classification import ClassificationTask, ClassifierSettings
 from lensdist.tasks.encoder import refuse_other_preprocess
-from lensdist.tasks.settings import Shape
+from lensdist.tasks.settings import Remedy, Shape
 from lensdist.tasks.types import Described, Inputs, ReadExport, Split, Stage, Start
 from lensdist.utils.errors import UserError
 from lensdist.utils.lazy import torch
@@ -62,12 +62,14 @@ class EnsembleSettings(ClassifierSettings):
     def named_weights(self) -> dict[str, Path]:
         return {f"weights.{name}": file for name, file in self.weights.items()}
 
-    def remedy(self, shape: Shape, read: ReadExport) -> str | None:
+    def remedy(self, shape: Shape, read: ReadExport) -> Remedy | None:
         if self.members_from and shape != self.image_shape:
-            return "no setting changes that: the networks of members_from take no other images"
+            return Remedy(
+                reason="no setting changes that: the networks of members_from take no other images"
+            )
         return super().remedy(shape, read)
 
-    def fitting(self, shape: Shape, *more: str) -> str:
+    def fitting(self, shape: Shape, *more: str) -> Remedy:
         folds = self.model.grey == "repeat" and shape[0] not in (1, 3)
         return super().fitting(shape, *more, *(["model.grey=fold"] if folds else []))
 
@@ -186,6 +188,12 @@ class EnsembleTask(ClassificationTask[EnsembleSettings]):
             Part(whole, lambda x: whole.features(x, depths)),
             Part(whole, lambda *features: whole.combine(features, depths)),
         )
+
+    def compared(self, model: nn.Module) -> Sequence[nn.Module] | None:
+        whole = cast("Ensemble", model)
+        # A network of one section is the user's own, whose head is not known.
+        heads = [m.sections["head"] for m in whole.backbones if len(m.sections) > 1]
+        return heads or super().compared(model)
 
     @property
     def init(self) -> str:

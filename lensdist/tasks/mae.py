@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -108,6 +109,10 @@ class MaeTask(Task[MaeSettings]):
             scores["explained_by_basis"] = _explained(means["basis_mse"], means, "raw_")
         return scores
 
+    @staticmethod
+    def each(outputs: Batch) -> dict[str, Tensor]:
+        return {"mse_masked": outputs["mse_masked"]}
+
     def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:
         import numpy as np
 
@@ -134,6 +139,9 @@ class MaeTask(Task[MaeSettings]):
     ) -> dict[str, Tensor]:
         drawn, mask = self._reconstruct(model, self.preprocess(raw, good))
         return {"recon": self.preprocess.inverse(drawn, raw, good), "mask": mask}
+
+    def compared(self, model: nn.Module) -> Sequence[nn.Module] | None:
+        return []  # what the network makes of an image depends on what is hidden
 
     def example(self, n: int) -> tuple[Any, ...]:
         (x,) = super().example(n)

@@ -145,6 +145,10 @@ class MassTask(EncoderTask[MassSettings]):
         nll = _of_mean(_nll(off, sigma.log()))
         return {"nll_ci": nll, "r2_ci": [1 - high, 1 - low], **_intervals(off, sigma)}
 
+    @staticmethod
+    def each(outputs: Batch) -> dict[str, Tensor]:
+        return {"squared_error": _known(outputs)[1].square()}
+
     def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:
         truth, off, sigma = _known(what.outputs)
         rows = self._by_mass(truth, off, sigma)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from lensdist.data.config import PreprocessConfig
 from lensdist.utils.settings import Strict
@@ -17,6 +17,17 @@ Shape = tuple[int, int, int]
 """The bands, height and width of an image."""
 Choice = tuple[str, Literal["min", "max"]]
 """The name of a score, and whether its minimum or maximum is best."""
+
+
+class Remedy(NamedTuple):
+    """How a network can take images of another shape: by `settings`, or not, for a `reason`."""
+
+    settings: tuple[str, ...] = ()
+    reason: str = ""
+
+    def __str__(self) -> str:
+        """Return what to do, as the end of a sentence."""
+        return self.reason or f"set {' '.join(self.settings)}"
 
 
 class TaskSettings(Strict):
@@ -69,15 +80,15 @@ class TaskSettings(Strict):
             ValueError: they contradict each other.
         """
 
-    def remedy(self, shape: Shape, read: ReadExport) -> str | None:
+    def remedy(self, shape: Shape, read: ReadExport) -> Remedy | None:
         """Return how to make the network take images of `shape`; None if it does.
 
         `read` reads the exports of finished runs that the settings name.
         """
         return None if shape == self.image_shape else self.fitting(shape)
 
-    def fitting(self, shape: Shape, *more: str) -> str:
-        """Return the sentence that names the settings for images of another shape.
+    def fitting(self, shape: Shape, *more: str) -> Remedy:
+        """Return the settings for images of another shape.
 
         Args:
             shape: the shape of the images on disk.
@@ -85,18 +96,18 @@ class TaskSettings(Strict):
         """
         bands, height, width = shape
         if height != width or height < 8:
-            return (
-                "no network of lensdist takes them: cut the images to squares of 8 or more pixels "
-                "a side, and pack them again"
+            return Remedy(
+                reason="no network of lensdist takes them: pack them again as squares of 8 or more "
+                "pixels a side (`lensdist pack --crop N`, or --pad N)"
             )
         words = [f"model.in_channels={bands}", f"model.image_size={height}", *more]
         patch = getattr(getattr(self, "model", None), "patch_size", None)
         if patch and height % patch and not any("patch_size" in word for word in more):
             sizes = [p for p in range(2, height // 2 + 1) if height % p == 0]
             if not sizes:
-                return (
-                    f"no patch size divides {height}: cut or pad the images to another size, and "
-                    "pack them again"
+                return Remedy(
+                    reason=f"no patch size divides {height}: pack them again with another size "
+                    "(`lensdist pack --crop N`, or --pad N)"
                 )
             words.append(f"model.patch_size={min(sizes, key=lambda p: abs(p - patch))}")
-        return f"set {' '.join(words)}"
+        return Remedy(tuple(words))

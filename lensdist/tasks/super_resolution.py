@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from lensdist.data.config import LIGHT_KEEPING, DataConfig, PreprocessConfig
 from lensdist.models.config import EncoderConfig, SuperResolverConfig
 from lensdist.tasks.encoder import EncoderSettings, EncoderTask
-from lensdist.tasks.settings import Choice, Shape
+from lensdist.tasks.settings import Choice, Remedy, Shape
 from lensdist.tasks.types import Batch, Drawing
 from lensdist.utils.errors import UserError
 from lensdist.utils.lazy import F, torch
@@ -69,7 +69,7 @@ class SuperResolutionSettings(EncoderSettings):
     def encoder_settings(self) -> tuple[EncoderConfig, str]:
         return self.model.encoder, "model.encoder"
 
-    def fitting(self, shape: Shape, *more: str) -> str:
+    def fitting(self, shape: Shape, *more: str) -> Remedy:
         return super().fitting(shape, *more, f"model.encoder.in_channels={shape[0]}")
 
     @model_validator(mode="after")
@@ -185,6 +185,10 @@ class SuperResolutionTask(EncoderTask[SuperResolutionSettings]):
         from lensdist.metrics import super_resolution
 
         return super_resolution.intervals(outputs)
+
+    @staticmethod
+    def each(outputs: Batch) -> dict[str, Tensor]:
+        return {"mse": outputs["mse"]}
 
     def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:
         import numpy as np

@@ -34,6 +34,11 @@ GOES_ON = {"zero2": "ddp", "zero1": "zero3", "zero3": "fsdp", "fsdp": "zero1", "
 """Saved by four processes under the first, gone on from by two under the second."""
 
 
+# One class of DeepSpeed's is stage 1 and stage 2.
+UNLIKE = ENGINES if LONG else tuple(engine for engine in ENGINES if engine != "zero1")
+"""Engines that are tried with offloaded shares, and with one micro-batch a process."""
+
+
 def paired(processes: int, engine: str, precision: str) -> bool:
     """Whether a run is one of those in which each two of the three meet at least once.
 
@@ -117,9 +122,9 @@ def main(out: Path, data: Path) -> None:
         for precision in PRECISIONS:
             if paired(world.size, engine, precision):
                 trained(f"{engine}-{precision}", engine, precision)
-        if world.size == 2 or (world.size, engine) == (1, "ddp"):
+        if (world.size == 2 and engine in UNLIKE) or (world.size, engine) == (1, "ddp"):
             trained(f"{engine}-auto", engine, auto=True)
-        if world.size == 2 and engine != "ddp":
+        if world.size == 2 and engine in UNLIKE and engine != "ddp":
             trained(f"{engine}-offload", engine, offload=True)
     for before, after in GOES_ON.items() if world.size == 2 else ():
         saved = out / "4" / f"{before}-no" / "checkpoints" / f"step-{HALF:08d}"

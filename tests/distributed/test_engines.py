@@ -12,12 +12,21 @@ from safetensors.torch import load_file
 
 from lensdist.training import checkpoint
 from tests.conftest import forked, free_port
-from tests.distributed.engines_worker import ENGINES, GOES_ON, HALF, PRECISIONS, STEPS, paired
+from tests.distributed.engines_worker import (
+    ENGINES,
+    GOES_ON,
+    HALF,
+    PRECISIONS,
+    STEPS,
+    UNLIKE,
+    paired,
+)
 from tests.runs import newest, record, rows
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
 WORLDS = (4, 2, 1)
+UNLIKES = [pytest.param(e, marks=() if e in UNLIKE else pytest.mark.long) for e in ENGINES]
 # Rounding of another order of sums, over 20 steps. In bfloat16 it turns single weights over.
 TOLERANCE = {"no": 1e-5, "bf16": 1e-3}
 
@@ -79,7 +88,7 @@ def test_losses_are_those_of_one_process(
         _same_state(_end(run), _end(alone))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", UNLIKES)
 def test_synchronised_batchnorm_gives_the_losses_of_one_process(runs: Path, engine: str) -> None:
     alone, run = runs / "1" / "ddp-auto", runs / "2" / f"{engine}-auto"
     assert _logged(run, "loss") == pytest.approx(_logged(alone, "loss"), rel=TOLERANCE["no"])
@@ -92,7 +101,7 @@ def test_synchronised_batchnorm_gives_the_losses_of_one_process(runs: Path, engi
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("engine", [e for e in ENGINES if e != "ddp"])
+@pytest.mark.parametrize("engine", UNLIKES[1:])  # ddp has no shares
 def test_shares_in_the_machines_memory_make_no_difference(runs: Path, engine: str) -> None:
     alone, run = runs / "1" / "ddp-no", runs / "2" / f"{engine}-offload"
     assert _logged(run, "loss") == pytest.approx(_logged(alone, "loss"), rel=TOLERANCE["no"])

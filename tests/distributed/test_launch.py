@@ -1,4 +1,4 @@
-"""The README's ways to start a run, and the ready files of accelerate, as they stand."""
+"""The documented ways to start a run, and the ready files of accelerate, as they stand."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def _finished(run: Path, processes: int, text: str) -> None:
     assert f"on {processes} process(es)" in text
 
 
-# ---- the commands of README.md and of the files for accelerate, as they stand there
+# ---- the commands of docs/training.md and of the files for accelerate, as they stand there
 
 
 def _documented(where: str) -> str:
-    """The command beside these words in README.md's table."""
-    text = (ROOT / "README.md").read_text()
+    """The command beside these words in docs/training.md's table."""
+    text = (ROOT / "docs" / "training.md").read_text()
     (row,) = [line for line in text.splitlines() if line.startswith(f"| {where}")]
     return row.split("`")[1]
 
@@ -53,8 +53,8 @@ def _heading(name: str) -> str:
 
 
 def _typed(line: str, task: str, run: Path, **env: str) -> subprocess.Popen[str]:
-    """Type a documented command: only the configuration, run.dir and its length are filled in."""
-    config = f"configs/{task}/debug.yaml run.dir={run} train.max_steps=3"
+    """Type a documented command: only the configuration, run.dir and its sizes are filled in."""
+    config = f"configs/{task}/debug.yaml run.dir={run} train.max_steps=3 data.n_per_class=24"
     config += " optim.schedule.warmup_steps=0"
     assert line.count("…") == 1, line
     where = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -74,6 +74,8 @@ def _typed(line: str, task: str, run: Path, **env: str) -> subprocess.Popen[str]
         (_documented("the same through accelerate"), "mae", 1, "depends on"),
         (_heading("cpu"), "common", 2, "depends on"),
         (_documented("4 CPU processes"), "sr", 4, "does not depend on"),
+        (_documented("torchrun"), "mae", 2, "depends on"),
+        (_documented("DeepSpeed's launcher"), "mae", 2, "depends on"),
     ],
 )
 def test_a_documented_command_does_what_it_says(
@@ -85,6 +87,7 @@ def test_a_documented_command_does_what_it_says(
     _finished(tmp_path / "run", processes, text)
     assert text.count(f"micro_batch auto: the result {depends} the number of processes") == 1
     assert ("(BatchNorm, dropout)" in text) == (task == "common")
+    assert ("precision bf16" in text) == (task == "common")  # as its configuration says
 
 
 def test_two_nodes(tmp_path: Path, port: int) -> None:
@@ -95,6 +98,22 @@ def test_two_nodes(tmp_path: Path, port: int) -> None:
     nodes = [_typed(line.replace(" R ", f" {rank} "), "mae", run, **cpu) for rank in (0, 1)]
     errors = [node.communicate(timeout=200)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], errors
+    _finished(run, 2, errors[0])
+
+
+def test_processes_that_mpirun_starts(tmp_path: Path) -> None:
+    """With its variables alone, for no MPI is here."""
+    launch, line = _documented("MPI").split(" python ")
+    assert launch == "mpirun -n 2"
+    run, mpi = tmp_path / "run", {"PMIX_NAMESPACE": tmp_path.name}
+    mpi |= dict.fromkeys(("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"), "2")
+    ranks = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
+    both = [
+        _typed(f"python {line}", "mae", run, **mpi, **dict.fromkeys(ranks, str(rank)))
+        for rank in (0, 1)
+    ]
+    errors = [one.communicate(timeout=200)[1] for one in both]
+    assert [one.returncode for one in both] == [0, 0], errors
     _finished(run, 2, errors[0])
 
 
@@ -115,7 +134,8 @@ def test_what_processes_cannot_share_is_one_sentence_and_the_last(tmp_path: Path
 # ---- flags and other files
 
 
-def test_bf16_autocast_trains_and_resumes(tiny_set: Path, tmp_path: Path, port: int) -> None:
+@pytest.mark.long  # a documented command, above, trains in bf16 on two processes
+def test_bf16_autocast_trains(tiny_set: Path, tmp_path: Path, port: int) -> None:
     words = _words(tiny_set, tmp_path / "run", "precision=bf16")
     done = start([*_ready("cpu", port), *words])
     assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ SHARDED["zero3"] = ["engine=deepspeed", "shard.stage=3"]
     ("task", "engine"),
     [
         ("common", "fsdp"),
-        ("common", "zero3"),
+        pytest.param("common", "zero3", marks=pytest.mark.long),
         ("finetune", "fsdp"),
         ("mass", "zero3"),
         ("sr", "zero2"),

@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 
 import lensdist
-from tests.conftest import ROOT, forked, start
+from tests.conftest import ROOT, forked, free_port, start
 from tests.runs import losses, record
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
-LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file"]
-LAUNCH += ["accelerate_config.yaml"]
 STEPS = {1: 80 * (86 // 32), 2: 30}
 """Of the run that learns, on one process; of the one that only is compared with it, on two."""
 
@@ -44,14 +42,13 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(packed: Path) -> dict[int, Path]:
-    """Our recipe, shortened, on one process and on the two that `accelerate launch` starts."""
+    """Our recipe, shortened, on one process and on two; what starts those is tested elsewhere."""
     root = packed.parent
     words = ["lensdist.train", "--config=configs/common/small.yaml", f"data.path={packed}"]
     words += ["train.epochs=80", "train.micro_batch=16", "train.log_every=5"]
-    launch = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--main_process_port", "29517"]
     for processes, steps in STEPS.items():
         command = [*words, f"run.dir={root / str(processes)}", f"train.max_steps={steps}"]
-        done = forked(*command) if processes == 1 else start([*launch, "-m", *command])
+        done = forked(*command, processes=processes, port=free_port())
         assert done.returncode == 0, done.stderr[-3000:]
         assert f"on {processes} process(es)" in done.stderr
     return {processes: root / str(processes) for processes in (1, 2)}
@@ -75,10 +72,9 @@ def test_is_far_better_than_chance_and_says_so(packed: Path, runs: dict[int, Pat
         assert name in done.stdout
     drawn = {path.stem for path in (runs[1] / "figures").glob("*.png")}
     assert {"roc", "confusion", "reliability", "learning_curves", "hard"} <= drawn
-    _lensdist("evaluate", runs[2], "--data", packed)
-    _lensdist("report", runs[1], runs[2], "--out", packed.parent / "table")
+    _lensdist("report", runs[1], "--out", packed.parent / "table")
     table = json.loads((packed.parent / "table" / "results.json").read_text())
-    assert [row["init"] for row in table["rows"]] == ["random", "random"]
+    assert [row["init"] for row in table["rows"]] == ["random"]
 
 
 def test_the_export_takes_files_as_they_are(packed: Path, runs: dict[int, Path]) -> None:
@@ -87,7 +83,7 @@ def test_the_export_takes_files_as_they_are(packed: Path, runs: dict[int, Path])
     files = sorted((packed.parent / "dataset" / "val").glob("*/*.npy"))
     images = np.stack([np.load(file) for file in files])
     logits = model.predict(images)["logits"]
-    for i in range(0, len(images), 4):
+    for i in range(0, len(images), 8):  # one of each class; the fit takes as long as of 16
         alone = model.predict(images[i : i + 1])["logits"]
         assert np.abs(logits[i] - alone[0]).max() <= 1e-5
     truth = [model.labels.index(file.parent.name) for file in files]

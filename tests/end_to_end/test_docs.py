@@ -22,10 +22,10 @@ def blocks(name: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "docs" / name).read_text(), re.M | re.S)
 
 
-def typed(command: str, folder: Path) -> None:
-    """Run a document's line in a shell, `lensdist` being this one."""
+def typed(command: str, folder: Path, few: str = "") -> None:
+    """Run a document's line in a shell, `lensdist` being this one; `few`: settings behind it."""
     env = {**environment(), "PYTHONPATH": str(ROOT)}
-    line = re.sub(r"^lensdist ", f"{sys.executable} -m lensdist ", command)
+    line = re.sub(r"^lensdist ", f"{sys.executable} -m lensdist ", f"{command} {few}")
     done = subprocess.run(
         ["bash", "-c", line], cwd=folder, env=env, capture_output=True, text=True, timeout=900
     )
@@ -96,7 +96,7 @@ def test_a_network_of_the_user_s_own_is_trained_alone_and_beside_another(tmp_pat
     python, shell = (text for _, text in blocks("add-a-network.md"))
     (tmp_path / "mynets.py").write_text(python)
     for line in shell.splitlines():
-        typed(line, tmp_path)
+        typed(line, tmp_path, "data.n_per_class=10" if line.startswith("lensdist train") else "")
     for run in ("small", "both"):
         described = json.loads((tmp_path / "runs" / run / "export" / "config.json").read_text())
         assert described["model"]["members"][0] == "mynets:Small"

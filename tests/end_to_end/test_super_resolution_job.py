@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,10 @@ import numpy as np
 import pytest
 
 import lensdist
-from tests.conftest import forked, settings, start
+from tests.conftest import forked, free_port, settings
 from tests.runs import record
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(900)]
-
-ACCELERATE = [str(Path(sys.executable).with_name("accelerate")), "launch"]
-ACCELERATE += ["--config_file", "accelerate_config.yaml", "--multi_gpu", "--num_processes", "2"]
 
 
 def _run(*words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -47,7 +43,7 @@ def job(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ours: dict[str, Any] = {"encoder": root / "mae", "model.encoder": f"{{{shape}}}"}
     ours |= {"train.epochs": 8, "frozen_epochs": 2, "train.log_every": 1}
     words = settings("sr", root / "packed", root / "sr", **ours)
-    done = start([*ACCELERATE, "--main_process_port", "29621", "-m", "lensdist.train", *words])
+    done = forked("lensdist.train", *words, processes=2, port=free_port())
     assert done.returncode == 0, done.stderr
     assert "on 2 process(es)" in done.stderr
     _run("evaluate", root / "sr", "--data", root / "packed", "--hard", 2, "--family", "sr")

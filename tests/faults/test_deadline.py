@@ -103,8 +103,8 @@ def test_two_processes_get_ready_leave_together_and_say_so(
     env |= {outcome.FOLDER: str(said)}
     killer = (KILLER, "limit", 5, "--", *words(tiny_set, run))
     assert forked(*killer, processes=2, port=port, env=env).returncode == 75
-    assert [w.rank for w in outcome.devices(said)] == [0, 1]
-    assert [w.rank for w in outcome.ready(said)] == [0, 1]
+    for what in ("loaded", "device", "ready"):
+        assert sorted(w.rank for w in outcome.told(outcome.file_of(said, 0), what)) == [0, 1]
     assert sorted((w.rank, w.kind) for w in outcome.read(said)) == [(0, "saved"), (1, "saved")]
     assert newest(run).step == 6
     last = rows(run, "event")[-1]

@@ -201,7 +201,7 @@ def _in_a_shell(command: str) -> subprocess.CompletedProcess[str]:
     ("name", "streams", "code"),
     [("pack", "2>&-", 0), ("pack", "<&- >&- 2>&-", 0), ("pack", "2>&1 | true", 0),
      ("pack", ">/dev/full", 1), ("refused", "2>&-", 2), ("refused", "2>/dev/full", 2),
-     ("status", "| true", 0), ("status", "2>&-", 0)],
+     ("plan", "| true", 0), ("plan", "2>&-", 0)],
 )  # fmt: skip
 def test_a_stream_that_is_closed_changes_no_exit_code(
     name: str, streams: str, code: int, source: Path, tmp_path: Path
@@ -210,7 +210,7 @@ def test_a_stream_that_is_closed_changes_no_exit_code(
     command = {
         "pack": f"{python} -m lensdist.cli pack {source} {tmp_path}/out --jobs 1",
         "refused": f"{python} -m lensdist.cli pack {tmp_path}/nothing {tmp_path}/out",
-        "status": f"{python} slurm/submit.py status runs={tmp_path}/runs",
+        "plan": f"{python} slurm/submit.py plan --chain debug --cluster local runs={tmp_path}/runs",
     }[name]
     done = _in_a_shell(f"{command} {streams}; exit ${{PIPESTATUS[0]}}")
     assert done.returncode == code, done.stderr

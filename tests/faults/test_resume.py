@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lensdist.training import checkpoint
-from tests.conftest import command, forked, settings, shared, start
+from tests.conftest import LONG, command, forked, settings, shared, start
 from tests.runs import assert_same_bits, assert_same_end, newest
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
@@ -78,7 +78,9 @@ def unfinished(whole: Whole, tmp_path: Path) -> Path:
 def test_sigkill_at_random_steps(task: str, words: Words, whole: Whole, tmp_path: Path) -> None:
     run = tmp_path / task
     kills = random.Random(task).sample([n for n in range(1, STEPS) if n != 12], 2)
-    plan = [("step", n) for n in kills] + [("write", 12), ("rename", STEPS)]
+    plan = [("step", n) for n in kills]
+    if task == "mae" or LONG:  # a checkpoint is written alike whatever the task
+        plan += [("write", 12), ("rename", STEPS)]
     for when, number in sorted(plan, key=lambda p: p[1]):
         done = forked("tests.faults.killer", when, number, "--", *words(task, run))
         assert done.returncode == -signal.SIGKILL, (when, number, done.stderr)

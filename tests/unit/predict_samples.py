@@ -25,6 +25,7 @@ class Classifier:
 
     task = "finetune"
     labels: tuple[str, ...] = ('a,"b"', "c d\u00e9")
+    likeness = None
 
     def __init__(self, **model: Any) -> None:
         self.description: dict[str, Any] = {**DESCRIPTION, "task": self.task}

@@ -48,7 +48,8 @@ class Script:
         with contextlib.redirect_stdout(io.StringIO()) as out:
             assert prologue.main(str(self.file)) == 0
         lines = out.getvalue().splitlines()
-        found = dict(line.removeprefix("export ").split("=") for line in lines)
+        assert lines[0] == ":"  # Python runs on this node
+        found = dict(line.removeprefix("export ").split("=") for line in lines[1:])
         for name, value in found.items():
             self._patch.setenv(name, value)
         return found

@@ -37,7 +37,7 @@ def test_every_score_is_written_with_its_interval(tiny_set: Path, tmp_path: Path
     assert set(found["roc"]) == set(LABELS)
     assert {"reliability", "confusion", "by_axion_mass"} <= found.keys()
     assert "tta" not in found
-    names = {"train.json", "roc.png", "confusion.png", "reliability.png"}
+    names = {"train.json", "train.safetensors", "roc.png", "confusion.png", "reliability.png"}
     assert {path.name for path in written} == names
     assert all(path.is_file() for path in written)
 
@@ -103,6 +103,37 @@ def test_images_that_are_not_scored_are_counted_by_class(
         assert found["n"] == 12
         assert found["left_out"] == {"smooth": 6, "unlabelled": 6}
         assert found["lacking"] == ["axion"]
+
+
+def test_classes_of_other_names_are_mapped_and_all_splits_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["smooth", "vortex", "halos", "junk"]
+    with PackedWriter(tmp_path / "set", labels=names, seed=0, source={}, kind="classify") as writer:
+        for i in range(32):
+            image = np.random.default_rng(i).random((1, 64, 64))
+            split = ("train", "val", "test", "test")[i // 4 % 4]
+            writer.add(Sample(image, -1 if split == "val" else i % 4, str(i), split=split))
+        writer.finish()
+    model, data = write_model(tmp_path), str(tmp_path / "set")
+    words = ["evaluate", str(model), "--data", data]
+    with pytest.raises(UserError, match="--map-labels"):
+        open_subject(model, tmp_path / "set")
+    mapped = ["--map-labels", "smooth=no_sub,halos=cdm,vortex=cdm"]
+    assert main([*words, *mapped, "--split", "all"]) == 0
+    assert "left out 6 images: junk" in capsys.readouterr().out
+    kept = json.loads((model / "export" / "eval" / "all.json").read_text())
+    assert kept["renamed"] == {"smooth": "no_sub", "halos": "cdm", "vortex": "cdm"}
+    found = kept["metrics"]
+    assert (found["n"], found["lacking"]) == (18, ["axion"])
+    assert [sum(row) for row in found["confusion"]] == [6, 12, 0]
+    assert found["left_out"] == {"junk": 6, "unlabelled": 8}
+    for wrong in ({"smooth": "lens"}, {"lens": "cdm"}):
+        with pytest.raises(UserError, match=r"--map-labels .*vortex.*axion"):
+            open_subject(model, tmp_path / "set", renamed=wrong)
+    subject = open_subject(model, tmp_path / "set", renamed={"smooth": "no_sub"})
+    with pytest.raises(UserError, match=r"no labels.*lensdist predict"):
+        score_split(subject, "val")
 
 
 def test_scores_of_other_data_are_kept(tiny_set: Path, tmp_path: Path) -> None:

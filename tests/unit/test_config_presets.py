@@ -9,7 +9,8 @@ import pytest
 
 from lensdist.cli import main
 from lensdist.config import load
-from lensdist.config.presets import FOLDER, chosen, preset_file, presets
+from lensdist.config.other_tools import OURS
+from lensdist.config.presets import FOLDER, MORE, chosen, preset_file, presets
 from lensdist.config.schema import run_schema, schema_of
 from lensdist.config.settings import settings
 from lensdist.data.epoch_size import images_per_epoch
@@ -23,15 +24,17 @@ pytestmark = pytest.mark.unit
 
 
 def test_every_preset_has_a_name_and_is_found_by_it() -> None:
-    assert {name.partition("/")[0] for name in presets()} == set(built_in())
+    assert {name.partition("/")[0] for name in presets()} == {*built_in(), *MORE}
     for name in presets():
         assert (ROOT / preset_file(name)).samefile(ROOT / "configs" / f"{name}.yaml")
 
 
 @pytest.mark.parametrize("name", presets())
 def test_the_warm_up_of_every_preset_ends_within_it(name: str, tmp_path: Path) -> None:
-    cfg = load(preset_file(name), [], schema=schema_of)
-    samples = images_per_epoch(cfg.data, tmp_path)
+    own = name.startswith("find/") and name != "find/debug"  # they need data of the user's
+    words = ["data.path=PACKED"] if own else []
+    cfg = load(preset_file(name), words, schema=schema_of)
+    samples = 1000 if own else images_per_epoch(cfg.data, tmp_path)
     assert samples is not None
     steps = cfg.train.max_steps or cfg.train.epochs * (samples // cfg.train.global_batch)
     cfg.optim.schedule.check_warmup(steps)
@@ -45,7 +48,9 @@ def test_the_warm_up_of_every_preset_ends_within_it(name: str, tmp_path: Path) -
     [
         (None, [], "lensdist train mae/debug"),
         (None, ["mae/debgu"], "mae/debug"),
-        (None, ["mae"], "lensdist presets"),
+        (None, ["mae"], "mae/debug"),
+        (None, ["zzz"], "lensdist presets"),
+        (Path("mae/debug"), [], "without --config"),
         (None, ["configs/mae/debug.yaml"], "--config configs/mae/debug.yaml"),
         (None, ["mae/debug", "mae/best"], "mae/debug, mae/best"),
         (Path("x.yaml"), ["mae/best"], "--config x.yaml, mae/best"),
@@ -71,6 +76,30 @@ def test_settings_stand_before_and_after_flags() -> None:
         assert (args.words, args.resume) == (["mae/debug", "seed=1", "optim.lr=2"], "never")
     with pytest.raises(SystemExit):
         parse(parser, ["mae/debug", "--resum3"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "key"),
+    [
+        (["--lr", "1e-4"], "optim.lr"),
+        (["--batch-size=4"], "train.global_batch"),
+        (["--fp16", "--seed", "1"], "precision"),
+        (["--optim.lr", "1e-4"], "optim.lr=1e-4"),
+    ],
+)
+def test_a_setting_typed_as_a_flag_is_answered_with_its_key(flags: list[str], key: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    file, settings = chosen(None, parse(parser, ["mae/debug", *flags]).words)
+    with pytest.raises(UserError) as error:
+        load(file, settings, schema=schema_of)
+    assert key in str(error.value)
+
+
+@pytest.mark.parametrize("tool", sorted(set(OURS.values())))
+def test_what_other_tools_call_a_key_leads_to_a_key_that_is_there(tool: str) -> None:
+    """Of some task at least: not every task has an encoder."""
+    assert any(tool == row.key for task in built_in() for row in settings(task))
 
 
 def test_a_preset_and_its_file_are_the_same_run() -> None:

@@ -44,6 +44,24 @@ def test_perfect_accuracy_keeps_a_width() -> None:
     assert bootstrap.wilson(0, 100) == pytest.approx([0.0, 0.037], abs=1e-3)
 
 
+def test_resamples_depend_on_seed_and_number_but_not_on_how_many_are_drawn_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    z, y = made(40)
+    whole = metrics.intervals(z, y, resamples=100)
+    other = metrics.intervals(z, y, seed=1, resamples=100)
+    fewer = metrics.intervals(z, y, resamples=60)
+    for name in ("auc_macro_ci", "ece_ci"):
+        assert whole[name] not in (other[name], fewer[name])
+    monkeypatch.setattr(bootstrap, "_CHUNK", 7 * 40)
+    assert metrics.intervals(z, y, resamples=100) == whole
+
+
+def test_wilson_of_other_widths() -> None:
+    half = 2 / 1.04 * math.sqrt(0.0025 + 0.0001)  # 50 of 100, z = 2
+    assert bootstrap.wilson(50, 100, 2.0) == pytest.approx([0.5 - half, 0.5 + half])
+
+
 def test_each_class_has_an_interval_of_its_own() -> None:
     z, y = made(400)
     z[:, 2] += 3.0 * (y == 2)  # this one is easy

@@ -134,6 +134,9 @@ def test_reconstruction() -> None:
     assert got["mse"] == pytest.approx(0.00505)
     assert got["psnr_ci"][0] < 30 < got["psnr_ci"][1]
     assert metrics.reconstruction(mse, torch.tensor([1.0, 10.0]))["psnr"] == pytest.approx(40)
+    two = metrics.reconstruction(mse, 1.0)  # 40 and 20 dB: 14.14 apart from each other, over root 2
+    assert two["psnr_std"] == pytest.approx(200**0.5)
+    assert two["psnr_ci"] == pytest.approx([30 - 19.59964, 30 + 19.59964])
     exact = metrics.reconstruction(torch.tensor([0.0, 1e-2]), 1.0)
     assert (exact["psnr"], exact["no_psnr"]) == (pytest.approx(20), 1)
     blank = metrics.reconstruction(mse, torch.tensor([0.0, 1.0]))
@@ -180,6 +183,14 @@ def test_roc_curves_are_short_and_keep_their_area() -> None:
         assert np.trapezoid(tpr, fpr) == pytest.approx(got[k], abs=5e-4)
 
 
+def test_a_roc_curve_keeps_corners_evenly_along_its_length() -> None:
+    """The 100 of a rare class, all ahead of the others, are more than half of the curve."""
+    z = torch.stack([torch.arange(20_000.0), torch.zeros(20_000)], 1)
+    y = (torch.arange(20_000) < 19_900).long()
+    curve = metrics.roc_curves(z, y, NAMES[:2])["no_sub"]
+    assert np.max(np.diff(curve["fpr"]) + np.diff(curve["tpr"])) < 0.02
+
+
 def test_mass_bins() -> None:
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(3000) % 3
@@ -198,6 +209,19 @@ def test_mass_bins() -> None:
     cdm = (score[labels == 1] <= 0).double().mean().item()
     assert row["accuracy"] == pytest.approx((row["recall"] + cdm) / 2)
     assert row["recall_ci"][0] < row["recall"] < row["recall_ci"][1]
+
+
+def test_a_mass_at_an_edge_is_in_the_upper_bin_and_a_tie_is_called_cdm() -> None:
+    z = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 2.0], [0.0, 1.0, 1.0], [0.0, 2.0, 0.0]])
+    labels, mass = torch.tensor([2, 2, 1, 1]), torch.tensor([1.0, 0.5, math.nan, math.nan])
+    low, high = metrics.mass_binned(z, labels, mass, NAMES, edges=(-1.0, 0.0, 1.0))
+    assert (low["n"], low["recall"], low["accuracy"], low["auc"]) == (1, 1.0, 1.0, 1.0)
+    assert (high["n"], high["recall"], high["accuracy"], high["auc"]) == (1, 0.0, 0.5, 0.75)
+
+
+def test_outputs_in_double_keep_their_order() -> None:
+    z = torch.tensor([[0.0, 1 + 1e-9], [0.0, 1.0]], dtype=torch.float64)
+    assert metrics.classification(z, torch.tensor([1, 0]), NAMES[:2])["auc_macro"] == 1
 
 
 def test_mass_bins_without_samples_are_null() -> None:

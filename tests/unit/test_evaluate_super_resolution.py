@@ -54,6 +54,9 @@ def test_another_range(pairs: dict[str, Tensor]) -> None:
     )
     assert torch.allclose(found["psnr"], plain["psnr"], atol=1e-3)
     assert torch.allclose(found["ssim"], plain["ssim"], atol=1e-4)
+    above = {name: 5000 + pairs[name] for name in ("image", "target")}  # a sky
+    found = sr.of_images(bicubic(above["image"], 2), above["image"], above["target"])
+    assert torch.allclose(found["ssim"], plain["ssim"], atol=0.02)
 
 
 def test_the_gap_is_1_for_bicubic_and_0_for_the_oracle(pairs: dict[str, Tensor]) -> None:
@@ -121,8 +124,18 @@ def test_weights_count(pairs: dict[str, Tensor]) -> None:
     assert torch.equal(
         scored(pairs, junk, weight=weight)["mse"], scored(pairs, drawn, weight=weight)["mse"]
     )
+    ssim = scored(pairs, junk, weight=weight)["ssim"]
+    assert torch.equal(ssim, scored(pairs, drawn, weight=weight)["ssim"])
     want = (drawn - pairs["target"])[..., 40:, :].double().square().mean((1, 2, 3))
     assert torch.allclose(scored(pairs, drawn, weight=weight)["mse"], want)
+    weight = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0))
+    error, count = (x.double().numpy() for x in (drawn - pairs["target"], weight))
+    want = torch.from_numpy((error**2 * count).sum((1, 2, 3)) / count.sum((1, 2, 3)))
+    assert torch.allclose(scored(pairs, drawn, weight=weight)["mse"], want, rtol=1e-12, atol=0)
+    pull = torch.tensor([0.5, 0.9965, 1.5, 3.0]).view(1, 1, 2, 2)  # 0.9945 and 1.96 are the ends
+    half = torch.tensor([0.1, 0.9, 0.9, 0.9]).view(1, 1, 2, 2)
+    found = sr.coverage(pull, half)
+    assert (float(found["coverage_68"]), float(found["coverage_95"])) == (0.25, 0.75)
 
 
 def test_what_cannot_be_scored(pairs: dict[str, Tensor]) -> None:
@@ -131,6 +144,11 @@ def test_what_cannot_be_scored(pairs: dict[str, Tensor]) -> None:
     assert found["no_psnr"] == 6
     assert math.isnan(found["psnr"])
     assert sr.intervals(scores) == {}
+    drawn = scored(pairs, bicubic(pairs["image"], 2))
+    drawn["psnr_bicubic"] = torch.tensor([math.inf, *drawn["psnr_bicubic"][1:].tolist()])
+    found = sr.summary(drawn)
+    assert found["no_psnr"] == 1
+    assert found["psnr"] == pytest.approx(float(drawn["psnr"][1:].mean()))
     with pytest.raises(RunError, match="mse of 6 images"):
         sr.summary({**scores, "mse": torch.full((6,), np.nan)})
     with pytest.raises(RunError, match="of 0 images"):

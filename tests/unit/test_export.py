@@ -83,6 +83,15 @@ def test_alone_or_in_any_batch(classifier: Path) -> None:
     assert np.abs(together - alone).max() <= 1e-5
     assert np.abs(loaded.predict(x, batch=5)["logits"] - alone).max() <= 1e-5
     np.testing.assert_array_equal(loaded.predict(x[:, None])["logits"], together)
+    x = x[:9]
+    good = np.random.default_rng(1).random(x.shape) < 0.7
+    spoilt = np.where(good, x, np.nan)
+    each = [loaded.predict(spoilt[i : i + 1], good=good[i : i + 1])["logits"] for i in range(9)]
+    found = loaded.predict(spoilt, batch=5, good=good)["logits"]
+    assert np.abs(found - np.concatenate(each)).max() <= 1e-5
+    assert np.abs(found - together[:9]).max() > 1e-3
+    with pytest.raises(ValueError, match="good must be bool"):
+        loaded.predict(spoilt, good=good.astype(int))
 
 
 @pytest.mark.parametrize("scale", ["minmax", "standard", "asinh", "none"])
@@ -174,6 +183,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "unknown task": {"task": "rm -rf"},
     "no labels": {"labels": ...},
     "labels are a number": {"labels": 3},
+    "a label is given twice": {"labels": ["no_sub", "cdm", "cdm"]},
     "more labels than logits": {"labels": ["a", "b", "c", "d"]},
     "no model": {"model": ...},
     "model is a list": {"model": []},
@@ -182,6 +192,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "an unknown field": {"model": {**MODEL, "__class__": "x"}},
     "no preprocessing": {"preprocessing": ...},
     "preprocessing is text": {"preprocessing": "minmax"},
+    "means of other bands": {"preprocessing": {"scale": "standard", "mean": [1, 2], "std": [1, 2]}},
     "another scale": {"preprocessing": {"scale": "eval", "mean": [], "std": []}},
     "mae without a mask": {"task": "mae"},
     "other format": {"format": 2},
@@ -204,6 +215,14 @@ def test_a_hostile_description_is_refused_in_words(classifier: Path, name: str) 
 def test_hostile_weights_are_refused_in_words(classifier: Path, weights: bytes) -> None:
     rewrite(classifier, weights)
     with pytest.raises(UserError):
+        lensdist.load(classifier)
+
+
+def test_weights_that_are_no_numbers_are_refused(classifier: Path) -> None:
+    _, weights = read_export(classifier)
+    weights["encoder.position"].view(-1)[3] = torch.nan
+    rewrite(classifier, save(weights))
+    with pytest.raises(UserError, match="NaN"):
         lensdist.load(classifier)
 
 

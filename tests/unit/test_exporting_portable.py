@@ -84,10 +84,15 @@ def run_file(
     return module(*map(torch.from_numpy, inputs)).detach().numpy(), ["image", "mask"][: len(inputs)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "name", ["classifier", "registered", "registered-mae", "normalised", "upconv", "tokens"]
-)
+# Graphs that fit fractions of a pixel take half a minute to make.
+_PAIRS = [
+    pytest.param(name, kind, marks=pytest.mark.long if name == "registered-mae" else ())
+    for name in ("classifier", "registered", "registered-mae", "normalised", "upconv", "tokens")
+    for kind in KINDS
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), _PAIRS)
 def test_any_number_of_raw_images(name: str, kind: str, tmp_path: Path) -> None:
     original = model(name)
     facts, run = write(original, kind, tmp_path)

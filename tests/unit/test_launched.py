@@ -66,11 +66,6 @@ def test_what_contradicts_itself_is_named(left: dict[str, str], why: str) -> Non
     assert f"`unset {next(iter(left))}" in str(told.value)
 
 
-def test_processes_that_mpi_starts_are_not_runs_of_their_own() -> None:
-    with pytest.raises(UserError, match=r"MPI started 2 processes \(PMI_SIZE\)"):
-        launched.rank_of({"PMI_SIZE": "2"})
-
-
 def test_a_run_says_what_a_shell_has_left_and_not_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,6 +86,7 @@ def test_what_a_file_below_sets_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda file: file.parent.name)
 def test_nothing_else_changes(preset: Path) -> None:
     words = ["encoder=runs/mae"] if preset.parent.name in ("finetune", "sr") else []
+    words += ["data.path=packed"] if preset.parent.name == "find" else []
     words += ["run.dir=runs/x", "speed.compile=no", "train.reproducible=false"]
     cfg = load(preset, words, schema=schema_of)
     found = adopt(cfg, Settings("F", {"engine": "deepspeed", "shard.stage": 2}))

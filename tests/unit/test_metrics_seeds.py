@@ -64,6 +64,24 @@ def test_of_one_seed_they_are_the_usual_ones() -> None:
     )
 
 
+def test_of_few_values_they_are_student_s() -> None:
+    x = torch.tensor([[1.0], [2.0], [4.0]])
+    half = 4.302652729911275 * math.sqrt(7 / 3 / 3)  # t of 2 degrees of freedom
+    assert mean_interval(x) == pytest.approx([7 / 3 - half, 7 / 3 + half])
+    assert mean_interval(x[:, 0]) == pytest.approx([7 / 3 - half, 7 / 3 + half])
+    both = paired_ratio(x, torch.full((3, 1), 2.0))
+    assert both["ratio"] == pytest.approx(7 / 6)
+    assert both["ci"] == pytest.approx([7 / 6 - half / 2, 7 / 6 + half / 2])
+    hits = torch.tensor([[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+    p = 10 / 12  # the variance over seeds is 1/48, over images 1/27
+    parts = ((1 / 48 / 3, 2), (1 / 27 / 4, 3))
+    error = sum(part for part, _ in parts)
+    free = error**2 / sum(part**2 / df for part, df in parts)
+    assert free == pytest.approx(4.983, abs=1e-3)
+    n = p * (1 - p) / error
+    assert proportion_interval(hits) == pytest.approx(bootstrap.wilson(p * n, n, 2.57321), abs=1e-5)
+
+
 def test_perfect_seeds_keep_a_width() -> None:
     assert proportion_interval(torch.ones(3, 100)) == bootstrap.wilson(100, 100)
     assert paired_difference(torch.ones(3, 9), torch.ones(3, 9))["ci"] == [0, 0]

@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 
 from lensdist import cli
-from lensdist.utils import outcome
+from lensdist.utils import files, outcome
 from lensdist.utils.errors import Busy, RunError, UserError, tell_error
 from lensdist.utils.outcome import DeviceError, Outcome, conclude, leave, leave_for, read
 
@@ -141,25 +141,48 @@ def test_who_fell_first_is_found_though_clocks_differ(
     assert [word.echo for word in read(folder)] == [False, False, True, False]
 
 
-def test_torn_words_are_passed_over(folder: Path) -> None:
+def test_torn_lines_are_passed_over(folder: Path) -> None:
     leave("done")
-    whole = (folder / "rank-00000.json").read_text()
-    (folder / "rank-00001.json").write_text(whole[:20])
-    (folder / "rank-00002.json").write_bytes(b"\xff\xfe")
-    (folder / "rank-00003.json").write_text(json.dumps({**json.loads(whole), "later": 1}))
-    assert [word.rank for word in read(folder)] == [0]
+    file = outcome.file_of(folder, 0)
+    whole = file.read_text().strip()
+    later = json.dumps({**json.loads(whole), "later": 1})
+    file.write_bytes(f"{whole[:20]}\n[]\n{later}\n".encode() + b"\xff\xfe\n" + whole[:30].encode())
+    leave("saved")  # its own line, though the last one has no end
+    assert [word.kind for word in read(folder)] == ["saved"]
     assert read(folder / "nowhere") == []
+
+
+def test_the_files_of_an_earlier_version_are_read(folder: Path) -> None:
+    leave("saved")
+    earlier = only(folder).model_copy(update={"rank": 3})
+    (folder / "rank-00003.json").write_text(earlier.model_dump_json())
+    (folder / "rank-00004.json").write_text("{")
+    assert sorted(word.rank for word in read(folder)) == [0, 3]
 
 
 def test_a_launcher_speaks_only_for_who_has_not_spoken(folder: Path) -> None:
     leave("saved")
     leave_for(folder, 0, "crashed", "lost")
-    leave_for(folder, 4, "device", "no GPU")
+    leave_for(folder, 4, "device", "no GPU", 3)
     assert [(w.rank, w.kind, w.error) for w in read(folder)] == [
         (4, "device", "no GPU"),
         (0, "saved", ""),
     ]
     assert read(folder)[0].host == outcome.node_name()
+
+
+def test_a_thousand_processes_leave_a_file_for_each_node(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "sync", lambda handle: None)  # which takes seconds
+    for rank in range(1024):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv(outcome.NODE, str(rank // 8))
+        outcome.announce("device", "cuda", None, 1.0)
+        outcome.announce("ready", "cuda", None, 2.0)
+        leave("saved")
+    assert len([*folder.iterdir()]) == 128
+    assert sorted(word.rank for word in read(folder)) == [*range(1024)]
 
 
 # ---- the beginning
@@ -172,8 +195,9 @@ def test_devices_and_readiness_are_told_apart(
     monkeypatch.setenv("RANK", "12")
     outcome.announce("device", "cuda:4 X", 312.5, 1.5)
     outcome.announce("ready", "cuda:4 X", 312.5, 2.5)
-    assert sorted(word.rank for word in outcome.devices(folder)) == [0, 12]
-    (word,) = outcome.ready(folder)
+    file = outcome.file_of(folder, 0)
+    assert sorted(word.rank for word in outcome.told(file, "device")) == [0, 12]
+    (word,) = outcome.told(file, "ready")
     assert (word.rank, word.device, word.tflops, word.seconds) == (12, "cuda:4 X", 312.5, 2.5)
     assert read(folder) == []  # none of this is an end
 
@@ -204,3 +228,21 @@ def test_a_process_by_itself_does_not_wait_for_others_to_say_it(
     monkeypatch.setenv("LOCAL_RANK", "1")  # a shell inside a job has left it
     tell_error(UserError("no such file"))
     assert capsys.readouterr().err == "error: no such file\n"
+
+
+def test_a_report_that_finds_no_room_goes_to_the_node_s_own_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F11: the last word of a run that a full disk ends."""
+    folder, spare = tmp_path / "full", tmp_path / "spare"
+    folder.write_text("not a folder")  # no file can be made in it, whoever we are
+    spare.mkdir()
+    monkeypatch.setenv(outcome.FOLDER, str(folder))
+    monkeypatch.setenv(outcome.SPARE, str(spare))
+    outcome.leave("failed", "no room")
+    (left,) = outcome.pass_on(spare, folder)
+    assert (left.kind, left.error) == ("failed", "no room")
+    folder.unlink()
+    folder.mkdir()
+    assert outcome.pass_on(spare, folder) == []
+    assert [word.error for word in outcome.read(folder)] == ["no room"]

@@ -10,9 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from lensdist.data.config import PreprocessConfig
 from lensdist.data.reading.readers import read
+from lensdist.data.transforms import Preprocess
 from lensdist.inference import predict as run
+from lensdist.inference import tables
 from lensdist.inference.predict import predict_files
 from lensdist.utils.errors import UserError
 from tests.unit.predict_samples import (
@@ -53,7 +57,10 @@ def test_a_classifier_s_table(
         whole = pq.read_table(dest)
         table, names = whole.to_pylist(), whole.column_names
     a, b = model.labels
-    assert names == ["file", "label", f"prob_{a}", f"prob_{b}", f"logit_{a}", f"logit_{b}"]
+    own = ["file", "label", f"prob_{a}", f"prob_{b}", f"logit_{a}", f"logit_{b}"]
+    assert names == [*own, "unlike", "flag", "flagged_by", "changes"]
+    # This model does not know what its training images were like.
+    assert all(row["unlike"] in ("", None) and row["flag"] in ("", None) for row in table)
     # In the order of the inputs, one row for each that is not skipped.
     kept = [one for one in given if one not in skipped]
     assert [row["file"] for row in table] == [str(one.path) for one in kept]
@@ -90,6 +97,53 @@ def test_bad_pixels_are_told_to_the_model(folder: Path, tmp_path: Path) -> None:
     bad = {Path(r["file"]).name: float(r[f"logit_{model.labels[1]}"]) for r in rows(dest)}
     assert bad.pop("masked.npz") == (pixels(2) < 0.2).sum() > 0
     assert set(bad.values()) == {0.0}
+
+
+class Measured(Classifier):
+    """It also says of an image what scale none measures in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        limits = {"image_mean": (0.4, 0.7), "image_std": (0.0, 9.0), "image_max": (0.9, 1.0)}
+        how = PreprocessConfig(scale="none")
+        self.does.preprocess = Preprocess(how, [0.0], [1.0], limits=limits)
+
+    def predict(self, x: Array, **more: Any) -> dict[str, Array]:
+        found = self.does.preprocess.examine(torch.from_numpy(x))
+        columns = {name: value.numpy() for name, value in found.columns.items()}
+        return super().predict(x, **more) | columns | {"flag": found.flagged.numpy()}
+
+
+def test_images_unlike_those_of_training_are_flagged_with_the_reason(tmp_path: Path) -> None:
+    given = tmp_path / "in"
+    given.mkdir()
+    images = [pixels(1), 0.2 * pixels(2), pixels(3), pixels(4)]
+    images[2][0, 0] = 5
+    for i, image in enumerate(images):
+        np.save(given / f"{i}.npy", image)
+    dest, notes = tmp_path / "t.csv", list[str]()
+    assert not predict_files(Measured(), inputs(given, dest=dest), dest, notes=notes)
+    table = rows(dest)
+    names = ["image_mean", "image_std", "image_max"]
+    assert list(table[0])[-7:] == [*names, "unlike", "flag", "flagged_by", "changes"]
+    assert [row["flag"] for row in table] == ["0", "1", "1", "0"]
+    assert [row["flagged_by"] for row in table] == ["", "image_mean image_max", "image_max", ""]
+    for image, row in zip(images, table, strict=True):
+        wanted = [image.mean(), image.std(), image.max()]
+        assert [float(row[name]) for name in names] == pytest.approx(wanted, rel=1e-5)
+    assert [note[:13] for note in notes] == ["2 of 4 images"]
+
+
+@pytest.mark.parametrize("n", [0, 6, 7])
+def test_rows_of_parquet_are_written_once_each(tmp_path: Path, monkeypatch: Any, n: int) -> None:
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(tables, "_TOGETHER", 3)
+    with tables.open_table(tmp_path / "t.parquet", {"x": float}) as add:
+        for i in range(n):
+            add(f"{i}.npy", [float(i)])
+    found = pq.read_table(tmp_path / "t.parquet").to_pylist()
+    assert found == [{"file": f"{i}.npy", "x": float(i)} for i in range(n)]
 
 
 def test_images_of_one_shape_go_together(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lensdist.distributed.device_check import build_context, check_devices
 from lensdist.utils import outcome
 from lensdist.utils.errors import UserError
 from lensdist.utils.launched import DEVICE, MIN_TFLOPS, PREFLIGHT
-from lensdist.utils.outcome import DeviceError
+from lensdist.utils.outcome import DeviceError, Ready
 from tests.conftest import settings
 from tests.unit.worlds import FakeWorld
 
@@ -31,8 +32,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "words"
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*.json"))
+def said(folder: Path) -> list[str]:
+    """The kinds of this process's lines, in order."""
+    file = outcome.file_of(folder, 0)
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [json.loads(line)["what"] for line in lines if line]
+
+
+def ready(folder: Path) -> Ready:
+    (word,) = outcome.told(outcome.file_of(folder, 0), "ready")
+    return word
 
 
 def world(size: int = 1) -> Any:
@@ -51,8 +60,8 @@ def failing(error: BaseException) -> Any:
 
 def test_a_sound_device_is_announced(folder: Path) -> None:
     check_devices(world())
-    assert names(folder) == ["device-00000.json", "ready-00000.json"]
-    (word,) = outcome.ready(folder)
+    assert said(folder) == ["device", "ready"]
+    word = ready(folder)
     assert (word.device, word.tflops, word.host) == ("cpu", None, outcome.node_name())
 
 
@@ -62,7 +71,7 @@ def test_nothing_is_tried_that_nobody_asked_for(
     monkeypatch.delenv(PREFLIGHT)
     monkeypatch.setattr(torch.Tensor, "__matmul__", failing(RuntimeError("asked")))
     check_devices(world())
-    assert names(folder) == []
+    assert said(folder) == []
 
 
 def test_it_draws_no_random_numbers(folder: Path) -> None:
@@ -86,7 +95,7 @@ def test_a_device_that_errs_in_one_number_is_bad(
     monkeypatch.setattr(torch.Tensor, "__matmul__", wrong)
     with pytest.raises(DeviceError, match=f"cpu errs: 1 of .* in {dtype}"):
         check_devices(world())
-    assert names(folder) == []
+    assert said(folder) == []
 
 
 def test_a_device_that_fails_is_bad(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +111,7 @@ def test_a_cpu_is_bad_where_a_gpu_was_asked_for(
     monkeypatch.setenv(DEVICE, "cuda")
     with pytest.raises(DeviceError, match="the run is on cpu but"):
         check_devices(world())
-    assert names(folder) == []
+    assert said(folder) == []
 
 
 @pytest.mark.parametrize(("least", "good"), [("500", True), ("", True), ("500.1", False)])
@@ -117,7 +126,7 @@ def test_a_slow_gpu_is_bad(
     it.device = torch.device("cuda", 3)
     if good:
         check_devices(it)
-        (word,) = outcome.ready(folder)
+        word = ready(folder)
         assert (word.device, word.tflops) == ("cuda:3 Some GPU", 500.0)
     else:
         with pytest.raises(DeviceError, match="cuda:3 Some GPU does 500 TFLOP/s"):
@@ -142,11 +151,11 @@ def test_a_sum_shows_the_network(
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda numbers: numbers.add_(others))
     if others == 2.0:  # what the second of two processes gives
         check_devices(world(2))
-        assert names(folder) == ["device-00000.json", "ready-00000.json"]
+        assert said(folder) == ["device", "ready"]
         return
     with pytest.raises(RuntimeError, match="which is 3, came back wrong"):
         check_devices(world(2))
-    assert names(folder) == ["device-00000.json"]  # the device is not to blame
+    assert said(folder) == ["device"]  # the device is not to blame
 
 
 def test_another_process_that_fell_is_not_this_ones_device(
@@ -156,7 +165,7 @@ def test_another_process_that_fell_is_not_this_ones_device(
     monkeypatch.setattr(torch.distributed, "all_reduce", failing(error))
     with pytest.raises(torch.distributed.DistBackendError):
         outcome.conclude(lambda: check_devices(world(2)) or 0)  # type: ignore[func-returns-value]
-    assert names(folder) == ["device-00000.json", "rank-00000.json"]
+    assert said(folder) == ["device", "end"]
     (word,) = outcome.read(folder)
     assert (word.kind, word.echo) == ("crashed", True)
 
@@ -190,6 +199,7 @@ def test_no_gpu_at_all_is_told_before_accelerate_takes_the_cpu(
     tiny_set: Path, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(DEVICE, "cuda")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     # Without a GPU, accelerate refuses fp16, which would be the user's mistake.
     words = [*settings("mae", tiny_set, tmp_path / "run"), "precision=fp16"]
@@ -200,11 +210,23 @@ def test_no_gpu_at_all_is_told_before_accelerate_takes_the_cpu(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_torch_for_cpus_is_no_fault_of_the_node(
+    tiny_set: Path, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DEVICE, "cuda")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert train.main(settings("mae", tiny_set, tmp_path / "run")) == 2
+    (word,) = outcome.read(folder)
+    assert word.kind == "input"
+    assert "is a build for CPUs" in word.error
+
+
 @pytest.mark.parametrize(("local", "good"), [("1", True), ("2", False)])
 def test_two_processes_do_not_share_a_gpu(
     local: str, good: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(DEVICE, "cuda")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setenv("LOCAL_RANK", local)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -239,6 +261,6 @@ def test_a_real_gpu_is_exact_and_measured(folder: Path, monkeypatch: pytest.Monk
     it = world()
     it.device = torch.device("cuda")
     check_devices(it)
-    (word,) = outcome.ready(folder)
+    word = ready(folder)
     assert word.tflops is not None
     assert word.tflops > 0

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lensdist.data.augment import augment
+from lensdist.data.augment import augment, draw_views, turned, views
 from lensdist.data.config import AugmentConfig, PreprocessConfig
+from lensdist.data.masks import image_means
 from lensdist.data.transforms import Preprocess
 from lensdist.tasks.build import build_task
 from lensdist.utils import rng
@@ -35,6 +36,15 @@ def test_inverse_leads_back(scale: str) -> None:
     x = images()
     there = scaled_by(scale)(x)
     torch.testing.assert_close(scaled_by(scale).inverse(there, x), x, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", ["minmax", "standard", "none"])
+def test_a_unit_of_what_is_seen_is_so_much_on_disk(scale: str) -> None:
+    x, made = images(), scaled_by(scale)
+    good = torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) > 0.2
+    x[~good] = 1e3
+    moved = made.alike(x + 0.5 * made.unit(x, good), x, good) - made.alike(x, x, good)
+    torch.testing.assert_close(moved, torch.full_like(x, 0.5), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -98,6 +108,12 @@ def test_each_sample_is_turned_by_its_own_draw_and_all_of_it_alike(
     order = torch.tensor([7, 3, 100])
     few = augment(cfg, 3, {k: v[order] for k, v in before.items()})
     assert torch.equal(few["image"], after["image"][order])
+    assert not torch.equal(augment(cfg, 4, before)["image"], after["image"])  # another epoch
+    # What is kept of each view is what augmentation would have drawn.
+    drawn = draw_views(cfg, 3, before["sample"])
+    for k, way in enumerate(views(cfg)):
+        for name, whole in turned(before, way).items():
+            assert torch.equal(whole[drawn == k], after[name][drawn == k])
 
 
 def test_no_augmentation_is_none() -> None:
@@ -151,6 +167,19 @@ def test_what_a_bad_pixel_holds_reaches_nothing(
         for a, b in zip(results[0], other, strict=True):
             assert torch.isfinite(a.float()).all()
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("bands", [1, 2])
+def test_a_mean_is_weighted_image_by_image(bands: int) -> None:
+    values, weight = images(4), images(4, bands).clamp_min(0)
+    weight[0] = 0
+    found = image_means(torch.where(weight > 0, values, float("nan")), weight)
+    assert found[0] == 0
+    for i in (1, 2, 3):
+        count = weight[i].expand(2, -1, -1).double()
+        wanted = (values[i].double() * count).sum() / count.sum()
+        assert float(found[i]) == pytest.approx(float(wanted), rel=1e-5)
+    torch.testing.assert_close(image_means(values, None), values.flatten(1).mean(1))
 
 
 @torch.no_grad()

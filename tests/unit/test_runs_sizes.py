@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lensdist import train
+from lensdist.config import load
+from lensdist.config.loader import save
+from lensdist.config.presets import preset_file
+from lensdist.config.schema import schema_of
 from lensdist.data.packing.writer import PackedWriter
 from lensdist.models.resample import block_means
+from lensdist.runs.fit import load_fitted
 from tests.conftest import settings
 from tests.unit.data_files import add_all
 
@@ -83,7 +89,40 @@ def test_sizes_that_no_setting_helps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int, width: int
 ) -> None:
     words = settings("mae", pack(tmp_path / "set", 1, size, width), tmp_path / "run")
-    assert "pack them again" in follow(words, capsys)
+    assert "lensdist pack --crop" in follow(words, capsys)
+
+
+@pytest.mark.parametrize("preset", ["mae/reference", "common/reference", "common/best"])
+def test_a_preset_takes_size_and_bands_from_the_set(tmp_path: Path, preset: str) -> None:
+    data = pack(tmp_path / "set", 2, 30)
+    words = [preset, f"data.path={data}", f"run.dir={tmp_path / 'run'}"]
+    found: Any = load_fitted(None, words)
+    plain: Any = load(preset_file(preset), words[1:], schema=schema_of)
+    if preset == "common/best":  # a lens fit is for one size, which the run says
+        assert found == plain
+        return
+    assert found.image_shape == (2, 30, 30)
+    assert found.model_copy(update={"model": plain.model}) == plain
+    # What the user sets stays, and with it the error that names all that differs.
+    assert load_fitted(None, [*words, "model.in_channels=1"]).image_shape == plain.image_shape
+    # A configuration of the user's own says all of it.
+    config = tmp_path / "own.yaml"
+    save(plain, config)
+    assert load_fitted(config, []) == plain
+
+
+def test_a_preset_takes_the_shape_of_its_encoder(
+    tmp_path: Path, tiny_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = tmp_path / "mae"
+    assert follow(settings("mae", tiny_set, encoder), capsys) == ""
+    words = ["finetune/reference", f"data.path={tiny_set}", f"run.dir={tmp_path / 'run'}"]
+    found: Any = load_fitted(None, [*words, f"encoder={encoder}"])
+    theirs: Any = load(encoder / "config.yaml", [], schema=schema_of)
+    for field in ("image_size", "patch_size", "dim", "depth", "heads", "mlp_dim"):
+        assert getattr(found.model, field) == getattr(theirs.model, field), field
+    kept: Any = load_fitted(None, [*words, f"encoder={encoder}", "model.depth=3"])
+    assert kept.model.depth == 3
 
 
 def test_a_lens_fit_is_for_one_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,14 +67,6 @@ def trained(*args: Any, **more: Any) -> Run:
     found = [checkpoint.read(folder) for _, folder in checkpoint.steps(path / "checkpoints")]
     states = {one.step: {k: v.double() for k, v in one.tensors.items()} for one in found}
     return Run(path, states, read(path / "metrics.jsonl"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    """accelerate collects garbage at each stage, which takes longer than all that is tested."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

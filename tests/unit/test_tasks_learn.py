@@ -277,6 +277,18 @@ def test_all_that_belongs_to_an_image_turns_with_it_in_training_alone(
     assert 0 < sum(map(torch.equal, turned, image)) < 20  # an eighth keeps its place
 
 
+@pytest.mark.parametrize(("task", "model"), [("mae", TINY), ("finetune", TINY), ("sr", PAIRS)])
+def test_images_are_turned_anew_in_each_epoch(task: str, model: dict[str, Any]) -> None:
+    of = task_of(run(task, model=model, preprocess={"scale": "none"}, augment=ALL_TURNS))
+    drawn = torch.zeros(40, 3) if task == "finetune" else torch.zeros(40, 1, 1, 1)
+    network, seen = Constant(drawn), []
+    for key in (5, 6, 5):
+        of.loss(network, bright_and_bad(40), key)
+        seen.append(network.given[0])
+    assert torch.equal(seen[0], seen[2])
+    assert sum(map(torch.equal, seen[0], seen[1])) < 20
+
+
 def test_masks_are_drawn_anew_for_training_and_kept_for_validation() -> None:
     def masks(seed: int, key: int | None) -> Tensor:
         cfg = run("mae", seed=seed, model=TINY, mask={"ratio": 0.5, "informative": 0.0})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from lensdist.data.transforms import Preprocess
 from lensdist.models.ensemble import Ensemble
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import AnyTask
+from lensdist.tasks.types import Stage
 from lensdist.training.feature_cache import cached
+from lensdist.training.stages import StageSteps, _without_frozen
 from lensdist.utils import rng
 from tests.runs import CommonRun, FinetuneRun
 from tests.unit.worlds import FakeWorld, on_all
@@ -32,7 +35,7 @@ def _parts(data: Path, **settings: Any) -> tuple[CommonRun, AnyTask, Ensemble, P
             "members": ["resnet18", "shufflenet_v2_x0_5"], "image_size": 64, "head_dims": [8],
             "grey": "fold", "resize": 32,
         },
-        "augment": {"rot180": True, "rot90": True}, "train": {"eval_batch": 20},
+        "augment": {"rot180": True, "rot90": True}, "train": {"eval_batch": 20}, "seed": 5,
     }  # fmt: skip
     cfg = CommonRun(**{**raw, **settings})
     task = build_task(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0]), None)
@@ -108,6 +111,9 @@ def test_only_where_it_is_worth_it_and_fits(tiny_set: Path) -> None:
     _, kept, said = _cache(small)
     assert kept is small[3]
     assert "is more than cache.max_gb 1e-06" in said
+    whole = _cache(parts)[1]._whole
+    size = sum(value.nbytes for value in whole.values()) / 1e9
+    assert _cache(_parts(tiny_set, cache={"max_gb": 0.99 * size}))[2].startswith("not cached")
     off = _parts(tiny_set, cache={"max_gb": 0})
     assert _cache(off)[1:] == (off[3], "")
 
@@ -126,22 +132,35 @@ def test_a_stream_is_never_kept(tiny_set: Path) -> None:
 
 def test_a_fine_tuned_encoder_is_kept_too(tiny_set: Path) -> None:
     cfg = FinetuneRun(
-        task="finetune", run={"dir": "x"}, data={"path": str(tiny_set)},
+        task="finetune", run={"dir": "x"}, data={"path": str(tiny_set)}, seed=5,
+        augment={"rot90": True, "flip": True},
         model={"dim": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "head_norm": True},
     )  # fmt: skip
     task = build_task(cfg, LABELS, Preprocess(cfg.preprocess, [0.0], [1.0]), None)
     model = task.build().eval()
     source = PackedSource(View(PackedSet(tiny_set), "train", cfg.data, 0, torch.device("cpu")), 0)
     assert task.split(model, lambda name: True) is None
-    split = task.split(model, lambda name: name.startswith("head."))
-    assert split is not None
-    kept, said = _cached(cfg, task, split.trunk, source)
+    phase: Any = SimpleNamespace(cfg=cfg, task=task, source=source)
+    stage = StageSteps(Stage(9, ("head.",)), 0, 54)
+    rest, kept, said = _without_frozen(stage, model, phase, FakeWorld())  # type: ignore[arg-type]
     assert said.startswith("cached")
     expected = task.loss(model, source.take(1, 5, 16), rng.key(cfg.seed, "draw", 1))
-    found = task.loss(split.rest, kept.take(1, 5, 16), rng.key(cfg.seed, "draw", 1))
+    found = task.loss(rest, kept.take(1, 5, 16), rng.key(cfg.seed, "draw", 1))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_nothing_frozen_nothing_to_keep(tiny_set: Path) -> None:
     _, task, model, _ = _parts(tiny_set)
     assert task.split(model, lambda name: True) is None
+
+
+def test_what_is_kept_is_computed_in_the_precision_of_the_run(tiny_set: Path) -> None:
+    class Trunk(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            return (x.flatten(1)[:, :4] @ torch.ones(4, 2),)
+
+    cfg, task, _, source = _parts(tiny_set)
+    world = FakeWorld()
+    world.accelerator.autocast = lambda: torch.autocast("cpu", torch.bfloat16)  # type: ignore[method-assign]
+    kept, _ = _cached(cfg, task, Trunk(), source, world=world)
+    assert kept._whole["features.0"].dtype == torch.bfloat16

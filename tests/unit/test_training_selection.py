@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from lensdist.export.artifact import read_export
 from lensdist.phases import completed
 from lensdist.training import loop
 from lensdist.training.selection import FEWEST, Selection, selection
+from lensdist.training.state import TrainState
 from lensdist.utils.errors import UserError
 from tests.conftest import ROOT, settings
 
@@ -62,6 +65,28 @@ def test_a_choice_without_images_for_it_is_refused(train: dict[str, Any]) -> Non
         selected(train, FEW)
 
 
+@pytest.mark.parametrize(
+    ("way", "values", "better", "best", "step"),
+    [
+        ("max", [0.5, 0.7, 0.7, 0.6], [True, True, False, False], 0.7, 2),  # the first of equals
+        ("min", [0.5, 0.3, 0.3, 0.4], [True, True, False, False], 0.3, 2),
+        ("min", [0.5, 0.6, 0.4], [True, False, True], 0.4, 3),
+        ("max", [math.nan, 0.5, None, math.inf], [False, True, False, False], 0.5, 2),
+    ],
+)
+def test_the_best_step_is_the_first_with_the_best_score(
+    way: str, values: list[float | None], better: list[bool], best: float, step: int
+) -> None:
+    state, task = TrainState(), SimpleNamespace(select=("score", way))
+    for state.step, value in enumerate(values, start=1):
+        found = loop._judge(task, state, {"score": value, "other": 0.0})  # type: ignore[arg-type]
+        assert found == better[state.step - 1]
+    assert (state.best, state.best_step) == (best, step)
+    assert state.bad_evals == len(values) - step
+    stops = [loop._exhausted(patience, state) for patience in (1, 2, 3, None)]
+    assert stops == [state.bad_evals >= 1, state.bad_evals >= 2, False, False]
+
+
 # ---- whole runs
 
 
@@ -73,7 +98,13 @@ def words(data: Path, run: Path, **more: Any) -> list[str]:
 def scored(data: Path, run: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> dict[str, Any]:
     """Train with scores that are best early; return the run's record."""
     given = iter((0.9, *[0.5] * 99))
-    monkeypatch.setattr(loop, "evaluate", lambda *_: {"accuracy": next(given)})
+    val = set(PackedSet(data).indices("val"))
+
+    def evaluate(*what: Any) -> dict[str, Any]:
+        assert set(what[2].rows) <= val
+        return {"accuracy": next(given)}
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     assert train.main(words(data, run, **more)) == 0
     record = completed(run)
     assert record is not None
@@ -91,11 +122,13 @@ def test_a_run_with_few_labels_takes_its_last_weights_and_says_so(
     record = scored(tiny_set, tmp_path / "a", monkeypatch, **{"data.labels_per_class": 8})
     assert record["metrics"]["step"] == 6
     assert record["metrics"]["selected_by"] == "nothing: the last weights"
+    assert record["metrics"]["val"] is None
     assert record["images"] == {"train": 24, "choose": 0}
     assert "24 images train, none choose" in capsys.readouterr().err
     more = {"data.labels_per_class": 8, "data.choose_with": 2}
     record = scored(tiny_set, tmp_path / "b", monkeypatch, **more)
     assert record["metrics"]["step"] < 6
+    assert record["metrics"]["val"] == 0.9
     assert record["images"] == {"train": 18, "choose": 6}
     more = {"data.labels_per_class": 8, "train.select_from": "best"}
     assert train.main(words(tiny_set, tmp_path / "c", **more)) == 2

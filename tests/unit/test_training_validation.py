@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from lensdist.config import load
 from lensdist.config.differences import differences
 from lensdist.config.schema import schema_of
+from lensdist.data.config import PreprocessConfig
+from lensdist.data.transforms import Preprocess
 from lensdist.distributed.micro_batches import plan_steps
 from lensdist.distributed.strategies import ParallelStrategy, StrategySettings, build_strategy
 from lensdist.runs.finish import best_model
@@ -75,6 +79,13 @@ def test_every_sample_counts_once_and_keeps_its_place(n: int, size: int) -> None
     assert scores == {"sum": float(n * (n - 1)), "n": float(n)}
 
 
+def test_all_processes_take_the_scores_of_the_main_one() -> None:
+    world: Any = FakeWorld()
+    world.from_main = lambda value: {name: value[name] + 1 for name in value}
+    scores = evaluate(Doubling(), nn.Identity(), Numbers(3), 2, world)  # type: ignore[arg-type]
+    assert scores == {"sum": 7.0, "n": 4.0}
+
+
 def test_evaluation_leaves_frozen_parts_as_they_were() -> None:
     model = nn.Sequential(nn.Identity(), nn.Sequential(nn.Dropout(), nn.Identity()))
     model.train()
@@ -82,6 +93,36 @@ def test_evaluation_leaves_frozen_parts_as_they_were() -> None:
     before = [m.training for m in model.modules()]
     evaluate(Doubling(), model, Numbers(3), 2, FakeWorld())  # type: ignore[arg-type]
     assert [m.training for m in model.modules()] == before
+
+
+def test_validation_computes_in_the_precision_of_training() -> None:
+    class Raw(Doubling):
+        def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {"x": model(batch["image"])}
+
+    world: Any = FakeWorld()
+    world.accelerator.autocast = lambda: torch.autocast("cpu", torch.bfloat16)
+    found = outputs_of(Raw(), nn.Linear(1, 1), Numbers(3), 2, world)  # type: ignore[arg-type]
+    assert found["x"].dtype == torch.bfloat16
+
+
+def test_an_image_that_is_no_number_is_named() -> None:
+    class Pictures(Numbers):
+        def gather(self, rows: Any) -> dict[str, Tensor]:
+            number = torch.from_numpy(rows)
+            image = torch.where(number == 1, math.nan, 0.0)[:, None, None, None]
+            return {"image": image.expand(-1, 1, 2, 2), "sample": number}
+
+        def name_of(self, sample: int) -> str:
+            return f"sample {sample}"
+
+    task: Any = SimpleNamespace(
+        outputs=lambda model, batch: {"mean": batch["image"].mean((1, 2, 3))}, incomplete=(),
+        preprocess=Preprocess(PreprocessConfig(scale="none"), [0.0], [1.0]),
+    )  # fmt: skip
+    view: Any = Pictures(3)
+    with pytest.raises(RunError, match="sample 1"):
+        outputs_of(task, nn.Identity(), view, 2, FakeWorld())  # type: ignore[arg-type]
 
 
 # ---- stopping
