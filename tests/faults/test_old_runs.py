@@ -75,6 +75,12 @@ def test_an_old_run_that_was_killed_goes_on_to_the_same_end(old: Path) -> None:
     )
     assert mine.meta["state"]["step"] == theirs.meta["state"]["step"] == 4
     for name, tensor in theirs.tensors.items():
-        np.testing.assert_allclose(mine.tensors[name], tensor, rtol=1e-4, atol=1e-6)
+        learned = np.ones(tensor.shape, bool)
+        if name.endswith("qkv.bias"):
+            # Keys' offsets have no gradient but rounding, which Adam makes steps of, and which
+            # differs between processors.
+            learned[len(tensor) // 3 : -(len(tensor) // 3)] = False
+        found, wanted = mine.tensors[name].numpy()[learned], tensor.numpy()[learned]
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
     assert read_export(old / "stopped")[0]["labels"] == ["no_sub", "cdm", "axion"]
     assert "seal" in read_json(old / "stopped" / "COMPLETE.json")
