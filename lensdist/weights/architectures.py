@@ -53,7 +53,7 @@ def architecture_of(state: Weights) -> str | None:
 def _counts(state: Weights, pattern: str) -> tuple[int, ...]:
     found = {m.groups() for name in state if (m := re.match(pattern, name))}
     blocks = Counter(block for block, _ in found)
-    return tuple(blocks[b] for b in sorted(blocks, key=int))
+    return tuple(blocks[b] for b in sorted(blocks))
 
 
 def members_of(tensors: Weights) -> list[tuple[str, Weights]]:

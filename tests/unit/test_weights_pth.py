@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lensdist.utils.errors import UserError
-from lensdist.weights.files import WeightFile, read_weights
+from lensdist.weights.files import WeightFile, _tensor, read_weights
+from lensdist.weights.unpickling import BadPickle, Storage, Strided
 
 pytestmark = pytest.mark.unit
 
@@ -114,6 +115,18 @@ def test_every_type_and_layout(tmp_path: Path, zipped: bool) -> None:
     found = saved(tmp_path, state, zipped).tensors
     assert_same(found, state)
     assert found["turned"].stride() == state["turned"].stride()
+
+
+def test_a_tensor_stays_within_its_part_of_a_storage() -> None:
+    numbers = torch.arange(6.0).numpy().tobytes()
+
+    def read(size: int) -> Tensor:
+        part = Storage("FloatStorage", "0", whole=6, start=2, count=3)
+        return _tensor("w", Strided(part, 0, (size,), (1,)), lambda *_: bytearray(numbers), {})
+
+    assert read(3).tolist() == [2, 3, 4]
+    with pytest.raises(BadPickle, match="beyond its numbers"):
+        read(4)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,16 @@ def test_the_published_ensemble_predicts_what_it_did(tmp_path: Path, whole: bool
     assert facts["source"]["file"] == "published.pth"
     assert facts["source"]["sha256"] == sha256(tmp_path / "published.pth")
     assert (f"{__name__}.EnsembleModel" in facts["source"]["classes"]) == whole
+
+
+def test_the_layers_of_a_long_head_are_in_their_order() -> None:
+    widths = (512, 256, 128, 64, 5)  # the fourth linear layer is `fc.12`, which sorts before `fc.4`
+    weights = {
+        f"fc.{4 * i}.weight": torch.empty(after, before)
+        for i, (before, after) in enumerate(pairwise(widths))
+    }
+    first = {"conv1.weight": torch.empty(64, 3, 7, 7)}
+    assert architectures.head_of(first | weights) == ((256, 128, 64), 5, 3)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from lensdist.models.config import EncoderConfig
 from lensdist.models.vit import Encoder
 from lensdist.tasks.encoder import encoder_of
 from lensdist.utils.errors import UserError
+from lensdist.weights.files import read_weights
 from lensdist.weights.published import recognise
 from tests.unit.test_weights_published import images, imported, randomise, refused, without
 
@@ -125,6 +126,16 @@ def test_the_published_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert loaded.description["task"] == "finetune"
     assert loaded.description["model"]["head_dims"] == [256, 128, 64, 10]
     assert loaded.description["preprocessing"]["scale"] == "none"  # as the notebook fed it
+
+
+def test_one_layer_with_attention_across_images_is_noted(tmp_path: Path) -> None:
+    theirs = MAEClassifier(CustomMAE(fixed=True, dim=128, depth=2, mlp=48))
+    theirs.transformer.layers[1].self_attn.batch_first = False
+    torch.save(theirs, tmp_path / "mixed.pth")
+    file = read_weights(tmp_path / "mixed.pth")
+    note = recognise(file.tensors, None, file.module).note
+    assert note is not None
+    assert "attention across the images" in note
 
 
 def test_the_recipes_networks_with_something_amiss(
