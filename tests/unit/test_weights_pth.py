@@ -162,7 +162,7 @@ def test_checkpoints_of_training_loops(tmp_path: Path, key: str, zipped: bool) -
     assert found.kind == "module"
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["module.", "module._orig_mod.", "_orig_mod.module."])
 def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, prefix: str) -> None:
     state = nn.Linear(3, 2).state_dict()
     wrapped = {prefix + name: value for name, value in state.items()}
