@@ -23,7 +23,7 @@ from lensdist.data.subset import View
 from lensdist.distributed.context import DistributedContext
 from lensdist.export.artifact import find_export, read_export
 from lensdist.export.model import LoadedModel
-from lensdist.metrics import figures
+from lensdist.metrics import drawing, figures
 from lensdist.metrics.images import write_images
 from lensdist.phases import COMPLETE, check_finished
 from lensdist.tasks.registry import AnyTask
@@ -107,7 +107,8 @@ class Subject:
             UserError: it holds the scores of other data, or was not written by lensdist.
         """
         path = self.out / "eval" / f"{name}.json"
-        drawn = (self.out / "figures" / name for name in (*self.task.figures, *_OURS))
+        names = (*self.task.figures, *_OURS)
+        drawn = (file for name in names for file in drawing.files(self.out / "figures" / name))
         scored = any(path.parent.glob("*.json"))  # this split or another: then figures are ours
         check_ours(path, "data", beside=() if scored else tuple(drawn))
         check_writable(self.out / "figures")

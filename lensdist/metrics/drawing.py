@@ -1,4 +1,4 @@
-"""Colours, axes and PNG output shared by all figures.
+"""Colours, axes and output, as PNG and PDF, shared by all figures.
 
 Figures are drawn without pyplot, so they need no display, keep no global state and can be drawn
 from any thread. Colours are Okabe & Ito's, which people with any colour vision can distinguish;
@@ -11,6 +11,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -44,8 +45,17 @@ def style(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % 7], "ls": DASHES[i % 7], "lw": 1.5}
 
 
+def files(path: Path) -> tuple[Path, Path]:
+    """Return the paths that a figure is written to: the PNG's, and the PDF's beside it."""
+    return path, path.with_suffix(".pdf")
+
+
 def save(fig: Figure, path: Path) -> Path:
-    """Write a figure as PNG; the same figure gives the same bytes."""
+    """Write a figure as PNG, and beside it as PDF for papers; it always gives the same bytes.
+
+    Returns:
+        The path of the PNG.
+    """
     for axis in (axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)):
         if (
             axis.get_scale() == "log"
@@ -54,6 +64,10 @@ def save(fig: Figure, path: Path) -> Path:
             axis.set_minor_formatter("")
     for text in fig.findobj(Text):
         text.set_parse_math(False)  # a `$` in the name of a label or a folder is a dollar sign
-    data = io.BytesIO()
-    FigureCanvasAgg(fig).print_figure(data, format="png", dpi=150, metadata={"Software": None})
-    return write_atomic(path, data.getvalue())
+    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
+    for file in files(path):
+        form, data = file.suffix[1:], io.BytesIO()
+        with rc_context({"pdf.fonttype": 42}):  # journals refuse matplotlib's default, Type 3
+            FigureCanvasAgg(fig).print_figure(data, format=form, dpi=150, metadata=undated[form])
+        write_atomic(file, data.getvalue())
+    return path

@@ -42,7 +42,7 @@ def check_results(folder: Path) -> None:
     beside = (
         folder / "results.md",
         folder / "report.html",
-        *folder.glob("figures/few-labels-*.png"),
+        *folder.glob("figures/few-labels-*.p[nd][gf]"),
     )
     check_ours(folder / "results.json", "title", "rows", beside=beside)
 
