@@ -134,9 +134,7 @@ def _same(theirs: Any, ours: Any) -> bool:
         return many and all(map(_same, theirs, ours))
     if callable(ours):
         return isinstance(theirs, Global) and theirs.name == _path(ours)
-    plain = (bool, int, float, str, type(None))
-    same_kind = isinstance(theirs, bool) == isinstance(ours, bool)
-    return isinstance(theirs, plain) and same_kind and bool(theirs == ours)
+    return isinstance(theirs, (bool, int, float, str, type(None))) and bool(theirs == ours)
 
 
 def _path(kind: Any) -> str:

@@ -75,6 +75,19 @@ def test_an_image_of_another_scale_is_resampled_and_keeps_its_light(tmp_path: Pa
     assert "resampled from 0.05 to 0.1 arcsec" in item.changes
 
 
+def test_a_scale_is_the_same_within_rounding_and_the_header_s_counts(tmp_path: Path) -> None:
+    path = survey(tmp_path / "a.fits", 16, 0.095)
+    assert "resampled from 0.095" in read(path).changes
+    assert "resampled from 0.095" in read(path, Wanted((8, 8), 0.1, 0.1)).changes
+    assert "resampled" not in read(survey(path, 16, 0.101)).changes
+
+
+def test_a_place_is_cut_out_of_an_image_of_the_trained_size_too(tmp_path: Path) -> None:
+    path = survey(tmp_path / "a.fits", 8)
+    with pytest.raises(BadFile, match="do not hold"):
+        read(path, at=(150.0, 2.00005))
+
+
 def test_what_cannot_be_made_comparable_is_refused_with_what_to_type(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", pixels(0, 16, 16))
     with pytest.raises(BadFile, match="--pixel-scale"):

@@ -32,14 +32,15 @@ def header(**cards: Any) -> fits.Header:
 @pytest.mark.parametrize("factor", [2, 3])
 def test_physical_coordinates_and_sections(factor: int) -> None:
     before = header(
-        LTV1=-100.5, LTM2_2=0.5, DATASEC="[1:56,1:40]", CCDSEC="[1:2,1:2]", PIXSCALE=0.1
+        LTV1=-100.5, LTM2_2=0.5, LTM2_1=0.2, DATASEC="[1:56,1:40]", CCDSEC="[1:2,1:2]", PIXSCALE=0.1
     )
     before.update(SECPIX2="unknown", DETSEC="x", TRIMSEC="x", BIASSEC="x")
     after = rescaled(before, factor)
-    for axis, old_m, old_v in ((1, 1.0, -100.5), (2, 0.5, 0.0)):
-        physical = 321.7
-        old = old_m * physical + old_v
-        new = after[f"LTM{axis}_{axis}"] * physical + after[f"LTV{axis}"]
+    parent = (321.7, 50.0)
+    for axis, terms, offset in ((1, (1.0, 0.0), -100.5), (2, (0.2, 0.5), 0.0)):
+        old = np.dot(terms, parent) + offset
+        found = [after.get(f"LTM{axis}_{j}", 0.0) for j in (1, 2)]
+        new = np.dot(found, parent) + after[f"LTV{axis}"]
         assert new == pytest.approx(factor * (old - 0.5) + 0.5)
     assert after["PIXSCALE"] == pytest.approx(0.1 / factor)
     assert after["SECPIX2"] == "unknown"

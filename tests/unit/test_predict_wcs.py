@@ -51,6 +51,7 @@ SIP = {
     "A_2_0": 3e-4, "A_0_2": -2e-4, "A_1_1": 1e-4, "A_3_0": 2e-6, "A_1_2": -1e-6, "B_2_0": -1e-4,
     "B_0_2": 4e-4, "B_1_1": 2e-4, "AP_ORDER": 2, "BP_ORDER": 2, "AP_1_0": 1e-3, "AP_2_0": -3e-4,
     "AP_0_2": 2e-4, "BP_0_1": -2e-3, "BP_0_2": -4e-4, "BP_1_1": -2e-4, "A_DMAX": 1.5,
+    "B_DMAX": 0.5,
 }  # fmt: skip
 SKEWED = TURN @ np.array([[-3e-5, 2e-6], [1e-6, 2.5e-5]])
 FORMS: dict[str, dict[str, Any]] = {
@@ -148,7 +149,8 @@ def test_sip_polynomials_scale_with_the_pixels_in_both_directions(factor: int) -
         old, new = (polynomial(h, name, f * u, f * v) for h, f in ((before, 1), (after, factor)))
         assert np.abs(old).max() > 0.05  # pixels
         np.testing.assert_allclose(new, factor * old, rtol=1e-12, atol=1e-12)
-    assert after["A_DMAX"] == factor * before["A_DMAX"]
+    for key in ("A_DMAX", "B_DMAX"):
+        assert after[key] == factor * before[key]
     assert after["A_ORDER"] == before["A_ORDER"]
 
 

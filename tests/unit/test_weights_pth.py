@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lensdist.utils.errors import UserError
 from lensdist.weights.files import WeightFile, _tensor, read_weights
-from lensdist.weights.unpickling import BadPickle, Storage, Strided
+from lensdist.weights.unpickling import BadPickle, Global, Reader, Storage, Strided
 
 pytestmark = pytest.mark.unit
 
@@ -127,6 +127,9 @@ def test_a_tensor_stays_within_its_part_of_a_storage() -> None:
     assert read(3).tolist() == [2, 3, 4]
     with pytest.raises(BadPickle, match="beyond its numbers"):
         read(4)
+    beyond = ("storage", Global("torch.FloatStorage"), "0", "cpu", 6, ("part", 4, 3))
+    with pytest.raises(BadPickle, match="two types or sizes"):
+        Reader(io.BytesIO()).persistent_load(beyond)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -235,6 +238,7 @@ NO_WEIGHTS: dict[str, tuple[Any, str]] = {
     "numbers as names": ({3: torch.rand(3)}, "is not a tensor"),
     "two networks": ({"model": {"a": torch.rand(1)}, "net": {"a": torch.rand(1)}}, "each of"),
     "complex": ({"a": torch.zeros(2, dtype=torch.complex64)}, "ComplexFloatStorage"),
+    "a view with the other sign": ({"a": torch._neg_view(torch.rand(3))}, "negative view"),
     "a call": ({"a": _Old(np.load, ("x",))}, "numpy.load when it is read"),
     "an escape": ({"a\x1b[2J": torch.rand(1)}, "impossible name"),
 }
