@@ -14,9 +14,9 @@ from lensdist.data.reading.raw import BadFile
 from lensdist.inference.comparable import Wanted, placed
 from lensdist.inference.frames import Item, read_item
 from lensdist.inference.inputs import Input
-from lensdist.inference.predict import predict_files
+from lensdist.inference.predict import predict_files, wanted_by
 from lensdist.utils.errors import UserError
-from tests.unit.predict_samples import Classifier, inputs, pixels, rows
+from tests.unit.predict_samples import Classifier, SuperResolver, inputs, pixels, rows
 
 WANTED = Wanted((8, 8), 0.1)
 
@@ -98,6 +98,11 @@ def test_what_cannot_be_made_comparable_is_refused_with_what_to_type(tmp_path: P
     with pytest.raises(BadFile, match="larger cutout"):
         read(survey(tmp_path / "b.fits", 10, 0.05))
     assert read(tmp_path / "a.npy", Wanted(None, 0.1)).changes == ""
+
+
+def test_a_model_wants_its_own_size_unless_it_takes_any() -> None:
+    assert wanted_by(Classifier(image_size=8)).size == (8, 8)
+    assert wanted_by(SuperResolver()).size is None
 
 
 def test_a_catalogue_gives_the_places_of_each_file(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from lensdist.inference.predict import predict_files
 from tests.unit.exported import write_model
 from tests.unit.predict_samples import (
     BAD,
+    Array,
     SuperResolver,
     inputs,
     means,
@@ -110,6 +111,22 @@ def test_a_model_whose_blocks_are_not_exact_says_so(tmp_path: Path) -> None:
     predict_files(model, inputs(tmp_path, dest=dest), dest)
     history = " ".join(fits.getheader(dest / "a.fits")["HISTORY"])
     assert "a block of 3 x 3 averages only roughly to the input pixel" in history
+
+
+def test_pixels_are_finite_but_where_the_input_s_are_bad(tmp_path: Path) -> None:
+    class Broken(SuperResolver):
+        def predict(self, x: Array, **more: Any) -> dict[str, Array]:
+            found = super().predict(x, **more)
+            found["image"][..., 15, 15] = np.nan
+            return found
+
+    for name, at in (("good", (7, 7)), ("poor", (0, 0))):  # the pixel of the NaN, and another
+        mask = np.zeros((8, 8), bool)
+        mask[at] = True
+        np.savez(tmp_path / f"{name}.npz", image=pixels(1), mask=mask)
+    dest = tmp_path / "out"
+    skipped = predict_files(Broken(), inputs(tmp_path, dest=dest), dest)
+    assert {one.path.stem: "not finite" in why for one, why in skipped.items()} == {"poor": True}
 
 
 @pytest.mark.parametrize("shape", [(8, 9), (1, 8, 9), (3, 8, 9), (1, 1, 8, 9)])

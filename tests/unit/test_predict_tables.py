@@ -179,8 +179,8 @@ def test_one_image_that_does_not_suit_does_not_spoil_its_batch(tmp_path: Path) -
     assert [Path(row["file"]).name for row in rows(dest)] == ["0.npy", "1.npy", "2.npy", "4.npy"]
 
 
-def test_an_answer_that_is_no_number_is_none(tmp_path: Path) -> None:
-    class Drunk(Classifier):
+def test_an_answer_that_is_not_a_number_is_not_written(tmp_path: Path) -> None:
+    class Broken(Classifier):
         def predict(self, x: Array, **more: Any) -> dict[str, Array]:
             found = super().predict(x, **more)
             found["probs"][0] = np.nan
@@ -189,9 +189,24 @@ def test_an_answer_that_is_no_number_is_none(tmp_path: Path) -> None:
     np.save(tmp_path / "1.npy", pixels(1))
     np.save(tmp_path / "2.npy", pixels(2))
     dest = tmp_path / "t.csv"
-    skipped = predict_files(Drunk(), inputs(tmp_path, dest=dest), dest)
+    skipped = predict_files(Broken(), inputs(tmp_path, dest=dest), dest)
     assert ["not finite" in why for why in skipped.values()] == [True]
     assert [Path(row["file"]).name for row in rows(dest)] == ["2.npy"]
+
+
+def test_an_image_of_which_nothing_can_be_said_has_its_row(tmp_path: Path) -> None:
+    class Knowing(Classifier):
+        likeness = object()
+
+        def predict(self, x: Array, **more: Any) -> dict[str, Array]:
+            odd = np.array([True, False])
+            return {**super().predict(x, **more), "unlike": np.where(odd, np.inf, 0.5), "flag": odd}
+
+    for name in ("1.npy", "2.npy"):
+        np.save(tmp_path / name, pixels(1))
+    dest = tmp_path / "t.csv"
+    assert not predict_files(Knowing(), inputs(tmp_path, dest=dest), dest)
+    assert [(row["unlike"], row["flag"]) for row in rows(dest)] == [("inf", "1"), ("0.5", "0")]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
