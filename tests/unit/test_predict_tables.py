@@ -144,6 +144,9 @@ def test_rows_of_parquet_are_written_once_each(tmp_path: Path, monkeypatch: Any,
             add(f"{i}.npy", [float(i)])
     found = pq.read_table(tmp_path / "t.parquet").to_pylist()
     assert found == [{"file": f"{i}.npy", "x": float(i)} for i in range(n)]
+    groups = pq.ParquetFile(tmp_path / "t.parquet").metadata
+    most = max((groups.row_group(i).num_rows for i in range(groups.num_row_groups)), default=0)
+    assert most <= 3  # no more wait in memory
 
 
 def test_images_of_one_shape_go_together(tmp_path: Path) -> None:
