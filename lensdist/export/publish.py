@@ -18,9 +18,9 @@ from typing import Any
 from torch import Tensor
 
 from lensdist.data.config import PREPROCESS
-from lensdist.export.artifact import CONFIG, FORMAT, write_export
+from lensdist.export.artifact import CONFIG, FORMAT, read_export, write_export
 from lensdist.export.from_checkpoint import at_step, exported, steps_of
-from lensdist.export.model import LoadedModel, load
+from lensdist.export.model import LoadedModel
 from lensdist.export.portable import Runner, largest_difference, require, write
 from lensdist.phases import WEIGHTS, checkpoint_name
 from lensdist.tasks.registry import task_class
@@ -135,7 +135,7 @@ def _write_one(
     if kind == "safetensors":
         own = {k[len(PREPROCESS) :]: v for k, v in weights.items() if k.startswith(PREPROCESS)}
         write_export(folder, model.network, description, own, model.likeness)
-        copy, output = load(folder), model.does.answer
+        copy, output = LoadedModel(*read_export(folder), "cpu"), model.does.answer
 
         def run(image: Any, *_: Any) -> Any:
             return copy.predict(image)[output]
