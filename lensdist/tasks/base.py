@@ -104,11 +104,7 @@ class Task(ABC, Generic[S]):
 
     @classmethod
     def check_settings(cls, cfg: S, how: PreprocessConfig, world: DistributedContext) -> None:
-        """Check the settings before the data exist, which may take minutes to simulate.
-
-        Raises:
-            UserError: there is no such network, or its weights are not available.
-        """
+        """Raise UserError, before data exist, if there is no such network or it has no weights."""
 
     @classmethod
     def check_data(cls, cfg: S, packed: PackedSet, data: DataConfig) -> None:
@@ -232,6 +228,10 @@ class Task(ABC, Generic[S]):
     def each(outputs: Batch) -> dict[str, Tensor]:
         """Return the score of each image by which runs are compared, (N,) by its name."""
         return {}
+
+    def mistakes(self, outputs: Batch, most: int) -> list[tuple[int, dict[str, str]]]:
+        """Return the images that are answered worst, the worst first, and what to say of each."""
+        return []
 
     def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:
         """Draw a split's figures; return more scores, such as drawn curves, and the files."""
