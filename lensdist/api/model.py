@@ -53,33 +53,43 @@ class Model(LoadedModel):
             found = {"file": np.array([str(one.path) for one in files]), **found}
         return found
 
-    def _given(self, x: Any, good: npt.ArrayLike | None) -> tuple[Tensor, Tensor | None]:
+    def read(self, x: Images) -> npt.NDArray[np.float32]:
+        """Return the images of files as the model takes them: (N, C, H, W), NaN where one is bad.
+
+        Raises:
+            UserError: a file cannot be read, or the images are not all of one shape.
+        """
         files = _files(x)
         if files is None:
-            return super()._given(x, good)
-        if good is not None:
-            raise ValueError("good is for arrays; files say themselves which pixels are bad")
+            raise UserError("read takes the paths of image files, of folders or patterns")
         wanted = None if self.does.draws else wanted_by(self)
-        images, bad = [], []
+        images = []
         for one in files:
             try:
                 item = read_item(one, False, ONLY, wanted)
             except BadFile as error:
                 raise UserError(f"{printable(one.path)}: {error}") from error
-            images.append(item.reading.image)
-            bad.append(item.bad)
+            image = item.reading.image
+            images.append(image if item.bad is None else np.where(item.bad, np.nan, image))
         if len({image.shape for image in images}) > 1:
             raise UserError("the files hold images of several shapes; give those of one at a time")
-        known = [
-            ~np.zeros(i.shape, bool) if b is None else ~b for i, b in zip(images, bad, strict=True)
-        ]
-        all_good = all(b is None for b in bad)
-        return super()._given(np.stack(images), None if all_good else np.stack(known))
+        return np.stack(images).astype(np.float32)
+
+    def _given(self, x: Any, good: npt.ArrayLike | None) -> tuple[Tensor, Tensor | None]:
+        if _files(x) is None:
+            return super()._given(x, good)
+        if good is not None:
+            raise ValueError("good is for arrays; files say themselves which pixels are bad")
+        images = self.read(x)
+        known = np.isfinite(images)
+        return super()._given(images, None if known.all() else known)
 
 
 def _files(x: Any) -> list[Input] | None:
     """Return the files that are meant; None: `x` is an array."""
     words = [x] if isinstance(x, str | os.PathLike) else x
+    if isinstance(words, np.ndarray) and words.dtype.kind == "U":  # as `predict` returns them
+        words = words.tolist()
     if not (isinstance(words, list | tuple) and words):
         return None
     if not all(isinstance(word, str | os.PathLike) for word in words):
