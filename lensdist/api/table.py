@@ -33,7 +33,7 @@ def read_runs(folder: str | os.PathLike[str]) -> pandas.DataFrame:
     Columns: `name`, `task`, `preset`, `seed`, `init`, `steps`, `seconds`, `images_per_s`,
     `complete`, `problem`; each score by split, as `test_accuracy`, with the ends of its 95 %
     interval, `test_accuracy_low` and `test_accuracy_high`; and `folder`. Where validation was not
-    evaluated by itself, `val_…` are the scores by which the weights were chosen.
+    evaluated by itself, `val_…` is the score by which the weights were chosen.
 
     Raises:
         UserError: there is no run, or pandas is not installed.
@@ -51,7 +51,8 @@ def row_of(run: Path) -> dict[str, Any]:
     row = {"name": run.name, **{name: found[name] for name in _ABOUT if name in found}}
     if (run / "export" / "config.json").exists():
         kept = _read(run / "export" / "config.json").get("metrics") or {}
-        row |= _flat("val", kept.get("val"))
+        name = str(kept.get("selected_by", "")).removeprefix("val ")
+        row |= _flat("val", {name: kept.get("val")})
     for file in sorted((run / "eval").glob("*.safetensors")):  # one for each split that was scored
         row |= _flat(file.stem, _read(file.with_suffix(".json")).get("metrics"))
     return {**row, "folder": str(run)}

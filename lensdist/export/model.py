@@ -20,9 +20,6 @@ from lensdist.export.description import build, network_weights
 from lensdist.export.likeness import Likeness, image_numbers, watched
 from lensdist.utils.errors import UserError
 
-_SHOWN = 6  # scores in one line
-
-
 Images = npt.ArrayLike | os.PathLike[str] | Sequence[os.PathLike[str]]
 """Images as an array; `lensdist.api.Model` takes the paths of their files, too."""
 
@@ -66,17 +63,15 @@ class LoadedModel:
 
     def __repr__(self) -> str:
         bands, height, width = self.does.cfg.image_shape
-        scores = (self.description.get("metrics") or {}).get("val") or {}
-        kept = [
-            f"{name} {value:.4g}"
-            for name, value in scores.items()
-            if isinstance(value, int | float)
-        ]
+        how = self.description.get("metrics") or {}
+        chosen = str(how.get("selected_by", "not known"))
+        if isinstance(value := how.get("val"), int | float):
+            chosen += f" {value:.4g}, step {how.get('step')}"
         lines = [
             f"lensdist model of task {self.task}, preset {self.description.get('preset')}",
             f"  classes     {', '.join(self.labels) or 'none'}",
             f"  images      {bands} x {height} x {width}, scale {self.preprocess.cfg.scale}",
-            f"  validation  {', '.join(kept[:_SHOWN]) or 'no scores'}",
+            f"  chosen by   {chosen}",
             f"  parameters  {sum(p.numel() for p in self.network.parameters()):,}",
         ]
         return "\n".join(lines)

@@ -53,6 +53,12 @@ def test_the_example_of_the_page_runs(mine: Path, monkeypatch: pytest.MonkeyPatc
     assert "1 x 64 x 64" in repr(m)
 
 
+def test_a_model_says_by_what_it_was_chosen(mine: Path) -> None:
+    m = lensdist.load(mine / "runs" / "mine")
+    m.description["metrics"] = {"selected_by": "val accuracy", "val": 0.87654, "step": 300}
+    assert "val accuracy 0.8765, step 300" in repr(m)
+
+
 def test_features_are_what_the_head_gets(mine: Path) -> None:
     m = lensdist.load(mine / "runs" / "mine")
     found = m.embed(mine / "new-images")
@@ -147,6 +153,14 @@ def test_a_run_has_a_row_with_its_scores_by_split(tmp_path: Path) -> None:
     )
     assert "test_accuracy" in repr(lensdist.Run(tmp_path / "a"))
     assert not row["complete"]
+
+
+def test_the_score_that_chose_the_weights_is_in_the_row(tmp_path: Path) -> None:
+    run = _scored(tmp_path / "a", 0.5)
+    (run / "export").mkdir()
+    facts = {"metrics": {"selected_by": "val nll", "val": 0.25, "step": 3}}
+    (run / "export" / "config.json").write_text(to_json(sealed(facts)))
+    assert row_of(run)["val_nll"] == 0.25
 
 
 def test_runs_are_a_table(tmp_path: Path) -> None:

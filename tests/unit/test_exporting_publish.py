@@ -132,7 +132,7 @@ def test_other_formats_stand_beside_their_description(
 ) -> None:
     out = tmp_path / "out"
     assert export(autoencoder, "--format", kind, "--out", out) == 0
-    assert sorted(p.name for p in out.iterdir()) == ["config.json", f"model.{kind}"]
+    assert sorted(p.name for p in out.iterdir()) == ["README.md", "config.json", f"model.{kind}"]
     facts = described(out)
     assert facts["kind"] == kind
     assert list(facts["sha256"]) == [f"model.{kind}"]
