@@ -64,7 +64,8 @@ def write_card(
     about = (type(model.does).__doc__ or "").strip().splitlines()[0]
     bands, height, width = model.does.cfg.image_shape
     how = facts.get("metrics") or {}
-    chosen = f"Weights chosen by: {how.get('selected_by') or 'not known'}"
+    by = str(how.get("selected_by") or "how they were chosen is not known")
+    chosen = f"Weights: {by.removeprefix('nothing: ')}"
     if isinstance(value := how.get("val"), int | float):
         chosen += f", {number(value)} at step {how.get('step')}"
     rows = [{"split": name, **each} for name, each in scores.items()]
