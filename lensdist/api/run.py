@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lensdist.api.model import Model, load
-from lensdist.api.table import row_of
+from lensdist.api.table import ABOUT, row_of
 from lensdist.phases import completed
 from lensdist.runs.fit import load_fitted
 from lensdist.tracking import metrics_log
@@ -58,7 +58,11 @@ class Run:
         row = self.row
         what = f"task {row.get('task')}, preset {row.get('preset')}"
         state = f"{row['steps']:,} steps" if row.get("steps") else "not finished"
-        scores = [f"  {name:<26} {v:.4g}" for name, v in row.items() if isinstance(v, float)]
+        scores = [
+            f"  {name:<26} {value:.4g}"
+            for name, value in row.items()
+            if isinstance(value, float) and name not in ABOUT
+        ]
         return "\n".join([f"lensdist run {self.folder}: {what}, {state}", *scores])
 
 

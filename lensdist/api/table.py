@@ -14,17 +14,10 @@ from lensdist.utils.sealed import read_json, unsealed
 if TYPE_CHECKING:
     import pandas
 
-_ABOUT = (
-    "task",
-    "preset",
-    "seed",
-    "init",
-    "steps",
-    "seconds",
-    "images_per_s",
-    "complete",
-    "problem",
-)
+ABOUT = (
+    "task", "preset", "seed", "init", "steps", "seconds", "images_per_s", "complete", "problem",
+)  # fmt: skip
+"""What a row says of a run besides its scores, name and folder."""
 
 
 def read_runs(folder: str | os.PathLike[str]) -> pandas.DataFrame:
@@ -48,7 +41,7 @@ def read_runs(folder: str | os.PathLike[str]) -> pandas.DataFrame:
 def row_of(run: Path) -> dict[str, Any]:
     """Return a run's row of `read_runs`."""
     (found,) = collect([run])
-    row = {"name": run.name, **{name: found[name] for name in _ABOUT if name in found}}
+    row = {"name": run.name, **{name: found[name] for name in ABOUT if name in found}}
     if (run / "export" / "config.json").exists():
         kept = _read(run / "export" / "config.json").get("metrics") or {}
         name = str(kept.get("selected_by", "")).removeprefix("val ")

@@ -6,6 +6,7 @@ network what is unlike the training images, where it looks, and the features.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ from lensdist.metrics.images import read_images
 from lensdist.utils.errors import UserError
 from lensdist.utils.sealed import read_json, unsealed
 
+log = logging.getLogger(__name__)
+
 _CARDS = 8  # of a gallery
-_LOOKED_AT, _FEW = (
-    256,
-    64,
-)  # images whose features are computed; few where the preprocessing is slow
+_LOOKED_AT, _FEW = 256, 64  # images whose features are computed; few where that takes minutes
+_LARGE = 10_000_000  # parameters of a network that takes a CPU a second for a few images
 
 Rows = npt.NDArray[np.int64]
 
@@ -35,7 +36,7 @@ Rows = npt.NDArray[np.int64]
 def single_images(run: Path, split: str = "test") -> Singles:
     """Return what a page shows of a run's single images; what cannot be shown is said.
 
-    The network is applied to at most 256 of the images, at equal distances.
+    The network is applied to at most 256 of the images, at equal distances, or 64 if it is large.
     """
     try:
         found = read_images(run, split)
@@ -45,6 +46,7 @@ def single_images(run: Path, split: str = "test") -> Singles:
         packed = PackedSet(Path(data.get("path", "")))
         if packed.manifest.fingerprint != found[0]:
             return Singles(missing=f"{packed.path} is not the set that was scored")
+        log.info("looking at single images of %s; --no-images leaves them out", run)
         model = LoadedModel(
             *read_export(run), "cuda" if torch.cuda.is_available() else "cpu", thorough=True
         )
@@ -69,7 +71,9 @@ class _Look:
             rows = self._rows[[place for place, _ in worst]]
             cards = self._cards(rows, [said for _, said in worst])
             galleries.append(Gallery("Surest mistakes", text, cards))
-        most = min(_FEW if self._model.preprocess.slow else _LOOKED_AT, len(self._rows))
+        size = sum(p.numel() for p in self._model.network.parameters())
+        slow = self._model.preprocess.slow or size > _LARGE
+        most = min(_FEW if slow else _LOOKED_AT, len(self._rows))
         places = np.unique(np.linspace(0, len(self._rows) - 1, most).astype(np.int64))
         images, good = self._images(self._rows[places])
         answers = self._model.predict(images, good=good)
