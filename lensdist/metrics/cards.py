@@ -16,7 +16,9 @@ from lensdist.metrics.drawing import COLOURS
 Array = npt.NDArray[Any]
 
 _SIDE = 160  # pixels of the longest side of a picture
-_SOFT = 3.0  # median absolute deviations of the sky that asinh shows linearly
+# asinh is linear up to this many median absolute deviations of the sky, or, in images without
+# noise, up to this share of the brightest pixel.
+_SOFT, _DEEPEST = 3.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def picture(image: Array, looks: Array | None = None) -> str:
     total = np.where(seen, image, 0.0).sum(0, dtype=np.float64)
     grey = np.where(seen.any(0), total / np.maximum(seen.sum(0), 1), np.nan)
     sky = np.nanmedian(grey)
-    unit = _SOFT * np.nanmedian(np.abs(grey - sky)) or np.nanstd(grey) or 1.0
+    noise, most = np.nanmedian(np.abs(grey - sky)), np.nanmax(np.abs(grey - sky))
+    unit = max(_SOFT * noise, _DEEPEST * most) or 1.0
     grey = np.arcsinh((grey - sky) / unit)
     low, high = np.nanmin(grey), np.nanmax(grey)
     shade = (grey - low) / ((high - low) or 1.0)
