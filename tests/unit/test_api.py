@@ -16,6 +16,7 @@ import lensdist
 from lensdist.api.run import _words
 from lensdist.api.table import row_of
 from lensdist.metrics.images import write_images
+from lensdist.models.config import EnsembleConfig
 from lensdist.models.looks import looks
 from lensdist.models.vit import Attention
 from lensdist.utils.errors import UserError
@@ -23,6 +24,7 @@ from lensdist.utils.files import sha256, to_json
 from lensdist.utils.sealed import sealed
 from tests.conftest import ROOT
 from tests.unit.exported import write_model
+from tests.unit.test_exporting_portable import loaded
 
 pytestmark = pytest.mark.unit
 
@@ -106,6 +108,17 @@ def test_grad_cam_shows_what_the_largest_output_depends_on() -> None:
     found = looks(network, x)
     assert found is not None
     torch.testing.assert_close(found, x[:, 0].abs())
+
+
+def test_an_ensemble_looks_where_its_members_do_in_the_mean() -> None:
+    cfg = EnsembleConfig(members=("lensnet", "lensnet"), image_size=16, head_dims=(4,), grey="fold")
+    m = loaded("common", cfg, "minmax")
+    images = np.random.default_rng(0).random((3, 1, 16, 16), np.float32)
+    seen = m.preprocess(torch.from_numpy(images))
+    each = [looks(member, seen) for member in m.network.backbones]  # type: ignore[operator]
+    assert not torch.equal(*each)
+    np.testing.assert_allclose(m.attention(images), (each[0] + each[1]) / 2, rtol=1e-5)
+    assert m.embed(images).shape == (3, 64)
 
 
 def test_a_network_with_neither_is_refused_in_a_sentence(
