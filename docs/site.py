@@ -13,18 +13,6 @@ from mkdocs.structure.files import File, Files
 from lensdist.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
-_PYTHON = """# Python
-
-`lensdist.load` opens the model of a finished run, or an export. `lensdist.sim` simulates images.
-
-::: lensdist.export.model.load
-
-::: lensdist.export.model.LoadedModel
-
-::: lensdist.sim
-    options:
-      members: true
-"""
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -34,7 +22,6 @@ def on_files(files: Files, config: Any) -> Files:
         "contributing.md": _from_root("CONTRIBUTING.md"),
         "changelog.md": _from_root("CHANGELOG.md"),
         "command-line.md": _command_line(),
-        "python.md": _PYTHON,
     }
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))

@@ -24,7 +24,8 @@ from torch import Tensor
 from benchmarks.harness.data import simulated_set
 from experiments.runs import check_presets, job, notes, run_all
 from experiments.settings import PRESETS, FitTable
-from lensdist.export.model import LoadedModel, load
+from lensdist.api import load
+from lensdist.export.model import LoadedModel
 from lensdist.metrics.report import write_results
 from lensdist.sim.config import SimConfig
 from lensdist.sim.deflection import unit_ellipsoid

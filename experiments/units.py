@@ -24,10 +24,10 @@ import torch
 from benchmarks.harness.data import simulated_set
 from experiments.runs import Job, job, run_all
 from experiments.settings import Table
+from lensdist.api import load
 from lensdist.data.config import DataConfig
 from lensdist.data.dataset import PackedSet
 from lensdist.data.subset import View
-from lensdist.export.model import load
 from lensdist.sim.config import Noise, SimConfig
 
 Array = npt.NDArray[np.float32]

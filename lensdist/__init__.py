@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lensdist import sim
-    from lensdist.export.model import LoadedModel, load
+    from lensdist.api import Model, Run, load, read_runs, train
 
 __version__ = "0.1.0"
-__all__ = ["LoadedModel", "__version__", "load", "sim"]
+__all__ = ["Model", "Run", "__version__", "load", "read_runs", "sim", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "sim":
-        return import_module("lensdist.sim")
-    if name in ("load", "LoadedModel"):
-        return getattr(import_module("lensdist.export.model"), name)
+    if name in ("sim", "train"):  # the module `train` can be called
+        return import_module(f"lensdist.{name}")
+    if name in __all__:
+        return getattr(import_module("lensdist.api"), name)
     raise AttributeError(f"module 'lensdist' has no attribute {name!r}")

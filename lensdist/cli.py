@@ -31,7 +31,7 @@ COMMANDS = {
     "doctor": "check the installation and the machine",
     "profile": "measure the time that each part of a step takes",
 }
-_TRUSTING = ("train", "evaluate", "predict", "export", "check")
+_TRUSTING = ("train", "evaluate", "predict", "export", "check", "report")
 """The commands that open models or runs, whose task may be the user's own class."""
 
 

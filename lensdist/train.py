@@ -21,7 +21,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lensdist.config.schema import BaseRun
 from lensdist.distributed.micro_batches import check_shares
@@ -145,6 +147,15 @@ def _already_done(cfg: BaseRun, resume: str) -> str | None:
         raise UserError(f"{cfg.run.dir} was completed already; give another run.dir")
     return is_as_asked(cfg, record)
 
+
+class _Callable(ModuleType):
+    """This module, which `lensdist.train(…)` calls: `lensdist.api.train`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return import_module("lensdist.api").train(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     sys.exit(main())

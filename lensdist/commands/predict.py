@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     if args.at is not None:
         inputs = placed(inputs, args.at)
 
-    from lensdist.export.model import load
+    from lensdist.api import load
     from lensdist.inference.predict import predict_files, wanted_by
 
     model = load(args.model, _device(args.device))

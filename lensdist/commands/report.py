@@ -26,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="list runs that are missing or damaged in the table, in place of an error",
     )
+    parser.add_argument(
+        "--no-images",
+        action="store_true",
+        help="leave out what needs the networks and the data: mistakes, flagged images, features",
+    )
     parser.add_argument("--title", default="Results", help="the heading (default: %(default)s)")
     parser.add_argument(
         "--note", action="append", default=[], help="a sentence below the table; may be repeated"
@@ -60,7 +65,10 @@ def run(args: argparse.Namespace) -> int:
     with begun(args.out):
         path = write_results(args.out, rows, args.title, args.note, figures, hard)
         pairs = compare(args.runs)
-        runs = [shown(folder, row) for folder, row in zip(args.runs, rows, strict=True)]
+        runs = [
+            shown(folder, row, images=not args.no_images)
+            for folder, row in zip(args.runs, rows, strict=True)
+        ]
         page = write_page(args.out / "report.html", args.title, runs, args.note, pairs, hard)
     print(tables(rows))
     if hard:

@@ -10,6 +10,7 @@ from typing import Any
 from lensdist.config import load
 from lensdist.config.presets import preset_file
 from lensdist.config.schema import schema_of
+from lensdist.metrics.cards import Singles
 from lensdist.metrics.page import Run
 from lensdist.phases import completed
 from lensdist.tasks.registry import built_in, task_class
@@ -21,13 +22,19 @@ _OWN = ("run.dir", "data.path", "encoder", "members_from")  # differ in every ru
 _FACTS = ("steps", "seconds", "images", "metrics", "data", "encoder", "weights")
 
 
-def shown(run: Path, row: Mapping[str, Any]) -> Run:
+def shown(run: Path, row: Mapping[str, Any], *, images: bool = True) -> Run:
     """Return what the page shows of a run; what cannot be read is left out.
 
     Args:
         run: its folder.
         row: its row of the table.
+        images: whether to show single images, which takes the network and the data.
     """
+    singles = Singles()
+    if images and (run / "eval" / "test.safetensors").exists():
+        from lensdist.evaluate.gallery import single_images
+
+        singles = single_images(run)
     settings = _settings(run)
     try:
         done = completed(run) or {}
@@ -40,6 +47,7 @@ def shown(run: Path, row: Mapping[str, Any]) -> Run:
         figures=sorted((run / "figures").glob("*.png")),
         changed=_changed(settings),
         facts={"folder": str(run), **{k: done[k] for k in _FACTS if done.get(k)}},
+        singles=singles,
     )
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lensdist.data.dataset import Batch
 from lensdist.data.masks import good_pixels
+from lensdist.models.split import pooled
 from lensdist.utils.tensors import under
 
 log = logging.getLogger(__name__)
@@ -75,10 +76,7 @@ def watched(network: nn.Module, layers: Sequence[nn.Module]) -> Iterator[Record]
         record.features.append([])
 
     def layer(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        values = inputs[0].detach().double()
-        # The mean over what is not channels: the tokens of (B, N, D), the pixels of (B, D, H, W).
-        axes = (1,) if values.dim() == 3 else tuple(range(2, values.dim()))
-        record.features[-1].append((values.mean(axes) if axes else values).cpu())
+        record.features[-1].append(pooled(inputs[0].detach().double()).cpu())
 
     hooks = [network.register_forward_pre_hook(begin)]
     hooks += [each.register_forward_pre_hook(layer) for each in layers]

@@ -7,20 +7,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from lensdist.export.artifact import read_export
 from lensdist.export.description import build, network_weights
 from lensdist.export.likeness import Likeness, image_numbers, watched
 from lensdist.utils.errors import UserError
-from lensdist.utils.plugins import trust as trust_modules
+
+Images = npt.ArrayLike | os.PathLike[str] | Sequence[os.PathLike[str]]
+"""Images as an array; `lensdist.api.Model` takes the paths of their files, too."""
 
 
 class LoadedModel:
@@ -60,9 +61,24 @@ class LoadedModel:
         self.network.load_state_dict(floats, assign=True)
         self.network.to(self.device).eval()
 
+    def __repr__(self) -> str:
+        bands, height, width = self.does.cfg.image_shape
+        how = self.description.get("metrics") or {}
+        chosen = str(how.get("selected_by", "not known"))
+        if isinstance(value := how.get("val"), int | float):
+            chosen += f" {value:.4g}, step {how.get('step')}"
+        lines = [
+            f"lensdist model of task {self.task}, preset {self.description.get('preset')}",
+            f"  classes     {', '.join(self.labels) or 'none'}",
+            f"  images      {bands} x {height} x {width}, scale {self.preprocess.cfg.scale}",
+            f"  chosen by   {chosen}",
+            f"  parameters  {sum(p.numel() for p in self.network.parameters()):,}",
+        ]
+        return "\n".join(lines)
+
     @torch.no_grad()
     def predict(
-        self, x: npt.ArrayLike, batch: int = 256, good: npt.ArrayLike | None = None
+        self, x: Images, batch: int = 256, good: npt.ArrayLike | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         """Apply the model.
 
@@ -85,18 +101,93 @@ class LoadedModel:
         Raises:
             ValueError: `x` is not images, or not of the size that the model was trained on.
         """
+        given = self._given(x, good)
+        parts = [self._predict(raw, mask, batch) for raw, mask in self._batches(*given, batch)]
+        return {k: torch.cat([p[k] for p in parts]).cpu().numpy() for k in parts[0]}
+
+    @torch.no_grad()
+    def embed(
+        self, x: Images, batch: int = 256, good: npt.ArrayLike | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Compute what the network knows of images before it answers: (N, D).
+
+        Classifiers and `mass`: what enters the head, for an ensemble the members' side by side.
+        MAE and super-resolution: the mean of the encoder's tokens, with nothing hidden. A task of
+        your own: what enters the last linear layer, unless it has a method `embed`.
+
+        Args:
+            x, batch, good: as for `predict`; all images are of the trained size.
+
+        Raises:
+            UserError: the task has no features.
+            ValueError: as `predict`.
+        """
+        return self._each(self.does.embed, x, batch, good, "features").numpy()
+
+    def attention(
+        self, x: Images, batch: int = 64, good: npt.ArrayLike | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Compute where the network looks in images: (N, H, W), from 0 to 1, which is the most.
+
+        Vision transformers: attention rollout (Abnar & Zuidema 2020, arXiv:2005.00928).
+        Convolutional networks: Grad-CAM of the largest output, a classifier's most probable class
+        (Selvaraju et al. 2017, arXiv:1610.02391). An ensemble: the mean of its members. The map is
+        of the network's input: where the preprocessing shifts images, it is shifted as they are.
+
+        Args:
+            x, batch, good: as for `embed`.
+
+        Raises:
+            UserError: the network is neither, and the task does not say (`Task.attention`).
+            ValueError: as `predict`.
+        """
+        found = self._each(self.does.attention, x, batch, good, "map of where it looks")
+        size = self.does.cfg.image_shape[1:]
+        return F.interpolate(found[:, None], size, mode="bilinear")[:, 0].numpy()
+
+    def _each(
+        self,
+        work: Callable[[nn.Module, Tensor], Tensor | None],
+        x: Images,
+        batch: int,
+        good: npt.ArrayLike | None,
+        what: str,
+    ) -> Tensor:
+        """Return what a method of the task computes of preprocessed images, for all of them."""
+        images, masks = self._given(x, good)
+        if images.shape[1:] != self.does.cfg.image_shape:
+            raise ValueError(f"give images of the trained size, {self.does.cfg.image_shape[1:]}")
+        parts = []
+        for raw, mask in self._batches(images, masks, batch):
+            with torch.no_grad():
+                seen = self.does.examined(raw, mask)[0]
+            found = work(self.network, seen)
+            if found is None:
+                raise UserError(
+                    f"task {self.task} has no {what} for this network; its class can define one "
+                    "(docs/add-a-task.md)"
+                )
+            parts.append(found.float().cpu())
+        return torch.cat(parts)
+
+    def _given(self, x: Any, good: npt.ArrayLike | None) -> tuple[Tensor, Tensor | None]:
+        """Return checked images (N, C, H, W), and which of their pixels are good."""
         masks = None
         if good is not None:
             masks = self._masks(good, np.shape(x))
             x = np.where(good, x, 0)  # bad pixels may hold NaN
         images = self._checked(x)
-        parts = []
+        return images, None if masks is None else masks.view(images.shape)
+
+    def _batches(
+        self, images: Tensor, masks: Tensor | None, batch: int
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
         for first in range(0, len(images), batch):
             some = slice(first, first + batch)
-            mask = None if masks is None else masks[some].view(images[some].shape).to(self.device)
-            raw = images[some].to(self.device)
-            parts.append(self._predict(raw, mask, batch))
-        return {k: torch.cat([p[k] for p in parts]).cpu().numpy() for k in parts[0]}
+            yield (
+                images[some].to(self.device),
+                None if masks is None else masks[some].to(self.device),
+            )
 
     def _predict(self, raw: Tensor, good: Tensor | None, batch: int) -> dict[str, Tensor]:
         """Return the task's answer, and how unlike the training images these images are."""
@@ -123,7 +214,7 @@ class LoadedModel:
             )
         return torch.from_numpy(np.ascontiguousarray(array))
 
-    def _checked(self, x: npt.ArrayLike) -> Tensor:
+    def _checked(self, x: Any) -> Tensor:
         array = np.asarray(x)
         if array.dtype.kind not in "fiu":
             raise ValueError(f"images must be real numbers, not {array.dtype}")
@@ -155,21 +246,3 @@ class LoadedModel:
         if self.preprocess.slow and len(blank):
             raise ValueError(f"image {blank[0]} is blank (all pixels are equal): no lens fits it")
         return torch.from_numpy(array)
-
-
-def load(
-    path: str | os.PathLike[str], device: str = "cpu", trust: str | Sequence[str] = ()
-) -> LoadedModel:
-    """Load a finished run or an export.
-
-    Args:
-        path: its folder.
-        device: torch's name of one.
-        trust: modules of tasks and networks that are not lensdist's own, such as `mylab.masses`.
-            They are code, and are run only if they are named here.
-
-    Raises:
-        UserError: there is none, it is damaged, or it needs a module that is not named.
-    """
-    trust_modules(*([trust] if isinstance(trust, str) else trust))
-    return LoadedModel(*read_export(Path(path)), device)

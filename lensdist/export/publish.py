@@ -5,6 +5,7 @@ DEST/config.json         labels, preprocessing, metrics, and the largest differe
      model.safetensors   lensdist's own format, which `lensdist.load` reads
   or model.onnx          see `lensdist.export.portable`
   or model.pt2
+     README.md           the model card, with the scores of `RUN/eval`
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Any
 from torch import Tensor
 
 from lensdist.data.config import PREPROCESS
-from lensdist.export.artifact import CONFIG, FORMAT, write_export
+from lensdist.export.artifact import CONFIG, FORMAT, read_export, write_export
+from lensdist.export.card import scored, write_card
 from lensdist.export.from_checkpoint import at_step, exported, steps_of
-from lensdist.export.model import LoadedModel, load
+from lensdist.export.model import LoadedModel
 from lensdist.export.portable import Runner, largest_difference, require, write
 from lensdist.phases import WEIGHTS, checkpoint_name
 from lensdist.tasks.registry import task_class
@@ -76,7 +78,7 @@ def export_run(run: Path, dest: Path, kind: str, step: int | str | None) -> list
     else:
         (number,) = steps_of(run, int(step))
         wanted = {"": partial(at_step, run, number)}
-    return publish(dest, kind, wanted.items())
+    return publish(dest, kind, wanted.items(), run)
 
 
 def export_ensemble(runs: list[Path], dest: Path, kind: str, how: str) -> list[Written]:
@@ -102,9 +104,14 @@ def export_ensemble(runs: list[Path], dest: Path, kind: str, how: str) -> list[W
 
 
 def publish(
-    dest: Path, kind: str, models: Iterable[tuple[str, Callable[[], Described]]]
+    dest: Path,
+    kind: str,
+    models: Iterable[tuple[str, Callable[[], Described]]],
+    run: Path | None = None,
 ) -> list[Written]:
     """Write models into folders of `dest`, by name ("" is `dest` itself), all or none.
+
+    `run` is the one that they come from, whose scores the cards show.
 
     Raises: as `export_run`.
     """
@@ -114,7 +121,7 @@ def publish(
         for name, read in models:
             folder = staging.folder / name
             folder.mkdir(exist_ok=True)
-            difference, scale = _write_one(folder, kind, *read())
+            difference, scale = _write_one(folder, kind, *read(), run)
             written.append(Written(dest / name, difference, scale))
         staging.publish()
     except OSError as e:
@@ -125,7 +132,11 @@ def publish(
 
 
 def _write_one(
-    folder: Path, kind: str, description: dict[str, Any], weights: dict[str, Tensor]
+    folder: Path,
+    kind: str,
+    description: dict[str, Any],
+    weights: dict[str, Tensor],
+    origin: Path | None,
 ) -> tuple[float, float]:
     model = LoadedModel(description, weights, "cpu")
     source = description.pop("sha256", {}).get(WEIGHTS)
@@ -135,7 +146,7 @@ def _write_one(
     if kind == "safetensors":
         own = {k[len(PREPROCESS) :]: v for k, v in weights.items() if k.startswith(PREPROCESS)}
         write_export(folder, model.network, description, own, model.likeness)
-        copy, output = load(folder), model.does.answer
+        copy, output = LoadedModel(*read_export(folder), "cpu"), model.does.answer
 
         def run(image: Any, *_: Any) -> Any:
             return copy.predict(image)[output]
@@ -155,6 +166,7 @@ def _write_one(
         "max_abs_difference": difference, "max_abs_output": scale, "images": sum(_BATCHES),
     }  # fmt: skip
     write_atomic(folder / CONFIG, to_json(sealed(facts)))
+    write_card(folder, kind, model, facts, scored(origin, source) if origin else {})
     for path in [*folder.iterdir(), folder]:
         fsync(path)
     return difference, scale

@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 
+from lensdist.metrics.cards import Gallery, Singles
 from lensdist.metrics.drawing import COLOURS
 from lensdist.metrics.report import cell, columns
 from lensdist.tracking import metrics_log
@@ -44,6 +45,7 @@ class Run:
         figures: PNGs.
         changed: its settings that differ from its preset's, by key: (preset's, run's).
         facts: versions, machine and data, by name.
+        singles: its single images.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Run:
     figures: Sequence[Path] = ()
     changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    singles: Singles = field(default_factory=Singles)
 
 
 def write_page(
@@ -62,7 +65,7 @@ def write_page(
     compared: Sequence[Mapping[str, Any]] = (),
     hard: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """Write the page; figures beyond 4 MB in all are named in place of shown.
+    """Write the page; of figures and pictures beyond 4 MB in all, only names are shown.
 
     Args:
         path: of the page.
@@ -78,6 +81,8 @@ def write_page(
     tasks = dict.fromkeys(run.row.get("task") for run in runs)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     library = _library()
+    pictures, galleries = _embedded(runs)
+    plots = [(f"plot-{i}", run.singles.plot) for i, run in enumerate(runs, 1) if run.singles.plot]
     template = environment.from_string(Path(__file__).with_name("page.html").read_text())
     text = template.render(
         title=title,
@@ -87,8 +92,11 @@ def write_page(
         hard=_table(hard) if hard else None,
         runs=runs,
         drawn="learning_curves.png" if library else "",  # the charts show the same
-        pictures=_embedded(runs),
-        charts=json.dumps(charts(runs)).replace("<", "\\u003c"),
+        pictures=pictures,
+        galleries=galleries,
+        charts=json.dumps([*(("charts", one) for one in charts(runs)), *plots]).replace(
+            "<", "\\u003c"
+        ),
         library=library,
         text=lambda value: json.dumps(value, default=str) if not isinstance(value, str) else value,
     )
@@ -152,15 +160,23 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _embedded(runs: Sequence[Run]) -> dict[Path, str]:
-    """Return figures as data URLs, as many as the page may hold."""
+def _embedded(runs: Sequence[Run]) -> tuple[dict[Path, str], list[list[Gallery]]]:
+    """Return figures as data URLs, and galleries, as many as the page may hold."""
     left, found = _MOST, {}
     for path in (path for run in runs for path in run.figures):
         data = base64.b64encode(path.read_bytes()).decode()
         if len(data) <= left:
             left -= len(data)
             found[path] = f"data:image/png;base64,{data}"
-    return found
+    kept: list[list[Gallery]] = []
+    for run in runs:
+        kept.append([])
+        for gallery in run.singles.galleries:
+            size = sum(card.size for card in gallery.cards)
+            if size <= left:
+                left -= size
+                kept[-1].append(gallery)
+    return found, kept
 
 
 def _library() -> str:

@@ -80,7 +80,7 @@ def write_results(
         parts.append("\n".join(f"- {note}" for note in notes))
     if hard:
         parts += ["## Harder images", table(hard), HARD]
-    parts += [f"![{_escape(Path(link).stem.replace('_', ' '))}]({quote(link)})" for link in links]
+    parts += [f"![{escape(Path(link).stem.replace('_', ' '))}]({quote(link)})" for link in links]
     write_atomic(folder / "results.json", to_json(everything) + "\n")
     return write_atomic(folder / "results.md", "\n\n".join(parts) + "\n")
 
@@ -93,8 +93,8 @@ def table(rows: Sequence[Row]) -> str:
     names = columns(rows)
     if not names:
         return "No results."
-    cells = [[_escape(cell(row, name)) for name in names] for row in rows]
-    heads = [_escape(name.replace("_", " ")) for name in names]
+    cells = [[escape(cell(row, name)) for name in names] for row in rows]
+    heads = [escape(name.replace("_", " ")) for name in names]
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     numeric = [not any(isinstance(row.get(name), str) for row in rows) for name in names]
 
@@ -315,7 +315,7 @@ def cell(row: Row, name: str) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Escape a cell's text: on one line, without Markdown or HTML."""
     return _MARKUP.sub(_literal, printable(" ".join(text.split())))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 class Part(nn.Module):
@@ -28,3 +29,25 @@ class Part(nn.Module):
 def last_linear(model: nn.Module) -> Sequence[nn.Module]:
     """Return a network's last linear layer; nothing if it has none."""
     return [each for each in model.modules() if isinstance(each, nn.Linear)][-1:]
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Return the mean over what is not channels: (B, N, D) of tokens, (B, D, H, W) -> (B, D)."""
+    axes = (1,) if features.dim() == 3 else tuple(range(2, features.dim()))
+    return features.mean(axes) if axes else features
+
+
+def entering(model: nn.Module, layers: Sequence[nn.Module], x: Tensor) -> Tensor | None:
+    """Compute the pooled inputs of layers side by side, (B, D); None: none of them was called."""
+    found: dict[nn.Module, Tensor] = {}
+
+    def keep(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        found[layer] = pooled(inputs[0])
+
+    hooks = [layer.register_forward_pre_hook(keep) for layer in layers]
+    try:
+        model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat([found[layer] for layer in layers if layer in found], 1) if found else None

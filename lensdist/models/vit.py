@@ -27,9 +27,19 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        q, k, v = self._heads(x)
         y = F.scaled_dot_product_attention(q, k, v)
         return cast(Tensor, self.out(rearrange(y, "b h n d -> b n (h d)")))
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Compute how much each token takes from each other: (B, N, D) -> (B, heads, N, N)."""
+        q, k, _ = self._heads(x)
+        return cast(Tensor, (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(-1))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """Compute queries, keys and values: (3, B, heads, N, D / heads)."""
+        qkv = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        return cast(Tensor, qkv)
 
 
 class Block(nn.Module):

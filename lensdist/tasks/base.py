@@ -25,6 +25,7 @@ from lensdist.tasks.types import (
     Start,
 )
 from lensdist.utils.errors import UserError
+from lensdist.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,8 +40,7 @@ S = TypeVar("S", bound=TaskSettings)
 class Task(ABC, Generic[S]):
     """The base class of all tasks.
 
-    A subclass defines `settings`, `answer` and the abstract methods.
-    Everything else has a default.
+    A subclass defines `settings`, `answer` and the abstract methods; all else has a default.
 
     Args:
         cfg: the task's settings.
@@ -104,11 +104,7 @@ class Task(ABC, Generic[S]):
 
     @classmethod
     def check_settings(cls, cfg: S, how: PreprocessConfig, world: DistributedContext) -> None:
-        """Check the settings before the data exist, which may take minutes to simulate.
-
-        Raises:
-            UserError: there is no such network, or its weights are not available.
-        """
+        """Raise UserError, before data exist, if there is no such network or it has no weights."""
 
     @classmethod
     def check_data(cls, cfg: S, packed: PackedSet, data: DataConfig) -> None:
@@ -233,22 +229,18 @@ class Task(ABC, Generic[S]):
         """Return the score of each image by which runs are compared, (N,) by its name."""
         return {}
 
-    def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:
-        """Draw the figures of a split.
+    def mistakes(self, outputs: Batch, most: int) -> list[tuple[int, dict[str, str]]]:
+        """Return the images that are answered worst, the worst first, and what to say of each."""
+        return []
 
-        Returns:
-            More scores, such as the curves that were drawn, and the files written.
-        """
+    def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:
+        """Draw a split's figures; return more scores, such as drawn curves, and the files."""
         return {}, []
 
     # ---- use of a trained model
 
     def skeleton(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """Build the network for the tensors of a file, on torch's default device.
-
-        Raises:
-            ValueError: the tensors do not fit the network.
-        """
+        """Build the network on torch's default device; ValueError if `tensors` do not fit it."""
         return self.network()
 
     def predict(
@@ -268,8 +260,7 @@ class Task(ABC, Generic[S]):
     def examined(self, raw: Tensor, good: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the network's input, and columns and `flag` of `Preprocess.examine`, if any."""
         found = self.preprocess.examine(raw, good)
-        flag = {"flag": found.flagged} if found.columns else {}
-        return found.seen, {**found.columns, **flag}
+        return found.seen, found.columns | ({"flag": found.flagged} if found.columns else {})
 
     @property
     def columns(self) -> Columns:
@@ -295,6 +286,18 @@ class Task(ABC, Generic[S]):
 
         return None if self.any_size else last_linear(model)
 
+    def embed(self, model: nn.Module, seen: Tensor) -> Tensor | None:
+        """Compute features (B, D) of preprocessed images, by default the inputs of `compared`."""
+        from lensdist.models.split import entering
+
+        return entering(model, self.compared(model) or (), seen)
+
+    def attention(self, model: nn.Module, seen: Tensor) -> Tensor | None:
+        """Compute where the network looks, (B, H, W) from 0 to 1; None: see `models.looks`."""
+        from lensdist.models.looks import looks
+
+        return looks(model, seen)
+
     def history(self, factor: int) -> list[str]:
         """Return lines for the header of an output image that is `factor` times as large."""
         return []
@@ -316,8 +319,6 @@ class Task(ABC, Generic[S]):
 
     def example(self, n: int) -> tuple[Any, ...]:
         """Return arguments to call the network with for n images, on torch's default device."""
-        from lensdist.utils.lazy import torch
-
         model: Any = self.cfg.model  # type: ignore[attr-defined]
         bands, size = self.preprocess.cfg.seen(model.in_channels, model.image_size)
         return (torch.zeros(n, bands, size, size),)
@@ -341,5 +342,6 @@ class Task(ABC, Generic[S]):
         Raises:
             UserError: they cannot be combined, or the task does not support it.
         """
-        this = f"{runs[0][0]} is of task {cls.name}"
-        raise UserError(f"{this}; only runs of task common can be combined")
+        raise UserError(
+            f"{runs[0][0]} is of task {cls.name}; only runs of task common can be combined"
+        )

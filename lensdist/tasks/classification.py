@@ -166,6 +166,23 @@ class ClassificationTask(Task[C]):
     def each(outputs: Batch) -> dict[str, Tensor]:
         return {"accuracy": (outputs["logits"].argmax(1) == outputs["label"]).double()}
 
+    def mistakes(self, outputs: Batch, most: int) -> list[tuple[int, dict[str, str]]]:
+        p, said = outputs["logits"].softmax(1).max(1)
+        truth = outputs["label"]
+        (wrong,) = ((said != truth) & (truth >= 0)).nonzero(as_tuple=True)
+        order = wrong[p[wrong].argsort(descending=True, stable=True)][:most].tolist()
+        return [
+            (
+                i,
+                {
+                    "true": self.labels[truth[i]],
+                    "predicted": self.labels[said[i]],
+                    "p": f"{p[i]:.3f}",
+                },
+            )
+            for i in order
+        ]
+
     def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:
         from lensdist.metrics import figures, finding
         from lensdist.metrics import scores as metrics

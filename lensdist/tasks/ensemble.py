@@ -195,6 +195,16 @@ class EnsembleTask(ClassificationTask[EnsembleSettings]):
         heads = [m.sections["head"] for m in whole.backbones if len(m.sections) > 1]
         return heads or super().compared(model)
 
+    def attention(self, model: nn.Module, seen: Tensor) -> Tensor | None:
+        """Compute the mean of the members that can tell."""
+        from lensdist.models.looks import looks
+
+        whole = cast("Ensemble", model)
+        inputs = whole.features(seen, (0,) * len(whole.backbones))
+        each = [looks(m, x) for m, x in zip(whole.backbones, inputs, strict=True)]
+        known = [found for found in each if found is not None]
+        return torch.stack(known).mean(0) if known else None
+
     @property
     def init(self) -> str:
         return "runs" if self.cfg.members_from else self.cfg.init

@@ -143,6 +143,13 @@ class MaeTask(Task[MaeSettings]):
     def compared(self, model: nn.Module) -> Sequence[nn.Module] | None:
         return []  # what the network makes of an image depends on what is hidden
 
+    def embed(self, model: nn.Module, seen: Tensor) -> Tensor:
+        whole = cast("MaskedAutoencoder", model)
+        return cast("Tensor", whole.encoder(seen).mean(1))  # nothing is hidden
+
+    def attention(self, model: nn.Module, seen: Tensor) -> Tensor | None:
+        return super().attention(cast("MaskedAutoencoder", model).encoder, seen)
+
     def example(self, n: int) -> tuple[Any, ...]:
         (x,) = super().example(n)
         mask = torch.zeros(n, self.cfg.model.grid**2, dtype=torch.bool)

@@ -149,6 +149,17 @@ class MassTask(EncoderTask[MassSettings]):
     def each(outputs: Batch) -> dict[str, Tensor]:
         return {"squared_error": _known(outputs)[1].square()}
 
+    def mistakes(self, outputs: Batch, most: int) -> list[tuple[int, dict[str, str]]]:
+        truth, mean = outputs["mass"].double().log10(), outputs["log10_mass"].double()
+        sigma = outputs["log10_mass_sigma"].double()
+        pull = ((mean - truth).abs() / sigma).nan_to_num(-1)  # without a mass: last
+        order = pull.argsort(descending=True, stable=True)[:most].tolist()
+        return [
+            (i, {"true": f"{truth[i]:.2f}", "predicted": f"{mean[i]:.2f} ± {sigma[i]:.2f}"})
+            for i in order
+            if pull[i] >= 0
+        ]
+
     def draw(self, what: Drawing) -> tuple[dict[str, Any], list[Path]]:
         truth, off, sigma = _known(what.outputs)
         rows = self._by_mass(truth, off, sigma)

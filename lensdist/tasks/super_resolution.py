@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lensdist.data.dataset import PackedSet
+    from lensdist.models.super_resolution import SuperResolver
 
 log = logging.getLogger(__name__)
 
@@ -246,6 +247,19 @@ class SuperResolutionTask(EncoderTask[SuperResolutionSettings]):
             there = enlarge(good, factor)
             found = {name: torch.where(there, value, torch.nan) for name, value in found.items()}
         return found
+
+    def embed(self, model: nn.Module, seen: Tensor) -> Tensor:
+        whole = cast("SuperResolver", model)
+        return cast("Tensor", whole.encoder(self._encoders(seen)).mean(1))
+
+    def attention(self, model: nn.Module, seen: Tensor) -> Tensor | None:
+        return super().attention(cast("SuperResolver", model).encoder, self._encoders(seen))
+
+    def _encoders(self, seen: Tensor) -> Tensor:
+        """Return images at the encoder's size."""
+        from lensdist.models.resample import resized
+
+        return resized(seen, self.cfg.model.encoder.image_size)
 
     def history(self, factor: int) -> list[str]:
         model = self.cfg.model

@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from lensdist.api import load
 from lensdist.data.config import PreprocessConfig
 from lensdist.data.dataset import PackedSet
 from lensdist.data.packing.pack import pack
 from lensdist.data.packing.writer import PackedWriter
 from lensdist.data.transforms import Preprocess
 from lensdist.export.artifact import write_export
-from lensdist.export.model import LoadedModel, load
+from lensdist.export.model import LoadedModel
 from lensdist.models.config import SuperResolverConfig
 from lensdist.models.resample import bicubic, block_means, enlarge, with_means
 from lensdist.models.super_resolution import SuperResolver

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from lensdist.api import load
 from lensdist.data.dataset import PackedSet
 from lensdist.export.artifact import read_export
-from lensdist.export.model import load
 from lensdist.models.ensemble import Ensemble
 from lensdist.tasks.build import build_task
 from lensdist.tasks.registry import task_class
