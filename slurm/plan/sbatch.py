@@ -99,17 +99,21 @@ def batches(
     """
     for phase, group in groupby(jobs, key=lambda name: arrays.get(name, name)):
         names = [*group]
+        at_once = jobs[names[0]].cluster.at_once or len(names)
         before: list[str] = []
         for number, part in enumerate(batched(names, largest or len(names)), 1):
             after = dependencies(part, jobs, ids)
             if len(part) > 1 and after is not None:
                 # A dot: no phase has that name.
                 yield phase if number == 1 else f"{phase}.{number}", part, after + before
-                if jobs[part[0]].cluster.at_once is not None:  # so that no more run in all
-                    before = [f"afterany:{_array_of(ids[part[0]])}"]
-                continue
-            for name in part:
-                yield name, [name], (dependencies([name], jobs, ids) or []) + before
+            else:
+                for index, name in enumerate(part):
+                    # Each after the one so many places before it: no more run in all.
+                    lane = part[index - at_once : index - at_once + 1] if at_once <= index else []
+                    waits = [f"afterany:{ids[one]}" for one in lane] or before
+                    yield name, [name], (dependencies([name], jobs, ids) or []) + waits
+            last = dict.fromkeys(_array_of(ids[one]) for one in part[-at_once:])
+            before = [f"afterany:{job}" for job in last] if at_once < len(names) else []
 
 
 def batched(names: Sequence[str], size: int) -> Iterator[list[str]]:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -87,7 +88,7 @@ def _resume(
     for name, sent in stuck.items():
         assert sent is not None
         say(f"{name}: job {sent.job} could not have started; cancelled, and sent again")
-    dispatch(jobs, {}, queued, say, logged)
+    dispatch(jobs, _arrays(jobs), queued, say, logged)
 
 
 def cancel(targets: Sequence[Target], state: Path, say: Say) -> None:
@@ -195,6 +196,20 @@ def _in_queue(again: Mapping[str, Job], statuses: Mapping[str, PhaseStatus]) -> 
                 raise UserError(f"{name} needs {need.phase}, which is not complete; resume it too")
             queued[need.phase] = before.sent.job
     return queued
+
+
+def _arrays(jobs: Mapping[str, Job]) -> dict[str, str]:
+    """Return the phase of each point of a sweep; without points that need scripts of their own."""
+    found: dict[str, str] = {}
+    for phase, group in groupby(jobs, key=lambda name: name.partition("@")[0]):
+        names = [*group]
+        alike = all(
+            (jobs[name].cluster, jobs[name].code) == (jobs[names[0]].cluster, jobs[names[0]].code)
+            for name in names
+        )
+        if alike and len(names) > 1:
+            found |= dict.fromkeys(names, phase)
+    return found
 
 
 def _on_nodes(job: Job, nodes: str | None) -> Job:
