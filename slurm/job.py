@@ -168,6 +168,11 @@ def load_job(path: Path, *, to_run: bool = True) -> Job:
     return job
 
 
+def hours_file(state: Path, table: str) -> Path:
+    """Return the file of the hours that a table's runs have used, for `lensdist report --used`."""
+    return state / "used" / f"{table}.json"
+
+
 def sent_job(state: Path, sent: Event, phase: str) -> Job:
     """Read the job file of a phase, not to run it; raises as `load_job`."""
     return load_job(state / sent.submission / f"{phase}.json", to_run=False)

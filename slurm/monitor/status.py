@@ -272,7 +272,8 @@ def _with_files(one: PhaseStatus, state: Path) -> PhaseStatus:
     return replace(one, job=job, unreadable=unreadable, complete=complete, damage=damage)
 
 
-def _used(one: PhaseStatus, state: Path) -> Used:
+def used_by(one: PhaseStatus, state: Path) -> Used:
+    """Return what all attempts of a phase have used."""
     jobs = {one.sent.submission: one.job} if one.sent is not None else {}
 
     def gpus(start: Event) -> int:
@@ -295,7 +296,7 @@ def _used(one: PhaseStatus, state: Path) -> Used:
 def _as_json(one: PhaseStatus, state: Path) -> dict[str, Any]:
     word, reason = one.state
     now = progress(one.target.run) if one.target.kind == "run" else None
-    hours = _used(one, state)
+    hours = used_by(one, state)
     return {
         "phase": one.target.phase,
         "kind": one.target.kind,

@@ -35,7 +35,7 @@ from slurm.config.request import (
 from slurm.config.resources import cluster_of
 from slurm.config.source import Source
 from slurm.config.sweep import Point, points
-from slurm.job import Target
+from slurm.job import Target, hours_file
 from slurm.plan.outdated import TRIGGERS, Existing, Trigger, of_run, of_scores, of_set
 from slurm.plan.plan import Plan, Step, shared_evenly
 
@@ -269,7 +269,7 @@ class _Builder:
         elif phase.report is not None:
             target = Target(phase=name, run=folder, kind="table")
             runs = [str(step.target.run) for step in earlier if step.target.kind == "run"]
-            argv = ("report", *runs, "--title", self._chain.name, "--out", str(folder))
+            argv = ("report", *runs, "--title", self._chain.name, *self._written(target))
             existing = _of_table(target, earlier)
             source = f"table of {len(runs)} runs"
         elif phase.simulate is not None:
@@ -309,9 +309,13 @@ class _Builder:
                 cluster_of(name, Phase(report=()), self._cluster_file, self._request.cluster, ()),
                 _of_table(target, swept),
                 follows=tuple(step.name for step in swept),
-                argv=("-m", "lensdist", "report", *runs, "--partial", "--out", str(target.run)),
+                argv=("-m", "lensdist", "report", *runs, "--partial", *self._written(target)),
             )
         ]
+
+    def _written(self, table: Target) -> tuple[str, ...]:
+        """Return where a table is written, and the file of hours that its prologue writes."""
+        return "--out", str(table.run), "--used", str(hours_file(self._state, table.phase))
 
     def _folder(self, name: str, point: Point | None) -> Path:
         return self._request.runs / _name(name, point)
