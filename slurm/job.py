@@ -92,6 +92,8 @@ class Job(Strict):
     needs: tuple[Target, ...]
     follows: tuple[str, ...] = ()
     """Phases that must have ended before it, successfully or not."""
+    together: tuple[str, ...] = ()
+    """All phases that run in its job, one after the other; none: it has a job of its own."""
     argv: tuple[str, ...]
     """Arguments of `python`: `-m lensdist.train --config …`."""
     cluster: Cluster
@@ -126,6 +128,11 @@ class Job(Strict):
     def log(self, what: What, job_id: str, **more: object) -> Event:
         """Add an event of this submission to the attempt log; see `Event` for the arguments."""
         return self.attempt_log.append(what, job_id, self.folder.name, **more)
+
+    def log_sent(self, job_id: str) -> None:
+        """Add to the attempt log that it was sent; if others share its job, it has an own log."""
+        own = {"log": f"{self.target.phase}.{job_id}"} if self.together else {}
+        self.log("sent", job_id, **own)
 
     def outcome_folder(self, attempt: int) -> Path:
         """Return the folder of an attempt's exit reports and node reports."""

@@ -99,7 +99,16 @@ def _catch_up(job: Job, job_id: str) -> None:
             job.log("ended", job_id, step=job.step(), reason=problem, **more)
     sent = {e.job for e in events if e.what == "sent"}
     if sent and job_id not in sent:  # else the user's command is about to log it
-        job.log("sent", job_id)
+        job.log_sent(job_id)
+
+
+def _settled(job: Job) -> int | None:
+    """Return the exit code of a phase that has ended before the job it shares was requeued."""
+    mine = [e for e in job.attempt_log.events() if e.submission == job.folder.name]
+    ends = [e.verdict for e in mine if e.what in ("started", "ended")]
+    if not job.together or not ends or ends[-1] not in ("done", "stop"):
+        return None
+    return 0 if ends[-1] == "done" else 1
 
 
 def _make_submittable(job: Job, job_id: str) -> None:
@@ -107,7 +116,7 @@ def _make_submittable(job: Job, job_id: str) -> None:
 
     A job that another one has sent, or that was sent while SLURM did not answer, has none.
     """
-    if job.cluster.executor != "slurm":
+    if job.cluster.executor != "slurm" or job.together:
         return
     from submitit.core.utils import DelayedSubmission, JobPaths
 
@@ -131,6 +140,10 @@ def main(path: str) -> int:
         job = load_job(Path(path))
         job_id = scheduler.own_id(os.environ)
         _catch_up(job, job_id)
+        settled = _settled(job)
+        if settled is not None:
+            print(f"settled={settled}")
+            return 0
         nodes = tuple(scheduler.hostnames(os.environ["SLURM_JOB_NODELIST"]))
         left = scheduler.seconds_left(os.environ["SLURM_JOB_ID"])
         start = start_attempt(job, job_id, nodes, left)

@@ -200,3 +200,7 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         child.wait(_KILL_AFTER)
     except subprocess.TimeoutExpired:
         child.kill()
+
+
+if __name__ == "__main__":
+    run_phase(sys.argv[1])

@@ -13,7 +13,8 @@ import pytest
 from slurm.job import Target, hours_file
 from slurm.job_side.prologue import start_attempt
 from slurm.monitor.hours import used_by_runs
-from slurm.monitor.status import HEADER, as_json, progress, query, table_rows, total_used
+from slurm.monitor.progress import progress
+from slurm.monitor.status import HEADER, as_json, query, table_rows, total_used
 from tests.unit.jobs import make_job
 from tests.unit.standing import T0, Standing, standing
 
