@@ -21,7 +21,7 @@ from lensdist.phases import COMPLETE, completed, saved_steps
 from lensdist.utils.errors import UserError
 from lensdist.utils.sealed import read_json, unsealed
 from lensdist.utils.settings import Strict
-from slurm.attempts import AttemptLog, Event, What
+from slurm.attempts import AttemptLog, Event, Verdict, What
 from slurm.config.cluster import Cluster
 
 # Names of fields in files that were written by earlier versions.
@@ -133,6 +133,12 @@ class Job(Strict):
         """Add to the attempt log that it was sent; if others share its job, it has an own log."""
         own = {"log": f"{self.target.phase}.{job_id}"} if self.together else {}
         self.log("sent", job_id, **own)
+
+    def settled(self) -> Verdict | None:
+        """Return `done` or `stop` if its last attempt in this submission ended so; else None."""
+        mine = [e for e in self.attempt_log.events() if e.submission == self.folder.name]
+        ends = [e.verdict for e in mine if e.what in ("started", "ended")]
+        return ends[-1] if ends and ends[-1] in ("done", "stop") else None
 
     def outcome_folder(self, attempt: int) -> Path:
         """Return the folder of an attempt's exit reports and node reports."""

@@ -102,15 +102,6 @@ def _catch_up(job: Job, job_id: str) -> None:
         job.log_sent(job_id)
 
 
-def _settled(job: Job) -> int | None:
-    """Return the exit code of a phase that has ended before the job it shares was requeued."""
-    mine = [e for e in job.attempt_log.events() if e.submission == job.folder.name]
-    ends = [e.verdict for e in mine if e.what in ("started", "ended")]
-    if not job.together or not ends or ends[-1] not in ("done", "stop"):
-        return None
-    return 0 if ends[-1] == "done" else 1
-
-
 def _make_submittable(job: Job, job_id: str) -> None:
     """Write the file that submitit's task reads, if no command of the user's could do so.
 
@@ -140,9 +131,8 @@ def main(path: str) -> int:
         job = load_job(Path(path))
         job_id = scheduler.own_id(os.environ)
         _catch_up(job, job_id)
-        settled = _settled(job)
-        if settled is not None:
-            print(f"settled={settled}")
+        if job.together and (verdict := job.settled()):
+            print(f"settled={0 if verdict == 'done' else 1}")
             return 0
         nodes = tuple(scheduler.hostnames(os.environ["SLURM_JOB_NODELIST"]))
         left = scheduler.seconds_left(os.environ["SLURM_JOB_ID"])

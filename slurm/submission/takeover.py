@@ -40,7 +40,8 @@ def _send(job: Job, after: Sequence[str], exclude: Sequence[str], delay: float, 
     text = batch_script(job, after, shared=shared)
     new = scheduler.send(write_atomic(job.folder / f"{phase}.again.sh", text), exclude, delay)
     for one in shared or [job]:
-        one.log_sent(new)
+        if one is job or not one.settled():
+            one.log_sent(new)
     say(f"{phase}: sent again as job {new}")
     if is_cancelled(
         job.attempt_log.events(), job.folder.name

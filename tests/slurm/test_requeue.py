@@ -179,7 +179,7 @@ def test_a_run_that_is_preempted_by_cancelling_goes_on(
     new = jobs_of(runs)
     assert (new["pretrain"] == old["pretrain"]) == bool(requeue)
     assert new["finetune"] == old["finetune"]
-    assert new["images"] == new["pretrain"]
+    assert new["images"] == old["images"]
     (made,) = attempts_of(runs, "images")
     assert made.ended is not None
     assert made.ended.verdict == "done"

@@ -12,7 +12,7 @@ import pytest
 from lensdist.utils.errors import UserError
 from slurm.attempts import AttemptLog
 from slurm.job import Job, load_job
-from slurm.job_side import prologue, shell
+from slurm.job_side import shell
 from slurm.monitor.status import query
 from slurm.plan.builder import make_plan
 from slurm.plan.plan import Plan
@@ -82,18 +82,21 @@ def test_each_phase_has_a_state_of_its_own(tmp_path: Path, fake: FakeSlurm) -> N
     assert _states(plan)[:2] == [("stopped", "it fell"), waiting]
     assert [one.live for one in query([s.target for s in plan.steps[:2]], plan.state)] == [0, 1]
     # What has ended does not begin again when the job is requeued for another phase.
-    assert prologue._settled(jobs["pretrain"]) == 1
+    assert jobs["pretrain"].settled() == "stop"
     jobs["pretrain"].log("ended", "101", attempt=1, verdict="done")
-    assert prologue._settled(jobs["pretrain"]) == 0
-    assert prologue._settled(jobs["finetune"]) is None
+    assert jobs["pretrain"].settled() == "done"
+    assert jobs["finetune"].settled() is None
 
 
 def test_a_new_job_takes_all_of_them_over(tmp_path: Path, fake: FakeSlurm) -> None:
     plan, jobs = _sent(tmp_path)
     fake.set("101", state="RUNNING")
+    jobs["pretrain"].log("ended", "101", attempt=1, verdict="done")
     assert take_over(jobs["finetune"], [], 0, lambda sentence: None) == "103"
     assert waits(fake) == {"103": "", "102": "afterok:103"}
-    assert [AttemptLog.of(plan.state, n).events()[-1].job for n in jobs] == ["103", "103", "102"]
+    # What is complete keeps its log, of the old job.
+    assert [AttemptLog.of(plan.state, n).events()[-1].job for n in jobs] == ["101", "103", "102"]
+    assert _states(plan)[0] == ("done", "")
     assert "/pretrain.json" in fake.jobs["103"]["script"]
 
 
