@@ -130,10 +130,10 @@ def main(path: str) -> int:
     try:
         job = load_job(Path(path))
         job_id = scheduler.own_id(os.environ)
-        _catch_up(job, job_id)
         if job.together and (verdict := job.settled()):
             print(f"settled={0 if verdict == 'done' else 1}")
             return 0
+        _catch_up(job, job_id)
         nodes = tuple(scheduler.hostnames(os.environ["SLURM_JOB_NODELIST"]))
         left = scheduler.seconds_left(os.environ["SLURM_JOB_ID"])
         start = start_attempt(job, job_id, nodes, left)

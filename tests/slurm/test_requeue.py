@@ -155,7 +155,7 @@ def test_a_run_that_is_preempted_by_cancelling_goes_on(
 ) -> None:
     """Without a grace; and where nothing may be requeued, a new job takes over (F1).
 
-    The job runs two phases, of which the first is complete by then.
+    The job runs two phases, of which the first is complete by then. Runs read a copy of the set.
     """
     chain = write_chain(tmp_path, tiny_set)
     text = json.loads(chain.read_text())
@@ -163,7 +163,9 @@ def test_a_run_that_is_preempted_by_cancelling_goes_on(
     text["phases"] = {"images": images, **text["phases"]}
     text["phases"]["pretrain"]["together"] = True
     chain.write_text(json.dumps(text))
-    where = write_cluster(tmp_path, **ONE, partition="scavenge")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    where = write_cluster(tmp_path, **ONE, partition="scavenge", stage="data", stage_to=str(disk))
     runs, given = tmp_path / "runs", [f"pretrain.{key}={value}" for key, value in RUN.items()]
     names = ("images", "pretrain", "finetune")
     submit("submit", chain, where, *names, *given, env=cluster.environment)
@@ -180,6 +182,7 @@ def test_a_run_that_is_preempted_by_cancelling_goes_on(
     assert (new["pretrain"] == old["pretrain"]) == bool(requeue)
     assert new["finetune"] == old["finetune"]
     assert new["images"] == old["images"]
+    assert len([*disk.glob("lensdist-*/*/manifest.json")]) == 1
     (made,) = attempts_of(runs, "images")
     assert made.ended is not None
     assert made.ended.verdict == "done"
