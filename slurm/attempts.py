@@ -34,6 +34,7 @@ class Event(Strict):
     time: float = Field(description="seconds since 1970")
     job: str = Field(description="SLURM's job id, or the local process's id")
     submission: str = Field(description="name of the submission's folder")
+    log: str = Field("", description="sent: beginning of its logs' names; else the job's id")
     attempt: int = Field(0, description="1, 2, … of the phase; 0 if none has started")
     nodes: tuple[str, ...] = Field((), description="started: the nodes that it uses")
     step: int = Field(0, description="step of the newest checkpoint")

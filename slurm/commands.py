@@ -13,6 +13,7 @@ from lensdist.utils.text import table
 from slurm import scheduler
 from slurm.config.request import phase_names
 from slurm.config.source import CHAIN, Source, chain_source, cluster_file
+from slurm.config.sweep import without_limit
 from slurm.monitor.find import Found, find_sent
 from slurm.plan.outdated import TRIGGERS
 from slurm.plan.plan import Plan, missing_inputs
@@ -52,9 +53,11 @@ def _planned(args: argparse.Namespace) -> Plan:
         raise UserError(f"--rerun-on {args.rerun_on}: {one!r} is not one of {choices}")
     triggers = tuple(trigger for trigger in TRIGGERS if trigger in given)
     source, words = chain_source(args.chain, args.config, args.arguments)
-    words += [] if args.at_once is None else [f"cluster.at_once={args.at_once}"]
+    sweeps, limit = without_limit(args.sweep)
+    at_once = args.at_once if args.at_once is not None else limit
+    words += [] if at_once is None else [f"cluster.at_once={at_once}"]
     cluster = cluster_file(args.cluster, submits=args.command == "submit")
-    return make_plan(source or Source(CHAIN), cluster, words, args.sweep, triggers)
+    return make_plan(source or Source(CHAIN), cluster, words, sweeps, triggers)
 
 
 def _plan(args: argparse.Namespace) -> None:

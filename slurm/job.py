@@ -21,7 +21,7 @@ from lensdist.phases import COMPLETE, completed, saved_steps
 from lensdist.utils.errors import UserError
 from lensdist.utils.sealed import read_json, unsealed
 from lensdist.utils.settings import Strict
-from slurm.attempts import AttemptLog, Event, What
+from slurm.attempts import AttemptLog, Event, Verdict, What
 from slurm.config.cluster import Cluster
 
 # Names of fields in files that were written by earlier versions.
@@ -92,6 +92,8 @@ class Job(Strict):
     needs: tuple[Target, ...]
     follows: tuple[str, ...] = ()
     """Phases that must have ended before it, successfully or not."""
+    together: tuple[str, ...] = ()
+    """All phases that run in its job, one after the other; none: it has a job of its own."""
     argv: tuple[str, ...]
     """Arguments of `python`: `-m lensdist.train --config …`."""
     cluster: Cluster
@@ -126,6 +128,17 @@ class Job(Strict):
     def log(self, what: What, job_id: str, **more: object) -> Event:
         """Add an event of this submission to the attempt log; see `Event` for the arguments."""
         return self.attempt_log.append(what, job_id, self.folder.name, **more)
+
+    def log_sent(self, job_id: str) -> None:
+        """Add to the attempt log that it was sent; if others share its job, it has an own log."""
+        own = {"log": f"{self.target.phase}.{job_id}"} if self.together else {}
+        self.log("sent", job_id, **own)
+
+    def settled(self) -> Verdict | None:
+        """Return `done` or `stop` if its last attempt in this submission ended so; else None."""
+        mine = [e for e in self.attempt_log.events() if e.submission == self.folder.name]
+        ends = [e.verdict for e in mine if e.what in ("started", "ended")]
+        return ends[-1] if ends and ends[-1] in ("done", "stop") else None
 
     def outcome_folder(self, attempt: int) -> Path:
         """Return the folder of an attempt's exit reports and node reports."""
@@ -166,6 +179,11 @@ def load_job(path: Path, *, to_run: bool = True) -> Job:
     if readable and job.cluster.share is None:
         raise _open_to_others(path.parent)
     return job
+
+
+def hours_file(state: Path, table: str) -> Path:
+    """Return the file of the hours that a table's runs have used, for `lensdist report --used`."""
+    return state / "used" / f"{table}.json"
 
 
 def sent_job(state: Path, sent: Event, phase: str) -> Job:

@@ -103,11 +103,11 @@ def _parser(program: str) -> argparse.ArgumentParser:
                 "--sweep",
                 action="append",
                 default=[],
-                metavar="key=v1,v2",
-                help="run once for each value, as a job array, and make a table; several --sweep: "
-                "for all combinations",
+                metavar="key=v1,v2[%N]",
+                help="run once for each value, as a job array (N tasks of it at once), and make a "
+                "table; several --sweep: for all combinations",
             )
-            text = "how many points of the sweep may run at the same time (default: all)"
+            text = "points of the sweep that may run at once, as %%N in --sweep (default: all)"
             one.add_argument("--at-once", type=int, metavar="N", help=text)
             one.add_argument(
                 "--rerun-on",

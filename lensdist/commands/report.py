@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--title", default="Results", help="the heading (default: %(default)s)")
     parser.add_argument(
+        "--used",
+        type=Path,
+        metavar="FILE",
+        help="the hours of nodes and GPUs by run, as the launcher of jobs writes them",
+    )
+    parser.add_argument(
         "--note", action="append", default=[], help="a sentence below the table; may be repeated"
     )
 
@@ -45,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         check_results,
         collect,
         hard_rows,
+        hours_of,
         table,
         tables,
         write_results,
@@ -55,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{folder} is not a run: it has no config.yaml")
     check_results(args.out)
     rows = collect(args.runs)
+    hours = hours_of(args.used) if args.used else {}
+    rows = [row | hours.get(run.absolute(), {}) for run, row in zip(args.runs, rows, strict=True)]
     hard = hard_rows(args.runs)
     bad = [row["problem"] for row in [*rows, *hard] if "problem" in row]
     if bad and not args.partial:

@@ -16,20 +16,35 @@ DEFAULTS = "defaults"
 _NO_INDEX = "items of a list cannot be set one by one; give the whole list, as in {}=[1, 2]"
 
 
-def compose(file: File | None, overrides: Sequence[str], problems: list[Problem]) -> Node:
+def compose(file: File | Node | None, overrides: Sequence[str], problems: list[Problem]) -> Node:
     """Return the merged tree without refused values, which are added to `problems`.
+
+    `file` may be a tree that this made of it.
 
     Raises:
         UserError: a file cannot be read; without it other errors, such as missing keys, might be
             wrong.
     """
     files = _Files(problems)
-    tree = Node({}, COMMAND_LINE) if file is None else files.read(file)
+    if isinstance(file, Node):
+        tree = file
+    else:
+        tree = Node({}, COMMAND_LINE) if file is None else files.read(file)
     for text in overrides:
         tree = _override(tree, text, problems)
     if files.unreadable:
         raise UserError(report(problems))
     return tree
+
+
+def composed(file: File) -> Node | None:
+    """Return the tree of a file without mistakes, to `load` many times; None if it has any."""
+    problems: list[Problem] = []
+    try:
+        tree = compose(file, (), problems)
+    except UserError:
+        return None
+    return None if problems else tree
 
 
 class _Files:

@@ -28,12 +28,14 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def load(
-    path: Path | None,
+    path: Path | Node | None,
     overrides: Sequence[str] = (),
     *,
     schema: type[M] | Callable[[dict[str, Any]], type[M]],
 ) -> M:
     """Load the configuration in `path` (None: overrides only) and check it against `schema`.
+
+    `path` may be what `compose` made of a file, which is then not read again.
 
     `schema` is a model, or a function that chooses one from the merged raw mapping, for example
     by its `task`. It may raise UserError; "key: what is wrong" is reported with the key's line.

@@ -207,6 +207,27 @@ def collect(runs: Sequence[Path]) -> list[dict[str, Any]]:
     return [_collect(run) for run in runs]
 
 
+def hours_of(file: Path) -> dict[Path, dict[str, float]]:
+    """Return `gpu_hours`, or on CPUs `node_hours`, of each run in a file of `report --used`.
+
+    All attempts of its training and evaluation count, those that failed too.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        used = {
+            Path(run): (float(one["gpus"]), float(one["nodes"]))
+            for run, one in read_json(file).items()
+        }
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise UserError(f"--used {file} is not a file of hours: {e}") from e
+    return {
+        run: {"gpu_hours": gpus} if gpus else {"node_hours": nodes}
+        for run, (gpus, nodes) in used.items()
+    }
+
+
 def hard_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """Return two rows, with a column per variant, for each run that has an `eval/hard.json`.
 

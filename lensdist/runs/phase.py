@@ -50,6 +50,7 @@ from lensdist.training.selection import Selection, selection
 from lensdist.training.stages import Phase, check_warmup, stages_in_steps
 from lensdist.training.stopping import STOP, Deadline, Stopper, job_ends
 from lensdist.utils.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, begun
+from lensdist.utils.launched import STAGED
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +240,7 @@ def _refuse_damage(packed: PackedSet, world: DistributedContext) -> None:
 def _data(cfg: BaseRun, world: DistributedContext) -> Path:
     """Return the packed set: the user's, or one that the run simulates for itself."""
     if cfg.data.path is not None:
-        return cfg.data.path
+        return Path(os.environ.get(STAGED) or cfg.data.path)
     assert cfg.data.sim is not None  # checked by the configuration
     own = cfg.run.dir / "data"
     _by_main(world, lambda: None if own.exists() else _simulate(cfg, own))

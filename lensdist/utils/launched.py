@@ -15,6 +15,8 @@ DEVICE = "LENSDIST_DEVICE"
 """`cuda` if the launcher has requested a GPU for each process."""
 PATIENCE = "LENSDIST_PATIENCE"
 """The time within which all processes must have come, in seconds."""
+STAGED = "LENSDIST_STAGED"
+"""The copy of the run's packed set on this node's own disk."""
 MIN_TFLOPS = "LENSDIST_MIN_TFLOPS"
 """The speed below which a GPU fails the check, in 1e12 operations a second in bfloat16."""
 

@@ -111,6 +111,9 @@ class Phase(Strict):
     cluster: dict[str, Any] = Field(
         {}, description="keys of the cluster for this phase: {partition: cpu, gpus_per_node: 1}"
     )
+    together: bool = Field(
+        False, description="share one job of SLURM with the phases beside it that say so, too"
+    )
     processes: int | None = Field(
         None, ge=1, description="largest number of processes, if the cluster gives more"
     )

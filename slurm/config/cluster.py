@@ -7,7 +7,7 @@ import re
 import unicodedata
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from lensdist.estimate.hardware import Shape
 from lensdist.utils.settings import Strict
@@ -175,6 +175,18 @@ class Cluster(Shape):
     srun: dict[Flag, Line] = Field(
         {}, description="more flags of srun: {container-image: …}; '' for a flag without value"
     )
+    stage: Literal["data"] | None = Field(
+        None,
+        description="data: each node copies a run's packed set to its own disk, once, and reads "
+        "the copy; where there is no room it reads the set",
+    )
+    stage_to: Line | None = Field(
+        None,
+        description="folder on a node's own disk for `stage`; null: $SLURM_TMPDIR, $TMPDIR or /tmp",
+    )
+    stage_seconds: int = Field(
+        1800, ge=1, description="time in which all nodes must have copied what `stage` says"
+    )
     share: Literal["group"] | None = Field(
         None,
         description="group: your group may read the runs, their status and logs; null: what the "
@@ -190,6 +202,16 @@ class Cluster(Shape):
     )
     requeue: Requeue = Requeue()
     preflight: Preflight = Preflight()
+
+    @field_validator("stage", mode="before")
+    @classmethod
+    def _not_the_environment(cls, value: Any) -> Any:
+        if value == "env":
+            raise ValueError(
+                "env: an environment cannot move, since its files hold its path; put it into a "
+                "container's image, which a node reads as one file"
+            )
+        return value
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -214,6 +236,8 @@ class Cluster(Shape):
                 raise ValueError(f"sbatch: {flag}: use the cluster's {ours} in its place")
             if name in _LAUNCHER:
                 raise ValueError(f"sbatch: {flag}: the launcher sets it; leave it out")
+        if self.stage and (self.container or self.boxed):
+            raise ValueError("stage: a container does not see the node's disk; leave out stage")
         if self.gpu_request == "gpus-per-task" and self.most > self.fewest:
             raise ValueError("gpu_request: gpus-per-task needs one number of nodes, not a range")
         return self

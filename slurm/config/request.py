@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Request:
     resources: dict[str, tuple[str, ...]]
     settings: tuple[str, ...]
 
-    @property
+    @functools.cached_property
     def runs(self) -> Path:
         """The folder of the runs."""
         return self.chain.runs.absolute()

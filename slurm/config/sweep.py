@@ -12,6 +12,7 @@ from lensdist.utils.errors import UserError
 
 _MOST = 1000  # points; a typing mistake must not fill a cluster's queue
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.,+=-]")
+_LIMIT = re.compile(r"(.*)%(\d+)", re.DOTALL)
 _LONGEST = 80  # characters of a label, which is part of a folder's name
 
 
@@ -26,6 +27,20 @@ class Point:
 
     label: str
     settings: tuple[str, ...]
+
+
+def without_limit(sweeps: Sequence[str]) -> tuple[list[str], int | None]:
+    """Return the sweeps without `%N` at the end, as in SLURM's `--array`, and N.
+
+    Raises:
+        UserError: N is 0, or two of them differ.
+    """
+    found = [_LIMIT.fullmatch(sweep) for sweep in sweeps]
+    limits = {int(one[2]) for one in found if one}
+    if len(limits) > 1 or 0 in limits:
+        raise UserError("--sweep: %N is how many points may run at once: give it once, from 1 on")
+    whole = [one[1] if one else sweep for one, sweep in zip(found, sweeps, strict=True)]
+    return whole, next(iter(limits), None)
 
 
 def points(sweeps: Sequence[str]) -> list[Point]:

@@ -83,7 +83,8 @@ def check_nodes(job: Job, folder: Path, node: int, count: int, port: int = 0) ->
     limits = job.cluster.preflight
     if not limits.enabled:
         return ""
-    end = time.monotonic() + limits.seconds
+    copying = job.cluster.stage_seconds if job.cluster.stage else 0
+    end = time.monotonic() + limits.seconds + copying
     mine = examine(job, node)
     if port and not node:
         mine = mine.model_copy(update={"port": free_port(job.cluster, port)})
@@ -101,7 +102,7 @@ def check_nodes(job: Job, folder: Path, node: int, count: int, port: int = 0) ->
     if missing:
         return (
             f"not started: node(s) {', '.join(missing)} of {count} did not report within "
-            f"{limits.seconds:g} s; are they up, and do they see {folder}?"
+            f"{limits.seconds + copying:g} s; are they up, and do they see {folder}?"
         )
     return ""
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lensdist.utils.errors import RunError, UserError, refusal
+from lensdist.utils.files import to_json, write_atomic
 from lensdist.utils.launched import DEADLINE
 from slurm import scheduler
 from slurm.attempts import attempts, is_cancelled
-from slurm.job import Job, load_job
+from slurm.job import Job, hours_file, load_job
 from slurm.job_side.command import ATTEMPT
 from slurm.job_side.shell import unfit_nodes
+from slurm.monitor.hours import used_by_runs
 from slurm.submission import snapshot
 
 _REPORTED = 5  # attempts whose reports are kept: one or two files of each node
@@ -64,10 +66,21 @@ def start_attempt(job: Job, job_id: str, nodes: tuple[str, ...], left: float | N
         reason = f"{job.target.phase} not started: {e}"
         job.log("ended", job_id, verdict="stop", reason=reason, kind="input", **event)
         raise UserError(reason) from e
+    if "--used" in job.argv:
+        _write_hours(job)
     job.outcome_folder(attempt).mkdir(parents=True, exist_ok=True)
     job.forget_outcomes(attempt - _REPORTED)
     _make_submittable(job, job_id)
     return Start(attempt, nodes[:usable], None if left is None else time.time() + left)
+
+
+def _write_hours(job: Job) -> None:
+    """Write what the chain's phases have used, for the table, which does not know the launcher."""
+    hours = used_by_runs(job.state)
+    each = {str(run): {"nodes": one.nodes, "gpus": one.gpus} for run, one in hours.items()}
+    file = hours_file(job.state, job.target.phase)
+    file.parent.mkdir(exist_ok=True, mode=job.state.stat().st_mode & 0o777)
+    write_atomic(file, to_json(each))
 
 
 def _catch_up(job: Job, job_id: str) -> None:
@@ -86,7 +99,7 @@ def _catch_up(job: Job, job_id: str) -> None:
             job.log("ended", job_id, step=job.step(), reason=problem, **more)
     sent = {e.job for e in events if e.what == "sent"}
     if sent and job_id not in sent:  # else the user's command is about to log it
-        job.log("sent", job_id)
+        job.log_sent(job_id)
 
 
 def _make_submittable(job: Job, job_id: str) -> None:
@@ -94,7 +107,7 @@ def _make_submittable(job: Job, job_id: str) -> None:
 
     A job that another one has sent, or that was sent while SLURM did not answer, has none.
     """
-    if job.cluster.executor != "slurm":
+    if job.cluster.executor != "slurm" or job.together:
         return
     from submitit.core.utils import DelayedSubmission, JobPaths
 
@@ -117,6 +130,9 @@ def main(path: str) -> int:
     try:
         job = load_job(Path(path))
         job_id = scheduler.own_id(os.environ)
+        if job.together and (verdict := job.settled()):
+            print(f"settled={0 if verdict == 'done' else 1}")
+            return 0
         _catch_up(job, job_id)
         nodes = tuple(scheduler.hostnames(os.environ["SLURM_JOB_NODELIST"]))
         left = scheduler.seconds_left(os.environ["SLURM_JOB_ID"])

@@ -21,6 +21,7 @@ from slurm.job import Job, load_job
 from slurm.job_side.command import ATTEMPT, Place, command, environment, find_place
 from slurm.job_side.node_health import agreed_port, check_nodes
 from slurm.job_side.requeue_policy import EXIT_FULL
+from slurm.job_side.staging import staged
 
 _POLL = 0.5  # s; each time a node looks at the size of its own file, on a disk that all share
 _SLOWER = 10  # another node may load torch so many times as slowly as this one
@@ -52,6 +53,7 @@ def _run(job: Job, place: Place, outcomes: Path) -> int:
     """Check the node, run the command, and return its exit code."""
     child: subprocess.Popen[bytes] | None = None
     # A private folder: processes read pickles from the rendezvous file in it.
+    own_disk = contextlib.ExitStack()
     meeting = tempfile.TemporaryDirectory(prefix="lensdist-")
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -65,6 +67,8 @@ def _run(job: Job, place: Place, outcomes: Path) -> int:
     numbers = (signal.SIGUSR2,) if debug else (signal.SIGTERM, signal.SIGUSR2)
     before = {number: signal.signal(number, forward) for number in numbers}
     try:
+        # Before the check, in which nodes wait for each other.
+        data = own_disk.enter_context(staged(job, lambda line: print(line, file=sys.stderr)))
         wanted = int(place.port) if place.count > 1 else 0
         problem = check_nodes(job, outcomes, int(place.rank), place.count, wanted)
         if problem:
@@ -72,7 +76,8 @@ def _run(job: Job, place: Place, outcomes: Path) -> int:
         place = replace(place, port=str(agreed_port(outcomes) or place.port))
         spare = Path(meeting.name) / "reports"
         spare.mkdir()
-        env = environment(job, place, outcomes, os.environ) | {outcome.SPARE: str(spare)}
+        env = environment(job, place, outcomes, os.environ)
+        env |= {outcome.SPARE: str(spare), **data}
         if place.count == 1 and not job.cluster.container:  # a container may have its own /tmp
             env["PET_RDZV_ENDPOINT"] = f"{meeting.name}/rendezvous"
         end_with_parent = _end_with_parent()
@@ -89,6 +94,7 @@ def _run(job: Job, place: Place, outcomes: Path) -> int:
             child.terminate()
             child.wait()
         meeting.cleanup()
+        own_disk.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -200,3 +206,7 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         child.wait(_KILL_AFTER)
     except subprocess.TimeoutExpired:
         child.kill()
+
+
+if __name__ == "__main__":
+    run_phase(sys.argv[1])

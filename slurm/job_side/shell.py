@@ -71,6 +71,32 @@ def begin(python: str, file: str) -> list[str]:
     ]
 
 
+def phases(python: str) -> list[str]:
+    """Return the function that runs a phase of a job that several share, each in a subshell.
+
+    A phase that fails lets the next one start, whose prologue knows whether it needs that one. When
+    a phase is requeued or ended by SLURM, the job ends, and those that have ended are skipped next
+    time.
+    """
+    interpreter = shlex.quote(python)
+    return [
+        "failed=0",
+        "run_phase() {",
+        '  (trap : TERM; one_phase "$@"); code=$?',
+        "  [ $code -le 1 ] || exit $code",
+        "  [ $code = 0 ] || failed=1",
+        "}",
+        "one_phase() {",
+        "  file=$1; shift; settled=",
+        *(f"  {line}" for line in begin(python, '"$file"')),
+        '  [ -z "$settled" ] || exit "$settled"',
+        '  srun "$@"',
+        "  code=$?; trap '' TERM",
+        f'  {interpreter} -m slurm.job_side.epilogue "$file" $code',
+        "}",
+    ]
+
+
 def unfit_nodes(comment: str) -> dict[str, str]:
     """Return what the shell said in a job's comment, by node."""
     return {

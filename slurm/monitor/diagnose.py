@@ -16,7 +16,8 @@ from slurm.job import Target
 from slurm.monitor.advice import advise, next_lines
 from slurm.monitor.evidence import Case, error_lines, killed_process, short_traceback
 from slurm.monitor.known_errors import STATES, explain_exit
-from slurm.monitor.status import PhaseStatus, progress, query
+from slurm.monitor.progress import progress
+from slurm.monitor.status import PhaseStatus, query
 
 _WIDTH = 100
 _TRACE = 12  # lines of a traceback

@@ -102,8 +102,12 @@ class Case:
         node = 0
         if self.missing and self.unexplained:
             node = self.past[-1].started.nodes.index(self.missing[0][1])
-        file = log_file(self._state, self.status.sent, node)
-        return file if file.exists() else None
+        sent = self.status.sent
+        # Of a phase that never began in a job that others share, the job's.
+        logs = [
+            log_file(self._state, one, node) for one in (sent, sent.model_copy(update={"log": ""}))
+        ]
+        return next((file for file in logs if file.exists()), None)
 
     @cached_property
     def unexplained(self) -> bool:

@@ -164,7 +164,7 @@ class _Reader:
     def _nodes(self, sent: Event) -> list[int]:
         if not self._all:
             return [0] if log_file(self._state, sent).exists() else []
-        name = re.compile(rf"{re.escape(sent.job)}_(\d+)_log\.out")
+        name = re.compile(rf"{re.escape(sent.log or sent.job)}_(\d+)_log\.out")
         found = map(name.fullmatch, (p.name for p in (self._state / sent.submission).glob("*.out")))
         return sorted(int(match[1]) for match in found if match)
 

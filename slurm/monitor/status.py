@@ -10,22 +10,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from lensdist.config import load
-from lensdist.config.schema import recorded_schema
-from lensdist.tracking.metrics_log import read
 from lensdist.utils.errors import UserError
 from lensdist.utils.text import duration
 from slurm import scheduler
 from slurm.attempts import UNKNOWN, AttemptLog, Event
 from slurm.job import Job, Target, sent_job
+from slurm.monitor.progress import progress
 from slurm.monitor.used import Used, used
 from slurm.scheduler import JobState
 
 HEADER = ("phase", "job", "state", "attempts", "progress", "ETA", "last val", "used", "complete")
-_RECENT = 5  # rows of training that give the speed
 _REASON = 40  # characters of the reason in the table; `why` shows all of it
 
 
@@ -83,12 +79,25 @@ class PhaseStatus:
         return max((e.attempt for e in self.events), default=0)
 
     @property
+    def _over(self) -> bool:
+        """Whether it has ended in a job that other phases share."""
+        last, shared = self.last, self.job is not None and self.job.together
+        return bool(shared) and last is not None and last.verdict in ("done", "stop")
+
+    @property
+    def _next(self) -> bool:
+        """Whether it waits in a job that runs another phase."""
+        last, shared = self.last, self.job is not None and self.job.together
+        runs = self.slurm is not None and self.slurm.state in scheduler.RUNNING
+        return bool(shared) and runs and last is not None and last.what == "sent"
+
+    @property
     def live(self) -> bool | None:
         """Whether it runs or will start by itself; None if this machine cannot tell."""
         if self.sent is None:
             return False
         if self.slurm is not None:
-            return self.slurm.active
+            return self.slurm.active and not self._over
         last, local = self.last, not self.by_slurm
         # After `leave`, SLURM decides, and only SLURM shows how.
         final = ("done", "stop", "leave") if local else ("done", "stop")
@@ -106,7 +115,7 @@ class PhaseStatus:
     def running(self) -> bool:
         """Whether it runs now."""
         if self.slurm is not None:
-            return self.slurm.state in scheduler.RUNNING
+            return self.slurm.state in scheduler.RUNNING and not self._over and not self._next
         return bool(self.live) and self.last is not None and self.last.what in ("sent", "started")
 
     @property
@@ -121,7 +130,9 @@ class PhaseStatus:
     def state(self) -> tuple[str, str]:
         """The name of its state, SLURM's if SLURM has the job; and the reason."""
         last = self.last
-        if self.slurm is not None:
+        if self._next:
+            return "PENDING", "another phase runs in its job"
+        if self.slurm is not None and not self._over:
             reason = "" if self.slurm.reason == "None" else self.slurm.reason  # sacct writes None
             if last is not None and last.verdict in ("stop", "leave") and not self.slurm.active:
                 reason = last.reason
@@ -137,26 +148,6 @@ class PhaseStatus:
         if self.live is None:
             return ("sent" if last.what == "sent" else "running?"), ""
         return ("gone" if last.what == "sent" else "lost?"), ""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The progress of a training run.
-
-    Attributes:
-        step: of the last row of training.
-        total: steps of the whole run; early stopping may end it sooner.
-        seconds: time for the rest at the present speed, with validations; a later stage that trains
-            more parameters is slower.
-        score: name of the score that selects the best checkpoint.
-        value: its last value.
-    """
-
-    step: int
-    total: int
-    seconds: float | None
-    score: str
-    value: float | None
 
 
 def query(targets: Sequence[Target], state: Path) -> list[PhaseStatus]:
@@ -203,34 +194,9 @@ def total_used(entries: Sequence[dict[str, Any]]) -> str:
     return f"used so far: {' and '.join(dict.fromkeys(parts))}" if parts else ""
 
 
-def progress(run: Path) -> Progress | None:
-    """Return how far a training run is; None before its first row of metrics."""
-    try:
-        config = load(run / "config.yaml", schema=recorded_schema)
-    except UserError:  # it does not exist yet, or another version wrote it
-        return None
-    rows = read(run / "metrics.jsonl")
-    train = [row for row in rows if row["kind"] == "train"]
-    if not train:
-        return None
-    val = next((row for row in reversed(rows) if row["kind"] == "val"), {})
-    step = train[-1]["step"]
-    # The number of images is not known here, but the rows have step and epoch.
-    per_epoch = max(1, round(step / train[-1]["epoch"]))
-    total = config.train.max_steps or per_epoch * config.train.epochs
-    seconds = None
-    rates = [row["images_per_s"] for row in train[-_RECENT:] if row.get("images_per_s")]
-    if rates:
-        between = max(1, round(config.train.eval_every_epochs * per_epoch))
-        pace = config.train.global_batch / median(rates) + (val.get("seconds") or 0) / between
-        seconds = max(0, total - step) * pace
-    score, _ = config.selects
-    return Progress(step, total, seconds, score, val.get(score))
-
-
 def log_file(state: Path, sent: Event, node: int = 0) -> Path:
     """Return the log of a node of a job; the head node is 0."""
-    return state / sent.submission / f"{sent.job}_{node}_log.out"
+    return state / sent.submission / f"{sent.log or sent.job}_{node}_log.out"
 
 
 def is_ours(job: str) -> bool:
@@ -248,14 +214,15 @@ def _with_id(one: PhaseStatus, state: Path) -> PhaseStatus:
         return one
     phase = one.target.phase
     try:
-        chain = sent_job(state, one.sent, phase).chain
+        job = sent_job(state, one.sent, phase)
     except UserError:
         return one
     found = scheduler.sent_from(state / one.sent.submission)
-    # A point of a sweep is a task of the swept phase's array.
-    names = (f"{chain}-{name}" for name in (phase, phase.partition("@")[0]))
-    job = next((found[name] for name in names if name in found), None)
-    return one if job is None else replace(one, sent=one.sent.model_copy(update={"job": job}))
+    # A point of a sweep is a task of the swept phase's array; a shared job has the first's name.
+    scripts = (phase, phase.partition("@")[0], *job.together[:1])
+    names = (f"{job.chain}-{name}" for name in scripts)
+    known = next((found[name] for name in names if name in found), None)
+    return one if known is None else replace(one, sent=one.sent.model_copy(update={"job": known}))
 
 
 def _with_files(one: PhaseStatus, state: Path) -> PhaseStatus:
@@ -272,7 +239,8 @@ def _with_files(one: PhaseStatus, state: Path) -> PhaseStatus:
     return replace(one, job=job, unreadable=unreadable, complete=complete, damage=damage)
 
 
-def _used(one: PhaseStatus, state: Path) -> Used:
+def used_by(one: PhaseStatus, state: Path) -> Used:
+    """Return what all attempts of a phase have used."""
     jobs = {one.sent.submission: one.job} if one.sent is not None else {}
 
     def gpus(start: Event) -> int:
@@ -295,7 +263,7 @@ def _used(one: PhaseStatus, state: Path) -> Used:
 def _as_json(one: PhaseStatus, state: Path) -> dict[str, Any]:
     word, reason = one.state
     now = progress(one.target.run) if one.target.kind == "run" else None
-    hours = _used(one, state)
+    hours = used_by(one, state)
     return {
         "phase": one.target.phase,
         "kind": one.target.kind,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lensdist.config import load
+from lensdist.config.compose import composed
 from lensdist.config.schema import BaseRun, schema_of
 from lensdist.data.epoch_size import images_per_epoch
 from lensdist.runs.accelerate_launch import (
@@ -34,7 +35,7 @@ from slurm.config.request import (
 from slurm.config.resources import cluster_of
 from slurm.config.source import Source
 from slurm.config.sweep import Point, points
-from slurm.job import Target
+from slurm.job import Target, hours_file
 from slurm.plan.outdated import TRIGGERS, Existing, Trigger, of_run, of_scores, of_set
 from slurm.plan.plan import Plan, Step, shared_evenly
 
@@ -99,13 +100,14 @@ class _Builder:
         self._triggers = triggers
         own = ROOT / "accelerate_config.yaml"
         self._accelerate = [from_file(own)] if own.exists() else []  # a clone has the file
-        self._steps: dict[str, list[Step]] = {}
+        self._steps: dict[str, dict[Point | None, Step]] = {}
         self._clusters: dict[str, Cluster] = {}
         # The same at each point of a sweep.
         self._environment = functools.cache(
             lambda env: from_environment({**os.environ, **dict(env)})
         )
         self._short = functools.cache(_short)
+        self._base = functools.cache(composed)
 
     def plan(self, combined: Sequence[Point]) -> Plan:
         """Return the plan of the request, at all points of a sweep.
@@ -116,15 +118,17 @@ class _Builder:
         errors: list[str] = []
         swept = self._swept(combined)
         for name in self._chain.phases:
-            self._steps[name] = []
+            self._steps[name] = {}
             for point in combined if name in swept else [None]:
                 try:
-                    self._steps[name] += self._build(name, point)
+                    step = self._build(name, point)
+                    if step is not None:
+                        self._steps[name][point] = step
                 except UserError as e:
                     errors += [f"{name}: {one}" for one in str(e).splitlines()]
         if errors:
             raise UserError("\n".join(dict.fromkeys(errors)))
-        chosen = [step for name in self._request.phases for step in self._steps[name]]
+        chosen = [step for name in self._request.phases for step in self._steps[name].values()]
         chosen += self._sweep_table(chosen)
         request = self._request
         return Plan(request.chain, self._cluster, request.runs, self._state, tuple(chosen))
@@ -143,8 +147,8 @@ class _Builder:
         # A table of the chain covers all points.
         return {name for name in swept if phases[name].report is None}
 
-    def _build(self, name: str, point: Point | None) -> list[Step]:
-        """Return a phase's step at a point; no step if an earlier phase could not be built.
+    def _build(self, name: str, point: Point | None) -> Step | None:
+        """Return a phase's step at a point; None if an earlier phase could not be built.
 
         Raises:
             UserError: all errors in it, one a line.
@@ -153,26 +157,19 @@ class _Builder:
         earlier: list[Step] = []
         lacking = False
         for other in self._chain.needs(name):
-            those = [
-                step
-                for step in self._steps[other]
-                if phase.report or step.point is None or step.point is point
-            ]
+            every = self._steps[other]
+            at = every if phase.report else dict.fromkeys((None, point))
+            those = [every[one] for one in at if one in every]
             lacking |= not those
             earlier += those
         if lacking and phase.train is None:
-            return []
+            return None
         build = self._other if phase.train is None else self._training
         step = build(name, point, earlier)
         if lacking:
-            return []  # the earlier phase's errors are reported; this one's would be, too
-        return [
-            replace(
-                step,
-                needs=tuple(one.target for one in earlier),
-                existing=self._after(earlier, step.existing),
-            )
-        ]
+            return None  # the earlier phase's errors are reported; this one's would be, too
+        needs = tuple(one.target for one in earlier)
+        return replace(step, needs=needs, existing=self._after(earlier, step.existing))
 
     def _after(self, earlier: Sequence[Step], existing: Existing) -> Existing:
         """Return what exists of a phase, now that the phases that it needs are known."""
@@ -224,7 +221,8 @@ class _Builder:
             if setting.partition("=")[0].strip() == "run.dir":
                 raise UserError(f"{setting}: the chain sets every run's folder; set runs=FOLDER")
         own.append(f"run.dir={self._folder(name, point)}")
-        return load(self._config_file(name), own, schema=schema_of)
+        file = self._config_file(name)
+        return load(self._base(file) or file, own, schema=schema_of)
 
     def _config_file(self, name: str) -> Path:
         train = self._chain.phases[name].train
@@ -271,7 +269,7 @@ class _Builder:
         elif phase.report is not None:
             target = Target(phase=name, run=folder, kind="table")
             runs = [str(step.target.run) for step in earlier if step.target.kind == "run"]
-            argv = ("report", *runs, "--title", self._chain.name, "--out", str(folder))
+            argv = ("report", *runs, "--title", self._chain.name, *self._written(target))
             existing = _of_table(target, earlier)
             source = f"table of {len(runs)} runs"
         elif phase.simulate is not None:
@@ -311,9 +309,13 @@ class _Builder:
                 cluster_of(name, Phase(report=()), self._cluster_file, self._request.cluster, ()),
                 _of_table(target, swept),
                 follows=tuple(step.name for step in swept),
-                argv=("-m", "lensdist", "report", *runs, "--partial", "--out", str(target.run)),
+                argv=("-m", "lensdist", "report", *runs, "--partial", *self._written(target)),
             )
         ]
+
+    def _written(self, table: Target) -> tuple[str, ...]:
+        """Return where a table is written, and the file of hours that its prologue writes."""
+        return "--out", str(table.run), "--used", str(hours_file(self._state, table.phase))
 
     def _folder(self, name: str, point: Point | None) -> Path:
         return self._request.runs / _name(name, point)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 
 from lensdist.config.schema import BaseRun
@@ -13,6 +15,7 @@ from slurm.config.cluster import Cluster
 from slurm.config.sweep import Point
 from slurm.job import Job, Target
 from slurm.plan.outdated import Existing
+from slurm.plan.together import allocation
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Plan:
             target=step.target,
             needs=step.needs,
             follows=step.follows,
+            together=self.together.get(step.name, ()),
             argv=train if step.argv is None else step.argv,
             cluster=step.cluster,
             counts=step.counts,
@@ -99,6 +103,27 @@ class Plan:
             versions=versions,
             submitted=submitted,
         )
+
+    @cached_property
+    def together(self) -> dict[str, tuple[str, ...]]:
+        """The phases that share a job, by the name of each: neighbours with `together: true`."""
+        found: dict[str, tuple[str, ...]] = {}
+        if self.cluster.executor != "slurm":
+            return found
+        phases = self.chain.phases
+        for shared, steps in groupby(
+            self.todo, lambda s: s.point is None and s.phase in phases and phases[s.phase].together
+        ):
+            clusters = {step.name: step.cluster for step in steps}
+            if shared and len(clusters) > 1:
+                found |= dict.fromkeys(clusters, tuple(clusters))
+        return found
+
+    def __post_init__(self) -> None:
+        """Check that phases can share their job; raises UserError."""
+        clusters = {step.name: step.cluster for step in self.todo}
+        for names in {*self.together.values()}:
+            allocation({name: clusters[name] for name in names})
 
     @property
     def arrays(self) -> dict[str, str]:

@@ -54,7 +54,12 @@ def batch_scripts(plan: Plan) -> dict[str, str]:
     largest = scheduler.largest_array() if plan.arrays else None
     for script, names, after in batches(jobs, plan.arrays, ids, largest):
         tasks = len(names) if len(names) > 1 else 0
-        found[script] = batch_script(jobs[names[0]], after, script if tasks else None, tasks)
+        first = jobs[names[0]]
+        if first.together:
+            found[script] = batch_script(first, after, shared=[jobs[name] for name in names])
+            ids |= dict.fromkeys(names, f"JOB_OF_{script}")
+            continue
+        found[script] = batch_script(first, after, script if tasks else None, tasks)
         for task, name in enumerate(names):
             ids[name] = f"JOB_OF_{script}_{task}" if tasks else f"JOB_OF_{script}"
     return found
@@ -111,6 +116,8 @@ def _phase(plan: Plan, step: Step, time: Estimate | None) -> str:
         ("after", needs or "nothing"),
         ("on", _where(cluster, step.counts)),
     ]
+    if others := [name for name in plan.together.get(step.name, ()) if name != step.name]:
+        rows.append(("together", f"in one job with {', '.join(others)}"))
     if step.config is not None:
         rows.append(("step", _step(step.config, cluster, step.counts)))
         if step.config.engine != "ddp":

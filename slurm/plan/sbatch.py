@@ -17,19 +17,30 @@ from typing import Any
 from slurm.config.cluster import Cluster
 from slurm.job import Job
 from slurm.job_side import shell
+from slurm.plan.together import allocation
 
 TASKS_WAIT = 60  # s for a job's other nodes to save or report after one has ended
 _TASK = re.compile(r"(.+)_(\d+)")
 
 
-def slurm_executor(job: Job, after: Sequence[str], array: str | None = None) -> Any:
-    """Return submitit's executor for a job; for any point of a sweep, if `array` is its phase.
+def slurm_executor(
+    job: Job, after: Sequence[str], array: str | None = None, shared: Sequence[Job] = ()
+) -> Any:
+    """Return submitit's executor for a job.
 
-    `after` are conditions of `--dependency`, such as `afterok:17`.
+    Args:
+        after: conditions of `--dependency`, such as `afterok:17`.
+        array: the phase, for any point of a sweep.
+        shared: all phases that the job runs, if there are several.
+
+    Raises:
+        UserError: these phases cannot share a job.
     """
     from slurm.plan.submitit_executor import Executor
 
     cluster = job.cluster
+    if shared:
+        cluster = allocation({one.target.phase: one.cluster for one in shared})
     own = {flag.lstrip("-").replace("_", "-"): value for flag, value in cluster.sbatch.items()}
     flags: dict[str, str | int | bool] = {f: v or True for f, v in own.items() if v is not None}
     if after:
@@ -53,11 +64,12 @@ def slurm_executor(job: Job, after: Sequence[str], array: str | None = None) -> 
         "mem": f"{round(cluster.mem_gb * 1024)}M" if cluster.mem_gb else None,
     }
     _ask_for_gpus(cluster, optional, flags)
-    setup, teardown = _around(job, array)
+    setup, teardown = _around(job, array, shared)
     # The container of srun has an interpreter of its own; a `container` is entered later.
     python = shlex.quote(cluster.python) if cluster.boxed and cluster.python else None
     dropped = [flag for flag, value in own.items() if value is None]
-    executor = Executor(job.folder, dropped=dropped, python=python)
+    steps = [line for one in shared for line in _phase_of_shared(one)]
+    executor = Executor(job.folder, dropped=dropped, python=python, steps=steps)
     executor.update_parameters(
         job_name=f"{job.chain}-{array or job.target.phase}",
         nodes=cluster.fewest,
@@ -75,9 +87,15 @@ def slurm_executor(job: Job, after: Sequence[str], array: str | None = None) -> 
     return executor
 
 
-def batch_script(job: Job, after: Sequence[str], array: str | None = None, tasks: int = 0) -> str:
+def batch_script(
+    job: Job,
+    after: Sequence[str],
+    array: str | None = None,
+    tasks: int = 0,
+    shared: Sequence[Job] = (),
+) -> str:
     """Return the text that sbatch is given for a job, or for an array of so many tasks."""
-    executor = slurm_executor(job, after, array)
+    executor = slurm_executor(job, after, array, shared)
     if array is not None:
         executor.parameters["map_count"] = tasks
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
@@ -89,7 +107,9 @@ def batches(
     ids: Mapping[str, str],
     largest: int | None = None,
 ) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yield the batch scripts to send: name, its jobs (several: an array), and what it waits for.
+    """Yield the batch scripts to send: name, its jobs, and what it waits for.
+
+    Several jobs are the tasks of an array, or phases that run one after the other (`together`).
 
     Args:
         jobs: by name, each after those it needs.
@@ -97,19 +117,27 @@ def batches(
         ids: ids of jobs; the caller adds those of a script's jobs before it asks for the next.
         largest: how many tasks an array may have; more points become several arrays.
     """
-    for phase, group in groupby(jobs, key=lambda name: arrays.get(name, name)):
+    for phase, group in groupby(jobs, key=lambda n: arrays.get(n, [*jobs[n].together, n][0])):
         names = [*group]
+        if jobs[names[0]].together:
+            each = [one for n in names for one in dependencies([n], jobs, ids) or []]
+            yield phase, names, [*dict.fromkeys(each)]
+            continue
+        at_once = jobs[names[0]].cluster.at_once or len(names)
         before: list[str] = []
         for number, part in enumerate(batched(names, largest or len(names)), 1):
             after = dependencies(part, jobs, ids)
             if len(part) > 1 and after is not None:
                 # A dot: no phase has that name.
                 yield phase if number == 1 else f"{phase}.{number}", part, after + before
-                if jobs[part[0]].cluster.at_once is not None:  # so that no more run in all
-                    before = [f"afterany:{_array_of(ids[part[0]])}"]
-                continue
-            for name in part:
-                yield name, [name], (dependencies([name], jobs, ids) or []) + before
+            else:
+                for index, name in enumerate(part):
+                    # Each after the one so many places before it: no more run in all.
+                    lane = part[index - at_once : index - at_once + 1] if at_once <= index else []
+                    waits = [f"afterany:{ids[one]}" for one in lane] or before
+                    yield name, [name], (dependencies([name], jobs, ids) or []) + waits
+            last = dict.fromkeys(_array_of(ids[one]) for one in part[-at_once:])
+            before = [f"afterany:{job}" for job in last] if at_once < len(names) else []
 
 
 def batched(names: Sequence[str], size: int) -> Iterator[list[str]]:
@@ -147,7 +175,7 @@ def dependencies(
             return None
         conditions.append(f"aftercorr:{arrays.pop()}")  # each task after the same task of the other
     ends = [_array_of(ids[other]) for n in names for other in jobs[n].follows if other in ids]
-    return conditions + [f"afterany:{job}" for job in dict.fromkeys(ends)]
+    return [*dict.fromkeys(conditions), *(f"afterany:{job}" for job in dict.fromkeys(ends))]
 
 
 def _array_of(job: str) -> str:
@@ -155,9 +183,9 @@ def _array_of(job: str) -> str:
     return found[1] if found else job
 
 
-def _around(job: Job, array: str | None) -> tuple[list[str], list[str]]:
+def _around(job: Job, array: str | None, shared: Sequence[Job]) -> tuple[list[str], list[str]]:
     """Return the lines of the script before and after the steps."""
-    file = shlex.quote(str(job.file))
+    file = " ".join(shlex.quote(str(one.file)) for one in shared or [job])
     if array is not None:
         before, after = str(array_file(job.folder, array, "\0")).split("\0")
         file = f'{shlex.quote(before)}"$SLURM_ARRAY_TASK_ID"{shlex.quote(after)}'
@@ -170,10 +198,23 @@ def _around(job: Job, array: str | None) -> tuple[list[str], list[str]]:
         *_checked(job.cluster.setup),
         "# the epilogue below must run, however the steps end",
         "set +e; trap : TERM",
-        *shell.begin(sys.executable, file),
+        *(shell.phases(sys.executable) if shared else shell.begin(sys.executable, file)),
     ]
+    if shared:
+        return setup, ["exit $failed"]
     # SLURM ends the script when it requeues the job: the epilogue must ignore that.
     return setup, ["code=$?; trap '' TERM", f"{python} -m slurm.job_side.epilogue {file} $code"]
+
+
+def _phase_of_shared(job: Job) -> list[str]:
+    """Return the line that runs a phase in a job that others share."""
+    file, phase = shlex.quote(str(job.file)), job.target.phase
+    python = (job.cluster.boxed and job.cluster.python) or sys.executable
+    head = shlex.quote(str(job.folder / f"{phase}."))
+    flags = shlex.join(["--unbuffered", "--open-mode=append", *_srun(job)])
+    log = f'--output {head}"$SLURM_JOB_ID"_%t_log.out'
+    srun = f"{flags} {log} {shlex.quote(python)} -m slurm.job_side.run {file}"
+    return [f'run_phase {file} {srun} >> {head}"$SLURM_JOB_ID"_0_log.out 2>&1']
 
 
 def _checked(lines: Sequence[str]) -> list[str]:

@@ -18,13 +18,18 @@ class Executor(SlurmExecutor):  # type: ignore[misc]
         folder: the submission's folder.
         dropped: options that are left out, without dashes.
         python: the interpreter, quoted for the shell; None: this one.
+        steps: lines in place of submitit's own step.
     """
 
     def __init__(
-        self, folder: Path, dropped: Sequence[str] = (), python: str | None = None
+        self,
+        folder: Path,
+        dropped: Sequence[str] = (),
+        python: str | None = None,
+        steps: Sequence[str] = (),
     ) -> None:
         super().__init__(folder, python=python)
-        self._dropped = dropped
+        self._dropped, self._steps = dropped, steps
 
     @classmethod
     def affinity(cls) -> int:
@@ -33,6 +38,9 @@ class Executor(SlurmExecutor):  # type: ignore[misc]
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         text = str(super()._make_submission_file_text(command, uid))
+        if self._steps:
+            before, _, after = text.partition("\nsrun ")
+            text = "\n".join([before, *self._steps, "", after.partition("\n\n")[2]])
         lines = text.split("\n")
         names = [line.removeprefix("#SBATCH --").partition("=")[0] for line in lines]
         is_flag = [line.startswith("#SBATCH ") for line in lines]

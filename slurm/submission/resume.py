@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -78,7 +79,10 @@ def _resume(
     other = {name: _on_nodes(job, nodes if name in asked else None) for name, job in again.items()}
     shared = next((job.cluster.share for job in again.values() if job.cluster.share), None)
     folder = new_submission(state, shared)
-    jobs = {name: job.model_copy(update={"folder": folder}) for name, job in other.items()}
+    jobs = {
+        name: job.model_copy(update={"folder": folder, "together": _together(job, other)})
+        for name, job in other.items()
+    }
     for name, job in jobs.items():
         if statuses[name].complete:  # a table, which is made again from more runs
             say(f"{name}: the old one is kept as {set_aside(job.target.marker())}")
@@ -87,7 +91,7 @@ def _resume(
     for name, sent in stuck.items():
         assert sent is not None
         say(f"{name}: job {sent.job} could not have started; cancelled, and sent again")
-    dispatch(jobs, {}, queued, say, logged)
+    dispatch(jobs, _arrays(jobs), queued, say, logged)
 
 
 def cancel(targets: Sequence[Target], state: Path, say: Say) -> None:
@@ -96,7 +100,12 @@ def cancel(targets: Sequence[Target], state: Path, say: Say) -> None:
     Raises:
         RunError: SLURM refused.
     """
-    live = [(one, one.sent) for one in query(targets, state) if one.live and one.sent is not None]
+    asked = query(targets, state)
+    more = {name for one in asked if one.live and one.job for name in one.job.together}
+    more -= {target.phase for target in targets}
+    if more:  # they share a job, which SLURM cancels as a whole
+        asked += query([Target(phase=name, run=state.parent / name) for name in more], state)
+    live = [(one, one.sent) for one in asked if one.live and one.sent is not None]
     # Before scancel: the epilogue, and a launcher that starts an attempt, must find the event.
     for one, sent in live:
         AttemptLog.of(state, one.target.phase).append("cancelled", sent.job, sent.submission)
@@ -154,7 +163,8 @@ def _to_send(
         raise UserError(f"{phase}: {one.damage}")
     _check_code(one.job)
     stuck = one.slurm is not None and one.slurm.stuck
-    if one.live and not stuck and not (one.by_slurm and (waits or follows)):
+    moves = one.by_slurm and not one.job.together and (waits or follows)
+    if one.live and not stuck and not moves:
         word, reason = one.state
         where = f"job {one.sent.job}, {word}{f' ({reason})' if reason else ''}"
         if named:
@@ -195,6 +205,26 @@ def _in_queue(again: Mapping[str, Job], statuses: Mapping[str, PhaseStatus]) -> 
                 raise UserError(f"{name} needs {need.phase}, which is not complete; resume it too")
             queued[need.phase] = before.sent.job
     return queued
+
+
+def _together(job: Job, jobs: Mapping[str, Job]) -> tuple[str, ...]:
+    """Return the phases that share its job again: of those that did, the ones that are sent."""
+    left = tuple(name for name in job.together if name in jobs)
+    return left if len(left) > 1 else ()
+
+
+def _arrays(jobs: Mapping[str, Job]) -> dict[str, str]:
+    """Return the phase of each point of a sweep; without points that need scripts of their own."""
+    found: dict[str, str] = {}
+    for phase, group in groupby(jobs, key=lambda name: name.partition("@")[0]):
+        names = [*group]
+        alike = all(
+            (jobs[name].cluster, jobs[name].code) == (jobs[names[0]].cluster, jobs[names[0]].code)
+            for name in names
+        )
+        if alike and len(names) > 1:
+            found |= dict.fromkeys(names, phase)
+    return found
 
 
 def _on_nodes(job: Job, nodes: str | None) -> Job:

@@ -46,7 +46,7 @@ def queue(
     except BaseException as e:  # whatever it is, no part of the chain may stay in the queue
         unknown = names if isinstance(e, Unanswered) else []
         for name in unknown:
-            jobs[name].log("sent", UNKNOWN)
+            jobs[name].log_sent(UNKNOWN)
         left = _cancel({name: sent[name] for name in jobs if name in sent})
         for name in (*left, *unknown):
             jobs[name].log("cancelled", sent.get(name, UNKNOWN))
@@ -89,8 +89,10 @@ def _send(
 ) -> None:
     """Send a job, or an array of them; add their ids to `sent`."""
     first, *others = jobs
-    executor = slurm_executor(first, after, script if others else None)
-    if others:
+    array = bool(others) and not first.together
+    shared = jobs if first.together else ()
+    executor = slurm_executor(first, after, script if array else None, shared)
+    if array:
         array_file(first.folder, script, 0).parent.mkdir(mode=0o700)
         for index, job in enumerate(jobs):
             os.symlink(f"../{job.file.name}", array_file(job.folder, script, index))
@@ -99,8 +101,8 @@ def _send(
     sent |= {job.target.phase: one for job, one in zip(jobs, ids, strict=True)}
     for job in jobs:
         name = job.target.phase
-        job.log("sent", sent[name])
-        waits = [sent[need.phase] for need in job.needs if need.phase in sent]
+        job.log_sent(sent[name])
+        waits = [sent[n.phase] for n in job.needs if sent.get(n.phase, sent[name]) != sent[name]]
         say(f"{name}: job {sent[name]}" + (f", after {', '.join(waits)}" if waits else ""))
 
 
@@ -108,6 +110,8 @@ def _ids(executor: Any, script: str, jobs: Sequence[Job], say: Say) -> list[str]
     """Send, and return the ids; those of a job that SLURM took without an answer, too."""
     files = [str(job.file) for job in jobs]
     try:
+        if jobs[0].together:
+            return [executor.submit(run_phase, files[0]).job_id] * len(jobs)
         if len(jobs) > 1:
             return [task.job_id for task in executor.map_array(run_phase, files)]
         return [executor.submit(run_phase, *files).job_id]
@@ -118,7 +122,8 @@ def _ids(executor: Any, script: str, jobs: Sequence[Job], say: Say) -> list[str]
         found = _look(jobs[0], f"{jobs[0].chain}-{script}")
         if not found:
             raise
-        return [f"{found}_{i}" for i in range(len(jobs))] if len(jobs) > 1 else [found]
+        array = len(jobs) > 1 and not jobs[0].together
+        return [f"{found}_{i}" if array else found for i in range(len(jobs))]
 
 
 def _look(job: Job, name: str) -> str:

@@ -13,7 +13,7 @@ from lensdist.utils.errors import RunError, UserError
 from lensdist.utils.files import write_atomic
 from slurm import Say, scheduler
 from slurm.attempts import AttemptLog, is_cancelled, phases_sent
-from slurm.job import Job, sent_job
+from slurm.job import Job, load_job, sent_job
 from slurm.plan.sbatch import batch_script, dependencies
 
 
@@ -36,9 +36,12 @@ def take_over(job: Job, exclude: Sequence[str], delay: float, say: Say) -> str:
 def _send(job: Job, after: Sequence[str], exclude: Sequence[str], delay: float, say: Say) -> str:
     _forget_code(job)
     phase = job.target.phase
-    script = write_atomic(job.folder / f"{phase}.again.sh", batch_script(job, after))
-    new = scheduler.send(script, exclude, delay)
-    job.log("sent", new)
+    shared = [load_job(job.folder / f"{name}.json") for name in job.together]
+    text = batch_script(job, after, shared=shared)
+    new = scheduler.send(write_atomic(job.folder / f"{phase}.again.sh", text), exclude, delay)
+    for one in shared or [job]:
+        if one is job or not one.settled():
+            one.log_sent(new)
     say(f"{phase}: sent again as job {new}")
     if is_cancelled(
         job.attempt_log.events(), job.folder.name
@@ -61,14 +64,18 @@ def _dependents(job: Job) -> Iterator[tuple[Job, str, list[str]]]:
     sent = {n: e for n, events in logs.items() for e in events if e.what == "sent"}
     known = scheduler.states([event.job for event in sent.values()])
     active = {n: e.job for n, e in sent.items() if e.job in known and known[e.job].active}
-    active[job.target.phase] = sent[job.target.phase].job
+    active |= {name: sent[name].job for name in (job.target.phase, *job.together)}
+    moved, seen = {job.target.phase, *job.together}, set[str]()
     for name, old in active.items():
         try:
             other = sent_job(job.state, sent[name], name)
         except UserError:
             continue
         before = {*(need.phase for need in other.needs), *other.follows}
-        if job.target.phase in before and known[old].state in scheduler.WAITING:
+        if name in moved or name in seen:
+            continue
+        if moved & before and known[old].state in scheduler.WAITING:
+            seen |= {*other.together}
             yield other, old, dependencies([name], {name: other}, active) or []
 
 

@@ -6,6 +6,7 @@ Every run here computes the same: what it logs is compared with a run that nobod
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import signal
@@ -152,12 +153,24 @@ def test_a_run_that_is_preempted_by_cancelling_goes_on(
     undisturbed: dict[int, float],
     requeue: int,
 ) -> None:
-    """Without a grace; and where nothing may be requeued, a new job takes over (F1)."""
+    """Without a grace; and where nothing may be requeued, a new job takes over (F1).
+
+    The job runs two phases, of which the first is complete by then. Runs read a copy of the set.
+    """
     chain = write_chain(tmp_path, tiny_set)
-    where = write_cluster(tmp_path, **ONE, partition="scavenge")
+    text = json.loads(chain.read_text())
+    images = {"simulate": {"family": "model_i", "n_per_class": 3}, "together": True}
+    text["phases"] = {"images": images, **text["phases"]}
+    text["phases"]["pretrain"]["together"] = True
+    chain.write_text(json.dumps(text))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    where = write_cluster(tmp_path, **ONE, partition="scavenge", stage="data", stage_to=str(disk))
     runs, given = tmp_path / "runs", [f"pretrain.{key}={value}" for key, value in RUN.items()]
-    submit("submit", chain, where, "pretrain", "finetune", *given, env=cluster.environment)
+    names = ("images", "pretrain", "finetune")
+    submit("submit", chain, where, *names, *given, env=cluster.environment)
     old = jobs_of(runs)
+    assert old["images"] == old["pretrain"]
     cluster.run("scontrol", "update", f"JobId={old['pretrain']}", f"Requeue={requeue}")
     wait_step(runs / "pretrain", 30)
     cluster.run(
@@ -168,6 +181,13 @@ def test_a_run_that_is_preempted_by_cancelling_goes_on(
     new = jobs_of(runs)
     assert (new["pretrain"] == old["pretrain"]) == bool(requeue)
     assert new["finetune"] == old["finetune"]
+    assert new["images"] == old["images"]
+    assert len([*disk.glob("lensdist-*/*/manifest.json")]) == 1
+    (made,) = attempts_of(runs, "images")
+    assert made.ended is not None
+    assert made.ended.verdict == "done"
+    told = submit("logs", chain, where, "images", env=cluster.environment).stdout
+    assert "images: complete" in told
     first, second = attempts_of(runs, "pretrain")
     assert first.ended is not None
     assert (first.ended.verdict, first.ended.kind) == ("requeue", "saved")

@@ -15,6 +15,7 @@ import pytest
 
 from lensdist.phases import completed
 from tests.chains import ODD, jobs_of, submit, write_chain, write_cluster
+from tests.conftest import ROOT
 from tests.slurm.minislurm import MiniSlurm, missing
 from tests.slurm.watch import log_of
 
@@ -65,10 +66,19 @@ ASKED: dict[str, dict[str, Any]] = {
 
 
 def test_any_way_of_asking_for_gpus_is_granted(cluster: MiniSlurm, tmp_path: Path) -> None:
-    """Each phase has one process, so that it gets one GPU, or the node. Two of them run."""
+    """Each phase has one process, so that it gets one GPU, or the node. Two of them run.
+
+    A set is simulated on the CPUs' partition, and a run on it is sent to the GPUs' one.
+    """
     short: dict[str, Any] = {"setup": [SEEN, "exit 0"]}
     asked = {name: more if name == "by-task" else more | short for name, more in ASKED.items()}
     chain = _sets(tmp_path, light={"partition": "cpu"}, **asked)
+    text = json.loads(chain.read_text())
+    config, data = ROOT / "configs" / "mae" / "debug.yaml", ["data.path={light}"]
+    text["phases"]["pretrain"] = {
+        "train": str(config), "after": ["light"], "set": data, "processes": 1, "cluster": short
+    }  # fmt: skip
+    chain.write_text(json.dumps(text))
     usual: dict[str, Any] = {
         "executor": "slurm",
         "partition": "main",
@@ -81,7 +91,7 @@ def test_any_way_of_asking_for_gpus_is_granted(cluster: MiniSlurm, tmp_path: Pat
     jobs, runs = jobs_of(tmp_path / "runs"), tmp_path / "runs"
     states = {phase: cluster.finished(job, 120) for phase, job in jobs.items()}
     logs = {phase: log_of(runs, job) for phase, job in jobs.items()}
-    assert states == dict.fromkeys(["light", *ASKED], "COMPLETED"), logs
+    assert states == dict.fromkeys(["light", *ASKED, "pretrain"], "COMPLETED"), logs
     assert "here: cpu" in logs["light"]
     assert all((runs / phase / "manifest.json").exists() for phase in ("light", "by-task"))
     shown = {phase: cluster.job(job) for phase, job in jobs.items()}
@@ -89,6 +99,8 @@ def test_any_way_of_asking_for_gpus_is_granted(cluster: MiniSlurm, tmp_path: Pat
         phase: one.get("TresPerNode", one.get("TresPerTask", "")) for phase, one in shown.items()
     }
     assert tres["light"] == ""
+    assert (tres["pretrain"], shown["pretrain"]["Partition"]) == ("gres:gpu:1", "main")
+    assert shown["pretrain"]["StartTime"] >= shown["light"]["EndTime"]
     assert tres["typed"] == "gres:gpu:a100:1"
     assert tres["by-gres"] == "gres:gpu:a100:1,gres:tmpfs:50G"
     assert tres["by-task"] == "gres:gpu:1"

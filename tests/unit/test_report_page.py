@@ -95,8 +95,16 @@ def test_the_command_writes_the_page_and_names_what_differs_from_the_preset(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [_run(tmp_path / "a", list(range(30))), _run(tmp_path / "b", [3], lr=1e-2)]
-    assert main(["report", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    used = tmp_path / "used.json"
+    used.write_text(json.dumps({str(runs[0]): {"nodes": 1.5, "gpus": 0}}))
+    words = ["report", *map(str, runs), "--out", str(tmp_path / "out"), "--used", str(used)]
+    assert main(words) == 0
     assert "Compared image by image" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [row.get("node_hours") for row in rows] == [1.5, None]
+    used.write_text("{}}")
+    assert main(words) == 2
+    assert "is not a file of hours" in capsys.readouterr().err
     text = (tmp_path / "out" / "report.html").read_text()
     assert re.search(r"<td>optim.lr</td><td>[\d.e-]+</td><td>0.01</td>", text)
     assert not re.search(r"(src|href)=\"https?:", text)

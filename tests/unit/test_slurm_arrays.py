@@ -107,7 +107,7 @@ def test_the_table_waits_for_resumed_points(tmp_path: Path, fake: FakeSlurm) -> 
     for job in fake.jobs:
         fake.set(job, state="CANCELLED")
     resume([step.target for step in plan.steps], plan.state, (), None, lambda sentence: None)
-    assert waits(fake) == {"103": "", "104": "", "105": "afterany:103,afterany:104"}
+    assert waits(fake) == {"103_0": "", "103_1": "", "104": "afterany:103"}
 
 
 SEVEN = "finetune.seed=" + ",".join(map(str, range(7)))
@@ -155,6 +155,29 @@ def test_so_many_points_run_at_once(tmp_path: Path, fake: FakeSlurm) -> None:
     # One array after the other, so that two run in all.
     assert found["103_0"] == "afterok:101,afterany:102"
     assert found["106_0"] == "aftercorr:103,afterany:105"
+
+
+def test_so_many_resumed_points_run_at_once(tmp_path: Path, fake: FakeSlurm) -> None:
+    plan = _plan(tmp_path, "pretrain", "finetune", "cluster.at_once=2", sweep=THREE)
+    send(plan, lambda sentence: None)
+    for job in [*fake.jobs]:
+        fake.set(job, state="CANCELLED")
+    targets = [step.target for step in plan.steps]
+    resume(targets, plan.state, ("pretrain",), None, lambda sentence: None)
+    assert {fake.jobs[f"{array}_0"]["flags"]["array"] for array in (104, 105)} == {"0-2%2"}
+    for job in [*fake.jobs]:
+        fake.set(job, state="CANCELLED")
+    finish(plan.steps[0])
+    resume(targets, plan.state, (), None, lambda sentence: None)
+    # The first point of finetune waits for nothing, so they are single jobs: two at once of them.
+    assert waits(fake) == {
+        "107_0": "",
+        "107_1": "",
+        "108": "",
+        "109": "afterok:107_0",
+        "110": "afterok:107_1,afterany:108",
+        "111": "afterany:107,afterany:108,afterany:109,afterany:110",
+    }
 
 
 def test_options_are_dropped_from_arrays_too(tmp_path: Path, fake: FakeSlurm) -> None:

@@ -10,7 +10,12 @@ import time
 
 import pytest
 
-from slurm.monitor.status import HEADER, as_json, progress, query, table_rows, total_used
+from slurm.job import Target, hours_file
+from slurm.job_side.prologue import start_attempt
+from slurm.monitor.hours import used_by_runs
+from slurm.monitor.progress import progress
+from slurm.monitor.status import HEADER, as_json, query, table_rows, total_used
+from tests.unit.jobs import make_job
 from tests.unit.standing import T0, Standing, standing
 
 pytestmark = pytest.mark.unit
@@ -227,3 +232,22 @@ def test_hours_that_were_used(standing: Standing) -> None:
     assert rows == {"phase": "used", **used}
     assert total_used(found) == "used so far: 14.4 GPU-h and 0.3 node-h"
     assert total_used(found[2:]) == ""
+    # A table shows those of a run with its evaluations.
+    standing.sent("evaluate", "19")
+    standing.started("evaluate", "19", nodes=("gpu07",))
+    standing.ended("evaluate", "19", "done", "complete")
+    runs = used_by_runs(standing.state)
+    assert {run.name: str(one) for run, one in runs.items()} == {
+        "pretrain": "14.4 GPU-h",
+        "finetune": "0.6 node-h",
+    }
+    table = Target(phase="table", run=standing.runs / "table", kind="table")
+    file = hours_file(standing.state, "table")
+    more = {"argv": ("-m", "lensdist", "report", "--used", str(file))}
+    job = make_job(table, standing.state, "first", code=standing.state / "code", **more)
+    start_attempt(job, "20", ("gpu07",), None)
+    assert {run: hours["gpus"] for run, hours in json.loads(file.read_text()).items()} == {
+        str(standing.runs / "pretrain"): pytest.approx(14.4),
+        str(standing.runs / "finetune"): 0,
+        str(table.run): 0,
+    }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lensdist.utils.errors import UserError
-from slurm.config.sweep import points
+from slurm.config.sweep import points, without_limit
 from slurm.plan.builder import make_plan
 from slurm.plan.render import batch_scripts
 from tests.chains import write_chain, write_cluster
@@ -53,6 +53,14 @@ def test_labels_are_names_of_folders_and_differ() -> None:
 def test_what_is_no_sweep_is_told(sweep: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         points(sweep)
+
+
+def test_a_percent_sign_limits_how_many_run_at_once() -> None:
+    assert without_limit(["seed=1,2%2", "a=[x%1]"]) == (["seed=1,2", "a=[x%1]"], 2)
+    assert without_limit(["seed=1,2"]) == (["seed=1,2"], None)
+    for wrong in (["seed=1,2%0"], ["seed=1,2%1", "a=1,2%2"]):
+        with pytest.raises(UserError, match="give it once"):
+            without_limit(wrong)
 
 
 def test_what_comes_before_is_shared_and_what_follows_is_swept_too(tmp_path: Path) -> None:
