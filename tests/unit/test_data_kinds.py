@@ -435,3 +435,42 @@ def test_of_a_stack_every_image_is_counted(src: Path, tmp_path: Path) -> None:
     assert report.files == N == manifest.count + len(report.quarantined)
     assert report.quarantined.keys() == {"images.npy/3", "images.npy/5"}
     assert report.skipped == {"labels of the images beside them": 1}
+
+
+def test_maps_beside_a_stack_belong_to_its_images(src: Path, tmp_path: Path) -> None:
+    images, noise, mask = stack(1), 0.1 + stack(2), stack(3) < 0.1
+    np.save(src / "images.npy", images)
+    np.save(src / "noise_map.npy", noise)
+    np.save(src / "mask.npy", mask)
+    np.save(src / "psf.npy", image(4, 3, 3))  # one for all
+    manifest, report = pack(src, tmp_path / "out")
+    assert (manifest.count, report.quarantined) == (N, {})
+    order = [
+        int(json.loads(line)["name"].rpartition("/")[2])
+        for line in (tmp_path / "out/files.jsonl").read_text().splitlines()
+    ]
+    np.testing.assert_allclose(
+        np.load(tmp_path / "out/weights.npy")[:, 0], (noise**-2)[order], rtol=1e-5
+    )
+    np.testing.assert_array_equal(np.load(tmp_path / "out/badpix.npy")[:, 0], mask[order])
+    assert np.load(tmp_path / "out/psf.npy").shape[-2:] == (3, 3)
+    np.save(src / "noise_map.npy", noise[:-3])
+    with pytest.raises(UserError, match=r"noise_map.npy holds 17 maps, and images.npy 20 images"):
+        layouts.find(src)
+
+
+def test_maps_belong_to_the_stack_that_is_called_alike(src: Path) -> None:
+    for split, n in (("train", 30), ("test", 20)):
+        np.save(src / f"X_{split}.npy", stack(n, n))
+        np.save(src / f"y_{split}.npy", np.arange(n) % 2)
+        np.save(src / f"rms_{split}.npy", 1 + stack(n, n))
+    found = {entry.name: entry.maps for entry in layouts.find(src).entries}
+    assert found["X_test.npy/3"] == ((0, "rms", "rms_test.npy/3"),)
+    assert found["X_train.npy/29"] == ((0, "rms", "rms_train.npy/29"),)
+    for path in src.iterdir():
+        path.unlink()
+    for name in ("noise", "lens", "other"):  # stacks of classes, not maps
+        np.save(src / f"{name}.npy", stack(len(name)))
+    listing = layouts.find(src)
+    assert classes(listing) == {"lens": N, "noise": N, "other": N}
+    assert not any(entry.maps for entry in listing.entries)

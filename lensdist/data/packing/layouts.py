@@ -88,7 +88,7 @@ def find(
     empty = sorted(inside.keys() - _with_parents(f for f, names in inside.items() if names))
     for folder in empty:
         listing.skipped.add("folder without images", folder)
-    maps, lone = maps_of(files)
+    maps, lone = maps_of(files, stacks.maps)
     listing.refused += [(file, "it is a map of an image that is not there") for file in lone]
     of_bands = bands_of(list(maps), bands)
     listing.bands_by_name, together = of_bands.by_name, of_bands.samples
