@@ -10,8 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from lensdist.config import load
-from lensdist.config.schema import BaseRun, schema_of
+from lensdist.config.schema import BaseRun
 from lensdist.data.epoch_size import images_per_epoch
 from lensdist.runs.accelerate_launch import (
     adopt,
@@ -20,6 +19,8 @@ from lensdist.runs.accelerate_launch import (
     from_file,
     not_installed,
 )
+from lensdist.runs.fit import described, fitted
+from lensdist.tasks.types import Described
 from lensdist.utils.errors import UserError
 from slurm import ROOT
 from slurm.config.chain import Phase, filled
@@ -190,13 +191,13 @@ class _Builder:
 
     def _training(self, name: str, point: Point | None, earlier: Sequence[Step]) -> Step:
         cluster = self._cluster_of(name)
-        config = self._config(name, point, earlier)
+        config, by_data = self._config(name, point, earlier)
         counts = shared_evenly(config, cluster)
         config = self._agreed(config, cluster, counts)
         settings = config.model_dump(mode="json") if "config" in self._triggers else None
         target = Target(phase=_name(name, point), run=config.run.dir, settings=settings)
         existing = of_run(target, config, self._state, self._triggers)
-        source = f"train {self._short(self._config_file(name))}"
+        source = " ".join(("train", str(self._short(self._config_file(name))), *by_data))
         return Step(
             name, target, source, cluster, existing, config=config, counts=counts, point=point
         )
@@ -208,7 +209,10 @@ class _Builder:
             self._clusters[name] = cluster_of(name, phase, self._cluster_file, given, own)
         return self._clusters[name]
 
-    def _config(self, name: str, point: Point | None, earlier: Sequence[Step]) -> BaseRun:
+    def _config(
+        self, name: str, point: Point | None, earlier: Sequence[Step]
+    ) -> tuple[BaseRun, list[str]]:
+        """Return the configuration of a phase, and what data and encoder decide of it."""
         phase = self._chain.phases[name]
         runs = {other: self._folder(other, None) for other in phase.after}
         runs |= {step.phase: step.target.run for step in earlier}
@@ -224,7 +228,13 @@ class _Builder:
             if setting.partition("=")[0].strip() == "run.dir":
                 raise UserError(f"{setting}: the chain sets every run's folder; set runs=FOLDER")
         own.append(f"run.dir={self._folder(name, point)}")
-        return load(self._config_file(name), own, schema=schema_of)
+        made = {step.target.run: step.config for step in earlier if step.config is not None}
+
+        def read(path: Path) -> Described:  # of a run that this chain makes, what it will be
+            model = getattr(made.get(path), "model", None)
+            return described(path) if model is None else ({"model": model.model_dump()}, {})
+
+        return fitted(self._config_file(name), own, read)
 
     def _config_file(self, name: str) -> Path:
         train = self._chain.phases[name].train
