@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lensdist.export.artifact import read_export
 from lensdist.export.description import build, network_weights
-from lensdist.export.likeness import Likeness, image_numbers, watched
+from lensdist.export.likeness import image_numbers, watched
+from lensdist.export.several import restored
 from lensdist.utils.errors import UserError
 from lensdist.utils.plugins import trust as trust_modules
 
@@ -45,7 +46,7 @@ class LoadedModel:
     ) -> None:
         try:
             self.does, self.network = build(description, weights, thorough=thorough)
-            self.likeness = Likeness.from_state(description.get("likeness"), weights)
+            self.likeness = restored(description.get("likeness"), weights)
         except ValueError as e:
             raise UserError(f"config.json does not describe a network: {e}") from e
         # An older description lacks newer settings; they have their defaults here.

@@ -147,3 +147,6 @@ def test_the_command_takes_them(tmp_path: Path, capsys: pytest.CaptureFixture[st
     words[1], words[4] = tmp_path / "mae", tmp_path / "drawn"
     assert main([*map(str, words)]) == 2
     assert "lensdist pack" in capsys.readouterr().err
+    np.save(tmp_path / "images.npy", pixels(1, 3, 64, 64))
+    assert main([*map(str, words[:-2])]) == 0
+    assert capsys.readouterr().out.count("is not known") == 1  # whether they are unlike
