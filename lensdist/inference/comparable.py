@@ -50,8 +50,8 @@ def change(reading: Reading, wanted: Wanted, at: Point | None) -> tuple[Cut, str
     size, bands = wanted.size, len(reading.image)
     if wanted.bands not in (None, bands):
         raise BadFile(
-            f"it has {bands} band(s) and the model {wanted.bands}: choose them with --bands, or, "
-            "if it is a stack of images, type --axes NHW"
+            f"it has {bands} band(s) and the model {wanted.bands}: choose those of FITS files with "
+            "--bands, save a picture in grey, or type --axes NHW if it is a stack of images"
         )
     if size is None:
         return None

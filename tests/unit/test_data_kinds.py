@@ -474,3 +474,62 @@ def test_maps_belong_to_the_stack_that_is_called_alike(src: Path) -> None:
     listing = layouts.find(src)
     assert classes(listing) == {"lens": N, "noise": N, "other": N}
     assert not any(entry.maps for entry in listing.entries)
+
+
+def test_validation_stacks_of_few_images_are_known_by_their_labels(src: Path) -> None:
+    arrays: dict[str, Any] = {}
+    for split, n in (("train", 30), ("val", 12), ("test", 10)):  # as MedMNIST has them
+        arrays |= {f"{split}_images": stack(n, n), f"{split}_labels": np.arange(n)[:, None] % 2}
+    np.savez(src / "set.npz", **arrays)
+    found = layouts.find(src)
+    assert (classes(found), splits(found)) == ({"0": 26, "1": 26}, {"train", "val", "test"})
+
+
+@pytest.mark.parametrize("side", [8, 0])
+def test_rows_of_numbers_are_not_images(src: Path, side: int) -> None:
+    rows = stack(1, N, 64 if side else 65)
+    np.savez(src / "set.npz", x=rows, y=np.arange(N))
+    shape = rf"\({N}, 8, 8\)" if side else rf"\({N}, height, width\)"
+    with pytest.raises(UserError, match=f"set.npz/x holds {N} rows.*reshape{shape}"):
+        layouts.find(src)
+    (src / "set.npz").unlink()
+    np.save(src / "X.npy", rows)
+    np.save(src / "y.npy", np.arange(N))
+    with pytest.raises(UserError, match=r"X\.npy holds .* rows"):
+        layouts.find(src)
+
+
+def test_folders_of_one_image_each_are_not_classes(src: Path) -> None:
+    with h5py.File(src / "set.h5", "w") as file:
+        for i in range(N):
+            file[f"sample_{i}/image"], file[f"sample_{i}/label"] = image(i), i % 2
+    with pytest.raises(UserError, match=r"each of 20 folders.*--layout images.*--labels"):
+        layouts.find(src)
+    assert len(layouts.find(src, "images").entries) == N
+
+
+def test_classes_in_the_names_of_files_are_noted(src: Path) -> None:
+    for name in ("lens", "no-lens"):
+        for i in range(N):
+            np.save(src / f"{name}_{i}.npy", image(i))
+    (note,) = layouts.find(src).notes
+    assert "lens (20), no-lens (20)" in note
+    for i in range(N):
+        (src / f"no-lens_{i}.npy").unlink()
+    assert layouts.find(src).notes == []
+
+
+@pytest.mark.parametrize(
+    ("array", "why"),
+    [
+        ({"images": 1}, "np.savez"),
+        ([np.zeros((8, 8)), np.zeros((4, 4)), 1], "np.stack"),
+        (np.where(np.eye(8), np.nan, 1), "--nan mask"),
+        (np.zeros((20, 8, 9)), "--axes NHW"),
+    ],
+)
+def test_files_that_are_no_image_say_what_to_do(src: Path, array: Any, why: str) -> None:
+    kind = object if isinstance(array, list | dict) else None
+    np.save(src / "a.npy", np.array(array, dtype=kind), allow_pickle=True)
+    with pytest.raises(BadFile, match=why):
+        parse((src / "a.npy").read_bytes(), ".npy")

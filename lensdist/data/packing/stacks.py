@@ -6,6 +6,7 @@ folder's layout as a folder of its name: `no.npy` is a class, `X_train.npy` a sp
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -121,6 +122,7 @@ def _is_one_image(file: str, inside: Sequence[containers.Member], axes: StackAxe
     if file.lower().endswith(".npy"):
         return inside[0].dtype == "O"
     arrays = [_Array(f"{file}/{one.name}", Path(), one) for one in inside]
+    _check_rows(arrays)
     return all(_images(array, arrays, axes) is None for array in arrays)
 
 
@@ -129,9 +131,28 @@ def _images(array: _Array, beside: Sequence[_Array], axes: StackAxes | None) -> 
     shape = array.member.shape or ()
     n = rows(shape, axes)
     if n is None and axes is None and len(shape) == 3 and not bands_last(shape):
-        counts = [one.member.shape for one in beside if _is_labels(one.name)]
-        n = shape[0] if (shape[0],) in counts else None
+        counts = [one.member.shape or () for one in beside if _is_labels(one.name)]
+        n = shape[0] if any(len(of) in (1, 2) and of[0] == shape[0] for of in counts) else None
     return n
+
+
+def _check_rows(beside: Sequence[_Array]) -> None:
+    """Refuse images that were written as rows of numbers, beside a label for each row.
+
+    Raises:
+        UserError: there are such rows; the message says what to type.
+    """
+    shapes = [one.member.shape or () for one in beside if _is_labels(one.name)]
+    counts = {shape[0] for shape in shapes if len(shape) == 1 or shape[1:] == (1,)}
+    for name, _, member in beside:
+        n, *row = member.shape or (0,)
+        if len(row) == 1 and n in counts and not _is_labels(name) and row[0] >= 64:
+            side = math.isqrt(row[0])
+            how = f"({n}, {side}, {side})" if side * side == row[0] else f"({n}, height, width)"
+            raise UserError(
+                f"{printable(name)} holds {n} rows of {row[0]} numbers, with a label for each: "
+                f"give images their shape, x.reshape{how}, and save them again"
+            )
 
 
 def _sort(
@@ -173,6 +194,7 @@ def _expand(
     labelled: bool,
 ) -> None:
     """Add the images of the arrays of one folder."""
+    _check_rows(beside)
     stacks, labels, maps = dict[str, int | None](), list[_Array](), dict[str, Role]()
     by_name = {array.name: array for array in beside}
     many = {array.name: _images(array, beside, axes) for array in beside}

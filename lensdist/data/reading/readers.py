@@ -249,7 +249,8 @@ def checked(raw: Raw, nan: Nan | None = None) -> Reading:
     if badpix is not None:
         image = np.where(badpix, 0, image)
     if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise BadFile("it has NaN or infinity where no mask says so")
+        told = "; --nan mask takes NaN for pixels without data" if np.isnan(image).any() else ""
+        raise BadFile(f"it has NaN or infinity where no mask says so{told}")
     with np.errstate(over="ignore"):
         image = np.ascontiguousarray(image, np.float32)
     if not np.isfinite(image).all():
@@ -301,7 +302,8 @@ def _bands(array: Array, what: str, axes: Axes | None = None) -> Array:
     if array.shape[0] > MAX_BANDS:
         raise BadFile(
             f"its {what} is of shape {shape}, {array.shape[0]} bands of {array.shape[1:]} pixels: "
-            "is it a stack of images, or do its bands stand last? `lensdist pack --axes` says so"
+            "if it is a stack of images, save it as .npy and type --axes NHW; if its bands stand "
+            "last, --axes HWC"
         )
     return array
 
