@@ -87,7 +87,7 @@ def predict_files(
                 sink.skipped.unlink(missing_ok=True)  # the list of an earlier run
         except OSError as error:
             raise RunError(f"cannot write {printable(dest)}: {error.strerror or error}") from error
-    if notes is not None:
+    if notes is not None and len(ordered) < len(inputs):
         notes += sink.notes(len(inputs) - len(ordered))
     return ordered
 

@@ -79,7 +79,7 @@ def fitted(
     found: list[str] = []
     if cfg.data.path is None:
         return cfg, found
-    for decided_by in (_of_the_encoder, _of_the_data):
+    for decided_by in (_of_the_encoder, _of_the_data, _of_the_classes):
         wanted = decided_by(cfg, described)
         if not wanted:
             continue
@@ -122,6 +122,20 @@ def _of_the_data(cfg: BaseRun, read: ReadExport) -> list[str]:
     except UserError:  # the run gives the reason
         return []
     return [*remedy.settings] if remedy else []
+
+
+def _of_the_classes(cfg: BaseRun, _: ReadExport) -> list[str]:
+    """Return the settings that a set without the preset's class needs."""
+    how = cfg.preprocess
+    if how.scale != "residual" or how.smooth_class is None or how.family is not None:
+        return []
+    try:
+        assert cfg.data.path is not None
+        manifest = Manifest.load(cfg.data.path)
+    except UserError:
+        return []
+    known = how.smooth_class in manifest.labels or "simulated" in manifest.source
+    return [] if known else ["preprocess.smooth_class=null"]
 
 
 def _of_the_encoder(cfg: BaseRun, read: ReadExport) -> list[str]:

@@ -533,3 +533,27 @@ def test_files_that_are_no_image_say_what_to_do(src: Path, array: Any, why: str)
     np.save(src / "a.npy", np.array(array, dtype=kind), allow_pickle=True)
     with pytest.raises(BadFile, match=why):
         parse((src / "a.npy").read_bytes(), ".npy")
+
+
+def test_numbers_and_names_of_any_kind(src: Path, tmp_path: Path) -> None:
+    values = (200 * image(1, 8, 9)).astype("u1")
+    arrays = {
+        "fortran": np.asfortranarray(values),
+        "big endian": values.astype(">f8"),
+        "whole": values.astype(">i2"),
+        "half": values.astype("f2"),
+    }
+    (away := tmp_path / "away").mkdir()
+    (src / "lens").symlink_to(away)
+    for i, (name, array) in enumerate(arrays.items()):
+        with (away / f"{name} {i}.NPY").open("wb") as file:
+            np.save(file, array + i)  # copies would be left out
+    fits.PrimaryHDU(values.astype(">i4") + 5).writeto(away / "5.FITS")
+    for i in (6, 7):  # parts of one stack
+        np.save(away / f"stack {i}.npy", np.asfortranarray(stack(i, N, 8, 9)))
+    found = looked_at(src)
+    assert len(found.surveys) == 5 + 2 * N
+    for i, name in enumerate(arrays):
+        np.testing.assert_array_equal(pixels(src, f"lens/{name} {i}.NPY")[0], values + i)
+    np.testing.assert_array_equal(pixels(src, "lens/5.FITS")[0], values + 5)
+    np.testing.assert_array_equal(pixels(src, "lens/stack 6.npy/3")[0], stack(6, N, 8, 9)[3])

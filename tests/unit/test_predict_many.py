@@ -116,6 +116,10 @@ def test_axes_and_sizes_are_chosen_as_in_pack(src: Path, tmp_path: Path) -> None
     item = read_item(nine[2], False, cut, Wanted((8, 8), bands=1))
     assert item.changes == "--crop 8x8"
     np.testing.assert_array_equal(item.reading.image[0], pixels(1, 9, 12, 12)[2, 2:10, 2:10])
+    (tmp_path / "two").mkdir()
+    for name in ("images", "data"):
+        np.save(tmp_path / "two" / f"{name}.npy", pixels(1, N, 8, 8))
+    assert len(find([str(tmp_path / "two")], tmp_path / "t.csv")) == 2 * N
     np.savez(tmp_path / "two.npz", a_images=pixels(1, N, 8, 8), b=pixels(2, N, 8, 8))
     found = find([str(tmp_path / "two.npz")], tmp_path / "t.csv", chosen="b")
     assert [str(each.name) for each in found][:2] == ["two/b/0.npy", "two/b/1.npy"]

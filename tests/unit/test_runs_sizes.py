@@ -134,6 +134,15 @@ def test_a_lens_fit_of_a_preset_gives_way_to_bad_pixels(tmp_path: Path) -> None:
         check_images(kept, PackedSet(tmp_path / "set"))
 
 
+def test_a_preset_names_no_class_that_the_set_lacks(tmp_path: Path, tiny_set: Path) -> None:
+    words = ["finetune/small", f"run.dir={tmp_path / 'run'}", "encoder=null"]
+    data = f"data.path={pack(tmp_path / 'set', 1, 64)}"
+    assert load_fitted(None, [*words, data]).preprocess.smooth_class is None
+    for own in ("preprocess.smooth_class=no_sub", "preprocess.family=model_ii"):
+        assert load_fitted(None, [*words, data, own]).preprocess.smooth_class == "no_sub"
+    assert load_fitted(None, [*words, f"data.path={tiny_set}"]).preprocess.smooth_class == "no_sub"
+
+
 def test_a_preset_takes_the_shape_of_its_encoder(
     tmp_path: Path, tiny_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -222,7 +222,8 @@ def _expand(
     owners = {name: _owners(name, many[name], whole) for name in maps}
     stacks |= {name: many[name] for name in maps if not owners[name]}
     whole |= {name: n for name, n in stacks.items() if n is not None}
-    _check_meaning([*whole], by_name)
+    if labelled or any(by_name[name].member.name for name in whole):  # else each file is images
+        _check_meaning([*whole], by_name)
     paired = _paired([*whole])
     told = _labels_of(whole, labels) if labelled else {}
     found.files += [name for name in stacks if name not in whole]
@@ -270,7 +271,8 @@ def _check_meaning(stacks: Sequence[str], arrays: Mapping[str, _Array]) -> None:
         cut = split_of(_stem(name))
         by_split[cut[0] if cut else None].append(name)
     for names in by_split.values():
-        if len(names) > 1 and not _paired(names) and any(_is_general(name) for name in names):
+        parts = {re.sub("[0-9]+", "", name) for name in names}  # of one stack: images_1, images_2
+        if len(parts) > 1 and not _paired(names) and any(_is_general(name) for name in names):
             listed = ", ".join(
                 f"{name} {'x'.join(map(str, arrays[name].member.shape or ()))}" for name in names
             )
