@@ -99,8 +99,10 @@ def _opened(
     found = expanded(Path(), list(files), passed, axes, chosen, labelled=False)
     inside: defaultdict[str, list[str]] = defaultdict(list)
     for name in found.files:
-        above = (name, *map(str, PurePosixPath(name).parents))
-        inside[next(each for each in above if each in files)].append(name)
+        above = map(str, PurePosixPath(name).parents)
+        inside[name if name in files else next(each for each in above if each in files)].append(
+            name
+        )
     why = dict(found.refused)
     opened = []
     for one in inputs:

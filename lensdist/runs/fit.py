@@ -6,6 +6,7 @@ says them. What the user sets is kept; where it contradicts the data, the run's 
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,15 +125,22 @@ def _of_the_data(cfg: BaseRun, read: ReadExport) -> list[str]:
     return [*remedy.settings] if remedy else []
 
 
-def _of_the_classes(cfg: BaseRun, _: ReadExport) -> list[str]:
-    """Return the settings that a set without the preset's class needs."""
-    how = cfg.preprocess
-    if how.scale != "residual" or how.smooth_class is None or how.family is not None:
+def _of_the_classes(cfg: BaseRun, read: ReadExport) -> list[str]:
+    """Return the settings that a set without the preset's class needs; an encoder has its own."""
+    how, encoder = cfg.preprocess, getattr(cfg, "encoder", None)
+    if how.scale != "residual":
         return []
     try:
+        if encoder is not None:
+            theirs = read(encoder)[0].get("preprocessing") or {}
+            name = theirs.get("smooth_class", how.smooth_class)
+            same = name == how.smooth_class or theirs.get("scale") != "residual"
+            return [] if same else [f"preprocess.smooth_class={json.dumps(name)}"]
         assert cfg.data.path is not None
         manifest = Manifest.load(cfg.data.path)
-    except UserError:
+    except UserError:  # the run gives the reason
+        return []
+    if how.smooth_class is None or how.family is not None:
         return []
     known = how.smooth_class in manifest.labels or "simulated" in manifest.source
     return [] if known else ["preprocess.smooth_class=null"]

@@ -231,8 +231,10 @@ class _Builder:
         made = {step.target.run: step.config for step in earlier if step.config is not None}
 
         def read(path: Path) -> Described:  # of a run that this chain makes, what it will be
-            model = getattr(made.get(path), "model", None)
-            return described(path) if model is None else ({"model": model.model_dump()}, {})
+            if path not in made:
+                return described(path)
+            facts = made[path].model_dump(mode="json", include={"model", "preprocess"})
+            return {**facts, "preprocessing": facts["preprocess"]}, {}
 
         return fitted(self._config_file(name), own, read)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,12 @@ def test_a_preset_names_no_class_that_the_set_lacks(tmp_path: Path, tiny_set: Pa
     for own in ("preprocess.smooth_class=no_sub", "preprocess.family=model_ii"):
         assert load_fitted(None, [*words, data, own]).preprocess.smooth_class == "no_sub"
     assert load_fitted(None, [*words, f"data.path={tiny_set}"]).preprocess.smooth_class == "no_sub"
+    # An encoder brings its own preprocessing, whatever the set's classes are.
+    words[-1] = f"encoder={tmp_path}"
+    for theirs in ("no_sub", None, "no"):
+        facts = {"preprocessing": {"scale": "residual", "smooth_class": theirs}}
+        (tmp_path / "config.json").write_text(json.dumps(facts))
+        assert load_fitted(None, [*words, data]).preprocess.smooth_class == theirs
 
 
 def test_a_preset_takes_the_shape_of_its_encoder(
