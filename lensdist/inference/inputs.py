@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from lensdist.data.packing.beside import bands_of, maps_of
@@ -99,10 +100,8 @@ def _opened(
     found = expanded(Path(), list(files), passed, axes, chosen, labelled=False)
     inside: defaultdict[str, list[str]] = defaultdict(list)
     for name in found.files:
-        above = map(str, PurePosixPath(name).parents)
-        inside[name if name in files else next(each for each in above if each in files)].append(
-            name
-        )
+        above = chain((name,), map(str, PurePosixPath(name).parents))
+        inside[next(each for each in above if each in files)].append(name)
     why = dict(found.refused)
     opened = []
     for one in inputs:
