@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,20 @@ from lensdist.config.schema import BaseRun, schema_of
 from lensdist.data.manifest import Manifest
 from lensdist.models.config import EncoderConfig
 from lensdist.tasks.settings import Remedy
-from lensdist.tasks.types import ReadExport
+from lensdist.tasks.types import Described, ReadExport
 from lensdist.utils.errors import UserError
 from lensdist.utils.sealed import read_json
 from lensdist.utils.yaml_nodes import COMMAND_LINE, Node
 
 log = logging.getLogger(__name__)
 
+Fitted = tuple[BaseRun, list[str]]
+"""A configuration, and the settings that the data and the encoder added."""
+
 _MINMAX = "preprocess.scale=minmax"
 
 
-def described(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def described(path: Path) -> Described:
     """Return what an export says of itself, which is checked when its weights are read.
 
     Raises:
@@ -41,6 +44,18 @@ def described(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         except (OSError, ValueError):
             continue
     raise UserError(f"{path} holds no export")
+
+
+def planned(runs: Mapping[Path, BaseRun]) -> ReadExport:
+    """Return a reader that says of runs that are not trained yet what their exports will say."""
+
+    def read(path: Path) -> Described:
+        if path not in runs:
+            return described(path)
+        facts = runs[path].model_dump(mode="json", include={"model", "preprocess"})
+        return {**facts, "preprocessing": facts["preprocess"]}, {}
+
+    return read
 
 
 def load_fitted(config: Path | None, words: list[str]) -> BaseRun:
@@ -57,9 +72,7 @@ def load_fitted(config: Path | None, words: list[str]) -> BaseRun:
     return cfg
 
 
-def fitted(
-    file: Path, settings: Sequence[str], described: ReadExport = described
-) -> tuple[BaseRun, list[str]]:
+def fitted(file: Path, settings: Sequence[str], described: ReadExport = described) -> Fitted:
     """Load a configuration, and set what the data and the encoder decide.
 
     What the user says stays: on the command line, or in a file that is not a preset. What such a
@@ -69,9 +82,6 @@ def fitted(
         file: the configuration file.
         settings: `key=value` of the command line.
         described: reads what an export says of itself.
-
-    Returns:
-        The configuration, and the settings that were added.
 
     Raises:
         UserError: see `load`.

@@ -19,8 +19,7 @@ from lensdist.runs.accelerate_launch import (
     from_file,
     not_installed,
 )
-from lensdist.runs.fit import described, fitted
-from lensdist.tasks.types import Described
+from lensdist.runs.fit import Fitted, fitted, planned
 from lensdist.utils.errors import UserError
 from slurm import ROOT
 from slurm.config.chain import Phase, filled
@@ -209,9 +208,7 @@ class _Builder:
             self._clusters[name] = cluster_of(name, phase, self._cluster_file, given, own)
         return self._clusters[name]
 
-    def _config(
-        self, name: str, point: Point | None, earlier: Sequence[Step]
-    ) -> tuple[BaseRun, list[str]]:
+    def _config(self, name: str, point: Point | None, earlier: Sequence[Step]) -> Fitted:
         """Return the configuration of a phase, and what data and encoder decide of it."""
         phase = self._chain.phases[name]
         runs = {other: self._folder(other, None) for other in phase.after}
@@ -229,14 +226,7 @@ class _Builder:
                 raise UserError(f"{setting}: the chain sets every run's folder; set runs=FOLDER")
         own.append(f"run.dir={self._folder(name, point)}")
         made = {step.target.run: step.config for step in earlier if step.config is not None}
-
-        def read(path: Path) -> Described:  # of a run that this chain makes, what it will be
-            if path not in made:
-                return described(path)
-            facts = made[path].model_dump(mode="json", include={"model", "preprocess"})
-            return {**facts, "preprocessing": facts["preprocess"]}, {}
-
-        return fitted(self._config_file(name), own, read)
+        return fitted(self._config_file(name), own, planned(made))
 
     def _config_file(self, name: str) -> Path:
         train = self._chain.phases[name].train
