@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lensdist.data.reading.resize import Cut
-
-from lensdist.utils.arguments import add_image_choice
+from lensdist.utils.arguments import add_image_choice, add_sizes, positive
 
 EXAMPLES = """examples:
   lensdist pack dataset/ packed/common                  # {train,val}/{no,sphere,vort}/*.npy
@@ -33,42 +29,6 @@ def _fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError("must be from 0 to 1")
     return value
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("must be above 0")
-    return value
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = [int(side) for side in text.lower().split("x")]
-    size = (sides[0], sides[-1])
-    if len(sides) > 2 or not 1 <= min(size) <= max(size) <= 16_384:
-        raise argparse.ArgumentTypeError("must be from 1 to 16384, as 64 or 64x80")
-    return size
-
-
-def _centre(text: str) -> str | tuple[float, float]:
-    if text in ("image", "brightest", "catalogue"):
-        return text
-    ra, dec = map(float, text.split(","))
-    if not (0 <= ra <= 360 and -90 <= dec <= 90):
-        raise argparse.ArgumentTypeError("must be RA,Dec in degrees")
-    return ra, dec
-
-
-def _cut(args: argparse.Namespace) -> Cut | None:
-    """Return what is to be done to images of other sizes; None: nothing."""
-    from lensdist.data.reading.resize import Cut
-    from lensdist.utils.errors import UserError
-
-    if args.centre != "image" and args.crop is None:
-        raise UserError("--centre says what --crop keeps: give --crop N")
-    if not (args.resample or args.crop or args.pad):
-        return None
-    return Cut(args.crop, args.pad, args.resample, args.centre, args.pixel_scale)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,44 +94,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the columns of the table: name (of the image), label, split, group, ra, dec, "
         "redshift (default: found by what they are called)",
     )
-    parser.add_argument(
-        "--axes",
-        choices=("CHW", "HWC", "NHW", "NCHW", "NHWC"),
-        help="what the axes of arrays are: N images, C bands, H rows, W columns (default: found by "
-        "their shapes)",
-    )
-    size = parser.add_argument_group("images of other sizes and pixel scales")
-    size.add_argument(
-        "--resample",
-        metavar="SCALE",
-        type=_positive,
-        help="resample images to this pixel scale, arcsec; flux is kept",
-    )
-    size.add_argument(
-        "--crop", metavar="N|HxW", type=_size, help="keep so many pixels around the centre"
-    )
-    size.add_argument(
-        "--pad",
-        metavar="N|HxW",
-        type=_size,
-        help="add bad pixels around smaller images, up to this size",
-    )
-    size.add_argument(
-        "--centre",
-        metavar="image|brightest|RA,DEC|catalogue",
-        type=_centre,
-        default="image",
-        help="what --crop keeps in the middle: the middle of the image, its brightest pixel, a "
-        "place on the sky in degrees, or the place that the table of --labels gives (default: "
-        "image)",
-    )
+    add_sizes(parser, catalogue=True)
     parser.add_argument(
         "--pixel-scale",
-        type=_positive,
+        type=positive,
         help="the pixel scale, arcsec (default: what FITS headers say)",
     )
     parser.add_argument(
-        "--psf-fwhm", type=_positive, help="the full width at half maximum of the PSF, arcsec"
+        "--psf-fwhm", type=positive, help="the full width at half maximum of the PSF, arcsec"
     )
     parser.add_argument(
         "--zero-point",
@@ -201,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
     from lensdist.data.packing.table import parse_columns
     from lensdist.data.packing.writer import Instrument
     from lensdist.data.reading.readers import Choice
+    from lensdist.data.reading.resize import asked
     from lensdist.utils.errors import EXIT_DONE, UserError
     from lensdist.utils.streams import counter
 
@@ -209,7 +140,8 @@ def run(args: argparse.Namespace) -> int:
     names = [word for word in args.labels if word not in tables]
     if len(tables) > 1 or len(names) > 1:
         raise UserError("give --labels once for the classes, and once for a table, at most")
-    cut, axes = _cut(args), args.axes
+    cut = asked(args.crop, args.pad, args.resample, args.centre, args.pixel_scale)
+    axes = args.axes
     options = PackOptions(
         seed=args.seed,
         dtype=args.dtype,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lensdist.utils.arguments import add_image_choice
+from lensdist.utils.arguments import add_image_choice, add_sizes, positive
 from lensdist.utils.errors import EXIT_DONE, EXIT_FAILED, UserError
 
 EXAMPLES = """examples:
@@ -16,8 +16,9 @@ EXAMPLES = """examples:
   lensdist predict runs/find survey --bands VIS --out classes.csv   # one image of each file
   lensdist predict runs/find tile.fits --at 150.12,2.21 --out lens.csv   # a place on the sky
   lensdist predict runs/find tile.fits --at candidates.csv --out classes.csv
+  lensdist predict runs/finetune set.h5 --hdu images --out classes.csv   # rows set.h5/images/0, ...
 
-A classifier writes a table with one row per file: file, label, prob_<class>, logit_<class>. Where
+A classifier writes a table with one row per image: file, label, prob_<class>, logit_<class>. Where
 the preprocessing measures the images (scale: lens_fit, residual), columns with these numbers
 follow; then unlike, how far the image is from the training images (1: as 99 % of the validation
 images are); flag, 1 for an image that is unlike them; flagged_by, the columns that differ; and
@@ -25,9 +26,10 @@ changes. The label of a flagged image is ?, and it has no probabilities: they ho
 like those of training. The columns are empty where an older export cannot tell.
 
 For a table, an image of another pixel scale or size is resampled to the scale of the training
-images and cut to their size, which `changes` says. An image that cannot be is skipped.
+images and cut to their size, which `changes` says. An image that cannot be is skipped; where no
+scale is known, --crop, --pad and --resample say what to do, as in `lensdist pack`.
 
-Models that make images write one per file, with the file's name below its INPUT: .npy of (C, H, W)
+Models that make images write a file for each, with its name below its INPUT: .npy of (C, H, W)
 or (H, W), or FITS with the input's header and its coordinates on the new pixels.
 
 Files that cannot be used are skipped. They are printed with a reason, and listed in
@@ -45,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs",
         metavar="INPUT",
         nargs="+",
-        help="an image file (.npy, .npz, .fits, .fit, .fts; also .gz, .bz2, .fits.fz), a folder of "
-        "them, or a quoted pattern",
+        help="an image file (.npy, .npz, FITS, .png, .jpg, .tif), a file of many images (stacks in "
+        ".npy or .npz, .h5, .zip), a folder of them, or a quoted pattern",
     )
     parser.add_argument(
         "--out",
@@ -67,10 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cut out a place on the sky, degrees (--at=-RA,Dec for a negative number), or each "
         "row's place of a .csv file with the columns ra, dec and, for several images, file",
     )
+    add_sizes(parser, catalogue=False)
     parser.add_argument(
         "--pixel-scale",
         metavar="ARCSEC",
-        type=float,
+        type=positive,
         help="the pixel scale of files whose header says none",
     )
     parser.add_argument(
@@ -93,11 +96,16 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--batch must be 1 or more, not {args.batch}")
     from lensdist.data.reading.folders import Passed
     from lensdist.data.reading.readers import Choice, check_choice
+    from lensdist.data.reading.resize import asked
     from lensdist.inference.comparable import placed
     from lensdist.inference.inputs import find, together
 
+    cut = asked(args.crop, args.pad, args.resample, args.centre, args.pixel_scale)
+    if cut is not None and args.at is not None:
+        raise UserError("--at cuts to the model's size: leave out --crop, --pad and --resample")
     passed = Passed()
-    inputs = find(args.inputs, args.out, passed)  # before torch, which takes seconds to import
+    # Before torch, which takes seconds to import.
+    inputs = find(args.inputs, args.out, passed, args.axes, args.hdu)
     inputs, by_name = together(inputs, args.bands, passed)
     check_choice(args.hdu, (one.path.name for one in inputs))
     if args.at is not None:
@@ -109,13 +117,17 @@ def run(args: argparse.Namespace) -> int:
     model = load(args.model, _device(args.device))
     if args.at is not None and model.does.draws:
         raise UserError("--at cuts images for a table; this model writes images")
+    if cut is not None and model.does.draws:
+        raise UserError(f"{cut}: cut images for this model with `lensdist pack`; it writes images")
     notes: list[str] = []
-    choice = Choice(args.hdu, () if by_name else args.bands, args.nan)
+    axes = None if args.axes is None else args.axes[-3:]
+    choice = Choice(args.hdu, () if by_name else args.bands, args.nan, cut, axes)
     skipped = predict_files(
         model, inputs, args.out, args.batch, args.format, args.overwrite, choice,
         wanted_by(model, args.pixel_scale), notes,
     )  # fmt: skip
-    done, what = len(inputs) - len(skipped), "files" if args.at is None else "places"
+    done, inside = len(inputs) - len(skipped), any(one.container for one in inputs)
+    what = "places" if args.at is not None else "images" if inside else "files"
     print(f"predicted {done:,} of {len(inputs):,} {what}, {len(skipped):,} skipped: {args.out}")
     print("".join(f"{line}\n" for line in (*notes, *passed.lines())), end="")
     return EXIT_FAILED if skipped else EXIT_DONE

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lensdist.data.config import PREPROCESS
 from lensdist.data.dataset import PackedSet
 from lensdist.export.description import build
-from lensdist.export.likeness import Likeness
+from lensdist.export.several import AnyLikeness
 from lensdist.phases import COMPLETE, WEIGHTS, completed
 from lensdist.tasks.registry import AnyTask
 from lensdist.tasks.types import Described
@@ -45,7 +45,7 @@ def write_export(
     model: nn.Module,
     description: dict[str, Any],
     preprocess: Mapping[str, Tensor] | None = None,
-    likeness: Likeness | None = None,
+    likeness: AnyLikeness | None = None,
 ) -> dict[str, str]:
     """Write an export; `config.json`, which holds the weights' hash, comes last.
 

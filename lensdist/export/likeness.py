@@ -213,7 +213,8 @@ class Likeness:
 
     def unlike(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """Return how unlike the training images each image is, (B,) float32: above 1, it is."""
-        each = [part.distance(vectors[name]) for name, part in self.parts.items()]
+        known = self.parts.keys() & vectors.keys()
+        each = [self.parts[name].distance(vectors[name]) for name in sorted(known)]
         return (torch.stack(each).amax(0) / self.limit).float()
 
     def state(self) -> dict[str, Any]:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lensdist.export.description import build, network_weights
-from lensdist.export.likeness import Likeness, image_numbers, watched
+from lensdist.export.likeness import image_numbers, watched
+from lensdist.export.several import restored
 from lensdist.utils.errors import UserError
 
 Images = npt.ArrayLike | os.PathLike[str] | Sequence[os.PathLike[str]]
@@ -46,7 +47,7 @@ class LoadedModel:
     ) -> None:
         try:
             self.does, self.network = build(description, weights, thorough=thorough)
-            self.likeness = Likeness.from_state(description.get("likeness"), weights)
+            self.likeness = restored(description.get("likeness"), weights)
         except ValueError as e:
             raise UserError(f"config.json does not describe a network: {e}") from e
         # An older description lacks newer settings; they have their defaults here.

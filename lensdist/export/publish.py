@@ -24,6 +24,7 @@ from lensdist.export.card import scored, write_card
 from lensdist.export.from_checkpoint import at_step, exported, steps_of
 from lensdist.export.model import LoadedModel
 from lensdist.export.portable import Runner, largest_difference, require, write
+from lensdist.export.several import together
 from lensdist.phases import WEIGHTS, checkpoint_name
 from lensdist.tasks.registry import task_class
 from lensdist.tasks.types import Described
@@ -98,7 +99,11 @@ def export_ensemble(runs: list[Path], dest: Path, kind: str, how: str) -> list[W
 
     def combined() -> Described:
         found = [(run, exported(run)) for run in runs]
-        return task_class(found[0][1][0]["task"]).combine(found, how)
+        description, weights = task_class(found[0][1][0]["task"]).combine(found, how)
+        if (likeness := together([each for _, each in found])) is not None:
+            description = {**description, "likeness": likeness.state()}
+            weights = {**weights, **likeness.tensors()}
+        return description, weights
 
     return publish(dest, kind, [("", combined)])
 

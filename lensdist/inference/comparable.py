@@ -31,6 +31,8 @@ class Wanted:
     """Arcsec a pixel; None: not known."""
     scale_of_files: float | None = None
     """Arcsec a pixel of files whose header says none."""
+    bands: int | None = None
+    """The number of bands; None: any."""
 
 
 def change(reading: Reading, wanted: Wanted, at: Point | None) -> tuple[Cut, str] | None:
@@ -45,7 +47,12 @@ def change(reading: Reading, wanted: Wanted, at: Point | None) -> tuple[Cut, str
         BadFile: it cannot be made comparable; the reason says what to type.
     """
     now, own = reading.image.shape[1:], reading.pixel_scale_arcsec or wanted.scale_of_files
-    size = wanted.size
+    size, bands = wanted.size, len(reading.image)
+    if wanted.bands not in (None, bands):
+        raise BadFile(
+            f"it has {bands} band(s) and the model {wanted.bands}: choose those of FITS files with "
+            "--bands, save a picture in grey, or type --axes NHW if it is a stack of images"
+        )
     if size is None:
         return None
     known = own is not None and wanted.scale is not None
@@ -57,7 +64,7 @@ def change(reading: Reading, wanted: Wanted, at: Point | None) -> tuple[Cut, str
         if wanted.scale is None:
             raise BadFile(
                 f"it is of {before} pixels and the model of {after}, of a scale that is not known: "
-                f"type `lensdist pack` with --crop {size[0]} for images of the trained scale"
+                f"type --crop {size[0]} if its pixels are as large as those of the training images"
             )
         raise BadFile(
             f"it is of {before} pixels and the model of {after}, and its header says no pixel "

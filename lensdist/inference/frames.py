@@ -65,10 +65,10 @@ def read_item(
     Raises:
         BadFile: the file is of another kind, or see `readers.parse`.
     """
-    named = form(source.path.name)
-    if named is None:
+    if source.refused:
+        raise BadFile(source.refused)
+    if source.container is None and form(source.path.name) is None:
         raise BadFile(f"it is not an image file: names end in {ENDINGS}")
-    suffix = named[1]
     read = read_together([source.path, *source.more], source.maps, choice)
     reading = checked(read.raw, choice.nan)
     if wanted is not None and (changed := change(reading, wanted, source.at)) is not None:
@@ -77,11 +77,12 @@ def read_item(
             raw = resized(read.raw, cut, choice.nan)
         except BadFile as error:  # `pack` could add pixels, of which nothing is known
             raise BadFile(str(error).partition("; --pad")[0]) from error
+        said = "; ".join(filter(None, (_said(choice), said)))
         return Item(source, checked(raw, choice.nan), Frame(()), said)
     try:
         if not framed:
-            return Item(source, reading, Frame(()))
-        data = unpacked(read.first)
+            return Item(source, reading, Frame(()), _said(choice))
+        data, suffix = unpacked(read.first), read.suffix
         if suffix == ".npy":
             # The shape of an axion file is (2,), so its image of (H, W) has no axis before.
             frame = Frame(read_header(io.BytesIO(data))[0][:-2])
@@ -99,6 +100,10 @@ def read_item(
         raise
     except Exception as error:  # damaged bytes may raise anything
         raise BadFile(f"it is damaged ({type(error).__name__})") from error
+
+
+def _said(choice: Choice) -> str:
+    return "" if choice.cut is None else str(choice.cut)
 
 
 def _shape_in_archive(data: bytes, hdu: str | None) -> tuple[int, ...]:

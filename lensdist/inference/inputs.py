@@ -1,16 +1,22 @@
-"""Search for the image files of a command line: files, folders and patterns (torch-free)."""
+"""Search for the images of a command line: files, folders, patterns, stacks and archives
+(torch-free)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePosixPath
 
 from lensdist.data.packing.beside import bands_of, maps_of
 from lensdist.data.packing.listing import natural
+from lensdist.data.packing.split_names import plain
+from lensdist.data.packing.stacks import StackAxes, expanded
+from lensdist.data.reading import containers
 from lensdist.data.reading.folders import Identity, Passed, entries, identity, walk
 from lensdist.data.reading.readers import ENDINGS, form
 from lensdist.data.reading.roles import Role
@@ -22,12 +28,18 @@ _MAGIC = frozenset("*?[")
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A file to predict for."""
+    """An image to predict for."""
 
     path: Path
+    """The file; an image in a stack or an archive has the path of a file below it, as `pack` names
+    it: `no.npy/17`."""
     name: Path
     """The path below the INPUT folder, or below a pattern's part before the first wildcard; it
-    never contains `..`."""
+    never contains `..`. An image in a file has the name of an image file: `no/17.npy`."""
+    container: Path | None = None
+    """The file that the image is in, with others."""
+    refused: str = ""
+    """Why no image of a container can be read."""
     more: tuple[Path, ...] = ()
     """The files of further bands."""
     maps: tuple[tuple[int, Role, Path], ...] = ()
@@ -36,8 +48,14 @@ class Input:
     """RA and Dec of the place to cut out, degrees; None: the image's middle."""
 
 
-def find(words: Sequence[str], dest: Path, passed: Passed | None = None) -> list[Input]:
-    """Find the files that words name, each once, in the order of `words` and then of their names.
+def find(
+    words: Sequence[str],
+    dest: Path,
+    passed: Passed | None = None,
+    axes: StackAxes | None = None,
+    chosen: str | None = None,
+) -> list[Input]:
+    """Find the images that words name, each once, in the order of `words` and then of their names.
 
     All matches of a pattern are returned, also files that are not images.
 
@@ -46,23 +64,70 @@ def find(words: Sequence[str], dest: Path, passed: Passed | None = None) -> list
             kinds are skipped), and patterns with `*`, `?`, `[...]` and `**`.
         dest: the destination of results; inside a searched folder it is skipped, because it holds
             earlier results.
-        passed: counts what is skipped in folders.
+        passed: counts what is skipped in folders, and arrays that are not images.
+        axes: see `stacks.expanded`.
+        chosen: see `stacks.expanded`.
 
     Raises:
-        UserError: a word names no image file, a file has an unknown type, or a folder cannot be
-            listed or is a packed set.
+        UserError: a word names no image file, a file has an unknown type, a folder cannot be
+            listed or is a packed set, or it is not clear which arrays of a file are its images.
     """
     found: dict[str, Input] = {}
     passed = Passed() if passed is None else passed
     apart = identity(dest)
     for word in words:
         inputs = list(_meant(word, apart, passed))
-        if not any(form(one.path.name) for one in inputs):
-            also = "; ".join(("", *passed.lines()))
-            raise UserError(f"{printable(word)} holds no image files: they end in {ENDINGS}{also}")
+        if not any(_is_image(one) for one in inputs):
+            raise UserError(f"{printable(word)} holds no image files: {_ends(passed)}")
         for one in sorted(inputs, key=lambda one: natural(one.name.as_posix())):
             found.setdefault(place(one.path), one)
-    return list(found.values())
+    opened = _opened(found.values(), passed, axes, chosen)
+    if not opened:
+        raise UserError(f"{printable(words[0])} holds no images: {_ends(passed)}")
+    return opened
+
+
+def _ends(passed: Passed) -> str:
+    return "; ".join((f"they end in {ENDINGS}, .h5 or .zip", *passed.lines()))
+
+
+def _opened(
+    inputs: Iterable[Input], passed: Passed, axes: StackAxes | None, chosen: str | None
+) -> list[Input]:
+    """Put the images of stacks and archives in the place of their files."""
+    inputs = list(inputs)
+    files = {one.path.as_posix(): one for one in inputs if _is_image(one) and not one.container}
+    found = expanded(Path(), list(files), passed, axes, chosen, labelled=False)
+    inside: defaultdict[str, list[str]] = defaultdict(list)
+    for name in found.files:
+        above = chain((name,), map(str, PurePosixPath(name).parents))
+        inside[next(each for each in above if each in files)].append(name)
+    why = dict(found.refused)
+    opened = []
+    for one in inputs:
+        file = one.path.as_posix()
+        if file not in files or inside[file] == [file]:
+            opened.append(one)
+        elif file in why:
+            opened.append(replace(one, refused=why[file]))
+        for name in sorted(inside[file], key=natural) if inside[file] != [file] else ():
+            maps = tuple((0, role, Path(of)) for role, of in found.maps.get(name, ()))
+            opened.append(replace(_within(one, name), maps=maps))
+    return opened
+
+
+def _within(file: Input, path: str) -> Input:
+    """Return an image in a file, with the name of an image file."""
+    parts = plain((*file.name.parts, *PurePosixPath(path).relative_to(file.path).parts))
+    name = Path(*parts)
+    if form(name.name) is None:
+        name = name.with_name(f"{name.name}.npy")
+    return Input(Path(path), name, file.path)
+
+
+def _is_image(one: Input) -> bool:
+    name = one.path.name
+    return bool(one.container or form(name) or containers.is_container(name))
 
 
 def together(
@@ -82,8 +147,12 @@ def together(
         UserError: see `bands_of`.
     """
     of = {one.path.as_posix(): one for one in inputs}
-    images = [name for name in of if form(Path(name).name)]
-    maps, lone = maps_of(images)
+    images = [name for name, one in of.items() if _is_image(one)]
+    known = {
+        name: tuple((role, file.as_posix()) for _, role, file in one.maps)
+        for name, one in of.items()
+    }
+    maps, lone = maps_of(images, known)
     found = bands_of(list(maps), bands)
     for name in lone:
         passed.add("it is a map of an image that is not there", name)
@@ -119,7 +188,7 @@ def _meant(word: str, apart: Identity, passed: Passed) -> Iterator[Input]:
     if word and os.path.lexists(path):  # before patterns: a file may be named `a[1].npy`
         if os.path.isdir(path):
             yield from _below(path, path, apart, passed)
-        elif form(path.name):
+        elif form(path.name) or containers.is_container(path.name):
             yield Input(path, Path(path.name))
         else:
             raise UserError(
@@ -129,6 +198,9 @@ def _meant(word: str, apart: Identity, passed: Passed) -> Iterator[Input]:
         return
     wild = [bool(_MAGIC & set(part)) for part in path.parts]
     if not any(wild):
+        if packed := containers.inside(path):
+            yield _within(Input(packed[0], Path(packed[0].name)), word)
+            return
         raise UserError(f"{printable(word) or repr(word)} does not exist")
     fixed = wild.index(True)
     base = Path(*path.parts[:fixed])
@@ -144,7 +216,7 @@ def _meant(word: str, apart: Identity, passed: Passed) -> Iterator[Input]:
 
 def _below(folder: Path, base: Path, apart: Identity, passed: Passed) -> Iterator[Input]:
     """Yield the image files of a folder and its subfolders."""
-    for _, files in walk(folder, passed, apart):
+    for _, files in walk(folder, passed, apart, containers=True):
         yield from (Input(folder / file, _name(folder / file, base)) for file in files)
 
 
@@ -159,7 +231,7 @@ def _matches(folder: Path, parts: Sequence[str], apart: Identity, passed: Passed
     first, rest = parts[0], parts[1:]
     if first == "**":
         # If more parts follow, they decide which files match.
-        for below, files in walk(folder, Passed() if rest else passed, apart):
+        for below, files in walk(folder, Passed() if rest else passed, apart, containers=True):
             if rest:
                 yield from _matches(folder / below, rest, apart, passed)
             else:

@@ -75,7 +75,8 @@ def refuse_losses(outputs: Iterable[Path], inputs: Sequence[Input], overwrite: b
     standing = [path for path in outputs if os.path.lexists(path)]
     given: Mapping[tuple[int, int], Input] = {}
     if standing:
-        given = {_identity(one.path): one for one in inputs if os.path.exists(one.path)}
+        files = {one.container or one.path: one for one in inputs}
+        given = {_identity(file): one for file, one in files.items() if os.path.exists(file)}
     for path in standing:
         if os.path.exists(path) and (one := given.get(_identity(path))):
             raise UserError(

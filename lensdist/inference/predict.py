@@ -87,7 +87,7 @@ def predict_files(
                 sink.skipped.unlink(missing_ok=True)  # the list of an earlier run
         except OSError as error:
             raise RunError(f"cannot write {printable(dest)}: {error.strerror or error}") from error
-    if notes is not None:
+    if notes is not None and len(ordered) < len(inputs):
         notes += sink.notes(len(inputs) - len(ordered))
     return ordered
 
@@ -191,5 +191,5 @@ def wanted_by(model: Model, scale_of_files: float | None = None) -> Wanted:
         raise UserError(f"--pixel-scale must be positive, not {scale_of_files:g}")
     scale = (model.description.get("data") or {}).get("pixel_scale_arcsec")
     known = float(scale) if isinstance(scale, int | float) and scale > 0 else None
-    size = None if model.does.any_size else model.does.cfg.image_shape[1:]
-    return Wanted(size, known, scale_of_files)
+    bands, *size = model.does.cfg.image_shape
+    return Wanted(None if model.does.any_size else (size[0], size[1]), known, scale_of_files, bands)

@@ -28,6 +28,10 @@ from lensdist.utils.errors import UserError
 Found = dict[str, npt.NDArray[Any]]
 """The prediction for one image: arrays by name."""
 Write = Callable[[Item, Found], None]
+_UNKNOWN = (
+    "whether the images are like the training images is not known: the export is imported, older "
+    "or of a checkpoint, or its run had fewer than 20 validation images"
+)
 
 
 class Model(Protocol):
@@ -89,10 +93,7 @@ class TableSink:
     def notes(self, done: int) -> list[str]:
         """Return a line on how many of the `done` images are unlike the training images."""
         if not self._known:
-            return [
-                "whether the images are like the training images is not known: the export is "
-                "older, or not of a run's end, or its run had fewer than 20 validation images"
-            ]
+            return [_UNKNOWN]
         return [f"{self._flagged:,} of {done:,} images are unlike the training images (see flag)"]
 
     def _own(self, found: Found) -> list[str | float | None]:
@@ -158,8 +159,8 @@ class ImageSink:
 
     def notes(self, done: int) -> list[str]:
         """Return a line on how many of the `done` images are unlike the training images."""
-        if not self._known:
-            return []
+        if not self._known:  # frames of any size are never compared
+            return [] if self._task.any_size else [_UNKNOWN]
         return [f"{self._flagged:,} of {done:,} images are unlike the training images"]
 
     def _write(self, item: Item, found: Found) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from lensdist.config.schema import BaseRun
 from lensdist.data.dataset import PackedSet
 from lensdist.export.artifact import read_export
+from lensdist.runs.fit import remedy_for
 from lensdist.sim.simulator import Simulator
-from lensdist.tasks.settings import Remedy
 from lensdist.utils.errors import UserError
 
 
@@ -17,11 +17,14 @@ def check_images(cfg: BaseRun, packed: PackedSet) -> None:
         UserError: it does not, or the preprocessing cannot; the message names settings that
             help, if there are any.
     """
-    shape = packed.manifest.image_shape
-    remedy = cfg.remedy(shape, read_export)
+    shape, remedy = packed.manifest.image_shape, remedy_for(cfg, packed.manifest, read_export)
+    masked = packed.manifest.pixel_weights
+    if remedy is not None and cfg.preprocess.scale == "lens_fit" and shape == cfg.image_shape:
+        raise UserError(
+            f"preprocess.scale: lens_fit cannot skip pixels, and {packed.path} holds {masked[0]}; "
+            f"{remedy}"
+        )
     if remedy is not None:
-        if cfg.preprocess.scale == "lens_fit" and remedy.settings:
-            remedy = Remedy((*remedy.settings, "preprocess.scale=minmax"))
         raise UserError(
             f"{packed.path} holds images of {_times(shape)} but the model takes "
             f"{_times(cfg.image_shape)}; {remedy}"
@@ -34,12 +37,6 @@ def check_images(cfg: BaseRun, packed: PackedSet) -> None:
                 f"data.sim: family {cfg.data.sim.family} makes images of {_times(simulated)} but "
                 f"{packed.path} holds {_times(shape)}; use another family, or data.source=packed"
             )
-    masked = packed.manifest.pixel_weights
-    if cfg.preprocess.scale == "lens_fit" and masked:
-        raise UserError(
-            f"preprocess.scale: lens_fit cannot skip pixels, and {packed.path} holds "
-            f"{masked[0]}; use another scale"
-        )
 
 
 def _times(shape: tuple[int, ...]) -> str:

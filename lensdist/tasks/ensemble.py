@@ -78,7 +78,7 @@ class EnsembleSettings(ClassifierSettings):
         if how.scale == "lens_fit" and (bands, size) != (1, 150):
             raise ValueError(
                 "preprocess.scale: lens_fit fits one band of 150x150 pixels, as in the common "
-                f"task, not {bands} of {size}x{size}"
+                f"task, not {bands} of {size}x{size}: set preprocess.scale=minmax"
             )
 
     @model_validator(mode="after")

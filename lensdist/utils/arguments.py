@@ -65,8 +65,14 @@ def add_image_choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hdu",
         metavar="NAME|N",
-        help="the image of a FITS file, by name or number, or the array of a .npz, by name "
-        "(default: the only one)",
+        help="the image of a FITS file, by name or number, or the array of an .npz or HDF5 file, "
+        "by name (default: the only one)",
+    )
+    parser.add_argument(
+        "--axes",
+        choices=("CHW", "HWC", "NHW", "NCHW", "NHWC"),
+        help="what the axes of arrays are: N images, C bands, H rows, W columns (default: found by "
+        "their shapes)",
     )
     parser.add_argument(
         "--bands",
@@ -82,3 +88,65 @@ def add_image_choice(parser: argparse.ArgumentParser) -> None:
         help="what NaN means. mask: the pixel has no data; refuse: the file is damaged (default: "
         "mask in FITS files, refuse in others)",
     )
+
+
+def add_sizes(parser: argparse.ArgumentParser, *, catalogue: bool) -> None:
+    """Declare how images are resampled, cropped and padded: the fields of `resize.Cut`.
+
+    Args:
+        parser: the command's.
+        catalogue: whether places on the sky may be given.
+    """
+    size = parser.add_argument_group("images of other sizes and pixel scales")
+    size.add_argument(
+        "--resample",
+        metavar="SCALE",
+        type=positive,
+        help="resample images to this pixel scale, arcsec; flux is kept",
+    )
+    size.add_argument(
+        "--crop", metavar="N|HxW", type=_size, help="keep so many pixels around the centre"
+    )
+    size.add_argument(
+        "--pad",
+        metavar="N|HxW",
+        type=_size,
+        help="add bad pixels around smaller images, up to this size",
+    )
+    place, sky = "the middle of the image or its brightest pixel", ""
+    if catalogue:
+        place = "the middle of the image, its brightest pixel, a place on the sky in degrees, or "
+        place, sky = place + "the place that the table of --labels gives", "|RA,DEC|catalogue"
+    size.add_argument(
+        "--centre",
+        metavar=f"image|brightest{sky}",
+        type=_centre if catalogue else str,
+        choices=None if catalogue else ("image", "brightest"),
+        default="image",
+        help=f"what --crop keeps in the middle: {place} (default: image)",
+    )
+
+
+def positive(text: str) -> float:
+    """Return a positive number, for an argument's `type`."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("must be above 0")
+    return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = [int(side) for side in text.lower().split("x")]
+    size = (sides[0], sides[-1])
+    if len(sides) > 2 or not 1 <= min(size) <= max(size) <= 16_384:
+        raise argparse.ArgumentTypeError("must be from 1 to 16384, as 64 or 64x80")
+    return size
+
+
+def _centre(text: str) -> str | tuple[float, float]:
+    if text in ("image", "brightest", "catalogue"):
+        return text
+    ra, dec = map(float, text.split(","))
+    if not (0 <= ra <= 360 and -90 <= dec <= 90):
+        raise argparse.ArgumentTypeError("must be RA,Dec in degrees")
+    return ra, dec

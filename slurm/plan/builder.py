@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from lensdist.config import load
 from lensdist.config.compose import composed
-from lensdist.config.schema import BaseRun, schema_of
+from lensdist.config.schema import BaseRun
 from lensdist.data.epoch_size import images_per_epoch
 from lensdist.runs.accelerate_launch import (
     adopt,
@@ -21,6 +20,7 @@ from lensdist.runs.accelerate_launch import (
     from_file,
     not_installed,
 )
+from lensdist.runs.fit import Fitted, fitted, planned
 from lensdist.utils.errors import UserError
 from slurm import ROOT
 from slurm.config.chain import Phase, filled
@@ -187,13 +187,13 @@ class _Builder:
 
     def _training(self, name: str, point: Point | None, earlier: Sequence[Step]) -> Step:
         cluster = self._cluster_of(name)
-        config = self._config(name, point, earlier)
+        config, by_data = self._config(name, point, earlier)
         counts = shared_evenly(config, cluster)
         config = self._agreed(config, cluster, counts)
         settings = config.model_dump(mode="json") if "config" in self._triggers else None
         target = Target(phase=_name(name, point), run=config.run.dir, settings=settings)
         existing = of_run(target, config, self._state, self._triggers)
-        source = f"train {self._short(self._config_file(name))}"
+        source = " ".join(("train", str(self._short(self._config_file(name))), *by_data))
         return Step(
             name, target, source, cluster, existing, config=config, counts=counts, point=point
         )
@@ -205,7 +205,8 @@ class _Builder:
             self._clusters[name] = cluster_of(name, phase, self._cluster_file, given, own)
         return self._clusters[name]
 
-    def _config(self, name: str, point: Point | None, earlier: Sequence[Step]) -> BaseRun:
+    def _config(self, name: str, point: Point | None, earlier: Sequence[Step]) -> Fitted:
+        """Return the configuration of a phase, and what data and encoder decide of it."""
         phase = self._chain.phases[name]
         runs = {other: self._folder(other, None) for other in phase.after}
         runs |= {step.phase: step.target.run for step in earlier}
@@ -222,7 +223,8 @@ class _Builder:
                 raise UserError(f"{setting}: the chain sets every run's folder; set runs=FOLDER")
         own.append(f"run.dir={self._folder(name, point)}")
         file = self._config_file(name)
-        return load(self._base(file) or file, own, schema=schema_of)
+        made = {step.target.run: step.config for step in earlier if step.config is not None}
+        return fitted(self._base(file) or file, own, planned(made))
 
     def _config_file(self, name: str) -> Path:
         train = self._chain.phases[name].train
@@ -291,11 +293,8 @@ class _Builder:
         """Return the step that compares a sweep's points when all have ended."""
         swept = [step for step in steps if step.point is not None]
         scored = {step.target.run for step in swept if step.target.kind == "scores"}
-        runs = [
-            str(step.target.run)
-            for step in swept
-            if step.target.kind == "run" and (not scored or step.target.run in scored)
-        ]
+        trained = (step.target.run for step in swept if step.target.kind == "run")
+        runs = [str(run) for run in trained if not scored or run in scored]
         if not runs:
             return []
         digest = hashlib.sha256("\n".join(runs).encode()).hexdigest()[:6]

@@ -92,7 +92,7 @@ def sky_hdu(array: Array, **cards: Any) -> Any:
 
 
 def mixed(root: Path) -> Path:
-    """Forms, shapes and bad files mixed: 7 good of 8 x 8, 4 of other shapes, 9 bad ones."""
+    """Forms, shapes and bad files mixed: 7 good of 8 x 8, 4 of other shapes, 8 bad ones."""
     (root / "deep" / "er").mkdir(parents=True)
     for i in (9, 10):
         np.save(root / f"lens{i}.npy", pixels(i))
@@ -108,7 +108,6 @@ def mixed(root: Path) -> Path:
     # Bad.
     np.save(root / "bad_nan.npy", np.where(pixels(1) > 0.5, np.nan, 1))
     np.save(root / "bad_objects.npy", np.array([print, 1.0], dtype=object), allow_pickle=True)
-    np.save(root / "bad_stack.npy", pixels(1, 64, 8, 8))
     np.save(root / "bad_constant.npy", np.ones((8, 8)))
     (root / "bad_cut.fits").write_bytes((root / "sky.fits").read_bytes()[: 2880 * 2 + 100])
     (root / "bad_empty.npy").touch()
@@ -121,7 +120,6 @@ def mixed(root: Path) -> Path:
 BAD = {
     "bad_nan": "it has NaN or infinity where no mask says so",
     "bad_objects": "builtins.print",
-    "bad_stack": "a stack of images",
     "bad_constant": "it is constant",
     "bad_cut": "it is ",
     "bad_empty": "it is empty",

@@ -16,6 +16,8 @@ from lensdist.data.config import PreprocessConfig
 from lensdist.data.smooth import principal
 from lensdist.data.transforms import Preprocess
 from lensdist.export.artifact import read_export, write_export
+from lensdist.export.likeness import fit
+from lensdist.export.several import restored, together
 from lensdist.models.config import EncoderConfig, EnsembleConfig
 from lensdist.models.ensemble import Ensemble
 from lensdist.tasks.combine import combined
@@ -156,3 +158,39 @@ def test_a_description_that_is_none(tmp_path: Path) -> None:
 def test_an_ensemble_is_not_an_encoder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is of task common; give a run of task mae"):
         encoder_of(export(tmp_path / "one"), read_export(export(tmp_path / "one")), EncoderConfig())
+
+
+def test_an_ensemble_says_what_its_networks_say_of_unlike_images(tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    images = [torch.from_numpy(draw.random((n, 1, 32, 32), np.float32)) for n in (60, 30, 4)]
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for run, members in zip(runs, (("lensnet",), ("lensnet", "lensnet")), strict=True):
+        model = lensdist.load(export(run, *members, seed=len(members)))
+        layers = model.does.compared(model.network)
+        assert layers is not None
+        train, val = (
+            iter([{"image": each, "sample": torch.arange(len(each))}]) for each in images[:2]
+        )
+        found = fit(
+            layers, model.network, lambda net, b: net(scaled("asinh")(b["image"])), train, val
+        )
+        assert found is not None
+        description, _ = read_export(run)
+        write_export(run, model.network, description, scaled("asinh").tensors(), found)
+    out = tmp_path / "out"
+    assert cli.main(["export", *map(str, runs), "--out", str(out)]) == 0
+    ensemble = lensdist.load(out)
+    like, odd = images[2].numpy(), 30 * draw.random((4, 1, 32, 32)) ** 8
+    for stack, flagged in ((like, False), (odd, True)):
+        one, two = (lensdist.load(run).predict(stack)["unlike"] for run in runs)
+        answer = ensemble.predict(stack)
+        np.testing.assert_allclose(answer["unlike"], (one + two) / 2, rtol=1e-4)
+        assert (answer["flag"] == flagged).all()
+    nested = together([read_export(out), read_export(runs[0])])
+    assert nested is not None
+    assert len(nested.members) == 3
+    # A network that knows nothing, and damage.
+    assert together([read_export(out), read_export(export(tmp_path / "silent"))]) is None
+    for damaged in ({"members": 1}, {"members": []}, {"members": [{"parts": {"input": 1.0}}]}):
+        with pytest.raises(ValueError, match="likeness"):
+            restored(damaged, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from lensdist.sim.simulator import Simulator
 from lensdist.utils.tensors import read_safetensors
 
 SIZE = 64
+WORDS = ["finetune/debug", "encoder=null", "data.n_per_class=120", "train.epochs=1"]
+WORDS += ["train.max_steps=8", "optim.schedule.warmup_steps=0"]
 
 
 class Net(nn.Module):
@@ -188,11 +191,7 @@ def test_some_places_are_at_equal_distances() -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny classifier, trained by the command itself."""
     run = tmp_path_factory.mktemp("likeness") / "run"
-    words = (
-        f"finetune/debug run.dir={run} encoder=null data.n_per_class=120 train.epochs=1 "
-        "train.max_steps=8 optim.schedule.warmup_steps=0"
-    )
-    assert main(["train", *words.split()]) == 0
+    assert main(["train", *WORDS, f"run.dir={run}"]) == 0
     return run
 
 
@@ -211,6 +210,17 @@ def test_a_run_exports_what_its_images_are_like(trained: Path, tmp_path: Path) -
     copy = tmp_path / "copy"
     assert main(["export", str(trained), "--out", str(copy)]) == 0
     assert np.array_equal(lensdist.load(copy).predict(held)["unlike"], found["unlike"])
+
+
+def test_a_run_that_goes_on_at_its_end_exports_the_same(trained: Path, tmp_path: Path) -> None:
+    """It was killed after its last checkpoint, before the export was written."""
+    again = Path(shutil.copytree(trained, tmp_path / "again"))
+    before = {path.name: path.read_bytes() for path in (again / "export").iterdir()}
+    (again / "COMPLETE.json").unlink()
+    shutil.rmtree(again / "export")
+    assert main(["train", *WORDS, f"run.dir={again}"]) == 0
+    assert {path.name: path.read_bytes() for path in (again / "export").iterdir()} == before
+    assert lensdist.load(again).likeness is not None
 
 
 def test_the_table_holds_no_probabilities_of_flagged_images(

@@ -93,7 +93,7 @@ def test_what_cannot_be_made_comparable_is_refused_with_what_to_type(tmp_path: P
     with pytest.raises(BadFile, match="--pixel-scale"):
         read(tmp_path / "a.npy")
     assert "cut from 16x16" in read(tmp_path / "a.npy", Wanted((8, 8), 0.1, 0.1)).changes
-    with pytest.raises(BadFile, match="lensdist pack"):
+    with pytest.raises(BadFile, match="--crop 8"):
         read(tmp_path / "a.npy", Wanted((8, 8), None))
     with pytest.raises(BadFile, match="larger cutout"):
         read(survey(tmp_path / "b.fits", 10, 0.05))

@@ -18,10 +18,14 @@ from lensdist.data.stream import StreamSource
 from lensdist.data.subset import View
 from lensdist.data.transforms import Preprocess
 from lensdist.distributed.micro_batches import plan_steps
+from lensdist.export import likeness
+from lensdist.export.likeness import Likeness
+from lensdist.models.ensemble import Ensemble
 from lensdist.runs import phase as phases
+from lensdist.runs.learned import learn
 from lensdist.sim.config import SimConfig
 from lensdist.tasks.build import build_task
-from tests.unit.worlds import FakeWorld
+from tests.unit.worlds import FakeWorld, on_all
 
 pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
@@ -102,3 +106,24 @@ def test_validation_images_limit_what_is_not_prepared(tiny_set: Path) -> None:
     assert set(phase.task.preprocess.limits) == {"image_mean", "image_std", "image_max"}
     for name, ends in limits_of(measured).items():
         assert phase.task.preprocess.limits[name] == pytest.approx(ends, rel=1e-6)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_what_images_are_like_does_not_depend_on_the_processes(
+    tiny_set: Path, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    """Nor does it where the processes share slow preprocessing."""
+    monkeypatch.setattr(likeness, "_LEAST", 5)
+    monkeypatch.setattr(Preprocess, "slow", slow)
+    torch.manual_seed(0)
+    network = Ensemble(phase_of(tiny_set, "none").cfg.model, 3)
+
+    def learned(world: Any) -> Likeness | None:
+        phase = phases._prepared(phase_of(tiny_set, "none"), world)
+        return learn(phase, network) if world.main else None
+
+    (alone,), (shared, _) = (on_all(size, learned) for size in (1, 2))
+    assert {*alone.parts} == {"input", "features", *(() if slow else ("image",))}
+    assert shared.state() == alone.state()
+    for name, tensor in alone.tensors().items():
+        assert torch.equal(shared.tensors()[name], tensor), name

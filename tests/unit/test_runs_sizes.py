@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from lensdist.config import load
 from lensdist.config.loader import save
 from lensdist.config.presets import preset_file
 from lensdist.config.schema import schema_of
+from lensdist.data.dataset import PackedSet
 from lensdist.data.packing.writer import PackedWriter
 from lensdist.models.resample import block_means
 from lensdist.runs.fit import load_fitted
+from lensdist.runs.sizes import check_images
+from lensdist.utils.errors import UserError
 from tests.conftest import settings
 from tests.unit.data_files import add_all
 
@@ -98,17 +102,52 @@ def test_a_preset_takes_size_and_bands_from_the_set(tmp_path: Path, preset: str)
     words = [preset, f"data.path={data}", f"run.dir={tmp_path / 'run'}"]
     found: Any = load_fitted(None, words)
     plain: Any = load(preset_file(preset), words[1:], schema=schema_of)
-    if preset == "common/best":  # a lens fit is for one size, which the run says
-        assert found == plain
-        return
     assert found.image_shape == (2, 30, 30)
-    assert found.model_copy(update={"model": plain.model}) == plain
+    # A lens fit is for one size.
+    if preset == "common/best":
+        assert (plain.preprocess.scale, found.preprocess.scale) == ("lens_fit", "minmax")
+    same = {"model": plain.model, "preprocess": plain.preprocess}
+    assert found.model_copy(update=same) == plain
     # What the user sets stays, and with it the error that names all that differs.
     assert load_fitted(None, [*words, "model.in_channels=1"]).image_shape == plain.image_shape
-    # A configuration of the user's own says all of it.
+    # So does what a configuration of the user's own says; what it takes from a preset is fitted.
     config = tmp_path / "own.yaml"
     save(plain, config)
     assert load_fitted(config, []) == plain
+    config.write_text(f"defaults: {preset_file(preset).resolve()}\nseed: 5\n")
+    assert load_fitted(config, words[1:]) == found.model_copy(update={"seed": 5})
+    own = f"defaults: {preset_file(preset).resolve()}\nmodel: {{in_channels: 1}}\n"
+    config.write_text(own)
+    assert load_fitted(config, words[1:]).image_shape == plain.image_shape
+    assert load_fitted(preset_file(preset), words[1:]) == found  # a preset's file is the preset
+
+
+def test_a_lens_fit_of_a_preset_gives_way_to_bad_pixels(tmp_path: Path) -> None:
+    with PackedWriter(tmp_path / "set", labels=["a", "b"], seed=0, source={}) as writer:
+        images = np.random.default_rng(0).random((40, 1, 150, 150), np.float32)
+        labels, names = np.arange(40) % 2, [f"{i}.npy" for i in range(40)]
+        add_all(writer, images, labels, names, badpix=images < 0.01)
+        writer.finish()
+    words = [f"data.path={tmp_path / 'set'}", f"run.dir={tmp_path / 'run'}"]
+    assert load_fitted(None, ["common/small", *words]).preprocess.scale == "minmax"
+    kept = load_fitted(None, ["common/small", *words, "preprocess.scale=lens_fit"])
+    with pytest.raises(UserError, match=r"cannot skip pixels.*set preprocess\.scale=minmax"):
+        check_images(kept, PackedSet(tmp_path / "set"))
+
+
+def test_a_preset_names_no_class_that_the_set_lacks(tmp_path: Path, tiny_set: Path) -> None:
+    words = ["finetune/small", f"run.dir={tmp_path / 'run'}", "encoder=null"]
+    data = f"data.path={pack(tmp_path / 'set', 1, 64)}"
+    assert load_fitted(None, [*words, data]).preprocess.smooth_class is None
+    for own in ("preprocess.smooth_class=no_sub", "preprocess.family=model_ii"):
+        assert load_fitted(None, [*words, data, own]).preprocess.smooth_class == "no_sub"
+    assert load_fitted(None, [*words, f"data.path={tiny_set}"]).preprocess.smooth_class == "no_sub"
+    # An encoder brings its own preprocessing, whatever the set's classes are.
+    words[-1] = f"encoder={tmp_path}"
+    for theirs in ("no_sub", None, "no"):
+        facts = {"preprocessing": {"scale": "residual", "smooth_class": theirs}}
+        (tmp_path / "config.json").write_text(json.dumps(facts))
+        assert load_fitted(None, [*words, data]).preprocess.smooth_class == theirs
 
 
 def test_a_preset_takes_the_shape_of_its_encoder(

@@ -9,14 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from lensdist.data.packing.writer import PackedWriter
 from lensdist.utils.errors import UserError
 from slurm.plan.builder import make_plan
 from slurm.plan.plan import Plan
 from slurm.plan.render import render_plan
 from tests.chains import SUBMIT, submit, write_chain, write_cluster
 from tests.conftest import ROOT
+from tests.unit.data_files import add_all
 
 pytestmark = pytest.mark.unit
 
@@ -221,3 +224,21 @@ def test_without_slurm_nothing_is_written(tmp_path: Path) -> None:
     told = submit("submit", chain, cluster, code=2, env={"PATH": "/nowhere"}).stderr
     assert "submit from a login node" in told
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_chain_s_presets_are_fitted_to_the_set(tmp_path: Path) -> None:
+    """Of 30 pixels, in place of 64; the encoder is that of the phase before, not yet trained."""
+    images = np.random.default_rng(0).random((40, 1, 30, 30), np.float32)
+    with PackedWriter(tmp_path / "set", labels=["a", "b"], seed=0, source={}) as writer:
+        add_all(writer, images, np.arange(40) % 2)
+        writer.finish()
+    words = [f"runs={tmp_path}/runs", f"data.path={tmp_path}/set", "pretrain.model.dim=48"]
+    plan = make_plan(CHAIN, write_cluster(tmp_path), words)
+    pretrain, finetune = (step.config for step in plan.steps[:2])
+    assert pretrain is not None
+    assert finetune is not None
+    shapes = [config.model_dump()["model"] for config in (pretrain, finetune)]
+    for field in ("image_size", "patch_size", "in_channels", "dim", "depth"):
+        assert shapes[0][field] == shapes[1][field], field
+    assert (shapes[1]["image_size"], shapes[1]["dim"]) == (30, 48)
+    assert "model.image_size=30" in render_plan(plan)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -21,8 +21,12 @@ Maps = tuple[tuple[Role, str], ...]
 """The role of each map that belongs to an image, and its file."""
 
 
-def maps_of(files: Sequence[str]) -> tuple[dict[str, Maps], list[str]]:
+def maps_of(
+    files: Sequence[str], known: Mapping[str, Maps] | None = None
+) -> tuple[dict[str, Maps], list[str]]:
     """Return the images with the maps that belong to them, and maps whose image is missing.
+
+    `known` are maps of images in stacks, which no name of a file tells.
 
     A map belongs to the image in its folder that has the same stem; one whose name is only its
     role (`psf.fits`) belongs to all images of its folder. A name counts as a map's only where some
@@ -50,7 +54,8 @@ def maps_of(files: Sequence[str]) -> tuple[dict[str, Maps], list[str]]:
                 alone.append((role, file))
     missing = [file for role, file in alone if role in roles]
     found |= {file: [] for role, file in alone if role not in roles}
-    return {file: tuple(found[file]) for file in files if file in found}, missing
+    also = known or {}
+    return {file: (*found[file], *also.get(file, ())) for file in files if file in found}, missing
 
 
 class Bands(NamedTuple):

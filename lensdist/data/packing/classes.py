@@ -11,6 +11,7 @@ from lensdist.utils.errors import UserError
 from lensdist.utils.files import printable
 
 _MAX_CLASSES = 1000
+_FEW = 5  # folders of one image each may be classes where there are fewer
 _CANONICAL = (("no_sub", "cdm", "axion"), ("no", "sphere", "vort"))
 
 
@@ -111,6 +112,12 @@ def _check_class_folders(
             f"{printable(root)} has images in {len(names):,} folders, which do not look "
             f"like classes (at most {_MAX_CLASSES:,}): give --layout images, --group-by folder, or "
             "--labels"
+        )
+    if len(found) == len(names) >= _FEW:
+        raise UserError(
+            f"{printable(root)}: each of {len(names)} folders, such as {printable(min(names))!r}, "
+            "holds one image, so their names are not classes: give --layout images, or the classes "
+            "in a table with --labels FILE.csv"
         )
     beside = {str(PurePosixPath(member.file).parent.parent) for member in found}
     for folder in empty:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
@@ -84,11 +85,13 @@ def find(
     if not files:
         bad = [f"{printable(file)}: {why}" for file, why in stacks.refused]
         passed = "; ".join(("", *listing.skipped.lines(), *bad))
-        raise UserError(f"{printable(root)} holds no image files ({ENDINGS}, .h5, .zip){passed}")
+        raise UserError(
+            f"{printable(root)} holds no image files; save them as {ENDINGS}, .h5 or .zip{passed}"
+        )
     empty = sorted(inside.keys() - _with_parents(f for f, names in inside.items() if names))
     for folder in empty:
         listing.skipped.add("folder without images", folder)
-    maps, lone = maps_of(files)
+    maps, lone = maps_of(files, stacks.maps)
     listing.refused += [(file, "it is a map of an image that is not there") for file in lone]
     of_bands = bands_of(list(maps), bands)
     listing.bands_by_name, together = of_bands.by_name, of_bands.samples
@@ -122,6 +125,7 @@ def find(
         layout = "pairs" if paired and not told else "classes" if classed or told else "images"
         if layout == "images" and table is None:
             _check_no_table(listing)
+            listing.notes += _kinds_in_names(together)
     listing.kind = _KINDS[layout]
     if labels and layout != "classes":
         raise UserError(
@@ -217,6 +221,20 @@ def _check_no_table(listing: Listing) -> None:
                 f"{name} lies beside images without labels; read it with --labels {name}, or give "
                 "--layout images"
             )
+
+
+def _kinds_in_names(files: Iterable[str]) -> list[str]:
+    """Return a note where the first words of names may be the classes of images without labels."""
+    words = Counter(
+        re.split(r"[_\-. ]?[0-9]", PurePosixPath(file).name, maxsplit=1)[0] for file in files
+    )
+    if not (1 < len(words) <= 20 and "" not in words and min(words.values()) > 1):
+        return []
+    listed = ", ".join(f"{printable(word)} ({n})" for word, n in words.most_common())
+    return [
+        f"names begin with {listed}: if these are classes, put each into a folder of its name, or "
+        "give a table with --labels FILE.csv"
+    ]
 
 
 def _without_inner(found: list[Member]) -> list[Member]:

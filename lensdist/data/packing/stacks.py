@@ -1,4 +1,4 @@
-"""List the images of stacks and of other files that hold many, with the labels beside them.
+"""List the images of stacks and of other files that hold many, with labels and maps beside them.
 
 A stack is an array of many images, (N, H, W), (N, C, H, W) or (N, H, W, C). It takes part in a
 folder's layout as a folder of its name: `no.npy` is a class, `X_train.npy` a split (torch-free).
@@ -6,6 +6,7 @@ folder's layout as a folder of its name: `no.npy` is a class, `X_train.npy` a sp
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,13 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
+from lensdist.data.packing.beside import Maps
 from lensdist.data.packing.pairs import SIDES
 from lensdist.data.packing.split_names import split_of
 from lensdist.data.reading import containers
 from lensdist.data.reading.folders import Passed
 from lensdist.data.reading.raw import MAP_ROLES, BadFile
 from lensdist.data.reading.readers import MAX_BANDS, bands_last, form
-from lensdist.data.reading.roles import named
+from lensdist.data.reading.roles import Role, named
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import printable
 
@@ -38,6 +40,8 @@ class Expanded:
     labels: dict[str, str] = field(default_factory=dict)
     """The label of each image that an array beside its stack tells."""
     refused: list[tuple[str, str]] = field(default_factory=list)
+    maps: dict[str, Maps] = field(default_factory=dict)
+    """The maps of each image of a stack: its own ones, and those that serve the whole stack."""
     general: set[str] = field(default_factory=set)
     """Names of stacks that tell nothing of their images, such as `images`."""
 
@@ -56,6 +60,8 @@ def expanded(
     passed: Passed,
     axes: StackAxes | None = None,
     chosen: str | None = None,
+    *,
+    labelled: bool = True,
 ) -> Expanded:
     """Return the images of files: those of stacks and containers one by one, others as they are.
 
@@ -65,9 +71,10 @@ def expanded(
         passed: counts what is not taken for an image, such as arrays of other shapes.
         axes: what the axes of arrays mean; None: found by their shapes.
         chosen: the name of the arrays to take, where a file holds several.
+        labelled: whether labels beside stacks are read.
 
     Raises:
-        UserError: it is not clear which arrays are the images, or labels do not fit.
+        UserError: it is not clear which arrays are the images, or labels or maps do not fit.
     """
     found = Expanded()
     folders: defaultdict[str, list[str]] = defaultdict(list)
@@ -75,9 +82,10 @@ def expanded(
         folders[str(PurePosixPath(file).parent)].append(file)
     arrays: defaultdict[str, list[_Array]] = defaultdict(list)
     for names in folders.values():
+        many = len(names) > _FEW and (axes is None or axes[0] != "N")
         for file in names:
             if not containers.is_container(file) and (
-                len(names) > _FEW or (form(file) or ("", ""))[1] not in (".npy", ".npz")
+                many or (form(file) or ("", ""))[1] not in (".npy", ".npz")
             ):
                 found.files.append(file)
                 continue
@@ -94,7 +102,7 @@ def expanded(
             else:
                 _sort(root, file, inside, arrays, found, passed)
     for beside in arrays.values():
-        _expand(beside, found, passed, axes, chosen)
+        _expand(beside, found, passed, axes, chosen, labelled)
     return found
 
 
@@ -114,6 +122,7 @@ def _is_one_image(file: str, inside: Sequence[containers.Member], axes: StackAxe
     if file.lower().endswith(".npy"):
         return inside[0].dtype == "O"
     arrays = [_Array(f"{file}/{one.name}", Path(), one) for one in inside]
+    _check_rows(arrays)
     return all(_images(array, arrays, axes) is None for array in arrays)
 
 
@@ -122,9 +131,28 @@ def _images(array: _Array, beside: Sequence[_Array], axes: StackAxes | None) -> 
     shape = array.member.shape or ()
     n = rows(shape, axes)
     if n is None and axes is None and len(shape) == 3 and not bands_last(shape):
-        counts = [one.member.shape for one in beside if _is_labels(one.name)]
-        n = shape[0] if (shape[0],) in counts else None
+        counts = [one.member.shape or () for one in beside if _is_labels(one.name)]
+        n = shape[0] if any(len(of) in (1, 2) and of[0] == shape[0] for of in counts) else None
     return n
+
+
+def _check_rows(beside: Sequence[_Array]) -> None:
+    """Refuse images that were written as rows of numbers, beside a label for each row.
+
+    Raises:
+        UserError: there are such rows; the message says what to type.
+    """
+    shapes = [one.member.shape or () for one in beside if _is_labels(one.name)]
+    counts = {shape[0] for shape in shapes if len(shape) == 1 or shape[1:] == (1,)}
+    for name, _, member in beside:
+        n, *row = member.shape or (0,)
+        if len(row) == 1 and n in counts and not _is_labels(name) and row[0] >= 64:
+            side = math.isqrt(row[0])
+            how = f"({n}, {side}, {side})" if side * side == row[0] else f"({n}, height, width)"
+            raise UserError(
+                f"{printable(name)} holds {n} rows of {row[0]} numbers, with a label for each: "
+                f"give images their shape, x.reshape{how}, and save them again"
+            )
 
 
 def _sort(
@@ -163,30 +191,41 @@ def _expand(
     passed: Passed,
     axes: StackAxes | None,
     chosen: str | None,
+    labelled: bool,
 ) -> None:
     """Add the images of the arrays of one folder."""
-    stacks, labels = dict[str, int | None](), list[_Array]()
+    _check_rows(beside)
+    stacks, labels, maps = dict[str, int | None](), list[_Array](), dict[str, Role]()
     by_name = {array.name: array for array in beside}
     many = {array.name: _images(array, beside, axes) for array in beside}
+    roles = {name: named(_stem(name)).role for name in by_name}
+    some = any(n is not None and roles[name] not in MAP_ROLES for name, n in many.items())
     for name, (_, _, member) in by_name.items():
-        shape, n = member.shape or (), many[name]
+        shape, n, role = member.shape or (), many[name], roles[name]
         of_a_stack = len(shape) == 2 and shape[0] in many.values()
+        taken = chosen is None or chosen in (member.name, _stem(name))
         if _is_labels(name) and (len(shape) == 1 or of_a_stack):
             labels.append(by_name[name])
             passed.add("labels of the images beside them", name)
+        elif some and role in MAP_ROLES and len(shape) > 1 and not (chosen and taken):
+            assert role is not None
+            maps[name] = role
         elif n is None and not member.name:
             found.files.append(name)
-        elif chosen is not None and chosen not in (member.name, _stem(name)):
+        elif not taken:
             passed.add(f"it is not the array that --hdu {chosen} chooses", name)
         elif len(shape) < 2 or member.dtype not in "fiub":
             passed.add(f"an array of {len(shape)} axes, which is not an image", name)
-        elif named(_stem(name)).role in MAP_ROLES:
-            passed.add("a map of a stack, which is not read", name)
         else:
             stacks[name] = n
     whole = {name: n for name, n in stacks.items() if n is not None}
-    _check_meaning([*whole], by_name)
-    paired, told = _paired([*whole]), _labels_of(whole, labels)
+    owners = {name: _owners(name, many[name], whole) for name in maps}
+    stacks |= {name: many[name] for name in maps if not owners[name]}
+    whole |= {name: n for name, n in stacks.items() if n is not None}
+    if labelled or any(by_name[name].member.name for name in whole):  # else each file is images
+        _check_meaning([*whole], by_name)
+    paired = _paired([*whole])
+    told = _labels_of(whole, labels) if labelled else {}
     found.files += [name for name in stacks if name not in whole]
     for name, n in whole.items():
         images = [f"{name}/{i}" for i in range(n)]
@@ -194,6 +233,35 @@ def _expand(
         if _is_general(name) and not paired:
             found.general.add(_stem(name))
         found.labels |= dict(zip(images, told.get(name, ()), strict=False))
+        own = [(maps[of], of, many[of]) for of in maps if name in owners[of]]
+        for i, image in enumerate(images if own else ()):
+            found.maps[image] = tuple(
+                (role, of if each is None else f"{of}/{i}") for role, of, each in own
+            )
+
+
+def _owners(name: str, n: int | None, stacks: Mapping[str, int]) -> list[str]:
+    """Return the stacks that a map belongs to: those called alike, or all, if it is only a role.
+
+    Args:
+        name: the map.
+        n: how many images it has a map of; None: one map serves all.
+        stacks: how many images each stack holds.
+
+    Raises:
+        UserError: it has not as many maps as there are images.
+    """
+    own, *theirs = (_words(named(_stem(each)).stem) for each in (name, *stacks))
+    found = [stack for stack, words in zip(stacks, theirs, strict=True) if words == own]
+    if not found and own == ("", None) and (n is None or len(stacks) == 1):
+        found = [*stacks]
+    for stack in found:
+        if n not in (None, stacks[stack]):
+            raise UserError(
+                f"{printable(name)} holds {n} maps, and {printable(stack)} {stacks[stack]} images; "
+                "give a map for each image, one for all, or rename it if it holds images"
+            )
+    return found
 
 
 def _check_meaning(stacks: Sequence[str], arrays: Mapping[str, _Array]) -> None:
@@ -203,7 +271,8 @@ def _check_meaning(stacks: Sequence[str], arrays: Mapping[str, _Array]) -> None:
         cut = split_of(_stem(name))
         by_split[cut[0] if cut else None].append(name)
     for names in by_split.values():
-        if len(names) > 1 and not _paired(names) and any(_is_general(name) for name in names):
+        parts = {re.sub("[0-9]+", "", name) for name in names}  # of one stack: images_1, images_2
+        if len(parts) > 1 and not _paired(names) and any(_is_general(name) for name in names):
             listed = ", ".join(
                 f"{name} {'x'.join(map(str, arrays[name].member.shape or ()))}" for name in names
             )

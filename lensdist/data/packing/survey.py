@@ -182,6 +182,8 @@ def _same_shape(surveys: dict[Entry, Survey], report: Report) -> dict[Entry, Sur
     for entry, survey in surveys.items():
         if survey.shapes != common:
             reason = f"its shape {_text(survey.shapes)} is not the set's {_text(common)}"
+            if len(survey.shapes) == len(common) == 1 and survey.shapes[0][0] == common[0][0]:
+                reason += "; --crop, --pad and --resample make one size of several"
             refuse(report, entry, reason)
     if len(common) > 1:
         _check_factor(common)

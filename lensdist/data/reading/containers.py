@@ -74,6 +74,8 @@ def members(file: Path) -> list[Member]:
         UserError: it is HDF5, and h5py is not installed.
     """
     try:
+        if not file.is_file():  # to open a pipe would wait for a writer
+            raise BadFile("it is not a regular file")
         if file.suffix.lower() in HDF5:
             with _hdf5(file) as whole:
                 return [
@@ -187,7 +189,7 @@ def _at(array: Any, number: str | None) -> Array:
     return np.asarray(array[()] if number is None else array[int(number)])
 
 
-@lru_cache(maxsize=2)  # LR and HR; an unpacked stack may be large
+@lru_cache(maxsize=4)  # LR and HR, or images, weights, masks and PSFs; unpacked they may be large
 def _array(key: Key, name: str) -> Any:
     """Return an array of an .npy, .npz or HDF5 file, mapped or opened where that is possible."""
     file = Path(key[0])
@@ -200,7 +202,7 @@ def _array(key: Key, name: str) -> Any:
         return _unpacked(archive, archive.getinfo(whole))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _unzipped(key: Key, name: str) -> Array:
     archive = _zip(key)
     return _unpacked(archive, archive.getinfo(name))

@@ -48,7 +48,10 @@ def parse_npy(data: bytes) -> Raw:
     if dtype.kind == "O" and shape == (2,):
         return Raw(*parse_axion(data[stream.tell() :]))
     if dtype.kind == "O":
-        raise BadFile("it is an object array, but not of shape (2,): an image and a mass")
+        raise BadFile(
+            "it holds Python objects, which are not an image and a mass: save images as one array "
+            "of numbers, with np.stack, and dictionaries with np.savez"
+        )
     if dtype.kind not in "fiub":
         raise BadFile(f"it is made of {dtype}, not of real numbers")
     if any(n < 0 for n in shape):

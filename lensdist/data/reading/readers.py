@@ -124,11 +124,13 @@ class Together(NamedTuple):
         raw: the image of all bands, with its maps.
         hashes: SHA-256 of each file.
         first: the bytes of the first file, as in the file.
+        suffix: the type of the first file, as `form` gives it; an image of a stack is an .npy file.
     """
 
     raw: Raw
     hashes: list[str]
     first: bytes
+    suffix: str
 
 
 def read_together(
@@ -146,25 +148,26 @@ def read_together(
     """
     hashes: list[str] = []
 
-    def read(path: Path, choice: Choice) -> tuple[bytes, list[Raw]]:
+    def read(path: Path, choice: Choice) -> tuple[bytes, str, list[Raw]]:
         packed = containers.inside(path)
         data, name = containers.read_inside(*packed) if packed else (read_bytes(path), path.name)
         hashes.append(hashlib.sha256(data).hexdigest())
-        return data, parse_raws(data, (form(name) or ("", name))[1], choice)
+        suffix = (form(name) or ("", name))[1]
+        return data, suffix, parse_raws(data, suffix, choice)
 
-    raws, first = list[Raw](), b""
+    raws, first, kind = list[Raw](), b"", ""
     for number, path in enumerate(bands):
-        data, found = read(path, choice)
-        first = first or data
+        data, suffix, found = read(path, choice)
+        first, kind = first or data, kind or suffix
         own: dict[Role, Array] = {}
         for of, role, file in maps:
             if of == number and role in MAP_ROLES:
                 try:
-                    own[role] = read(file, ONLY)[1][0].image
+                    own[role] = read(file, ONLY)[2][0].image
                 except BadFile as error:
                     raise BadFile(f"its {role} map {file.name} cannot be used: {error}") from error
         raws += [with_maps(raw, own) for raw in found]
-    return Together(_joined(raws, choice), hashes, first)
+    return Together(_joined(raws, choice), hashes, first, kind)
 
 
 def _joined(raws: Sequence[Raw], choice: Choice) -> Raw:
@@ -246,7 +249,8 @@ def checked(raw: Raw, nan: Nan | None = None) -> Reading:
     if badpix is not None:
         image = np.where(badpix, 0, image)
     if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise BadFile("it has NaN or infinity where no mask says so")
+        told = "; --nan mask takes NaN for pixels without data" if np.isnan(image).any() else ""
+        raise BadFile(f"it has NaN or infinity where no mask says so{told}")
     with np.errstate(over="ignore"):
         image = np.ascontiguousarray(image, np.float32)
     if not np.isfinite(image).all():
@@ -298,7 +302,8 @@ def _bands(array: Array, what: str, axes: Axes | None = None) -> Array:
     if array.shape[0] > MAX_BANDS:
         raise BadFile(
             f"its {what} is of shape {shape}, {array.shape[0]} bands of {array.shape[1:]} pixels: "
-            "is it a stack of images, or do its bands stand last? `lensdist pack --axes` says so"
+            "if it is a stack of images, save it as .npy and type --axes NHW; if its bands stand "
+            "last, --axes HWC"
         )
     return array
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lensdist.data.reading.raw import MAX_BYTES, Array, BadFile, Nan, Raw
+from lensdist.utils.errors import UserError
 
 Size = tuple[int, int]
 """Height and width, pixels."""
@@ -36,6 +37,30 @@ class Cut:
     degrees; `catalogue` stands for those of each image, which the caller puts here."""
     scale_before: float | None = None
     """Pixel scale of images whose header has none, arcsec."""
+
+    def __str__(self) -> str:
+        """Return the words for it, as the options of a command line."""
+        centre = self.centre if isinstance(self.centre, str) else "{},{}".format(*self.centre)
+        said = {
+            "resample": self.scale and f"{self.scale:g}",
+            "crop": self.crop and "x".join(map(str, self.crop)),
+            "pad": self.pad and "x".join(map(str, self.pad)),
+            "centre": None if centre == "image" else centre,
+        }
+        return " ".join(f"--{name} {value}" for name, value in said.items() if value)
+
+
+def asked(
+    crop: Size | None, pad: Size | None, scale: float | None, centre: Any, before: float | None
+) -> Cut | None:
+    """Return what options ask for; None: nothing.
+
+    Raises:
+        UserError: a centre is given, and nothing to cut around it.
+    """
+    if centre != "image" and crop is None:
+        raise UserError("--centre says what --crop keeps: give --crop N")
+    return Cut(crop, pad, scale, centre, before) if scale or crop or pad else None
 
 
 def window(array: Array, corner: Size, size: Size, fill: float = 0) -> Array:
