@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 import lensdist
 from lensdist import cli, train
 from lensdist.data.packing.simulated import write_packed
-from lensdist.export import publish
+from lensdist.export import from_checkpoint, publish
 from lensdist.sim.config import SimConfig
 from lensdist.training import checkpoint
 from tests.conftest import settings
@@ -106,6 +107,32 @@ def test_every_step_has_its_own_weights(classifier: Path, tmp_path: Path) -> Non
         assert any(not torch.equal(v, saved[f"model/{k}"]) for k, v in found.items())
         assert described(tmp_path / folder)["metrics"]["step"] == step
         lensdist.load(tmp_path / folder)
+
+
+def test_what_validation_found_belongs_to_its_own_step(
+    classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, export = checkpoint.read, from_checkpoint.read_export
+
+    def chosen(*args: Any) -> Any:
+        found = read(*args)
+        state = {**found.meta["state"], "best": 0.5, "best_step": 2}
+        return replace(found, meta={**found.meta, "state": state})
+
+    def more(path: Path) -> Any:
+        description, weights = export(path)
+        return {**description, "likeness": {}, "threshold": 0.3, "images": {}}, weights
+
+    monkeypatch.setattr(checkpoint, "read", chosen)
+    monkeypatch.setattr(from_checkpoint, "read_export", more)
+    for step, best in ((2, 0.5), (4, None)):
+        description, _ = from_checkpoint.at_step(classifier, step)
+        assert description["metrics"] == {
+            "selected_by": f"--step {step}",
+            "val": best,
+            "step": step,
+        }
+        assert not {"likeness", "threshold", "images"} & description.keys()
 
 
 @pytest.mark.parametrize("which", ["classifier", "autoencoder"])
