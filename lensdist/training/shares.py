@@ -59,7 +59,8 @@ def assemble(files: Sequence[OpenFile], index: Mapping[str, Any]) -> dict[str, S
     Raises:
         ValueError: the files are not those of the index.
     """
-    found, parts = {}, 0
+    found: dict[str, Stored] = {}
+    used: set[tuple[int, str]] = set()
     for name, entry in index.items():
         if any(not 0 <= number < len(files) for number, _ in entry["parts"]):
             raise ValueError(f"{name[:80]} is in a file that is not there")
@@ -71,9 +72,10 @@ def assemble(files: Sequence[OpenFile], index: Mapping[str, Any]) -> dict[str, S
             )
         except ValueError as e:
             raise ValueError(f"{name[:80]}: {e}") from e
-        parts += len(entry["parts"])
-    if parts != sum(len(file.tensors) for file in files):
-        raise ValueError("a file holds tensors that are not in the index")
+        used |= {(number, name) for number, _ in entry["parts"]}
+    parts = sum(len(entry["parts"]) for entry in index.values())
+    if not len(used) == parts == sum(len(file.tensors) for file in files):
+        raise ValueError("its index does not name each part of its files once")
     return found
 
 
