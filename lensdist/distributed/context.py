@@ -135,6 +135,14 @@ class DistributedContext:
                     "all nodes must see the same run.dir"
                 )
 
+    def first(self, said: str | None) -> str | None:
+        """Return on every process what the first of those that said something has said."""
+        if self.size == 1:
+            return said
+        found: list[str | None] = [None] * self.size
+        torch.distributed.all_gather_object(found, said)
+        return next((each for each in found if each is not None), None)
+
     def backward(self, loss: Tensor) -> None:
         """Do the backward pass, scaled under fp16.
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lensdist.distributed.config import OptimConfig, ScheduleConfig
+from lensdist.utils.stored import Value
+
+V = TypeVar("V", bound=Value)
 
 
 def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer:
@@ -49,10 +53,10 @@ def load_optimizer_state(
 
 
 def state_by_parameter(
-    model: nn.Module, saved: Mapping[str, Tensor]
-) -> dict[nn.Parameter, dict[str, Tensor]]:
+    model: nn.Module, saved: Mapping[str, V]
+) -> dict[nn.Parameter, dict[str, V]]:
     """Return the tensors saved as `<parameter name>/<slot>`, for the parameters that train."""
-    by_name: dict[str, dict[str, Tensor]] = {}
+    by_name: dict[str, dict[str, V]] = {}
     for key, value in saved.items():
         name, _, slot = key.rpartition("/")
         by_name.setdefault(name, {})[slot] = value

@@ -142,7 +142,7 @@ def _run(folder: Path) -> Iterator[Finding]:
 def _read_checkpoint(folder: Path) -> None:
     from lensdist.training.checkpoint import read
 
-    read(folder)
+    read(folder, lazy=True)
 
 
 def _read_export(folder: Path) -> None:

@@ -20,6 +20,7 @@ from lensdist.training.state import check_tensors
 from lensdist.utils import provenance
 from lensdist.utils.files import sha256, to_json, write_atomic
 from lensdist.utils.sealed import sealed
+from lensdist.utils.stored import wholes
 from lensdist.utils.tensors import under
 
 log = logging.getLogger(__name__)
@@ -89,10 +90,12 @@ def best_model(root: Path, outcome: Outcome, averaged: bool) -> tuple[nn.Module,
     prefix = "average/" if averaged else "model/"
     try:
         saved = checkpoint.read(
-            root / checkpoint_name(step), lambda found: check_tensors(found, outcome.model)
+            root / checkpoint_name(step),
+            lambda found: check_tensors(found, outcome.model),
+            lazy=True,
         ).tensors
     except checkpoint.Damaged as e:
         log.warning("the best checkpoint is lost, exporting the last: %s", e)
         return outcome.model, outcome.state.step
-    outcome.model.load_state_dict(under(prefix, saved))
+    outcome.model.load_state_dict(wholes(under(prefix, saved)))
     return outcome.model, step

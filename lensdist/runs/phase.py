@@ -47,6 +47,7 @@ from lensdist.training.loop import train
 from lensdist.training.prepared import PreparedView, measured
 from lensdist.training.run_logger import RunLogger
 from lensdist.training.selection import Selection, selection
+from lensdist.training.shares import Together
 from lensdist.training.stages import Phase, check_warmup, stages_in_steps
 from lensdist.training.stopping import STOP, Deadline, Stopper, job_ends
 from lensdist.utils.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError, begun
@@ -166,7 +167,7 @@ def _run(cfg: BaseRun, resume: str, world: DistributedContext, ends: float | Non
         speed.check_network(cfg.speed, phase.meta_network)
     if cfg.precision == "fp8":
         fp8.check_network(phase.meta_network, task.stages(cfg.train.epochs))
-    resumed = find_checkpoint(phase, resume)
+    resumed = find_checkpoint(phase, resume, world if cfg.engine != "ddp" else None)
     world.agree("steps to resume from", resumed.step if resumed else 0)
     if (cfg.run.dir / STOP).exists():
         raise UserError(f"{cfg.run.dir / STOP} stops this run; delete the file to continue")
@@ -205,6 +206,7 @@ def _train(
         cfg.checkpoint.keep,
         cfg.checkpoint.background,
         lambda step, sentence: logger.event(step, "not saved", sentence, logging.WARNING),
+        Together(world) if cfg.engine != "ddp" and world.size > 1 else None,
     )
     if ends is not None:
         stopper.deadline = Deadline(ends, saver.needs_s)
@@ -218,6 +220,9 @@ def _train(
             logger.event(outcome.state.step, "finished", str(folder))  # the record seals the rows
             logger.close()
             finish(phase, outcome, packed, seconds, selected)
+    except BaseException:
+        saver.hurry()  # the other processes may have ended
+        raise
     finally:
         try:
             saver.wait()  # complete the checkpoint in progress, whatever ended training

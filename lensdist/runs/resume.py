@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lensdist.config.differences import changes, differences
+from lensdist.distributed.context import DistributedContext
 from lensdist.phases import checkpoint_name
 from lensdist.runs.asked import other_inputs
 from lensdist.training import checkpoint, state
@@ -22,13 +23,19 @@ from lensdist.utils.owners import temporary as beside
 log = logging.getLogger(__name__)
 
 
-def find_checkpoint(phase: Phase, resume: str) -> Checkpoint | None:
+def find_checkpoint(
+    phase: Phase, resume: str, world: DistributedContext | None = None
+) -> Checkpoint | None:
     """Return the checkpoint to continue from, if any, checked against the configuration.
 
     A run's own checkpoints come first, so that a stopped run continues with the same command,
     whatever it started from.
 
-    `resume` is auto, never, or a checkpoint of another run (or that run: its newest one).
+    Args:
+        phase: its own checkpoints, settings and network.
+        resume: auto, never, or a checkpoint of another run (or that run: its newest one).
+        world: processes that all call this, verify a part of the files each, and leave the tensors
+            in their files. None: this process reads all.
 
     Raises:
         UserError: there is none where one must be, or the other way round; or it is of a run
@@ -42,9 +49,10 @@ def find_checkpoint(phase: Phase, resume: str) -> Checkpoint | None:
             "--resume auto"
         )
     usable = _usable(phase)
-    found = _newest(root, usable)
+    found = _newest(root, usable, world)
     if resume not in ("auto", "never"):
-        found = _given(Path(resume), usable) if found is None else _own_first(found, Path(resume))
+        given = Path(resume)
+        found = _given(given, usable, world) if found is None else _own_first(found, given)
     if found is not None:
         _check(found, phase)
     return found
@@ -89,7 +97,7 @@ def _copy(source: Path, root: Path, step: int) -> None:
         for file in source.glob("*"):
             if file.is_file():
                 _link(file, temporary / file.name)
-        if checkpoint.read(temporary).step != step:
+        if checkpoint.read(temporary, lazy=True).step != step:
             raise Damaged(f"{source}: holds another step")
         fsync(temporary)
         temporary.rename(root / checkpoint_name(step))
@@ -110,25 +118,29 @@ def _link(source: Path, target: Path) -> None:
         fsync(target)
 
 
-def _newest(root: Path, usable: Callable[[Checkpoint], None]) -> Checkpoint | None:
-    found, damaged = checkpoint.newest(root, usable)
+def _newest(
+    root: Path, usable: Callable[[Checkpoint], None], world: DistributedContext | None
+) -> Checkpoint | None:
+    found, damaged = checkpoint.newest(root, usable, world)
     for sentence in damaged:
         log.warning("passed over a damaged checkpoint: %s", sentence)
     return found
 
 
-def _given(path: Path, usable: Callable[[Checkpoint], None]) -> Checkpoint:
+def _given(
+    path: Path, usable: Callable[[Checkpoint], None], world: DistributedContext | None
+) -> Checkpoint:
     """Return the checkpoint at `path`, or the newest of the run or `checkpoints` folder there."""
     for root in (path / "checkpoints", path):
         if checkpoint.steps(root):
             try:
-                found = _newest(root, usable)
+                found = _newest(root, usable, world)
             except RunError as e:
                 raise UserError(f"--resume {path}: no checkpoint there is whole: {e}") from e
             assert found is not None  # there are some, and one is intact
             return found
     try:
-        return checkpoint.read(path, usable)
+        return checkpoint.read(path, usable, lazy=world is not None, world=world)
     except Damaged as e:
         raise UserError(f"--resume: {e}; give RUN/checkpoints/step-…") from e
 

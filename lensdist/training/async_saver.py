@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lensdist.distributed.shares import Share
 from lensdist.training import checkpoint
+from lensdist.training.shares import Together
+from lensdist.utils.owners import remove
 
 
 class Saver:
@@ -25,10 +28,16 @@ class Saver:
         keep: number of newest checkpoints to keep.
         background: whether to write in a thread.
         report: called on the training thread with the step and a sentence when a save fails.
+        together: the processes that call `save_shares`, if any.
     """
 
     def __init__(
-        self, root: Path, keep: int, background: bool, report: Callable[[int, str], None]
+        self,
+        root: Path,
+        keep: int,
+        background: bool,
+        report: Callable[[int, str], None],
+        together: Together | None = None,
     ) -> None:
         self.stalled_s = 0.0
         """Seconds for which the last save stopped the training thread."""
@@ -38,6 +47,7 @@ class Saver:
         self._keep = keep
         self._background = background
         self._report = report
+        self._together = together
         self._thread: threading.Thread | None = None
         self._failure: OSError | None = None
         self._defect: BaseException | None = None
@@ -83,22 +93,78 @@ class Saver:
             protect: steps whose checkpoints are kept.
             began: time at which gathering the state began, by `time.perf_counter`.
         """
-        start = time.perf_counter()
-        gathering = 0.0 if began is None else start - began
+        start = self._start(step, began)
+        staged = self._stage(tensors)
+        self._run(lambda: self._write(step, staged, meta, protect), start)
+
+    def save_shares(
+        self,
+        step: int,
+        shares: Mapping[str, Share],
+        meta: dict[str, Any],
+        protect: set[int],
+        began: float | None = None,
+    ) -> None:
+        """Save a step as `save` does, each process its own share; all processes call it.
+
+        Args:
+            step: optimizer steps done.
+            shares: this process's part of the state, by name.
+            meta, protect, began: as in `save`; the main process's count.
+        """
+        assert self._together is not None
+        together, world = self._together, self._together.world
+        start = self._start(step, began)
+        folder: Path | None = None
+        if world.main:
+            try:
+                folder = checkpoint.begin(self._root, step)
+            except OSError as e:
+                self._failure = e
+        folder = world.from_main(folder)
+        if folder is None:
+            self._run(lambda: None, start)
+            return
+        beside = folder
+        staged = self._stage({name: share.values for name, share in shares.items()})
+        places = {name: share._replace(values=staged[name]) for name, share in shares.items()}
+
+        def complete(files: dict[str, Any], index: dict[str, Any]) -> None:
+            checkpoint.complete(beside, step, files, meta, index)
+            checkpoint.prune(self._root, step, self._keep, protect)
+
+        def write() -> None:
+            try:
+                together.write(beside, places, complete)
+            finally:
+                if world.main:
+                    remove(beside)  # nothing, once it has its final name
+
+        self._run(lambda: self._tried(write), start)
+
+    def hurry(self) -> None:
+        """Wait no longer than seconds for the other processes' shares."""
+        if self._together is not None:
+            self._together.patience = 20.0
+
+    def _start(self, step: int, began: float | None) -> float:
+        """Wait for the last save, and return when this one began."""
+        now = time.perf_counter()
+        gathering = 0.0 if began is None else now - began
         self.wait()
         self._step, self._failure, self._reported = step, None, False
         self._began = time.perf_counter() - gathering
-        staged = self._stage(tensors)
+        return now - gathering
+
+    def _run(self, write: Callable[[], None], start: float) -> None:
         if self._background:
             # Not a daemon: the end of the run must not interrupt its last checkpoint.
-            self._thread = threading.Thread(
-                target=self._write, args=(step, staged, meta, protect), name="checkpoint writer"
-            )
+            self._thread = threading.Thread(target=write, name="checkpoint writer")
             self._thread.start()
         else:
-            self._write(step, staged, meta, protect)
+            write()
             self.wait()
-        self.stalled_s = time.perf_counter() - start + gathering
+        self.stalled_s = time.perf_counter() - start
 
     def poll(self) -> None:
         """Report the save in progress if it has already failed; never wait."""
@@ -146,9 +212,15 @@ class Saver:
     def _write(
         self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], protect: set[int]
     ) -> None:
-        try:
+        def write() -> None:
             checkpoint.write(self._root, step, tensors, meta)
             checkpoint.prune(self._root, step, self._keep, protect)
+
+        self._tried(write)
+
+    def _tried(self, write: Callable[[], None]) -> None:
+        try:
+            write()
         except OSError as e:
             self._failure = e
         except BaseException as e:  # raised again on the training thread by `wait`

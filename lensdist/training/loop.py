@@ -28,6 +28,7 @@ from lensdist.training.stopping import Stopper
 from lensdist.training.validation import evaluate
 from lensdist.utils import rng
 from lensdist.utils.errors import RunError
+from lensdist.utils.stored import Value
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def train(
     strategy = build_strategy(cfg.engine, settings, world, plan, task.build)
     machine = this_machine(strategy_name(cfg.engine, cfg.shard), cfg.speed, world)
     state = TrainState()
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Value] = {}
     if resumed is not None:
         state = restore(resumed, strategy, world)
         tensors = resumed.tensors
@@ -95,7 +96,7 @@ def train(
     while state.step < total and not _exhausted(cfg.train.early_stop, state):
         if now is None or state.step >= now.stage.end:
             if now is not None:
-                tensors = strategy.state_dict(everywhere=True)
+                tensors = {**strategy.state_dict()}
                 now = None  # free its images before those of the next stage are made
             stage = next(s for s in stages if state.step < s.end)
             now = enter(stage, strategy, phase, world, tensors)
@@ -103,7 +104,7 @@ def train(
                 logger.event(state.step, "frozen layers", now.kept)
             entered = state.step
             stopper.begin_stage()
-            tensors.clear()  # the whole state, including the checkpoint that was read
+            tensors.clear()  # the whole state; of the checkpoint that was read, memory and files
             logger.peak_images_per_s = phase.peak_images_per_s(strategy.unwrapped)
 
         first, last = 0, total
@@ -166,14 +167,18 @@ def train(
             _refuse_nonfinite(state, phase)  # such a state would replace the last good one
             with logger.aside():
                 began = time.perf_counter()
-                captured = strategy.state_dict()
+                protect = {state.best_step} if state.best_step is not None else set()
+                meta = {**describe(state, world, machine), **phase.facts}
                 if world.main:
-                    protect = {state.best_step} if state.best_step is not None else set()
                     logger.sync()
-                    meta = {**describe(state, world, machine), **phase.facts}
-                    saver.save(state.step, captured, meta, protect, began)
                     log.debug("step %d: saving", state.step)
-                del captured  # free it before the next one is captured
+                if not strategy.replicated and world.size > 1:
+                    saver.save_shares(state.step, strategy.shares(), meta, protect, began)
+                else:
+                    captured = strategy.state_dict()
+                    if world.main:
+                        saver.save(state.step, captured, meta, protect, began)
+                    del captured  # free it before the next one is captured
         if leaving:
             if world.main and not saver.wait():
                 raise RunError("asked to stop, but the state could not be saved")

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lensdist.data.sampler import Images, Source
 from lensdist.distributed.batchnorm import RunningStatistics, synchronise
@@ -20,6 +20,7 @@ from lensdist.distributed.strategies.base import ParallelStrategy
 from lensdist.tasks.registry import AnyTask
 from lensdist.tasks.types import Stage
 from lensdist.training.feature_cache import cached
+from lensdist.utils.stored import Value
 
 if TYPE_CHECKING:
     from lensdist.config.schema import BaseRun
@@ -105,7 +106,7 @@ def enter(
     strategy: ParallelStrategy,
     phase: Phase,
     world: DistributedContext,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Value],
 ) -> Entered:
     """Freeze and wrap the network, and build what depends on which parameters train.
 

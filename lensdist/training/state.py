@@ -16,7 +16,7 @@ from lensdist.distributed.strategies.base import ParallelStrategy
 from lensdist.training.checkpoint import Checkpoint, Damaged
 from lensdist.utils.errors import RunError
 from lensdist.utils.sealed import fits
-from lensdist.utils.tensors import misfit, nonfinite
+from lensdist.utils.tensors import misfit
 
 
 class TrainState(BaseModel):
@@ -77,7 +77,7 @@ def check_tensors(saved: Checkpoint, network: nn.Module) -> None:
     """Check that a network can continue from a checkpoint.
 
     Args:
-        saved: its tensors may be on the meta device; then their values are not checked.
+        saved: its tensors may be on the meta device.
         network: on any device.
 
     Raises:
@@ -94,11 +94,7 @@ def check_tensors(saved: Checkpoint, network: nn.Module) -> None:
         found = parts[part]
         if part == "average" and not found:
             continue
-        problem = misfit(weights, found)
-        if problem is None and not all(value.is_meta for value in found.values()):
-            bad = nonfinite(found)
-            problem = bad and f"{bad} holds NaN or infinity"
-        if problem:
+        if problem := misfit(weights, found):
             raise Damaged(f"{saved.path}: {part}/{problem}")
     parameters = dict(network.named_parameters())
     slots = {name.rpartition("/")[0] for name in parts["optim"]}

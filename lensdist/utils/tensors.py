@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol, TypeVar
 
 import torch
 from safetensors.torch import load
@@ -29,6 +29,17 @@ _NAMES = {
     torch.bool: "BOOL",
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+
+T = TypeVar("T")
+
+
+class Described(Protocol):
+    """What has a tensor's shape and type."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
@@ -87,9 +98,22 @@ def read_shapes(path: Path) -> tuple[int, dict[str, Tensor]]:
     if not path.is_file():  # opening a named pipe would block
         raise ValueError("not a regular file")
     with path.open("rb") as file:
-        head = file.read(8)
-        head += file.read(min(int.from_bytes(head, "little"), LIMIT))
-    return size, _shapes(head, size)
+        return size, {name: like for name, (like, _) in places(file, size).items()}
+
+
+def places(file: IO[bytes], size: int) -> dict[str, tuple[Tensor, int]]:
+    """Read the header of an open safetensors file of `size` bytes.
+
+    Returns:
+        By name, a tensor on the meta device and the first byte of its values.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not a complete safetensors file.
+    """
+    head = file.read(8)
+    head += file.read(min(int.from_bytes(head, "little"), LIMIT))
+    return _places(head, size)
 
 
 def read_safetensors(path: Path, size: int, sha256: str) -> dict[str, Tensor]:
@@ -105,17 +129,17 @@ def read_safetensors(path: Path, size: int, sha256: str) -> dict[str, Tensor]:
     data = read_bytes(path, size)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError("altered since it was written")
-    _shapes(data, len(data))  # the library panics at some bad headers, and accepts others
+    _places(data, len(data))  # the library panics at some bad headers, and accepts others
     found: dict[str, Tensor] = load(data)
     return found
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: Mapping[str, T]) -> dict[str, T]:
     """Return the tensors whose names begin with a prefix, under the rest of their names."""
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+def misfit(wanted: Mapping[str, Described], given: Mapping[str, Described]) -> str | None:
     """Return how tensors differ from a network's in name, shape or type; None if they fit."""
     for name in wanted.keys() - given.keys():
         return f"{name} is missing"
@@ -125,7 +149,8 @@ def misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | N
         own = wanted[name]
         if value.shape != own.shape:
             return f"{name} is {tuple(value.shape)}, not {tuple(own.shape)}"
-        if value.dtype != own.dtype and not (value.is_floating_point() and own.is_floating_point()):
+        floats = value.dtype.is_floating_point and own.dtype.is_floating_point
+        if value.dtype != own.dtype and not floats:
             return f"{name} is {value.dtype}, not {own.dtype}"
     return None
 
@@ -135,8 +160,8 @@ def nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
     return next((name for name, value in tensors.items() if not value.isfinite().all()), None)
 
 
-def _shapes(head: bytes, size: int) -> dict[str, Tensor]:
-    """Return meta tensors from the first bytes of a file of `size` bytes.
+def _places(head: bytes, size: int) -> dict[str, tuple[Tensor, int]]:
+    """Return what `places` does, from the first bytes of a file of `size` bytes.
 
     Raises:
         ValueError: it is not a complete safetensors file.
@@ -147,7 +172,7 @@ def _shapes(head: bytes, size: int) -> dict[str, Tensor]:
     try:
         header = parse_json(head[8 : 8 + length])
         header.pop("__metadata__", None)
-        found, places = {}, []
+        found, spans = {}, []
         for name, entry in header.items():
             dtype, shape, (begin, end) = (entry[k] for k in ("dtype", "shape", "data_offsets"))
             kind = _DTYPES[dtype]
@@ -157,12 +182,13 @@ def _shapes(head: bytes, size: int) -> dict[str, Tensor]:
                 raise ValueError(f"{name[:80]} has a shape that no tensor can have")
             if math.prod(shape) * kind.itemsize != end - begin:
                 raise ValueError(f"{name[:80]} has a length that does not match its shape")
-            found[name] = torch.empty(shape, dtype=kind, device="meta")
-            places.append((begin, end))
+            like = torch.empty(shape, dtype=kind, device="meta")
+            found[name] = like, 8 + length + begin
+            spans.append((begin, end))
     except (LookupError, TypeError, AttributeError, ValueError) as e:
         raise ValueError(f"its header is damaged: {str(e)[:200]}") from e
     at = 0
-    for begin, end in sorted(places):
+    for begin, end in sorted(spans):
         if begin != at:
             raise ValueError("its header is damaged: tensors overlap, or leave gaps")
         at = end

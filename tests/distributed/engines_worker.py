@@ -64,10 +64,11 @@ class Network(nn.Module):
             nn.Conv2d(1, 16, 8, stride=8, bias=False), nn.BatchNorm2d(16), nn.ReLU()
         )
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
+        self.shift = nn.Parameter(torch.zeros(1, 1, 16))
         self.head = nn.Sequential(nn.BatchNorm1d(16), nn.Dropout(dropout), nn.Linear(16, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = rearrange(self.stem(x), "b d h w -> b (h w) d")
+        tokens = rearrange(self.stem(x), "b d h w -> b (h w) d") + self.shift
         for block in self.blocks:
             tokens = block(tokens)
         return self.head(tokens.mean(1))

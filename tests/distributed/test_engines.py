@@ -125,5 +125,7 @@ def test_an_engine_goes_on_from_what_another_has_saved(runs: Path, before: str, 
     run, alone = runs / "2" / f"{after}-from-{before}", runs / "1" / "ddp-no"
     assert _logged(run, "loss") == pytest.approx(_logged(alone, "loss")[HALF:], rel=1e-5)
     _same_state(_end(run), _end(alone))
+    saved = runs / "4" / f"{before}-no" / "checkpoints" / f"step-{HALF:08d}"
+    assert len(list(saved.glob("state*.safetensors"))) == (1 if before == "ddp" else 4)
     (event,) = [row for row in rows(run, "event") if "resumed elsewhere" in row["what"]]
     assert "processes 4 -> 2" in event["detail"]

@@ -19,7 +19,7 @@ from typing import Any
 
 from lensdist.distributed.micro_batches import StepPlan
 from lensdist.train import main
-from lensdist.training import checkpoint, stopping
+from lensdist.training import checkpoint, shares, stopping
 from lensdist.utils.launched import DEADLINE
 
 
@@ -58,7 +58,7 @@ def after_step(number: int, happen: Callable[[], None]) -> None:
 
 
 def half_written(number: int, happen: Callable[[], None]) -> None:
-    write = checkpoint.write_safetensors
+    write = shares.write_safetensors
 
     def half(path: Path, tensors: Any) -> Any:
         result = write(path, tensors)
@@ -67,14 +67,14 @@ def half_written(number: int, happen: Callable[[], None]) -> None:
             happen()
         return result
 
-    checkpoint.write_safetensors = half
+    checkpoint.write_safetensors = shares.write_safetensors = half
 
 
 def before_rename(number: int, happen: Callable[[], None]) -> None:
     seal = checkpoint.seal
 
     def before(manifest: dict[str, Any]) -> str:
-        if manifest["step"] == number and sys._getframe(1).f_code.co_name == "write":
+        if manifest["step"] == number and sys._getframe(1).f_code.co_name == "complete":
             happen()
         return seal(manifest)
 

@@ -1,8 +1,9 @@
 """The interface of parallel strategies: the network, its optimizer and the average of its weights.
 
-State is given and returned as full tensors by name, so that any strategy continues from what any
-other has saved, on any number of processes. During training each process holds its *local shards*:
-all of every parameter under DDP, a part of each under FSDP and DeepSpeed.
+State is given and returned by name, so that any strategy continues from what any other has saved,
+on any number of processes. During training each process holds its *local shards*: all of every
+parameter under DDP, a part of each under FSDP and DeepSpeed. A part is a run of elements in
+row-major order (`Share`); a process reads from a checkpoint, and writes to one, its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from lensdist.distributed.config import OptimConfig, ShardConfig, SpeedConfig
 from lensdist.distributed.context import DistributedContext
 from lensdist.distributed.micro_batches import StepPlan
 from lensdist.distributed.optim import WeightAverage
-from lensdist.utils.tensors import under
+from lensdist.distributed.shares import Share, nth
+from lensdist.utils.stored import Value, elements, whole, wholes
+from lensdist.utils.tensors import misfit, under
 
 Build = Callable[[], nn.Module]
 
@@ -70,18 +73,34 @@ class ParallelStrategy(ABC):
         self.average: WeightAverage | None = None
         self._shards: dict[str, Tensor] = {}
         self._called: nn.Module = self.unwrapped
+        self._unread: Mapping[str, Value] = {}
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a process holds only a part of each parameter once the network is wrapped."""
+        return not self.replicated
 
     # ---- between stages
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
+    def load(self, tensors: Mapping[str, Value]) -> None:
         """Load the weights of a checkpoint, before the first stage.
+
+        If parameters are sharded, each process reads its own shards after `wrap` has made them.
 
         Raises:
             RuntimeError: they are of another network.
         """
-        self.unwrapped.load_state_dict(under("model/", tensors))
+        saved, own = under("model/", tensors), self.unwrapped.state_dict()
+        if problem := misfit(own, saved):
+            raise RuntimeError(problem)
+        if self.sharded:
+            self._unread = saved
+            saved = {k: saved[k] for k in own.keys() - dict(self.unwrapped.named_parameters())}
+        with torch.no_grad():
+            for name, value in saved.items():  # one at a time: they may still be in their files
+                own[name].copy_(whole(value))
 
-    def freeze(self, trains: Callable[[str], bool], tensors: Mapping[str, Tensor]) -> None:
+    def freeze(self, trains: Callable[[str], bool], tensors: Mapping[str, Value]) -> None:
         """Begin a stage: unwrap the network and set which parameters train.
 
         Args:
@@ -97,7 +116,7 @@ class ParallelStrategy(ABC):
         for parameter in self.unwrapped.parameters():
             parameter.grad = None
 
-    def wrap(self, called: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    def wrap(self, called: nn.Module, tensors: Mapping[str, Value]) -> None:
         """Compile and wrap the network, and build the optimizer, for the parameters that train.
 
         Args:
@@ -113,6 +132,9 @@ class ParallelStrategy(ABC):
         speed.apply(called, how)
         self._wrap(called, under("optim/", tensors))
         self._shards = shards = self.local_shards()
+        for name in shards if self._unread else ():
+            self._set_shard(name, self.shard_like(name, self._unread[name]))
+        self._unread = {}
         if self.settings.ema is not None:
             found = under("average/", tensors)
             if found:
@@ -120,7 +142,7 @@ class ParallelStrategy(ABC):
             self.average = WeightAverage(self.settings.ema, shards)
 
     @abstractmethod
-    def _wrap(self, called: nn.Module, optimizer: Mapping[str, Tensor]) -> None:
+    def _wrap(self, called: nn.Module, optimizer: Mapping[str, Value]) -> None:
         """Set `wrapped` and `optimizer`, and load the optimizer's state."""
 
     # ---- a step
@@ -172,8 +194,23 @@ class ParallelStrategy(ABC):
         """Return a full parameter, or a tensor sharded like it; all processes call it."""
 
     @abstractmethod
-    def shard_like(self, name: str, tensor: Tensor) -> Tensor:
+    def extent(self, name: str) -> tuple[torch.Size, int, int]:
+        """Return a full parameter's shape, and the first and the last but one of the elements of
+        this process's shard, in row-major order."""
+
+    @torch.no_grad()
+    def shard_like(self, name: str, tensor: Value) -> Tensor:
         """Return this process's shard of a tensor in a parameter's shape: a copy."""
+        _, begin, end = self.extent(name)
+        # In a parameter's own memory layout; the last shards may be padded, with zeros.
+        shard = torch.zeros_like(self.local_shards()[name], dtype=tensor.dtype)
+        shard.view(-1)[: end - begin] = elements(tensor, begin, end)
+        return shard
+
+    @torch.no_grad()
+    def _set_shard(self, name: str, shard: Tensor) -> None:
+        """Set this process's shard of a parameter."""
+        self._shards[name].copy_(shard)
 
     @abstractmethod
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
@@ -203,21 +240,44 @@ class ParallelStrategy(ABC):
             self.average.swap(self._shards)
 
     @torch.no_grad()
-    def state_dict(self, *, everywhere: bool = False) -> dict[str, Tensor]:
-        """Return the full state by the names of a checkpoint; all processes call it.
+    def shares(self) -> dict[str, Share]:
+        """Return this process's part of the state, by the names of a checkpoint.
 
-        Args:
-            everywhere: return it on every process; otherwise on the main one, and an empty state on
-                the others.
+        What every process holds is divided too, but buffers, which are the main process's.
         """
         self.reshard()
-        keep = everywhere or self.world.main
+        buffers = None if self.world.main else 0
+        shards, found = self._shards, dict(self.optimizer_shares())
+        found = {f"optim/{name}": share for name, share in found.items()}
+        average = {} if self.average is None else self.average.shards
+        for key, value in self.unwrapped.state_dict().items():
+            for part, own in (("model", shards), ("average", average)):
+                if key in own:
+                    found[f"{part}/{key}"] = self._share(key, own[key])
+                elif part == "model" or average:
+                    values = value.detach().reshape(-1)[:buffers]
+                    found[f"{part}/{key}"] = Share(value.shape, 0, values)
+        return {k: share for k, share in found.items() if share.values.numel() or self.world.main}
+
+    def _share(self, name: str, shard: Tensor) -> Share:
+        if not self.sharded:
+            return nth(shard, self.world.rank, self.world.size)
+        shape, begin, end = self.extent(name)
+        return Share(shape, begin, shard.detach().reshape(-1)[: end - begin])
+
+    @abstractmethod
+    def optimizer_shares(self) -> Iterator[tuple[str, Share]]:
+        """Yield this process's part of the optimizer's tensors as `<parameter name>/<slot>`."""
+
+    @torch.no_grad()
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the full state by the names of a checkpoint; all processes call it."""
+        self.reshard()
         found: dict[str, Tensor] = {}
 
         def put(key: str, tensor: Tensor) -> None:
-            if keep:
-                # A device may have room for its shards, not for all parameters.
-                found[key] = tensor if self.replicated else tensor.cpu()
+            # A device may have room for its shards, not for all parameters.
+            found[key] = tensor if self.replicated else tensor.cpu()
 
         shards = self._shards
         average = {} if self.average is None else self.average.shards
@@ -232,7 +292,7 @@ class ParallelStrategy(ABC):
             put(f"optim/{key}", value)
         return found
 
-    def export_model(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+    def export_model(self, tensors: Mapping[str, Value]) -> nn.Module:
         """Return the network to export: full, with the average of the weights if there is one.
 
         All processes call it; if the network is sharded, only the main process gets it full.
@@ -241,7 +301,9 @@ class ParallelStrategy(ABC):
             tensors: the state, by the names of a checkpoint, if no stage began in this process.
         """
         if not self._shards:
-            self.unwrapped.load_state_dict(under("average/", tensors) or under("model/", tensors))
+            if self.replicated or self.world.main:
+                saved = under("average/", tensors) or under("model/", tensors)
+                self.unwrapped.load_state_dict(wholes(saved))
             return self.unwrapped
         return self._export_model()
 

@@ -21,7 +21,9 @@ from lensdist.distributed.optim import (
     load_optimizer_state,
     optimizer_state,
 )
+from lensdist.distributed.shares import Share, nth
 from lensdist.distributed.strategies.base import Build, ParallelStrategy, StrategySettings
+from lensdist.utils.stored import Value, whole, wholes
 
 
 class DDPStrategy(ParallelStrategy):
@@ -35,13 +37,13 @@ class DDPStrategy(ParallelStrategy):
         super().__init__(settings, world, plan, build)
         self.unwrapped.to(world.device)
 
-    def _wrap(self, called: nn.Module, optimizer: Mapping[str, Tensor]) -> None:
+    def _wrap(self, called: nn.Module, optimizer: Mapping[str, Value]) -> None:
         # DDP decides at wrapping which gradients it reduces. A parameter that is unfrozen later
         # would silently train on each process separately. So each stage wraps.
         reproducible = self.settings.reproducible
         self.wrapped = self.world.wrap(called, ddp=not reproducible)
         self.optimizer = self._stepper = build_optimizer(self.unwrapped, self.settings.optim)
-        load_optimizer_state(self.unwrapped, self.optimizer, optimizer)
+        load_optimizer_state(self.unwrapped, self.optimizer, wholes(optimizer))
         if self.world.accelerator.scaler is not None:
             # Only then: accelerate's wrapper searches the disk for packages at each step, 0.25 ms.
             self._stepper = self.world.accelerator.prepare_optimizer(
@@ -74,12 +76,20 @@ class DDPStrategy(ParallelStrategy):
     def full_tensor(self, name: str, shard: Tensor) -> Tensor:
         return shard
 
+    def extent(self, name: str) -> tuple[torch.Size, int, int]:
+        p = self.unwrapped.get_parameter(name)
+        return p.shape, 0, p.numel()
+
     @torch.no_grad()
-    def shard_like(self, name: str, tensor: Tensor) -> Tensor:
-        return as_laid_out(tensor, self.unwrapped.get_parameter(name))
+    def shard_like(self, name: str, tensor: Value) -> Tensor:
+        return as_laid_out(whole(tensor), self.unwrapped.get_parameter(name))
 
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
         yield from optimizer_state(self.unwrapped, self.optimizer).items()
+
+    def optimizer_shares(self) -> Iterator[tuple[str, Share]]:
+        for key, value in self.optimizer_state():
+            yield key, nth(value, self.world.rank, self.world.size)
 
     def _export_model(self) -> nn.Module:
         if self.average is not None:

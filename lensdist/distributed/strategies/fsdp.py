@@ -20,8 +20,10 @@ from torch.distributed.tensor import DTensor
 from lensdist.distributed.context import DistributedContext
 from lensdist.distributed.micro_batches import StepPlan
 from lensdist.distributed.optim import build_optimizer, state_by_parameter
+from lensdist.distributed.shares import Share, nth, span
 from lensdist.distributed.strategies.base import Build, ParallelStrategy, StrategySettings
 from lensdist.models.vit import blocks_of
+from lensdist.utils.stored import Value, whole
 
 
 class FSDPStrategy(ParallelStrategy):
@@ -35,7 +37,7 @@ class FSDPStrategy(ParallelStrategy):
         super().__init__(settings, world, plan, build)
         self._mesh: DeviceMesh | None = None
 
-    def _wrap(self, called: nn.Module, optimizer: Mapping[str, Tensor]) -> None:
+    def _wrap(self, called: nn.Module, optimizer: Mapping[str, Value]) -> None:
         if self._mesh is None:  # once for all stages: FSDP respects layers frozen later
             self._mesh = init_device_mesh(self.world.device.type, (self.world.size,))
             self._shard(called, self._mesh)
@@ -60,13 +62,13 @@ class FSDPStrategy(ParallelStrategy):
             )
         # Parameters and buffers are now on the device, except for offloaded ones.
 
-    def _load(self, saved: Mapping[str, Tensor]) -> None:
+    def _load(self, saved: Mapping[str, Value]) -> None:
         names = {p: name for name, p in self.unwrapped.named_parameters()}
         for p, slots in state_by_parameter(self.unwrapped, saved).items():
             state = self.optimizer.state[p]
             for slot, value in slots.items():
                 if value.shape != p.shape:  # the step count
-                    state[slot] = value.to(_local(p).device, copy=True)
+                    state[slot] = whole(value).to(_local(p).device, copy=True)
                     continue
                 state[slot] = torch.empty_like(p, dtype=value.dtype, requires_grad=False)
                 _local(state[slot]).copy_(self.shard_like(names[p], value))
@@ -118,12 +120,12 @@ class FSDPStrategy(ParallelStrategy):
             stride=p.stride(),
         ).full_tensor()
 
-    def shard_like(self, name: str, tensor: Tensor) -> Tensor:
-        shard = torch.empty_like(_local(self.unwrapped.get_parameter(name)), dtype=tensor.dtype)
-        chunks = torch.chunk(tensor, self.world.size)
-        if self.world.rank < len(chunks):  # the last processes may hold no rows of a short axis
-            shard.copy_(chunks[self.world.rank])
-        return shard
+    def extent(self, name: str) -> tuple[torch.Size, int, int]:
+        shape = self.unwrapped.get_parameter(name).shape
+        # The last processes may hold no rows of a short axis.
+        first, last = span(shape[0], self.world.rank, self.world.size)
+        row = shape[1:].numel()
+        return shape, first * row, last * row
 
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
         for name, p in self.unwrapped.named_parameters():
@@ -131,6 +133,14 @@ class FSDPStrategy(ParallelStrategy):
             for slot, value in sorted(self.optimizer.state.get(p, {}).items()):
                 sharded = isinstance(value, DTensor)
                 yield f"{name}/{slot}", self.full_tensor(name, _local(value)) if sharded else value
+
+    def optimizer_shares(self) -> Iterator[tuple[str, Share]]:
+        for name, p in self.unwrapped.named_parameters():
+            for slot, value in self.optimizer.state.get(p, {}).items():
+                if isinstance(value, DTensor):
+                    yield f"{name}/{slot}", self._share(name, _local(value))
+                else:
+                    yield f"{name}/{slot}", nth(value, self.world.rank, self.world.size)
 
     def reshard(self) -> None:
         for module in self.unwrapped.modules():

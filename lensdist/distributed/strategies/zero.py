@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from lensdist.distributed.context import DistributedContext
 from lensdist.distributed.micro_batches import StepPlan
 from lensdist.distributed.optim import build_optimizer, state_by_parameter
+from lensdist.distributed.shares import Share, nth
 from lensdist.distributed.strategies.base import Build, ParallelStrategy, StrategySettings
+from lensdist.utils.stored import Value, elements, whole
 
 
 class DeepSpeedStrategy(ParallelStrategy):
@@ -37,7 +39,11 @@ class DeepSpeedStrategy(ParallelStrategy):
         self._stage = settings.shard.stage
         self._engine: Any = None
 
-    def freeze(self, trains: Callable[[str], bool], tensors: Mapping[str, Tensor]) -> None:
+    @property
+    def sharded(self) -> bool:
+        return self._stage == 3
+
+    def freeze(self, trains: Callable[[str], bool], tensors: Mapping[str, Value]) -> None:
         if self._engine is not None:
             # DeepSpeed cannot undo its changes to the parameters: begin with new ones.
             self._engine.destroy()
@@ -47,7 +53,7 @@ class DeepSpeedStrategy(ParallelStrategy):
             self.load(tensors)
         super().freeze(trains, tensors)
 
-    def _wrap(self, called: nn.Module, optimizer: Mapping[str, Tensor]) -> None:
+    def _wrap(self, called: nn.Module, optimizer: Mapping[str, Value]) -> None:
         self.world.wrap(called, ddp=False)
         saved = state_by_parameter(called, optimizer)
         adam = build_optimizer(called, self.settings.optim)
@@ -124,14 +130,46 @@ class DeepSpeedStrategy(ParallelStrategy):
         torch.distributed.all_gather_into_tensor(flat, shard.contiguous())
         return flat[: p.ds_numel].view(p.ds_shape)
 
-    def shard_like(self, name: str, tensor: Tensor) -> Tensor:
-        p: Any = self.unwrapped.get_parameter(name)
+    def extent(self, name: str) -> tuple[torch.Size, int, int]:
+        p = self.unwrapped.get_parameter(name)
+        shape = _shape(p)
         if self._stage < 3:
-            return torch.empty_like(p, requires_grad=False).copy_(tensor)
-        share, n = torch.zeros_like(p.ds_tensor.data), p.ds_tensor.numel()
-        mine = tensor.flatten()[self.world.rank * n : (self.world.rank + 1) * n]
-        share[: mine.numel()] = mine  # the last shards are padded
-        return share
+            return shape, 0, shape.numel()
+        n = p.ds_tensor.numel()  # type: ignore[attr-defined]
+        first = min(self.world.rank * n, shape.numel())
+        return shape, first, min(first + n, shape.numel())
+
+    @torch.no_grad()
+    def shard_like(self, name: str, tensor: Value) -> Tensor:
+        if self._stage == 3:
+            return super().shard_like(name, tensor)
+        p = self.unwrapped.get_parameter(name)
+        return torch.empty_like(p, requires_grad=False).copy_(whole(tensor))
+
+    def _set_shard(self, name: str, shard: Tensor) -> None:
+        from deepspeed.utils import safe_set_local_fp32_param
+
+        super()._set_shard(name, shard)
+        safe_set_local_fp32_param(self.unwrapped.get_parameter(name), shard)  # what Adam updates
+
+    def optimizer_shares(self) -> Iterator[tuple[str, Share]]:
+        from deepspeed.utils import safe_get_local_optimizer_state
+
+        names = {p: name for name, p in self.unwrapped.named_parameters()}
+        self._link()
+        for flat, group in self._flats():
+            for slot, value in self.optimizer.state.get(flat, {}).items():
+                for p in group:
+                    key = f"{names[p]}/{slot}"
+                    if value.shape != flat.shape:  # the step count
+                        yield key, nth(value, self.world.rank, self.world.size)
+                    elif self._stage == 3:
+                        shard = safe_get_local_optimizer_state(p, slot).to(value.device)
+                        yield key, self._share(names[p], shard)
+                    elif p._hp_mapping is not None:  # type: ignore[attr-defined]
+                        yield key, Share(p.shape, *_fragment(p, slot))
+                    else:  # other processes hold all of it
+                        yield key, Share(p.shape, 0, value[:0])
 
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
         names = {p: name for name, p in self.unwrapped.named_parameters()}
@@ -154,8 +192,8 @@ class DeepSpeedStrategy(ParallelStrategy):
         return cast(Tensor, safe_get_full_optimizer_state(p, slot))
 
     @torch.no_grad()
-    def _load(self, saved: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+    def _load(self, saved: Mapping[nn.Parameter, Mapping[str, Value]]) -> None:
+        from deepspeed.utils import safe_set_local_optimizer_state
 
         names = {p: name for name, p in self.unwrapped.named_parameters()}
         known = [(flat, group) for flat, group in self._flats() if group[0] in saved]
@@ -164,7 +202,7 @@ class DeepSpeedStrategy(ParallelStrategy):
             for slot, value in saved[group[0]].items():
                 of_step = value.shape != _shape(group[0])
                 state[slot] = (
-                    value.to(flat.device, copy=True) if of_step else torch.zeros_like(flat)
+                    whole(value).to(flat.device, copy=True) if of_step else torch.zeros_like(flat)
                 )
         self._link()
         for _, group in known:
@@ -175,8 +213,9 @@ class DeepSpeedStrategy(ParallelStrategy):
                     if self._stage == 3:
                         # DeepSpeed's own function ignores the padding of the last shards.
                         safe_set_local_optimizer_state(p, self.shard_like(names[p], value), slot)
-                    else:
-                        safe_set_full_optimizer_state(p, value.to(self.world.device), slot)
+                    elif p._hp_mapping is not None:  # type: ignore[attr-defined]
+                        begin, fragment = _fragment(p, slot)
+                        fragment.copy_(elements(value, begin, begin + fragment.numel()))
 
     def _flats(self) -> list[tuple[Tensor, list[nn.Parameter]]]:
         """Return the buffers that Adam updates, each with the parameters whose shards are in it."""
@@ -214,7 +253,7 @@ def _deepspeed(world: DistributedContext) -> Any:
 
 
 def _of_equal_steps(
-    groups: list[dict[str, Any]], saved: Mapping[nn.Parameter, Mapping[str, Tensor]]
+    groups: list[dict[str, Any]], saved: Mapping[nn.Parameter, Mapping[str, Value]]
 ) -> list[dict[str, Any]]:
     """Split groups of parameters by the number of steps that they were trained for.
 
@@ -225,10 +264,19 @@ def _of_equal_steps(
     for group in groups:
         by_steps: dict[float, list[nn.Parameter]] = {}
         for p in group["params"]:
-            steps = float(saved[p]["step"]) if p in saved else 0.0
+            steps = float(whole(saved[p]["step"])) if p in saved else 0.0
             by_steps.setdefault(steps, []).append(p)
         found += [{**group, "params": members} for members in by_steps.values()]
     return found
+
+
+def _fragment(p: Any, slot: str) -> tuple[int, Tensor]:
+    """Return this process's part of a parameter's Adam state in stages 1 and 2: the memory itself.
+
+    The number is the index of its first element.
+    """
+    mapping = p._hp_mapping
+    return mapping.lp_fragment_address.start, mapping.get_optim_state_fragment(slot)
 
 
 def _shape(p: nn.Parameter) -> torch.Size:
