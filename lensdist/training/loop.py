@@ -180,12 +180,12 @@ def train(
                         saver.save(state.step, captured, meta, protect, began)
                     del captured  # free it before the next one is captured
         if leaving:
-            if world.main and not saver.wait():
+            if not saver.wait() and world.main:  # each waits for its own share
                 raise RunError("asked to stop, but the state could not be saved")
             logger.event(state.step, "stopped and saved", stopper.asked() or "by another process")
             return Outcome("stopped", state, strategy.unwrapped)
 
-    if world.main and not saver.wait():
+    if not saver.wait() and world.main:
         raise RunError("training is done, but its last state could not be saved")
     return Outcome("finished", state, strategy.export_model(tensors))
 

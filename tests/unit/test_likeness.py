@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,6 +211,21 @@ def test_a_run_exports_what_its_images_are_like(trained: Path, tmp_path: Path) -
     copy = tmp_path / "copy"
     assert main(["export", str(trained), "--out", str(copy)]) == 0
     assert np.array_equal(lensdist.load(copy).predict(held)["unlike"], found["unlike"])
+
+
+def test_what_a_column_flags_stays_flagged(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lensdist.load(trained)
+    packed = PackedSet(trained / "data")
+    held = packed.gather(packed.indices("train"))["image"].numpy()
+    plain, answer = model.predict(held), model.does.predict
+
+    def flagged(*args: Any) -> Any:
+        found = answer(*args)
+        return {**found, "flag": torch.ones(len(found["logits"]), dtype=torch.bool)}
+
+    monkeypatch.setattr(model.does, "predict", flagged)
+    assert not plain["flag"].all()
+    assert model.predict(held)["flag"].all()
 
 
 def test_a_run_that_goes_on_at_its_end_exports_the_same(trained: Path, tmp_path: Path) -> None:
