@@ -8,8 +8,9 @@ say() { printf '\n== %s\n' "$*"; }
 
 # Raw files first, packed afterwards: the path that people with files of their own take.
 if [ ! -e "$out/packed/manifest.json" ]; then
-  say "simulate DeepLenseSim Model II, as files"
-  [ -d "$out/raw" ] || lensdist simulate --family model_ii --n-per-class 1500 --layout raw "$out/raw"
+  say "simulate DeepLenseSim Model II with Euclid's noise, as files"
+  [ -d "$out/raw" ] || lensdist simulate --family model_ii --noise euclid --n-per-class 1500 \
+    --layout raw "$out/raw"
   say "pack"
   lensdist pack "$out/raw" "$out/packed" --pixel-scale 0.101 --psf-fwhm 0.16 --zero-point 24
 fi
@@ -37,5 +38,5 @@ for run in "${runs[@]}" "$out/mae"; do
 done
 say "results"
 lensdist report "${runs[@]}" "$out/mae" --out "$out" --title "lensdist demo" \
-  --note "Simulated DeepLenseSim Model II (noiseless), 1,500 images per class, small networks: a demonstration in minutes, not a result." \
+  --note "Simulated DeepLenseSim Model II with Euclid's noise, 1,500 images per class, small networks: a demonstration in minutes, not a result." \
   --note "Fine-tuned on 30 labels per class, the last averaged weights: no other labels choose. Each seed draws other labels. The test split was looked at once."

@@ -55,8 +55,8 @@ def compared(
         split: the split.
 
     Returns:
-        A row for each two: `a`, `b`, `score`, `difference` (a - b), `difference_ci` (95 %, over
-        images and seeds), `n`, `seeds`.
+        A row for each two and each score: `a`, `b`, `score`, `difference` (a - b), `difference_ci`
+        (95 %, over images and seeds), `n`, `seeds`.
     """
     scores: dict[str, list[tuple[Any, dict[str, Tensor]]]] = {}
     for name, run, task in runs:
@@ -69,7 +69,7 @@ def compared(
         if len({same for same, _ in (*of_a, *of_b)}) > 1:
             continue  # other images, or another task
         seeds = min(len(of_a), len(of_b))
-        for score in of_a[0][1].keys() & of_b[0][1].keys():
+        for score in (name for name in of_a[0][1] if name in of_b[0][1]):
             x, y = (torch.stack([each[score] for _, each in of[:seeds]]) for of in (of_a, of_b))
             found_one = paired_difference(x, y)
             row = {"a": a, "b": b, "score": score, "difference": found_one["difference"]}

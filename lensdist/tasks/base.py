@@ -226,7 +226,7 @@ class Task(ABC, Generic[S]):
 
     @staticmethod
     def each(outputs: Batch) -> dict[str, Tensor]:
-        """Return the score of each image by which runs are compared, (N,) by its name."""
+        """Return the scores of each image by which runs are compared, (N,) by their names."""
         return {}
 
     def mistakes(self, outputs: Batch, most: int) -> list[tuple[int, dict[str, str]]]:

@@ -164,7 +164,11 @@ class ClassificationTask(Task[C]):
 
     @staticmethod
     def each(outputs: Batch) -> dict[str, Tensor]:
-        return {"accuracy": (outputs["logits"].argmax(1) == outputs["label"]).double()}
+        logits, truth = outputs["logits"].double(), outputs["label"]
+        return {
+            "accuracy": (logits.argmax(1) == truth).double(),
+            "nll": -logits.log_softmax(1).gather(1, truth[:, None].clamp(min=0))[:, 0],
+        }
 
     def mistakes(self, outputs: Batch, most: int) -> list[tuple[int, dict[str, str]]]:
         p, said = outputs["logits"].softmax(1).max(1)

@@ -63,11 +63,13 @@ def _run(folder: Path, right: list[int], seed: int = 0, lr: float = 1e-3, data: 
 def test_runs_are_compared_on_the_same_images(tmp_path: Path) -> None:
     a = _run(tmp_path / "a", list(range(30)))
     b = _run(tmp_path / "b", list(range(20)), lr=1e-2)
-    (row,) = compare([a, b])
+    row, nll = compare([a, b])
     assert (row["a"], row["b"], row["score"], row["n"]) == ("a", "b", "accuracy", 40)
     assert row["difference"] == pytest.approx(0.25)
     low, high = row["difference_ci"]
     assert 0 < low < 0.25 < high
+    assert nll["score"] == "nll"
+    assert nll["difference_ci"][1] < 0  # less is better
 
 
 def test_seeds_of_one_setting_are_pooled_and_other_images_are_not_compared(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_seeds_of_one_setting_are_pooled_and_other_images_are_not_compared(tmp_p
         _run(tmp_path / "b-seed1", list(range(22)), seed=1, lr=1e-2),
         _run(tmp_path / "c", list(range(20)), lr=1e-1, data="other"),
     ]
-    (row,) = compare(runs)
+    row, _ = compare(runs)
     assert (row["a"], row["b"], row["seeds"]) == ("a", "b", 2)
     assert row["difference"] == pytest.approx((10 + 6) / 80)
 
