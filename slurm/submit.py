@@ -55,8 +55,9 @@ def _main(argv: Sequence[str], program: str) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     args.arguments += rest
     args.line = f"{program} {shlex.join(argv)}"
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # nothing is left half sent
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     try:
         commands.ACTIONS[args.command](args)
         lost = output_lost()

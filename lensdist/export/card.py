@@ -61,7 +61,7 @@ def write_card(
     Raises:
         OSError: as `files.write_atomic`.
     """
-    about = (type(model.does).__doc__ or "").strip().splitlines()[0]
+    about = next(iter((type(model.does).__doc__ or "").strip().splitlines()), "")
     bands, height, width = model.does.cfg.image_shape
     how = facts.get("metrics") or {}
     by = str(how.get("selected_by") or "how they were chosen is not known")
@@ -90,7 +90,7 @@ def write_card(
     parts = [
         f"---\nlibrary_name: lensdist\ntags: [gravitational-lensing, {_word(model.task)}]\n---",
         f"# {escape(str(facts.get('preset') or model.task))}, task {escape(model.task)}",
-        about,
+        *([about] if about else []),
         f"## Use\n\n```python\n{_USE[kind]}\n```",
         "## Training data\n\n" + "\n".join(trained),
         f"## Scores\n\n{escape(chosen)}.\n\n"

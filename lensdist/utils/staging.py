@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
+import time
 from pathlib import Path
 
 from lensdist.utils.errors import UserError
@@ -12,6 +14,8 @@ from lensdist.utils.owners import leftovers, owner_of, remove, sweep, temporary
 from lensdist.utils.sealed import read_json
 
 log = logging.getLogger(__name__)
+
+_BEFORE = ".before-"  # what was set aside is called `NAME.before-TIME`
 
 
 class Staging:
@@ -71,15 +75,18 @@ def check_ours(path: Path, *keys: str, flag: str = "--out", beside: tuple[Path, 
     """Check that results can be written without replacing a file of the user.
 
     `path` is a JSON file that holds `keys` if this command wrote it, and `beside` are files that it
-    writes with it. None need exist. `flag` is the option that sets another path.
+    writes with it. None need exist. If `path` was set aside, it still tells whose the others are.
+    `flag` is the option that sets another path.
 
     Raises:
         UserError: a file was not written by this command, or the folder is not writable.
     """
     check_writable(path.parent)
     standing = [one for one in (path, *beside) if os.path.lexists(one)]
+    aside = path.parent.glob(f"{glob.escape(path.name + _BEFORE)}*")
+    written = path if os.path.lexists(path) else max(aside, default=path)
     try:
-        found = read_json(path) if standing else {}
+        found = read_json(written) if standing else {}
     except (OSError, ValueError):
         found = {}
     if standing and not found.keys() >= {*keys}:
@@ -87,6 +94,15 @@ def check_ours(path: Path, *keys: str, flag: str = "--out", beside: tuple[Path, 
             f"{standing[0]} was not written by this command and would be replaced; give another "
             f"{flag}, or move it away"
         )
+
+
+def set_aside(path: Path) -> Path:
+    """Rename an outdated file or folder, which is never deleted; return its new path."""
+    kept = path.with_name(f"{path.name}{_BEFORE}{time.strftime('%Y%m%d-%H%M%S')}")
+    while os.path.lexists(kept):  # renamed in the same second, or before a clock was set back
+        kept = kept.with_name(f"{kept.name}+")
+    path.rename(kept)
+    return kept
 
 
 def check_writable(folder: Path) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from lensdist.utils.errors import UserError
 
+SWEEP = "sweep-"
+"""Begins the name of the table of a sweep."""
 _MOST = 1000  # points; a typing mistake must not fill a cluster's queue
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.,+=-]")
 _LIMIT = re.compile(r"(.*)%(\d+)", re.DOTALL)

@@ -15,6 +15,7 @@ from slurm import COMMAND, Say
 from slurm.attempts import phases_sent
 from slurm.config.request import Request, phase_names, read_request
 from slurm.config.source import CHAIN, Source
+from slurm.config.sweep import SWEEP
 from slurm.job import Target, sent_job
 from slurm.monitor.status import query_log
 from slurm.register import COPY, STATE, Entry, register_file, registered
@@ -52,6 +53,9 @@ def find_sent(
     Raises:
         UserError: no such chain was sent, or several were.
     """
+    names = phase_names(arguments)
+    tables = [one for one in names if one.startswith(SWEEP)]  # no phase of the chain's file
+    arguments = [one for one in arguments if one not in tables]
     runs = [one for one in arguments if one.startswith("runs=")]
     options = [*(source.words if source else ()), *runs]
     if runs and (source is None or _registered_name(source)):
@@ -67,13 +71,31 @@ def find_sent(
         request = read_request(source, arguments)
         if not _was_sent(request.state) and runs:
             raise UserError(f"{request.state} does not exist: no chain was sent with {runs[-1]}")
+        if changes and not runs:
+            _check_alone(request, say)
         if not _was_sent(request.state):
             entry = _choose(request.chain.name, request.state, say, changes=changes)
             request = _sent_request(entry, arguments)
     everything = _targets(request)
-    names = phase_names(arguments)
+    if lost := {*tables} - {one.phase for one in everything}:
+        raise UserError(f"no {some(sorted(lost))} was sent in {request.runs}")
     named = [one for one in everything if {one.phase, one.phase.partition("@")[0]} & {*names}]
     return Found(named if names else everything, everything, request.state, tuple(options))
+
+
+def _check_alone(request: Request, say: Say) -> None:
+    """Raise UserError if other chains of this name were sent from the current folder."""
+    here = [one for one in registered(say) if one.cwd == Path.cwd()]
+    alike = {one.runs for one in here if one.name == request.chain.name and _was_sent(one.state)}
+    if _was_sent(request.state):
+        alike.add(request.runs)
+    if len(alike) > 1:
+        raise _several(sorted(alike))
+
+
+def _several(folders: Sequence[Path]) -> UserError:
+    which = some([f"runs={shlex.quote(str(one))}" for one in folders], 4)
+    return UserError(f"{len(folders)} chains were sent; say which one: {which}")
 
 
 def targets_of(entry: Entry) -> list[Target]:
@@ -129,8 +151,7 @@ def _choose(name: str | None, here: Path, say: Say, *, changes: bool) -> Entry:
         )
     chosen = found[0]
     if len(found) > 1 and changes:
-        which = some([f"runs={shlex.quote(str(one.runs))}" for one in found], 4)
-        raise UserError(f"{len(found)} chains were sent; say which one: {which}")
+        raise _several([one.runs for one in found])
     if len(found) > 1 or not own:
         say(f"chain {chosen.name} in {chosen.runs}, sent from {chosen.cwd}")
     return chosen
@@ -144,7 +165,7 @@ def _targets(request: Request) -> list[Target]:
         points = [one for one in sent if one.startswith(f"{name}@")]
         # A phase that was only sent as a sweep is its points.
         found += [*([name] if name in sent or not points else []), *points]
-    found += [one for one in sent if one.startswith("sweep-")]
+    found += [one for one in sent if one.startswith(SWEEP)]
     return [_target(one, request) for one in found]
 
 

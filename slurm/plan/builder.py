@@ -34,7 +34,7 @@ from slurm.config.request import (
 )
 from slurm.config.resources import cluster_of
 from slurm.config.source import Source
-from slurm.config.sweep import Point, points
+from slurm.config.sweep import SWEEP, Point, points
 from slurm.job import Target, hours_file
 from slurm.plan.outdated import TRIGGERS, Existing, Trigger, of_run, of_scores, of_set
 from slurm.plan.plan import Plan, Step, shared_evenly
@@ -298,7 +298,7 @@ class _Builder:
         if not runs:
             return []
         digest = hashlib.sha256("\n".join(runs).encode()).hexdigest()[:6]
-        name = f"sweep-{digest}"
+        name = f"{SWEEP}{digest}"
         target = Target(phase=name, run=self._request.runs / name, kind="table")
         return [
             Step(

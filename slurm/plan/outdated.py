@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -87,15 +85,6 @@ def of_set(target: Target, wanted: Mapping[str, object], triggers: Sequence[Trig
     found = Manifest.load(target.run).model_dump(mode="json")
     other = [f"another {name}" for name, value in wanted.items() if found[name] != value]
     return _decide("done", {"config": other}, triggers)
-
-
-def set_aside(path: Path) -> Path:
-    """Rename an outdated file or folder, which is never deleted; return its new path."""
-    kept = path.with_name(f"{path.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
-    while os.path.lexists(kept):  # renamed in the same second, or before a clock was set back
-        kept = kept.with_name(f"{kept.name}+")
-    path.rename(kept)
-    return kept
 
 
 def _of_begun(run: Path, config: BaseRun, wanted: dict[str, Any]) -> Existing:

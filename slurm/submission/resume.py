@@ -14,13 +14,13 @@ from pydantic import ValidationError
 from lensdist.config import load
 from lensdist.config.schema import schema_of
 from lensdist.utils.errors import UserError
+from lensdist.utils.staging import set_aside
 from slurm import Say, scheduler
 from slurm.attempts import AttemptLog
 from slurm.config.cluster import Cluster
 from slurm.job import Job, Target
 from slurm.monitor import status
 from slurm.monitor.status import PhaseStatus, query
-from slurm.plan.outdated import set_aside
 from slurm.plan.plan import shared_evenly
 from slurm.submission.send import Logged, dispatch, new_submission
 from slurm.submission.slurm_queue import cancel_leftovers

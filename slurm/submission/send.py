@@ -13,12 +13,12 @@ from pathlib import Path
 from lensdist.config import save
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import write_atomic
+from lensdist.utils.staging import set_aside
 from slurm import ROOT, Say, scheduler
 from slurm.attempts import phases_sent
 from slurm.job import Job, Target, check_own
 from slurm.job_side.node_health import versions
 from slurm.monitor.status import query
-from slurm.plan.outdated import set_aside
 from slurm.plan.plan import Plan, Step
 from slurm.register import COPY, register
 from slurm.submission.local_runner import run_locally

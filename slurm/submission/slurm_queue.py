@@ -1,12 +1,14 @@
 """Send jobs to SLURM through submitit, all of them or none.
 
 A controller that does not answer may have taken a job all the same. Such a job is looked for by the
-folder of its batch script. If nobody answers for minutes, the attempt log has it as sent under an
-unknown id and as cancelled: it will not run, and the next command cancels it.
+folder of its batch script. If nobody answers for minutes, or the command is interrupted, the
+attempt log has it as sent under an unknown id and as cancelled: it will not run, and the next
+command cancels it.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -44,7 +46,9 @@ def queue(
             for script, names, after in batches(jobs, arrays, sent, largest):
                 _send(script, [jobs[name] for name in names], after, sent, say)
     except BaseException as e:  # whatever it is, no part of the chain may stay in the queue
-        unknown = names if isinstance(e, Unanswered) else []
+        # Interrupted while it was sent, a job may be in the queue under an id that nobody knows.
+        known = isinstance(e, Exception) and not isinstance(e, Unanswered)
+        unknown = [] if known else [name for name in names if name not in sent]
         for name in unknown:
             jobs[name].log_sent(UNKNOWN)
         left = _cancel({name: sent[name] for name in jobs if name in sent})
@@ -118,7 +122,8 @@ def _ids(executor: Any, script: str, jobs: Sequence[Job], say: Say) -> list[str]
     except Exception as e:
         if not scheduler.is_away(str(e)) or "connect failure" in str(e):  # nobody heard it then
             raise
-        say(f"{script}: SLURM does not answer; looking whether it took the job")
+        most = f"for up to {math.ceil(sum(scheduler.pauses()) / 60)} minutes"
+        say(f"{script}: SLURM does not answer; looking {most} whether it took the job")
         found = _look(jobs[0], f"{jobs[0].chain}-{script}")
         if not found:
             raise

@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from lensdist import cli
+from lensdist.metrics.report import check_results, write_results
 from lensdist.training import checkpoint
+from lensdist.utils.errors import UserError
 from lensdist.utils.files import fsync, write_atomic
-from slurm.plan.outdated import set_aside
+from lensdist.utils.staging import set_aside
 from tests.conftest import ROOT
 from tests.unit import data_files
 from tests.unit.exported import write_model
@@ -217,6 +219,21 @@ def test_a_stream_that_is_closed_changes_no_exit_code(
     assert "Traceback" not in done.stderr
     if name == "pack":
         assert (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_what_is_beside_results_that_were_set_aside_is_ours(tmp_path: Path) -> None:
+    """A table is made again: only the file that tells that it is complete was renamed."""
+    write_results(tmp_path, [{"run": "a"}], "first")
+    set_aside(tmp_path / "results.json")
+    check_results(tmp_path)
+    write_results(tmp_path, [{"run": "b"}], "second")
+    (tmp_path / "results.json").write_text("{}")  # somebody's own
+    with pytest.raises(UserError, match="was not written by this command"):
+        check_results(tmp_path)
+    (tmp_path / "results.json").unlink()
+    next(tmp_path.glob("results.json.before-*")).write_text("{}")
+    with pytest.raises(UserError, match="was not written by this command"):
+        check_results(tmp_path)
 
 
 # ---- clocks

@@ -148,6 +148,37 @@ def test_of_several_chains_none_is_changed_by_guess(
     assert run("cancel", f"runs={tmp_path}/other")[1] == "debug: job 102 cancelled\n"
 
 
+def test_of_several_chains_of_a_name_none_is_changed_by_guess(
+    run: Run, tmp_path: Path, fake: FakeSlurm
+) -> None:
+    write_chain(tmp_path / "here", tmp_path / "packed", runs="runs/mine")
+    words = ["--chain", "chain.yaml"]
+    for runs in ([], [f"runs={tmp_path}/other"]):
+        assert run("submit", "--cluster", "cluster.yaml", *words, *runs)[0] == 0
+    for command in ("cancel", "resume"):
+        code, said, told = run(command, *words)
+        assert (code, said) == (2, "")
+        assert f"{tmp_path}/here/runs/mine" in told
+        assert f"{tmp_path}/other" in told
+    assert "job 101 cancelled" in run("cancel", *words, f"runs={tmp_path}/here/runs/mine")[1]
+
+
+def test_the_table_of_a_sweep_is_a_phase_for_commands(
+    run: Run, tmp_path: Path, fake: FakeSlurm
+) -> None:
+    assert run(*SENT, "--sweep", "seed=1,2")[0] == 0
+    (table,) = [one["phase"] for one in json.loads(run("status", "--json")[1])
+                if one["phase"].startswith("sweep-")]  # fmt: skip
+    assert table in run("status", table)[1]
+    assert run("cancel", table)[1].startswith(f"{table}: job")
+    code, said, told = run("resume", table)
+    assert code == 0, told
+    assert f"{table}: job" in said
+    code, said, told = run("resume", "sweep-0")
+    assert (code, said) == (2, "")
+    assert "no sweep-0 was sent" in told
+
+
 def test_chains_are_listed(run: Run, tmp_path: Path, fake: FakeSlurm) -> None:
     assert run("chains") == (0, "chain  sent  phases  runs\n", "")
     write_chain(tmp_path / "here", tmp_path / "packed", runs="runs/mine")

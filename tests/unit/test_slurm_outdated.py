@@ -12,9 +12,10 @@ import pytest
 from lensdist.data.manifest import Manifest
 from lensdist.utils.errors import UserError
 from lensdist.utils.files import sha256, to_json, write_atomic
+from lensdist.utils.staging import set_aside
 from slurm import ROOT
 from slurm.plan.builder import make_plan
-from slurm.plan.outdated import Existing, set_aside
+from slurm.plan.outdated import Existing
 from slurm.plan.plan import Plan
 from tests.chains import write_chain, write_cluster
 

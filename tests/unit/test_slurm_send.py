@@ -274,6 +274,27 @@ def test_what_a_silent_controller_may_have_does_not_run(
     }
 
 
+def test_a_job_whose_sending_was_interrupted_does_not_run(
+    tmp_path: Path, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for a controller that hangs, which takes the job all the same."""
+
+    def interrupted(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    fake.lose_answer()
+    with monkeypatch.context() as here:
+        here.setattr("slurm.submission.slurm_queue._look", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _send(tmp_path, "pretrain")
+    assert [job["state"] for job in fake.jobs.values()] == ["PENDING"]
+    said = _send(tmp_path, "pretrain")
+    assert any("job 101 was left from a submission; cancelled" in line for line in said)
+    assert {j: job["state"] for j, job in fake.jobs.items()} == {
+        "101": "CANCELLED", "102": "PENDING",
+    }  # fmt: skip
+
+
 def test_jobs_that_could_not_be_taken_back_are_so_later(
     tmp_path: Path, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
