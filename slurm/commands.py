@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shlex
 import sys
@@ -12,9 +13,9 @@ from lensdist.utils.errors import RunError, UserError
 from lensdist.utils.text import table
 from slurm import scheduler
 from slurm.config.request import phase_names
-from slurm.config.source import CHAIN, Source, chain_source, cluster_file
+from slurm.config.source import CHAIN, Source, chain_source, cluster_file, there
 from slurm.config.sweep import without_limit
-from slurm.monitor.find import Found, find_sent
+from slurm.monitor.find import Found, SeveralSentError, find_sent
 from slurm.plan.outdated import TRIGGERS
 from slurm.plan.plan import Plan, missing_inputs
 
@@ -53,6 +54,8 @@ def _planned(args: argparse.Namespace) -> Plan:
         raise UserError(f"--rerun-on {args.rerun_on}: {one!r} is not one of {choices}")
     triggers = tuple(trigger for trigger in TRIGGERS if trigger in given)
     source, words = chain_source(args.chain, args.config, args.arguments)
+    if args.chain is not None and source is not None and source.file is not None:
+        there(source.file, "chains")
     sweeps, limit = without_limit(args.sweep)
     at_once = args.at_once if args.at_once is not None else limit
     words += [] if at_once is None else [f"cluster.at_once={at_once}"]
@@ -73,13 +76,20 @@ def _plan(args: argparse.Namespace) -> None:
         raise UserError("--test-only asks SLURM, and the cluster's executor is not slurm")
     if not scheduler.available():
         raise UserError("no sbatch here: ask on a login node of the cluster when jobs could start")
-    refused = []
+    refused: dict[str, list[str]] = {}  # most often all phases, for the same reason
     for phase, script in batch_scripts(plan).items():
         answer = scheduler.expected_start(script)
-        print(f"{phase}: {answer}", flush=True)
-        refused += [phase] * answer.startswith("refused: ")
+        if answer.startswith("refused: "):
+            refused.setdefault(answer, []).append(phase)
+        else:
+            _say(f"{phase}: {answer}")
+    for answer, phases in refused.items():
+        if "invalid partition" in answer.lower():
+            file = args.cluster or "the cluster's file"
+            answer += f"; set partition in {file} (`sinfo` lists them)"
+        _say(f"{', '.join(phases)}: {answer}")
     if refused:
-        raise RunError(f"SLURM would refuse {', '.join(refused)}")
+        raise RunError(f"SLURM would refuse {', '.join(itertools.chain(*refused.values()))}")
 
 
 def _submit(args: argparse.Namespace) -> None:
@@ -161,7 +171,10 @@ def _named(args: argparse.Namespace) -> list[str]:
 
 def _found(args: argparse.Namespace) -> Found:
     source, words = chain_source(args.chain, args.config, args.arguments)
-    return find_sent(source, words, _warn, changes=args.command in ("cancel", "resume"))
+    try:
+        return find_sent(source, words, _warn, changes=args.command in ("cancel", "resume"))
+    except SeveralSentError as e:
+        raise UserError(f"{e}, as in `{args.line} {e.first}`") from e
 
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -28,6 +28,9 @@ WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", 
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED")
 
 _WAITS = re.compile(r"#SBATCH\s+--(dependency|kill-on-invalid-dep)\b")
+_ASKED = re.compile(
+    r"^#SBATCH --((?:nodes|ntasks-per-node|cpus-per-task|gpus\S*?|gres|mem|constraint)=\S+)", re.M
+)
 _START = re.compile(
     r"Job \d+ to start at (?P<time>.+?) using (?P<cores>\d+) processors? on nodes? (?P<nodes>\S+)"
     r"(?: in partition (?P<partition>\S+))?"
@@ -179,7 +182,10 @@ def expected_start(script: str) -> str:
     The jobs that it depends on do not exist yet, so its dependencies are left out.
 
     Returns:
-        The time and the nodes, or the reason why it cannot start.
+        The time and the nodes, or the reason why it cannot start, which begins with `refused: `.
+
+    Raises:
+        RunError: SLURM does not answer.
     """
     lines = script.splitlines(keepends=True)
     kept = [line for line in lines if not _WAITS.match(line)]
@@ -190,8 +196,13 @@ def expected_start(script: str) -> str:
     answer = done.stderr + done.stdout
     found = _START.search(answer)
     if done.returncode or found is None:
+        if is_away(answer):
+            raise RunError("SLURM does not answer; try again later")
         said = (re.sub(r"^sbatch: (error: )?", "", line).strip() for line in answer.splitlines())
-        return f"refused: {'; '.join(filter(None, said)) or f'exit code {done.returncode}'}"
+        reason = "; ".join(filter(None, said)) or f"exit code {done.returncode}"
+        if "node configuration is not available" in reason:
+            reason += f"; asked for: {', '.join(_ASKED.findall(script))}"
+        return f"refused: {reason}"
     cores, partition = counted(int(found["cores"]), "core"), found["partition"]
     text = f"at {found['time'].replace('T', ' ')} on {cores}"
     text += f" of {found['nodes']}" + (f", partition {partition}" if partition else "")

@@ -94,7 +94,9 @@ class Pack(Strict):
 class Phase(Strict):
     """One job: exactly one of `train`, `evaluate`, `simulate`, `pack` and `report`."""
 
-    train: Path | None = Field(None, description="configuration, relative to the chain's file")
+    train: Path | None = Field(
+        None, description="configuration: a file, relative to the chain's, or a preset"
+    )
     evaluate: str | None = Field(None, description="phase whose run is evaluated")
     simulate: Simulate | None = Field(None, description="settings of a set to simulate")
     pack: Pack | None = Field(None, description="settings of a set to pack")

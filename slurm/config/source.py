@@ -7,9 +7,10 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
-from lensdist.config.presets import FOLDER, preset_file
+from lensdist.config.presets import FOLDER, preset_file, presets
 from lensdist.utils.errors import UserError
 from slurm.config.chain import TAKEN
 
@@ -55,16 +56,19 @@ def chain_source(
     Raises:
         UserError: several are named, or there is no such preset.
     """
-    presets = [word for word in words if "/" in word and "=" not in word]
+    named = [word for word in words if "/" in word and "=" not in word]
     options = {"--chain": chain, "--config": config}
-    given = [f"{name} {value}" for name, value in options.items() if value is not None] + presets
+    given = [f"{name} {value}" for name, value in options.items() if value is not None] + named
     if len(given) > 1:
-        raise UserError(f"give one chain, one preset or one --config, not {', '.join(given)}")
-    rest = [word for word in words if word not in presets]
-    if presets and presets[0].endswith((".yaml", ".yml")):
-        raise UserError(f"{presets[0]} is a file: give it as --config or --chain {presets[0]}")
-    if presets:
-        return _single(preset_file(presets[0]), presets[0].replace("/", "-"), presets), rest
+        raise UserError(
+            f"give one chain, one preset or one --config, not {', '.join(given)}; "
+            "quote a path with blanks"
+        )
+    rest = [word for word in words if word not in named]
+    if named and named[0].endswith((".yaml", ".yml")):
+        raise UserError(f"{named[0]} is a file: give it as --config or --chain {named[0]}")
+    if named:
+        return _single(preset_file(named[0]), named[0].replace("/", "-"), named), rest
     if config is not None:
         return _single(config, config.stem, ["--config", str(config)]), rest
     if chain is not None:
@@ -80,10 +84,10 @@ def cluster_file(given: str | None, *, submits: bool) -> Path:
         submits: whether phases will run; then not on the login node of a cluster without a word.
 
     Raises:
-        UserError: none is given on a machine that can send jobs to SLURM.
+        UserError: there is no such file, or none is given on a machine that can send jobs to SLURM.
     """
     if given is not None:
-        return _named(given, "clusters")
+        return there(_named(given, "clusters"), "clusters")
     if submits and shutil.which("sbatch") is not None:
         raise UserError(
             "this machine can send jobs to SLURM, and no cluster is given: type --cluster FILE "
@@ -91,6 +95,39 @@ def cluster_file(given: str | None, *, submits: bool) -> Path:
             "run here on purpose"
         )
     return CLUSTER
+
+
+def there(file: Path, folder: str) -> Path:
+    """Return a file that was named on the command line.
+
+    Args:
+        folder: the folder of the files of its kind that come with lensdist.
+
+    Raises:
+        UserError: it does not exist; the message has the names that do.
+    """
+    if file.exists():
+        return file
+    shipped = sorted(one.stem for one in (FOLDER / folder).glob("*.yaml"))
+    beside = {one.stem: str(one) for one in sorted(file.parent.glob("*.y*ml"))}
+    near = get_close_matches(file.stem, [*beside, *shipped], n=1)
+    hint = f"did you mean {beside.get(near[0], near[0])!r}? If not, " if near else ""
+    raise UserError(f"{file}: no such file; {hint}these come with lensdist: {', '.join(shipped)}")
+
+
+def train_file(folder: Path, train: Path) -> Path:
+    """Return the configuration of a phase: a file relative to `folder`, or else a preset's.
+
+    Raises:
+        UserError: it has the form of a preset's name, and there is no such preset.
+    """
+    file, name = folder / train, str(train).removesuffix(".yaml")
+    if file.exists():
+        return file
+    known = presets()
+    tasks = {one.partition("/")[0] for one in known}
+    misspelt = str(train.parent) in tasks and not file.parent.exists()
+    return preset_file(name) if name in known or misspelt else file
 
 
 def _single(config: Path, name: str, words: Sequence[str]) -> Source:

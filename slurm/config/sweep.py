@@ -15,6 +15,7 @@ SWEEP = "sweep-"
 _MOST = 1000  # points; a typing mistake must not fill a cluster's queue
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.,+=-]")
 _LIMIT = re.compile(r"(.*)%(\d+)", re.DOTALL)
+_END = re.compile(r"%(?!\d+$)[^%,\"'\]}]*$")  # a value in quotes may end in anything
 _LONGEST = 80  # characters of a label, which is part of a folder's name
 
 
@@ -35,8 +36,14 @@ def without_limit(sweeps: Sequence[str]) -> tuple[list[str], int | None]:
     """Return the sweeps without `%N` at the end, as in SLURM's `--array`, and N.
 
     Raises:
-        UserError: N is 0, or two of them differ.
+        UserError: N is 0 or not a number, or two of them differ.
     """
+    for sweep in sweeps:
+        if wrong := _END.search(sweep):
+            raise UserError(
+                f"--sweep {sweep}: {wrong[0]!r} is not %N, how many points may run at once; "
+                "type a number after %, or put a value that has a % in quotes"
+            )
     found = [_LIMIT.fullmatch(sweep) for sweep in sweeps]
     limits = {int(one[2]) for one in found if one}
     if len(limits) > 1 or 0 in limits:

@@ -90,12 +90,16 @@ def _check_alone(request: Request, say: Say) -> None:
     if _was_sent(request.state):
         alike.add(request.runs)
     if len(alike) > 1:
-        raise _several(sorted(alike))
+        raise SeveralSentError(sorted(alike))
 
 
-def _several(folders: Sequence[Path]) -> UserError:
-    which = some([f"runs={shlex.quote(str(one))}" for one in folders], 4)
-    return UserError(f"{len(folders)} chains were sent; say which one: {which}")
+class SeveralSentError(UserError):
+    """An error: several chains fit; `first` is the word that names the first of them."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        words = [f"runs={shlex.quote(str(one))}" for one in folders]
+        super().__init__(f"{len(folders)} chains were sent; say which one: {some(words, 4)}")
+        self.first = words[0]
 
 
 def targets_of(entry: Entry) -> list[Target]:
@@ -147,11 +151,12 @@ def _choose(name: str | None, here: Path, say: Say, *, changes: bool) -> Entry:
         what = "no chain" if name is None else f"no chain {name}"
         raise UserError(
             f"{what} was sent: {here} does not exist, and {register_file()} names none that does; "
-            f"send one with `{COMMAND} submit`, or give runs=FOLDER"
+            f"send one with `{COMMAND} submit common/best --cluster FILE` or "
+            f"`{COMMAND} submit --chain NAME --cluster FILE`, or give runs=FOLDER"
         )
     chosen = found[0]
     if len(found) > 1 and changes:
-        raise _several([one.runs for one in found])
+        raise SeveralSentError([one.runs for one in found])
     if len(found) > 1 or not own:
         say(f"chain {chosen.name} in {chosen.runs}, sent from {chosen.cwd}")
     return chosen

@@ -33,7 +33,7 @@ from slurm.config.request import (
     unused_settings,
 )
 from slurm.config.resources import cluster_of
-from slurm.config.source import Source
+from slurm.config.source import Source, train_file
 from slurm.config.sweep import SWEEP, Point, points
 from slurm.job import Target, hours_file
 from slurm.plan.outdated import TRIGGERS, Existing, Trigger, of_run, of_scores, of_set
@@ -229,7 +229,7 @@ class _Builder:
     def _config_file(self, name: str) -> Path:
         train = self._chain.phases[name].train
         assert train is not None
-        return self._folder_of_chain / train
+        return train_file(self._folder_of_chain, train)
 
     def _agreed(self, config: BaseRun, cluster: Cluster, counts: Sequence[int]) -> BaseRun:
         """Return the configuration with what accelerate's file and the environment set.

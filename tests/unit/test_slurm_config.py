@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from lensdist.config import load
+from lensdist.config.presets import FOLDER
 from lensdist.utils.errors import UserError
 from slurm.config.chain import TAKEN, Chain
 from slurm.config.cluster import Cluster
 from slurm.config.request import read_request
+from slurm.config.source import train_file
 from tests.chains import write_cluster
 
 pytestmark = pytest.mark.unit
@@ -100,3 +102,16 @@ def test_a_phase_may_have_fewer_processes(tmp_path: Path) -> None:
 
 def test_names_of_settings_are_no_names_of_phases() -> None:
     assert {"train", "data", "encoder", "mask", "cluster", "runs"} <= TAKEN
+
+
+def test_a_chain_takes_names_of_presets(tmp_path: Path) -> None:
+    debug = (FOLDER / "common" / "debug.yaml").resolve()
+    for name in ("common/debug", "common/debug.yaml"):
+        assert train_file(tmp_path, Path(name)).resolve() == debug
+    with pytest.raises(UserError, match="unknown preset 'common/debgu'; did you mean common/debug"):
+        train_file(tmp_path, Path("common/debgu"))
+    own = tmp_path / "common" / "debug.yaml"  # a file of the user's comes first
+    own.parent.mkdir()
+    own.touch()
+    assert train_file(tmp_path, Path("common/debug.yaml")) == own
+    assert train_file(tmp_path, Path("mine.yaml")) == tmp_path / "mine.yaml"

@@ -145,6 +145,7 @@ def test_of_several_chains_none_is_changed_by_guess(
         code, said, told = run(command)
         assert (code, said) == (2, "")
         assert "2 chains were sent; say which one" in told
+        assert f"as in `python slurm/submit.py {command} runs=" in told
     assert run("cancel", f"runs={tmp_path}/other")[1] == "debug: job 102 cancelled\n"
 
 

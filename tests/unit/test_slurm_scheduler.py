@@ -228,3 +228,21 @@ def test_a_refusal_is_in_slurm_s_words(tmp_path: Path, monkeypatch: pytest.Monke
     assert scheduler.expected_start(SCRIPT) == "refused: exit code 1"
     _sbatch(tmp_path, monkeypatch, "printf 'sbatch: error: no partition\nwrong name' >&2; exit 1")
     assert scheduler.expected_start(SCRIPT) == "refused: no partition; wrong name"
+
+
+def test_a_controller_that_is_down_refuses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = "Batch job submission failed: Unable to contact slurm controller (connect failure)"
+    _sbatch(tmp_path, monkeypatch, f"echo 'sbatch: error: {away}' >&2; exit 1")
+    with pytest.raises(RunError, match="SLURM does not answer; try again later"):
+        scheduler.expected_start(SCRIPT)
+
+
+def test_resources_that_no_node_has_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _sbatch(tmp_path, monkeypatch, "echo 'Requested node configuration is not available'; exit 1")
+    script = "#!/bin/sh\n#SBATCH --gpus-per-node=9\n#SBATCH --mem=8GB\n#SBATCH --nodes=2\n"
+    said = scheduler.expected_start(script)
+    assert said.endswith("; asked for: gpus-per-node=9, mem=8GB, nodes=2")

@@ -94,7 +94,12 @@ def test_wrong_command_lines(words: list[str], capsys: pytest.CaptureFixture[str
         (["status", "--chain", "nowhere.yaml"], "nowhere.yaml"),
         (["plan", "--cluster", "nowhere.yaml"], "nowhere.yaml"),
         *(([one], "no chain tiny was sent") for one in ON_ONE_CHAIN),
-        (["resume", "pretrain"], "send one with `python slurm/submit.py submit`"),
+        (["resume", "pretrain"], "submit.py submit common/best --cluster FILE` or "),
+        (["plan", "--cluster", "slurm-gpuu"], "slurm-gpuu: no such file; did you mean 'slurm-gpu'"),
+        (["plan", "--cluster", "nope.yaml"], "these come with lensdist: local, slurm-8gpu, "),
+        (["plan", "--chain", "debgu"], "debgu: no such file; did you mean 'debug'? If not, these "),
+        (["plan", "--sweep", "seed=1,2%x"], "'%x' is not %N, how many points may run at once"),
+        (["plan", "mae/debug", "po/x"], "quote a path with blanks"),
     ],
 )
 def test_bad_input_exits_with_2(run: Run, tmp_path: Path, words: list[str], sentence: str) -> None:
@@ -141,11 +146,17 @@ def test_when_jobs_would_start(run: Run, tmp_path: Path, fake: FakeSlurm) -> Non
         "evaluate",
     ]
     assert "on 1 core of node1" in said
-    (Path(fake.environment["PATH"].split(":")[0]) / "sbatch").write_text(
+    sbatch = Path(fake.environment["PATH"].split(":")[0]) / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho 'invalid partition specified: gpuu' >&2\nexit 1\n")
+    said = run("plan", "--test-only", "slurm")[1]
+    assert said.startswith("pretrain, finetune, evaluate: refused: invalid partition")
+    assert "; set partition in " in said
+    sbatch.write_text(
         "#!/bin/sh\necho 'sbatch: error: Requested time limit is invalid' >&2\nexit 1\n"
     )
     code, said, told = run("plan", "--test-only", "slurm")
-    assert (code, said.count("refused: ")) == (1, 3)
+    assert (code, said.count("refused: ")) == (1, 1)
+    assert said.startswith("pretrain, finetune, evaluate: refused: Requested time limit")
     assert _one_sentence(told)
     assert not fake.jobs
     assert not (tmp_path / "runs").exists()
