@@ -116,8 +116,8 @@ def test_a_model_whose_blocks_are_not_exact_says_so(tmp_path: Path) -> None:
 def test_bands_that_stand_last_in_a_file_come_first(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", pixels(1, 9, 8, 3))
     dest = tmp_path / "out"
-    assert not predict_files(SuperResolver(), inputs(tmp_path, dest=dest), dest)
-    assert np.load(dest / "a.npy").shape == (3, 18, 16)
+    assert not predict_files(SuperResolver(), inputs(tmp_path, dest=dest), dest, form="fits")
+    assert fits.getdata(dest / "a.fits").shape == (3, 18, 16)
 
 
 def test_pixels_are_finite_but_where_the_input_s_are_bad(tmp_path: Path) -> None:
