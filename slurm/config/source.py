@@ -68,7 +68,12 @@ def chain_source(
     if named and named[0].endswith((".yaml", ".yml")):
         raise UserError(f"{named[0]} is a file: give it as --config or --chain {named[0]}")
     if named:
-        return _single(preset_file(named[0]), named[0].replace("/", "-"), named), rest
+        try:
+            file = preset_file(named[0])
+        except UserError as e:
+            paths = any("/" in word for word in rest)  # `data.path=/my images/packed`
+            raise UserError(f"{e}, or quote a path with blanks" if paths else str(e)) from e
+        return _single(file, named[0].replace("/", "-"), named), rest
     if config is not None:
         return _single(config, config.stem, ["--config", str(config)]), rest
     if chain is not None:

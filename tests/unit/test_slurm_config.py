@@ -14,7 +14,7 @@ from lensdist.utils.errors import UserError
 from slurm.config.chain import TAKEN, Chain
 from slurm.config.cluster import Cluster
 from slurm.config.request import read_request
-from slurm.config.source import train_file
+from slurm.config.source import chain_source, train_file
 from tests.chains import write_cluster
 
 pytestmark = pytest.mark.unit
@@ -102,6 +102,11 @@ def test_a_phase_may_have_fewer_processes(tmp_path: Path) -> None:
 
 def test_names_of_settings_are_no_names_of_phases() -> None:
     assert {"train", "data", "encoder", "mask", "cluster", "runs"} <= TAKEN
+
+
+def test_a_path_with_a_blank_must_be_quoted() -> None:
+    with pytest.raises(UserError, match="or quote a path with blanks"):
+        chain_source(None, None, ["data.path=/my", "images/packed"])
 
 
 def test_a_chain_takes_names_of_presets(tmp_path: Path) -> None:
