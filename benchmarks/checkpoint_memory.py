@@ -13,7 +13,6 @@ the network counts.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import time
 from multiprocessing.connection import Connection
@@ -24,6 +23,7 @@ import torch
 from torch import nn
 from torch.distributed.elastic.utils.distributed import get_free_port
 
+from benchmarks.harness.processes import answers
 from benchmarks.harness.report import options, reporting
 
 CPU = torch.device("cpu")
@@ -60,22 +60,9 @@ def turn(
     moment: Moment, way: Way, processes: int, megabytes: int, root: Path
 ) -> list[dict[str, float]]:
     """Start processes that save or resume, and return what each measured."""
-    context = multiprocessing.get_context("spawn")
-    port, pipes, started = get_free_port(), [], []  # type: ignore[no-untyped-call]
-    for rank in range(processes):
-        here, there = context.Pipe(duplex=False)
-        pipes.append(here)
-        work = (moment, way, rank, processes, port, megabytes, root, there)
-        started.append(context.Process(target=worker, args=work, daemon=True))
-        started[-1].start()
-        there.close()  # otherwise the other end would not notice that the process has ended
-    try:
-        return [pipe.recv() for pipe in pipes]
-    except EOFError as e:
-        raise SystemExit(f"{moment}, {way}: a process ended early; see above") from e
-    finally:
-        for process in started:
-            process.join()
+    port = get_free_port()  # type: ignore[no-untyped-call]
+    works = [(moment, way, rank, processes, port, megabytes, root) for rank in range(processes)]
+    return answers(worker, works, f"{moment}, {way}")
 
 
 class Measured:

@@ -26,6 +26,7 @@ from typing import Literal
 import torch
 from torch.distributed.elastic.utils.distributed import get_free_port
 
+from benchmarks.harness.processes import answers
 from benchmarks.harness.report import options, reporting
 from benchmarks.harness.turns import Tolerance, over, spread, take_turns
 from lensdist.config import load
@@ -102,23 +103,13 @@ def turn(
         steps: timed steps.
         overrides: settings of the run.
     """
-    context = multiprocessing.get_context("spawn")
-    together, port = context.Barrier(len(cores)), get_free_port()  # type: ignore[no-untyped-call]
-    pipes, processes = [], []
-    for rank, core in enumerate(cores):
-        here, there = context.Pipe(duplex=False)
-        pipes.append(here)
-        work = (kind, rank, core, port, scratch, steps, overrides, together, there)
-        processes.append(context.Process(target=worker, args=work, daemon=True))
-        processes[-1].start()
-        there.close()  # otherwise the other end would not notice that the process has ended
-    try:
-        return [pipe.recv() for pipe in pipes]
-    except EOFError as e:
-        raise SystemExit(f"{kind}: a process ended before it was done; see above") from e
-    finally:
-        for process in processes:
-            process.join()
+    together = multiprocessing.get_context("spawn").Barrier(len(cores))
+    port = get_free_port()  # type: ignore[no-untyped-call]
+    works = [
+        (kind, rank, core, port, scratch, steps, overrides, together)
+        for rank, core in enumerate(cores)
+    ]
+    return answers(worker, works, kind)
 
 
 def worker(

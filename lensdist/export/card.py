@@ -102,7 +102,7 @@ def write_card(
         f"selections expect less. {unlike}",
         f"## Origin\n\nlensdist {__version__}; weights sha256 "
         f"`{(facts.get('exported_from') or facts.get('sha256') or {}).get(WEIGHTS, 'not known')}`; "
-        "`config.json` has all settings. The licence is for whoever publishes this to add.",
+        "`config.json` has all settings. This card names no licence: add one before you publish.",
     ]
     return write_atomic(folder / CARD, "\n\n".join(parts) + "\n")
 

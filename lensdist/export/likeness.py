@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -78,13 +78,11 @@ def watched(network: nn.Module, layers: Sequence[nn.Module]) -> Iterator[Record]
     def layer(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         record.features[-1].append(pooled(inputs[0].detach().double()).cpu())
 
-    hooks = [network.register_forward_pre_hook(begin)]
-    hooks += [each.register_forward_pre_hook(layer) for each in layers]
-    try:
+    with ExitStack() as hooks:
+        hooks.enter_context(network.register_forward_pre_hook(begin))
+        for each in layers:
+            hooks.enter_context(each.register_forward_pre_hook(layer))
         yield record
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def input_numbers(x: Tensor) -> Tensor:

@@ -249,7 +249,7 @@ def _checked(logits: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tens
         raise ValueError("needs at least two classes, and labels that are integers")
     z, y = logits.detach().cpu().double(), labels.detach().cpu().long()
     if len(y) == 0:
-        raise RunError("there is no sample to evaluate")
+        raise RunError("there are no samples to evaluate")
     bad = int((~z.isfinite()).any(dim=1).sum())
     if bad:
         raise RunError(f"the model's output is NaN or infinite for {bad} of {len(y)} samples")

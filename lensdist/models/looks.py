@@ -7,6 +7,7 @@ largest output depends on them (Selvaraju et al. 2017, arXiv:1610.02391).
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -50,12 +51,10 @@ def _rollout(network: nn.Module, layers: list[Attention], x: Tensor) -> Tensor |
         weights = (weights + torch.eye(weights.shape[1], device=weights.device)) / 2
         found[:] = [weights @ found[0] if found else weights]
 
-    hooks = [layer.register_forward_pre_hook(keep) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for each in layers:
+            hooks.enter_context(each.register_forward_pre_hook(keep))
         network(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
     tokens = found[0].mean(1)
     side = round(tokens.shape[1] ** 0.5)
     return tokens.view(-1, side, side) if side * side == tokens.shape[1] else None
@@ -74,12 +73,10 @@ def _grad_cam(network: nn.Module, x: Tensor) -> Tensor | None:
             last[:] = [output]
 
     leaves = [module for module in network.modules() if not any(module.children())]
-    hooks = [module.register_forward_hook(keep) for module in leaves]
-    try:
+    with ExitStack() as hooks:
+        for leaf in leaves:
+            hooks.enter_context(leaf.register_forward_hook(keep))
         output = network(x.detach().requires_grad_())
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not last:
         return None
     (slope,) = torch.autograd.grad(output.flatten(1).amax(1).sum(), last[0])

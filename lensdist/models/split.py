@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -44,10 +45,8 @@ def entering(model: nn.Module, layers: Sequence[nn.Module], x: Tensor) -> Tensor
     def keep(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         found[layer] = pooled(inputs[0])
 
-    hooks = [layer.register_forward_pre_hook(keep) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for each in layers:
+            hooks.enter_context(each.register_forward_pre_hook(keep))
         model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return torch.cat([found[layer] for layer in layers if layer in found], 1) if found else None

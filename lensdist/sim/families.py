@@ -55,9 +55,9 @@ class Family:
     zero_point: float | None = None
     """Magnitude of one count per second; None: the source has an amplitude, not a magnitude."""
     source_mag: float | None = None
-    """Magnitude of the unlensed source, where there is a zero point."""
+    """Magnitude of the unlensed source; used if `zero_point` is set."""
     source_amp: float = 1.0
-    """Brightness at the half-light radius, where there is no zero point."""
+    """Brightness of the source at its half-light radius; used if `zero_point` is None."""
     exposure: float = 1.0
     """Counts per unit of brightness, for `minmax` noise."""
     sky: float = 0.0

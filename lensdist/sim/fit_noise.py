@@ -16,9 +16,9 @@ class Noise(NamedTuple):
     """The variance of images (N, H, W) as a function of their brightness: (N, 1, 1) each."""
 
     dark: Tensor
-    """The variance where there is no light."""
+    """The variance of the dark pixels: the darkest 40 % of an image."""
     level: Tensor
-    """The brightness there."""
+    """The brightness of these pixels."""
     gain: Tensor
     """How much the variance grows with the brightness."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -16,7 +15,8 @@ import pytest
 from lensdist.phases import completed
 from tests.chains import ODD, jobs_of, submit, write_chain, write_cluster
 from tests.conftest import ROOT
-from tests.slurm.minislurm import MiniSlurm, missing
+from tests.slurm.conftest import need_slurm
+from tests.slurm.minislurm import MiniSlurm
 from tests.slurm.watch import log_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -35,8 +35,7 @@ Name=tmpfs Count=200G Flags=CountOnly
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[MiniSlurm]:
     """Two nodes with four GPUs each, which are files."""
-    if missing() or os.geteuid():
-        pytest.skip("`make slurm-deps` (Debian, root) installs a SLURM for the tests")
+    need_slurm()
     base = Path(tempfile.mkdtemp(prefix="minislurm-"))
     more: dict[str, Any] = {"conf": CONF, "gres": GRES, "resources": "gpu:a100:4,tmpfs:200G"}
     with MiniSlurm(base, nodes=2, cpus=8, **more) as running:
